@@ -134,7 +134,7 @@ def corrected(run, tmp_path_factory) -> Path:
 def refresh_words(folder: Path, *more: str, days: int = 5) -> list[str]:
     files = ["--events", str(folder / f"events{days}.csv"), "--items", str(folder / f"items{days}.csv")]
     sizes = ["--batch-size", "64", "--learning-rate", "0.02", "--requests", "80", "--k", "5", "--platforms", "cpu", "--quiet"]
-    bounds = ["users=5", "gauc=0.05", "hit_rate=0.2", "log_loss=0.2", "calibration=0.2", "overlap=0", "slowdown=1000"]
+    bounds = ["users=5", "gauc=0.05", "hit_rate=0.2", "log_loss=0.2", "calibration=0.2", "overlap=0"]
     return ["refresh", *files, *sizes, "--json", "--gate", *bounds, *more]
 
 
@@ -530,7 +530,7 @@ def measured(gauc: float = 0.8, **changes: Any) -> Measurement:
     values = {"gauc": gauc, "hr@5": 0.5, "log_loss": 0.3, "calibration_error": 0.01} | changes.pop("metrics", {})
     by_user = {name: ByUser(users, value + spread, np.ones(200)) for name, value in values.items()}
     top = np.tile(np.arange(5, dtype=np.int32), (10, 1))
-    given = {"version": "v", "finite": True, "by_user": by_user, "top": top, "bytes": 1000, "seconds": 1.0} | changes
+    given = {"version": "v", "finite": True, "by_user": by_user, "top": top, "bytes": 1000} | changes
     return Measurement(**given)
 
 
@@ -544,7 +544,6 @@ REFUSALS = {
     "an undefined metric": (measured(metrics={"gauc": np.nan}), {}, "gauc of the new model is nan"),
     "overlap": (measured(top=np.tile(np.arange(9, 14), (10, 1))), {}, "holds 0.0% of the old one, and no ranking metric"),
     "size": (measured(bytes=2000), {}, "2,000 bytes, 2.00 times the old one's; bound: at most 1.5 times"),
-    "speed": (measured(seconds=4.0), {}, "in 4.00 times the old one's time; bound: at most 3 times"),
     "vocabulary": (measured(unknown=0.2), {}, "20.0% of the requests are for items that the new model's vocabulary lacks"),
     "lost data": (measured(), {"volume": 0.5}, "50.0% of the events a day .* bound: at least 60.0%"),
 }  # fmt: skip
@@ -625,7 +624,7 @@ def with_offset(trained: aif.Trained, shift: float) -> aif.Trained:
 
 def test_scores_that_are_no_probabilities_are_judged_by_what_they_rank(run, requests):
     """A popularity correction moves with the number of events, and predicts nothing; a calibration does."""
-    gate = GateConfig(users=5, slowdown=1000.0)
+    gate = GateConfig(users=5)
     old, grown = (measure(with_offset(run.trained, shift), requests) for shift in (0.0, 1.5))
     plain = measure(run.trained, requests)
     for name in ("log_loss", "calibration", "calibration_error"):

@@ -5,7 +5,6 @@
 
 import dataclasses
 import functools
-import timeit
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -24,7 +23,6 @@ from aif_jax.train.evaluate import evaluate, list_scores, rank_catalogue
 from aif_jax.train.settings import LOWER_IS_BETTER
 from aif_jax.types import Params
 
-TIMED, TIMES = 64, 15  # requests, and how often they are scored: the shortest time counts
 OF_PROBABILITIES = ("log_loss", "calibration", "calibration_error")
 
 
@@ -42,7 +40,6 @@ class GateConfig:
       calibration: how much the expected calibration error may grow; of the scores of `log_loss`.
       overlap: least mean share of the old top k that is in the new one, unless GAUC or HR@k is clearly better.
       size: largest bytes of parameters, as a multiple of the old model's.
-      slowdown: longest time of scoring the same requests, as a multiple of the old model's.
       unknown: largest share of the requests' items that the new model's vocabulary lacks.
       volume: least events a day of the new part, as a share of the days before; half of the files missing is refused.
       users: least users to judge by.
@@ -59,7 +56,6 @@ class GateConfig:
     calibration: float = 0.02
     overlap: float = 0.2
     size: float = 1.5
-    slowdown: float = 3.0
     unknown: float = 0.01
     volume: float = 0.6
     users: int = 100
@@ -119,7 +115,6 @@ class Measurement:
       top: int32 [R, k] the best catalogue rows of each request; None where the catalogue was not ranked.
       unknown: share of the requests' items that the model's vocabulary lacks.
       bytes: bytes of the parameters.
-      seconds: seconds of scoring the first 64 requests.
     """
 
     version: str
@@ -128,7 +123,6 @@ class Measurement:
     top: np.ndarray | None = dataclasses.field(default=None, repr=False)
     unknown: float = 0.0
     bytes: int = 0
-    seconds: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -195,7 +189,7 @@ def measure(
     known = params[ROWS]["item"][item] if ROWS in params else item
     return Measurement(
         version=trained.version, finite=True, by_user=by_user, top=top, unknown=float((np.asarray(known) == 0).mean()),
-        bytes=bytes_of(trained), seconds=_seconds(served, requests),
+        bytes=bytes_of(trained),
     )  # fmt: skip
 
 
@@ -223,8 +217,8 @@ def judge(
     """Return whether a new model may follow the old one: a pure function of measurements.
 
     Args:
-      slices: (new, old) by name on the same requests: first the newest ones, which size, speed, vocabulary, overlap and floor
-        are judged on, then an earlier period, which a bad day cannot have spoilt.
+      slices: (new, old) by name on the same requests: first the newest ones, which size, vocabulary, overlap and floor are
+        judged on, then an earlier period, which a bad day cannot have spoilt.
       config: bounds.
       volume: events a day of the new part over those before it; None for unknown.
     """
@@ -261,9 +255,6 @@ def judge(
     if old.bytes and new.bytes > config.size * old.bytes:
         sizes = f"the new model's parameters are {new.bytes:,} bytes, {new.bytes / old.bytes:.2f} times the old one's"
         reasons.append(f"{sizes}; bound: at most {config.size:g} times")
-    if old.seconds and new.seconds > config.slowdown * old.seconds:
-        times = f"the new model scores the same requests in {new.seconds / old.seconds:.2f} times the old one's time"
-        reasons.append(f"{times}; bound: at most {config.slowdown:g} times")
     if volume is not None and volume < config.volume:
         events = f"the new part has {volume:.1%} of the events a day that the days before it had"
         reasons.append(f"{events}; bound: at least {config.volume:.1%}")
@@ -301,11 +292,3 @@ def _worse(name: str, new: Measurement, compared: Mapping[str, Mapping[str, Any]
             moved = f"{metric} went from {each['old']:.4f} to {each['new']:.4f}, a difference of {difference.value:+.4f}"
             interval = f"{config.level:.0%} interval {difference.low:+.4f} to {difference.high:+.4f}"
             yield f"{name}: {moved} ({interval}); bound: at most {bound:g} worse"
-
-
-def _seconds(served: Trained, requests: Requests) -> float:
-    """Return the shortest of a few times of scoring the first requests, compiled before."""
-    positions = requests.positions[:TIMED]
-    lists = requests.candidates(positions, SampleKey(0, 0, 0))
-    run = functools.partial(list_scores, served.model, served.params, requests.data, positions, lists, progress=False)
-    return min(timeit.repeat(run, number=1, repeat=1 + TIMES)[1:])

@@ -18,12 +18,7 @@ DONE = "done"
 
 
 class Job:
-    """The job in a folder; `begin` opens it.
-
-    Attributes:
-      folder: folder of the job; each step is a folder in it.
-      say: prints a line of progress.
-    """
+    """The job in a folder, in which each step is a folder; `begin` opens it, `say` prints a line of progress."""
 
     def __init__(self, folder: Path, lease: Lease, say: Callable[[str], None]):
         self.folder, self.say, self._lease = folder, say, lease

@@ -35,33 +35,24 @@ from aif_jax.train.distillation import Teacher
 from aif_jax.train.settings import FitSettings
 from aif_jax.train.tasks import TASKS, Task, task_of
 
-MODEL, EXPORT, FILES = "model", "export", "files"  # folders in those of steps
+MODEL, EXPORT = "model", "export"  # folders in those of steps: a model, and what is published
 REPORT = "report.json"
 DAY = 86_400
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Refresh:
-    """A refresh under way; its steps are methods, which read the results of earlier steps from the job's folder.
-
-    Attributes:
-      opened: gives the served model and its record, see `open_served`.
-      read: gives the data, under vocabularies with the ids of the served model and the new ones.
-      store, reports: stores of exports and of reports.
-      items: the items file; None where the data was given.
-      arguments: settings, files and stores as plain JSON.
-      teacher: see `fit`.
-    """
+    """A refresh under way; its steps are methods, which read the results of earlier steps from the job's folder."""
 
     job: Job
     config: RefreshConfig
-    opened: Callable[[], tuple[Trained, dict[str, Any]]]
-    read: Callable[[Trained], Dataset]
-    store: SnapshotStore
+    opened: Callable[[], tuple[Trained, dict[str, Any]]]  # the served model and its record, see `open_served`
+    read: Callable[[Trained], Dataset]  # under vocabularies with the ids of the served model and the new ones
+    store: SnapshotStore  # of exports
     reports: SnapshotStore
-    items: Source | None
-    arguments: dict[str, Any]
-    teacher: Teacher | None
+    items: Source | None  # None where the data was given
+    arguments: dict[str, Any]  # settings, files and stores as plain JSON
+    teacher: Teacher | None  # see `fit`
     progress: bool
 
     def record(self, step: str) -> dict[str, Any]:
@@ -270,7 +261,7 @@ class Refresh:
             measured[name] = measure(self.trained, requests, **options), measure(self.served, requests, **options)
         share = volume(data.log.time, self.since)
         verdict = judge(measured, self.config.gate, volume=share)
-        positions, (new, old) = slices["newest"][0], measured["newest"]
+        positions = slices["newest"][0]
         reasons = [*self.record("additions")["faults"], *verdict.reasons]
         return {
             "line": "refused: " + "; ".join(reasons) if reasons else "passed", "reasons": reasons,
@@ -278,7 +269,6 @@ class Refresh:
             "requests": len(positions),
             "new_item_requests": int(self._unknown("item", data.log.item[positions]).sum()),
             "new_user_requests": int(self._unknown("user", data.log.user[positions]).sum()),
-            "slowdown": new.seconds / old.seconds if new.seconds and old.seconds else None,
         }  # fmt: skip
 
     def _unknown(self, name: str, rows: np.ndarray) -> np.ndarray:
@@ -311,11 +301,6 @@ class Refresh:
         (folder / EXPORT / KEPT).write_text(json.dumps(kept), "utf-8")
         return {"line": f"version {self.served.version[:12]} is published first"}
 
-    def publish_served(self, _: Path) -> dict[str, Any]:
-        """Publish the served model, if it was exported."""
-        export = self.job.path("served") / EXPORT
-        return _publish(self.store, export) if export.is_dir() else {"line": "not needed"}
-
     def index(self, folder: Path) -> dict[str, Any]:
         """Return the index of the new version: every row is new."""
         index = self.index_of(self.trained)
@@ -333,9 +318,13 @@ class Refresh:
         size = sum(path.stat().st_size for path in made.rglob("*") if path.is_file())
         return {"line": f"{size:,} bytes", "bytes": size}
 
-    def publish(self, _: Path) -> dict[str, Any]:
-        """Publish the new model."""
-        return _publish(self.store, self.job.path("export") / EXPORT)
+    def publish(self, _: Path, *, step: str, store: str = "store") -> dict[str, Any]:
+        """Publish the folder that a step made, if any, unless the killed job did."""
+        made, to = self.job.path(step) / EXPORT, getattr(self, store)
+        if not made.is_dir():
+            return {"line": "not needed"}
+        name = to.publish(made, unless_current=True)
+        return {"line": f"{to.url}: {name}", "name": name}
 
     def report(self, folder: Path) -> dict[str, Any]:
         """Write `report.json`: what the refresh changed."""
@@ -354,24 +343,20 @@ class Refresh:
                 "until": iso_text(self.settings.first_validation),
             },
             "additions": done["additions"]["additions"],
-            "gate": {field: gate[field] for field in ("reasons", "metrics", "overlap", "volume", "slowdown")},
+            "gate": {field: gate[field] for field in ("reasons", "metrics", "overlap", "volume")},
             "bytes": sizes,
             "seconds": {step: record["seconds"] for step, record in done.items()},
         }  # fmt: skip
-        (folder / FILES).mkdir()
-        (folder / FILES / REPORT).write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+        (folder / EXPORT).mkdir()
+        (folder / EXPORT / REPORT).write_text(json.dumps(report, indent=1) + "\n", "utf-8")
         return {"line": report["status"], "report": report}
-
-    def publish_report(self, _: Path) -> dict[str, Any]:
-        """Publish the report."""
-        return _publish(self.reports, self.job.path("report") / FILES)
 
 
 class Step(NamedTuple):
     """A step by name, and when there is one: always, with new samples, or for a model that passed the gate."""
 
     name: str
-    run: Callable[[Refresh, Path], dict[str, Any]]
+    run: Callable[..., dict[str, Any]]  # of `Refresh` and a folder
     needed: Callable[[Refresh], bool] = Refresh.has_new
 
 
@@ -383,19 +368,13 @@ STEPS = (
     Step("additions", Refresh.add),
     Step("gate", Refresh.judge),
     Step("served", Refresh.export_served, needed=Refresh.passed),
-    Step("publish served", Refresh.publish_served, needed=Refresh.passed),
+    Step("publish served", functools.partial(Refresh.publish, step="served"), needed=Refresh.passed),
     Step("index", Refresh.index, needed=Refresh.passed),
     Step("export", Refresh.export, needed=Refresh.passed),
-    Step("publish", Refresh.publish, needed=Refresh.passed),
+    Step("publish", functools.partial(Refresh.publish, step="export"), needed=Refresh.passed),
     Step("report", Refresh.report),
-    Step(DONE, Refresh.publish_report),
+    Step(DONE, functools.partial(Refresh.publish, step="report", store="reports")),
 )
-
-
-def _publish(store: SnapshotStore, folder: Path) -> dict[str, Any]:
-    """Publish a folder of a step, unless the killed job did."""
-    name = store.publish(folder, unless_current=True)
-    return {"line": f"{store.url}: {name}", "name": name}
 
 
 def _moment(seconds: int) -> datetime:
