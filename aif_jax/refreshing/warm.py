@@ -85,7 +85,7 @@ def forget_ids(data: Dataset, since: int) -> Dataset:
         cascade=cascade,
         display_positions=None if data.display_positions is None else data.display_positions[known],
     )
-    whole = dataclasses.replace(log, item=item)
+    whole = EventLog(log.user, item, log.action, log.time, users=log.users)
     fewer.__dict__["statistics"] = item_statistics(encoder.schema, whole)  # of all events, as in service
     return fewer
 
