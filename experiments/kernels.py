@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
 def growing_forms(candidates: int, length: int) -> dict[str, Form]:
     """Return forms that compare every candidate with every behaviour."""
     item, past = signatures(candidates), signatures(length)
-    tiers = TierHistory(signature=past, group=jnp.zeros(length, jnp.int32), mask=jnp.arange(length) % 10 > 0)
+    tiers = TierHistory(signature=past, mask=jnp.arange(length) % 10 > 0)
     simtier = compiled(partial(histogram, tiers=TIERS), item, tiers)
     return {"simtier": simtier, "interaction_exact": interaction(candidates, length, BLOCKS)[0]}
 

@@ -24,7 +24,7 @@ BLOCKS = (
 EXACT = (blocks.CrossAttention(), blocks.TargetAttention(), blocks.Sim("category", slots=4, length=3))
 VARIANTS: dict[str, dict[str, Any]] = {
     "every block": {},
-    "tiers by window": {"blocks": (blocks.SimTier(tiers=4, bits=32, windows=(2, 6)),)},
+    "the last tiers": {"blocks": (blocks.SimTier(tiers=4, bits=32, length=6),)},
     "base": {"sequence": False, "blocks": ()},
     "dot products": {
         "blocks": (blocks.Bea(bridges=4, dot_product=True), blocks.LinearMemory(width=8, dot_product=True), blocks.DotProduct())

@@ -59,8 +59,8 @@ def test_json_by_hand():
     assert value["blocks"] == [{"block": "Bea", "bridges": 4, "dot_product": False}]
     assert value["towers"] == [64] and value["head"] == {"head": "Mlp", "widths": [64, 32]} and value["sequence"] is True
     assert aif.Schema.from_json(value["schema"]) == BARE
-    windows = demo.config(blocks=(blocks.SimTier(windows=(2, 6)),))
-    assert windows.to_json()["blocks"][0]["windows"] == [2, 6]
+    fields = demo.config(blocks=(blocks.MatchingStatistics(("item", "category")),))
+    assert fields.to_json()["blocks"][0]["fields"] == ["item", "category"]
     config = aif.Config.from_json({"schema": BARE.to_json(), "blocks": [{"block": "Sim"}]})  # without its defaults
     assert config == aif.Config(schema=BARE, blocks=(blocks.Sim(),))
     assert blocks.PureSvd(decay=1).decay == 1  # a float may be written without its point

@@ -51,7 +51,7 @@ def test_rows_are_the_item_function(index):
 
 
 @pytest.mark.usefixtures("lightly")
-@pytest.mark.parametrize("variant", ["tiers by window", "two SIM fields", "exact"])
+@pytest.mark.parametrize("variant", ["the last tiers", "two SIM fields", "exact"])
 def test_every_kind_of_model_scores_from_the_table_as_from_features(variant):
     model, params = demo.build(**demo.VARIANTS[variant])
     features = demo.items(20)

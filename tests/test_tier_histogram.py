@@ -16,24 +16,16 @@ def words(rng, *shape):
     return np.packbits(rng.random((*shape[:-1], 32 * shape[-1])) < share, axis=-1).view(np.uint32)
 
 
-def history(rng, length, count, *, groups=1, kept=0.8):
-    return TierHistory(
-        signature=words(rng, length, count),
-        group=rng.integers(0, groups, length).astype(np.int32),
-        mask=rng.random(length) < kept,
-    )
+def history(rng, length, count, *, kept=0.8):
+    return TierHistory(signature=words(rng, length, count), mask=rng.random(length) < kept)
 
 
 def alike(length):
-    """Behaviours of one signature and group."""
-    return TierHistory(signature=np.zeros((length, 2), np.uint32), group=np.zeros(length, np.int32), mask=np.ones(length, bool))
+    """Behaviours of one signature."""
+    return TierHistory(signature=np.zeros((length, 2), np.uint32), mask=np.ones(length, bool))
 
 
-def expected(candidates, past, tiers, groups=1):
-    return reference.histogram(candidates, past.signature, past.group, past.mask, tiers, groups)
-
-
-histogram = jax.jit(simtier.histogram, static_argnames=("tiers", "groups"))
+histogram = jax.jit(simtier.histogram, static_argnames="tiers")
 
 
 def test_tiers_by_hand():
@@ -43,17 +35,17 @@ def test_tiers_by_hand():
 
 @pytest.mark.usefixtures("lightly")
 @pytest.mark.parametrize(
-    ("bits", "tiers", "groups", "length", "candidates"),
-    [(32, 4, 1, 24, 5), (64, 8, 1, 70, 9), (96, 5, 3, 33, 4), (256, 64, 2, 65, 3), (32, 64, 1, 7, 3), (64, 2, 5, 1, 1),
-     (128, 7, 4, 130, 17), (160, 12, 2, 31, 4), (192, 3, 1, 16, 2), (224, 33, 1, 20, 3)],
+    ("bits", "tiers", "length", "candidates"),
+    [(32, 4, 24, 5), (64, 8, 70, 9), (96, 5, 33, 4), (256, 64, 65, 3), (32, 64, 7, 3), (64, 2, 1, 1),
+     (128, 7, 130, 17), (160, 12, 31, 4), (192, 3, 16, 2), (224, 33, 20, 3)],
 )  # fmt: skip
-def test_matches_the_reference(bits, tiers, groups, length, candidates):
+def test_matches_the_reference(bits, tiers, length, candidates):
     rng = np.random.default_rng(bits + tiers)
-    past, items = history(rng, length, bits // 32, groups=groups), words(rng, candidates, bits // 32)
+    past, items = history(rng, length, bits // 32), words(rng, candidates, bits // 32)
     items[0] = past.signature[0]
-    made = histogram(items, past, tiers=tiers, groups=groups)
-    assert made.dtype == jnp.int32 and made.shape == (candidates, groups, tiers)
-    np.testing.assert_array_equal(made, expected(items, past, tiers, groups))
+    made = histogram(items, past, tiers=tiers)
+    assert made.dtype == jnp.int32 and made.shape == (candidates, tiers)
+    np.testing.assert_array_equal(made, reference.histogram(items, past.signature, past.mask, tiers))
 
 
 @pytest.mark.usefixtures("lightly")
@@ -61,8 +53,8 @@ def test_matches_the_reference(bits, tiers, groups, length, candidates):
 def test_counts_above_what_a_field_or_a_byte_holds(length):
     """All behaviours in one tier: partial sums in 4 and in 8 bits must not wrap."""
     counts = histogram(np.array([[0, 0], [0xFFFFFFFF, 0xFFFFFFFF]] * 40, np.uint32), alike(length), tiers=8)
-    assert counts[0, 0].tolist() == [0] * 7 + [length]
-    assert counts[1, 0].tolist() == [length] + [0] * 7
+    assert counts[0].tolist() == [0] * 7 + [length]
+    assert counts[1].tolist() == [length] + [0] * 7
 
 
 @pytest.mark.usefixtures("lightly")
@@ -70,9 +62,9 @@ def test_empty_history_and_no_candidates():
     rng = np.random.default_rng(2)
     empty = history(rng, 12, 2, kept=0.0)
     assert not np.any(histogram(words(rng, 5, 2), empty, tiers=8))
-    assert histogram(np.zeros((0, 2), np.uint32), empty, tiers=8).shape == (0, 1, 8)
+    assert histogram(np.zeros((0, 2), np.uint32), empty, tiers=8).shape == (0, 8)
     nothing = history(rng, 0, 2)
-    assert not np.any(histogram(words(rng, 5, 2), nothing, tiers=8, groups=2))
+    assert not np.any(histogram(words(rng, 5, 2), nothing, tiers=8))
 
 
 def test_no_array_of_all_pairs_is_held():
@@ -81,10 +73,9 @@ def test_no_array_of_all_pairs_is_held():
     assert compiled.memory_analysis().temp_size_in_bytes < 3 * 2**20
 
 
-@pytest.mark.parametrize("groups", [1, 12])
 @pytest.mark.parametrize(("candidates", "length"), [(1000, 20), (1000, 128), (1000, 4096), (16_384, 600)])
-def test_every_pair_is_compared_once(candidates, length, groups):
+def test_every_pair_is_compared_once(candidates, length):
     """XLA must not copy the comparisons into each of their uses."""
     past = alike(length)
-    program = histogram.lower(jnp.zeros((candidates, 2), jnp.uint32), past, tiers=8, groups=groups).compile().as_text()
+    program = histogram.lower(jnp.zeros((candidates, 2), jnp.uint32), past, tiers=8).compile().as_text()
     assert program.count(" popcnt(") == 2 * simtier.FULL

@@ -13,9 +13,8 @@ from tests.reference import lsh
 from tests.reference import simtier as reference
 
 MODELS = {
-    "one histogram": SimTier(tiers=4, bits=32),
-    "by window": SimTier(tiers=5, bits=64, windows=(2, 6)),
-    "the last behaviours": SimTier(tiers=4, bits=32, windows=(2,), length=9),
+    "all behaviours": SimTier(tiers=5, bits=64),
+    "the last behaviours": SimTier(tiers=4, bits=32, length=9),
 }
 
 
@@ -27,13 +26,12 @@ def test_head_inputs_are_those_of_the_definition(name):
     features, items, config = demo.user(model.config, events=19), demo.items(7), model.config
 
     words = lsh.signed(demo.catalogue().content, params["fitted"][f"signatures_{block.bits}"])
-    history, place = features.history, np.arange(config.long_length)
-    group, groups = sum((place >= end for end in block.windows), np.zeros(config.long_length, int)), len(block.windows) + 1
-    mask = history.mask & (place < (block.length or 24))
-    counts = reference.histogram(words[items.ids["item"]], words[history.item], group, mask, block.tiers, groups)
+    history = features.history
+    mask = history.mask & (np.arange(config.long_length) < (block.length or 24))
+    counts = reference.histogram(words[items.ids["item"]], words[history.item], mask, block.tiers)
     assert counts.sum() == 7 * (block.length or 19)
     inputs = jax.jit(lambda params: parts.head_inputs(block, model, params, features, items)[-1])(params)
-    np.testing.assert_allclose(inputs, np.log1p(counts).reshape(7, -1), rtol=1e-6)
+    np.testing.assert_allclose(inputs, np.log1p(counts), rtol=1e-6)
 
 
 def test_an_exported_function_takes_the_places_that_count():

@@ -62,7 +62,7 @@ class Case(NamedTuple):
         return aif.build(config), params
 
 
-TIERS = blocks.SimTier(tiers=4, bits=32, windows=(2, 6))
+TIERS = blocks.SimTier(tiers=4, bits=32)
 CASES = {
     "aif": Case("aif", None, ("factors", "calibration")),
     "aif, other additions": Case("aif", None, ("offset", "unseen", "calibration")),

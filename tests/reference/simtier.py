@@ -5,13 +5,13 @@ import numpy as np
 from tests.reference import lsh
 
 
-def histogram(candidates, signature, group, mask, tiers, groups):
-    """Tier t holds similarities in [t / T, (t + 1) / T), the last one also 1; int [C, G, T]."""
+def histogram(candidates, signature, mask, tiers):
+    """Tier t holds similarities in [t / T, (t + 1) / T), the last one also 1; int [C, T]."""
     bits = 32 * len(candidates[0]) if len(candidates) else 0
-    counts = np.zeros((len(candidates), groups, tiers), np.int64)
+    counts = np.zeros((len(candidates), tiers), np.int64)
     for c, candidate in enumerate(candidates):
         for j in np.flatnonzero(mask):
             equal = bits - lsh.differing(candidate, signature[j])
             tier = max(t for t in range(tiers) if t * bits <= equal * tiers)
-            counts[c, group[j], tier] += 1
+            counts[c, tier] += 1
     return counts
