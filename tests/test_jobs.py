@@ -70,7 +70,6 @@ def test_nothing_in_nothing_out(whole):
 
 
 def test_memory_is_bounded():
-    """Rows leave while the catalogue still comes."""
     taken = []
 
     def batches():
@@ -114,7 +113,6 @@ def test_a_folder_is_enough(tmp_path, kind):
 
 
 def test_a_worker_needs_the_pickle_alone(encoded, tmp_path):
-    """In another process, which has compiled nothing."""
     (tmp_path / "job").write_bytes(pickle.dumps(world.job()))
     parquet.write_table(world.items(), tmp_path / "items.parquet")
     code = f"""

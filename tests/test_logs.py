@@ -13,9 +13,8 @@ def test_json_lines_by_hand(tmp_path):
     log = JsonLines(tmp_path / "new" / "log.jsonl")
     log.write(5, {"loss": 0.1, "skipped": 0})
     log.write(10, {"loss": float("nan")})
-    assert [json.loads(line) for line in log.path.read_text().splitlines()] == [
-        {"step": 5, "loss": 0.1, "skipped": 0.0}, {"step": 10, "loss": None},
-    ]  # fmt: skip
+    rows = [json.loads(line) for line in log.path.read_text().splitlines()]
+    assert rows == [{"step": 5, "loss": 0.1, "skipped": 0.0}, {"step": 10, "loss": None}]
 
 
 def test_a_resumed_run_writes_no_step_twice(tmp_path):

@@ -210,19 +210,15 @@ def test_figures_go_to_logs_and_choose_the_best_checkpoint(feed, tmp_path):
         saving = Saving(checkpoints, feed.config, every=10, evaluate=lambda state: {"gauc": next(figures)})
         run(feed.batches(), save=saving, log_every=6, writers=[log])
         assert (checkpoints.steps, checkpoints.best) == ([20, 24], 20)
-    assert [(row["step"], row.get("gauc")) for row in log.rows()] == [
-        (6, None), (10, 0.5), (12, None), (18, None), (20, 0.7), (24, 0.6),
-    ]  # fmt: skip
+    logged = [(row["step"], row.get("gauc")) for row in log.rows()]
+    assert logged == [(6, None), (10, 0.5), (12, None), (18, None), (20, 0.7), (24, 0.6)]
 
 
 def test_the_clock_saves_between_evaluations_and_such_a_step_is_never_the_best(feed, tmp_path, spend):
     ticking = lambda *given: spend(1.0, step(*given))  # noqa: E731
     with Checkpoints(tmp_path / "run", keep_last=9, keep_best=("gauc", "max")) as checkpoints:
-        run(
-            feed.batches(), step=ticking, save=Saving(
-                checkpoints, feed.config, every=10, seconds=4.0, evaluate=lambda state: {"gauc": 1 / int(state.step)}
-            ),
-        )  # fmt: skip
+        evaluate = lambda state: {"gauc": 1 / int(state.step)}  # noqa: E731
+        run(feed.batches(), step=ticking, save=Saving(checkpoints, feed.config, every=10, seconds=4.0, evaluate=evaluate))
         judged = [step for step in checkpoints.steps if checkpoints.restore(step).metrics]
         assert (checkpoints.steps, judged, checkpoints.best) == ([4, 8, 10, 14, 18, 20, 24], [10, 20, 24], 10)
 

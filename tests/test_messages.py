@@ -38,9 +38,8 @@ PASSED_ON = {
 """Places whose text comes from elsewhere, and from where."""
 DAMAGE = ("CheckpointError", "SnapshotError", "StreamError", "FileNotFoundError", "FileExistsError")
 """What a person meets in files and streams: each says what to do about it."""
-CAME = re.compile(
-    rf"expected .*?(, (but )?(got|found|it|something|the module|the function|the buckets|missing|jax)\b|: {VALUE})", re.S
-)
+SUBJECTS = "got|found|it|something|the module|the function|the buckets|missing|jax"
+CAME = re.compile(rf"expected .*?(, (but )?({SUBJECTS})\b|: {VALUE})", re.S)
 EMPTY = re.compile(r"got (a |an |the )?(another|others?|none|one|some|more|less|fewer|nothing|neither|both|without)\.?$")
 WAY_OUT = re.compile(
     r"(; |\. |: )(add|build|check|create|encode|export|fit|give|import|name|open|publish|pass|read|rebuild|remove|restore|"

@@ -27,9 +27,7 @@ def test_shapes_of_what_crosses_a_component():
     model, params = demo.build()
     state = jax.eval_shape(model.user, params, demo.user(model.config))
     assert state.vector.shape == (8,)
-    assert {name: jax.tree.map(lambda x: (x.shape, x.dtype.name), part) for name, part in state.blocks.items()}.keys() == {
-        "bea", "lsh_din", "linear_memory", "sim_category", "sim_tier",
-    }  # fmt: skip
+    assert state.blocks.keys() == {"bea", "lsh_din", "linear_memory", "sim_category", "sim_tier"}
     assert state.blocks["bea"].shape == (4, 8)
     assert state.blocks["lsh_din"].moments.shape == (32, 8)
     assert state.blocks["linear_memory"].moments.shape == (8, 8)
@@ -56,7 +54,6 @@ def test_a_model_without_blocks_has_towers_alone():
 
 @pytest.mark.parametrize("name", demo.VARIANTS)
 def test_groups_of_the_parameters(name):
-    """Every block's parameters are under its own name."""
     model, params = demo.build(**demo.VARIANTS[name])
     config = model.config
     assert set(params) == {"embedding", "user", "item", "blocks", "head", "fitted"}

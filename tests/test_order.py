@@ -59,9 +59,7 @@ def test_the_order_depends_on_seed_and_epoch():
 
 def ties(seed: int, size: int = 300) -> EventLog:
     rng = np.random.default_rng(seed)
-    return EventLog(
-        rng.integers(1, 9, size), rng.integers(0, 4, size), rng.integers(0, 4, size), rng.integers(0, 15, size), users=12
-    )
+    return EventLog(*(rng.integers(low, high, size) for low, high in ((1, 9), (0, 4), (0, 4), (0, 15))), users=12)
 
 
 @pytest.mark.parametrize("block", [8, 60, 1 << 22])  # users and ties that cross the borders of blocks

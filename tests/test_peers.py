@@ -190,7 +190,6 @@ def test_the_best_trial_is_chosen(slices, monkeypatch):
 
 
 def test_smoke(tmp_path, capsys, monkeypatch):
-    """The command on a synthetic world, and the peer of the README."""
     monkeypatch.chdir(tmp_path)
     names = ["ease", "item-knn"]
     command = ["--smoke", "--baselines", *names, "--json", "one.json", "--ours", "ours"]

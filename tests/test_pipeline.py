@@ -128,7 +128,6 @@ def changed(data, part):
 
 @pytest.mark.parametrize("part", ["an item", "a time", "content"])
 def test_a_cursor_of_other_data_with_the_same_counts_is_refused(data, part):
-    """Positions, candidates and counts are the same: resumed on other data, a run ended with other parameters in silence."""
     base = pipeline(data, candidates=mine)
     cursor = json.loads(json.dumps(next(base.batches()).cursor))
     other = pipeline(changed(data, part), candidates=mine, positions=base.positions)

@@ -18,16 +18,14 @@ from tests.refusals import refused
 
 def test_figures_are_drawn_from_the_records(tmp_path, capsys):
     plots.main(["--out", str(tmp_path)])
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "blocks.png", "calibration.png", "load.png", "refresh.png", "quality_against_time.png", "budget.png",
-    }  # fmt: skip
+    names = {"blocks", "calibration", "load", "refresh", "quality_against_time", "budget"}
+    assert {path.name for path in tmp_path.iterdir()} == {f"{name}.png" for name in names}
     assert all(path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 10_000 for path in tmp_path.iterdir())
     assert "blocks.png" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("page", tables.PAGES, ids=lambda page: page.stem)
 def test_tables_of_a_page_are_those_of_the_records(page):
-    """`python -m experiments.plots` writes them."""
     text = page.read_text(encoding="utf-8")
     assert tables.written(text) == text, f"{page.name}: run python -m experiments.plots"
 
@@ -73,9 +71,8 @@ def test_a_calibration_is_measured_on_events_that_did_not_fit_it(tmp_path, capsy
     record = json.loads((tmp_path / "record.json").read_text())
     before, logistic = record["ways"]["before"], record["ways"]["logistic"]
     assert before["observed"] != before["predicted"] != logistic["predicted"] and record["requests"] > record["users"] > 10
-    assert (
-        np.mean(before["observed"]) == pytest.approx(np.mean(logistic["observed"]), abs=1e-4) == pytest.approx(1 / 16, abs=0.01)
-    )
+    observed = [np.mean(way["observed"]) for way in (before, logistic)]
+    assert observed[0] == pytest.approx(observed[1], abs=1e-4) and observed[1] == pytest.approx(1 / 16, abs=0.01)
     assert "logistic" in capsys.readouterr().out
     plots.draw_calibration(record, tmp_path / "calibration.png")
     assert (tmp_path / "calibration.png").stat().st_size > 10_000
@@ -97,9 +94,7 @@ def test_the_figure_of_load_is_the_table_of_the_experiments():
 
 def test_the_figure_of_the_budget_has_a_point_for_each_model_that_is_known(tmp_path):
     losses = {"movielens": {"two_tower": Interval(6.9, 6.0, 8.0), "aif": Interval(0.7, 0.5, 0.9)}}
-    loops = {
-        name: {"new": [{"concurrency": 1, "rps": 99.0, "p99_ms": 40.0 - place}]} for place, name in enumerate(plots.SERVED)
-    }
+    loops = {name: {"new": [{"concurrency": 1, "rps": 99.0, "p99_ms": 40.0 - n}]} for n, name in enumerate(plots.SERVED)}
     loops["aif"]["new"][0]["p99_ms"] = loops["sequential"]["new"][0]["p99_ms"] = 20.0
     record = {"closed_loops": loops}
     drawn = []

@@ -63,9 +63,9 @@ def test_baselines():
 def test_without_content_a_line_says_what_is_left_out(caplog):
     with caplog.at_level(logging.WARNING, logger="aif_jax.presets"):
         config, whole = presets.paper(BARE), presets.paper(SCHEMA)
-    assert [record.getMessage() for record in caplog.records] == [
-        "presets.paper: the schema has no content embedding, so the model goes without LshDin, SimTier"
-    ]
+    (record,) = caplog.records
+    left_out = "presets.paper: the schema has no content embedding, so the model goes without LshDin, SimTier"
+    assert record.getMessage() == left_out
     assert config.blocks == tuple(part for part in whole.blocks if not isinstance(part, blocks.LshDin | blocks.SimTier))
 
 
@@ -73,9 +73,8 @@ def test_changes_reach_any_field():
     config = presets.aif(SCHEMA, width=16, long_length=64, head=aif.heads.Mlp((8,)))
     assert (config.width, config.long_length, config.head) == (16, 64, aif.heads.Mlp((8,)))
     assert presets.two_tower(SCHEMA, head=aif.heads.Mlp((4,)), blocks=()).head == aif.heads.Mlp((4,))
-    assert [block.name for block in presets.paper(SCHEMA, sim_fields=("item", "category")).blocks][1:3] == [
-        "sim_item", "sim_category",
-    ]  # fmt: skip
+    paper = presets.paper(SCHEMA, sim_fields=("item", "category"))
+    assert [block.name for block in paper.blocks][1:3] == ["sim_item", "sim_category"]
     refused(ValueError, "Config: expected the fields schema, width, .*, got 'depth'", presets.aif, SCHEMA, depth=3)
     refused(ValueError, "Sim.field: expected one of schema.behaviour_fields", presets.paper, SCHEMA, sim_fields=("brand",))
 

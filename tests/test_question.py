@@ -59,7 +59,6 @@ def met_once(data: datasets.StudyData, name: str) -> datasets.StudyData:
 
 
 def test_data_without_repeats_are_judged_without_met_items(smoke, tmp_path):
-    """The first events of each user and item, strictly fewer; such data are trained and judged without met items."""
     data = met_once(smoke, "smoke")
     before, after = smoke.dataset.log, data.dataset.log
     wanted = [pair for pair in dict.fromkeys(zip(before.user.tolist(), before.item.tolist(), strict=True))]
@@ -172,7 +171,6 @@ def test_rules_by_hand(smoke):
 
 
 def test_rules_are_judged_like_models(smoke, tmp_path):
-    """The metrics of a rule's scores are those that a model with the same scores would get."""
     rules.main(["--dataset", "smoke", "--results", str(tmp_path)])
     made = records.read(tmp_path)
     assert {record["model"] for record in made.values()} == set(rules.RULES)

@@ -106,9 +106,8 @@ def test_features_of_the_trees_by_a_plain_count(smoke):
                 met = mine[of[mine]]
                 past = [mine[-1] + 1 - met[-1], (now - log.time[met[-1]]) / trees.DAY] if len(met) else [np.nan, np.nan]
                 expected += [len(met), len(met) / len(mine), *past]
-            np.testing.assert_allclose(
-                found[request, column, : len(expected)], expected, rtol=1e-5, err_msg=f"{request} {column}"
-            )
+            got = found[request, column, : len(expected)]
+            np.testing.assert_allclose(got, expected, rtol=1e-5, err_msg=f"{request} {column}")
 
 
 def test_features_of_the_trees_read_neither_the_request_nor_the_users_own_training_events(smoke):

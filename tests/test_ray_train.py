@@ -33,9 +33,8 @@ def trainer(work, loop, *, failures=0):
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.v2.jax import JaxTrainer
 
-    config = RunConfig(
-        name=work["name"], storage_path=str(work["storage"]), failure_config=FailureConfig(max_failures=failures)
-    )
+    again = FailureConfig(max_failures=failures)
+    config = RunConfig(name=work["name"], storage_path=str(work["storage"]), failure_config=again)
     return JaxTrainer(
         train_loop_per_worker=loop,
         train_loop_config={**work, "root": str(ROOT)},
@@ -58,9 +57,8 @@ def train(work):
         model, feed, optimizer, params = training.world(job.rank, job.count)
         mesh = sharding.row_mesh()
         state = sharding.place_state(train.init_state(params, optimizer), mesh)
-        step = train.make_step(
-            model, optimizer, loss=train.losses.listwise_softmax, sparse=train.SparseConfig(tables=("item",))
-        )
+        sparse = train.SparseConfig(tables=("item",))
+        step = train.make_step(model, optimizer, loss=train.losses.listwise_softmax, sparse=sparse)
         state, cursor = train.resume(state, job.checkpoints, config=model.config)
         mark = Path(work["folder"]) / "killed"
 

@@ -60,9 +60,8 @@ def folder(tmp_path):
 
 
 def read(folder, columns=COLUMNS, **options):
-    return readers.read(
-        folder / "events.parquet", items=folder / "items.parquet", users=folder / "users.parquet", columns=columns, **options
-    )
+    paths = {name: folder / f"{name}.parquet" for name in ("events", "items", "users")}
+    return readers.read(**paths, columns=columns, **options)
 
 
 def test_everything_arrives_in_its_place(folder):
@@ -408,10 +407,8 @@ def test_a_read_runs_code_of_few_files(folder):
 def test_a_place_in_a_list_is_a_whole_number(wrong):
     events = {"user": [1, 1, 2], "item": [7, 8, 7], "time": [10, 10, 20], "shown_at": [1.0, wrong, None]}
     given = dict(items={"item": [7, 8], "category": [1, 1]}, columns=Columns(position="shown_at"))
-    expected = (
-        f"row 2, column 'shown_at': position: expected a whole number from 1 on, 0 or empty where it is unknown, got {wrong:g}"
-    )
-    refused(ValueError, re.escape(expected), readers.read, events, **given)
+    expected = f"position: expected a whole number from 1 on, 0 or empty where it is unknown, got {wrong:g}"
+    refused(ValueError, re.escape(f"row 2, column 'shown_at': {expected}"), readers.read, events, **given)
     assert readers.read(events | {"shown_at": [1.0, 2.0, None]}, **given).display_positions.tolist() == [1, 2, 0]
 
 

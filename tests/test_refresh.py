@@ -502,9 +502,8 @@ def test_the_old_model_answers_new_requests_as_in_service(run, newer):
     own = jax.tree.map(lambda leaf: leaf[0], newer.user_features([position], length=length))
     got = served.model.joint(served.params, own, newer.catalogue.features(np.arange(1, 1 + world.ITEMS)))
     np.testing.assert_allclose(got, expected, rtol=1e-6)
-    assert (
-        aif.refreshing.with_served_vocabulary(run.trained, newer.encoder).model is served.model
-    )  # so that programs are compiled once
+    again = aif.refreshing.with_served_vocabulary(run.trained, newer.encoder)
+    assert again.model is served.model  # so that programs are compiled once
 
 
 def test_training_goes_on_from_given_parameters_with_a_replay(run, newer):

@@ -238,7 +238,6 @@ def test_plain_json(served, kind):
 
 @INTEGERS
 def test_other_methods_are_refused_and_told_which_are_not(served, kind):
-    """DELETE was answered as GET is."""
     model = f"/v2/models/{MODEL}"
     with served.client() as client:
         for paths, allowed in (

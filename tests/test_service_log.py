@@ -87,9 +87,8 @@ def test_a_record_keeps_the_features_that_the_answer_used(served, tmp_path):
     assert first["scores"].tolist() == again["scores"].tolist() != other["scores"].tolist() == late["scores"].tolist()
     records = {record.id: record for record in read_log(tmp_path)}
     assert (records["again"].features, records["again"].raw) == (None, None)
-    assert {name: record.feature_version for name, record in records.items()} == {
-        "first": '"7a"', "again": '"7a"', "other": None, "late": '"7b"',
-    }  # fmt: skip
+    versions = {name: record.feature_version for name, record in records.items()}
+    assert versions == {"first": '"7a"', "again": '"7a"', "other": None, "late": '"7b"'}
     masks = (np.array(records[name].features["history.mask"]) for name in ("first", "other", "late"))
     assert [(mask > 0).sum() for mask in masks] == [2, 1, 1]
 
@@ -156,8 +155,6 @@ def test_a_log_never_holds_up_a_call(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["record", "events", "deep", "texts", "arrays"])
 def test_the_bytes_of_waiting_calls_are_those_of_memory(kind):
-    """Whatever of a call is large: its record was not counted."""
-
     def made(number):
         text = f"{number} " * 3000
         record = {"user": "ann", "note": text} if kind == "record" else None

@@ -42,7 +42,6 @@ def test_dates_and_times(value, seconds):
 @pytest.mark.parametrize("unit", PER_SECOND)
 @pytest.mark.parametrize("dtype", [np.int64, np.uint64])
 def test_nothing_overflows_up_to_2100(unit, dtype, tmp_path):
-    """In files, arrays and stores, in every unit."""
     last = 4_102_444_800 * PER_SECOND[unit]
     assert in_unit(np.array([last], dtype), "at", unit=unit).tolist() == [last]
     events = {"user": [1], "item": [1], "time": np.array([last], dtype)}
@@ -56,7 +55,6 @@ def test_nothing_overflows_up_to_2100(unit, dtype, tmp_path):
 
 @pytest.mark.parametrize("value", [2**63, 2**64 - 1])
 def test_unsigned_times_do_not_wrap(value):
-    """A time of 64 bits without sign was a negative one."""
     times = np.array([NOON, value], np.uint64)
     refused(ValueError, f"at: expected a time before 2100 in 's', got {value} at position \\[1\\]", in_unit, times, "at")
     events = {"user": [1, 1], "item": [1, 1], "time": times}
@@ -100,9 +98,7 @@ def test_a_number_that_reads_as_a_date_is_refused(number):
 
 @given(st.lists(st.tuples(st.integers(1, 3), st.integers(0, 4), st.integers(0, 3), st.integers(0, 2)), max_size=30))
 def test_the_order_is_that_of_a_plain_sort(events):
-    user, time, item, action = (
-        (np.array(column, np.int64) for column in zip(*events, strict=True)) if events else [np.zeros(0, np.int64)] * 4
-    )
+    user, time, item, action = np.array(events, np.int64).reshape(-1, 4).T
     places = np.arange(len(events))
     by_user = places[history_order(time, item, action, user=user)]
     assert [events[i] for i in by_user] == sorted(events)

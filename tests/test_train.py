@@ -19,14 +19,14 @@ from aif_jax.train import losses
 from experiments.datasets.synthetic import synthetic_world
 from tests import demo
 from tests.demo import same
+from tests.refusals import refused
 
 
 @pytest.fixture(scope="module")
 def feed() -> Pipeline:
     """Three epochs of lists of a small data set, for a model with every approximation."""
-    dataset = synthetic_world(
-        0, users=40, items=120, topics=12, categories=8, events_per_user=60, lag=8, content_dim=12
-    ).dataset
+    sizes = dict(users=40, items=120, topics=12, categories=8, events_per_user=60, lag=8, content_dim=12)
+    dataset = synthetic_world(0, **sizes).dataset
     config = demo.config(schema=dataset.schema, long_length=32)
     positions = split_by_time(dataset.log, min_history=1).train
     source = sampled_negatives(dataset, sampler=NegativeSampler(item_counts(dataset, positions)), negatives=3)
@@ -95,17 +95,14 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(batch, trainer
     assert np.isnan(metrics["loss"])
     assert same(after.trained, start.trained) and same(after.opt_state, start.opt_state)
     assert int(after.skipped) == 1 and int(after.step) == 1
-    with pytest.raises(FloatingPointError, match="3 of 3 steps had a loss or gradient that was not finite"):
-        train.loop(copy(start), step, [poisoned] * 3, progress=False, max_skipped=2)
-    with pytest.raises(FloatingPointError, match="all 3 steps had a loss or gradient that was not finite"):
-        train.loop(copy(start), step, [poisoned] * 3, progress=False)
+    message = "all 3 steps had a loss or gradient that was not finite"
+    refused(FloatingPointError, message, train.loop, copy(start), step, [poisoned] * 3, progress=False)
     nothing = dataclasses.replace(batch, where=np.zeros_like(batch.where))
     after, metrics = step(copy(start), nothing)
     assert metrics["loss"] == 0 and metrics["grad_norm"] == 0 and int(after.skipped) == 0
 
 
 def test_predict_gives_joint_scores_and_compiles_once(model, params, batch):
-    """Not once a call: evaluation calls it every epoch."""
     traced = []
     counted = model._replace(joint=lambda *given: traced.append(1) or model.joint(*given))
     (first,), (second,) = (train.predict(counted, params, [batch]) for _ in range(2))
@@ -130,9 +127,8 @@ def test_any_callable_is_a_loss_and_optax_needs_no_loose_promotion(model, params
     """The default optimizer's schedule divides integers: that is allowed inside the step, and nowhere else."""
     optimizer = train.default_optimizer(20)
     few = jax.tree.map(lambda x: x[:4], batch)
-    after, metrics = train.make_step(model, optimizer, loss=lambda scores, labels, *, where: jnp.mean((scores - labels) ** 2))(
-        train.init_state(params, optimizer), few
-    )
+    squares = lambda scores, labels, *, where: jnp.mean((scores - labels) ** 2)  # noqa: E731
+    after, metrics = train.make_step(model, optimizer, loss=squares)(train.init_state(params, optimizer), few)
     assert np.isfinite(metrics["loss"]) and int(after.step) == 1
     assert jax.config.jax_numpy_dtype_promotion == "strict"
     with pytest.raises(TypeError, match=r"loss: expected a function of .*, got an unexpected keyword argument 'where'"):

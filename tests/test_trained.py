@@ -181,10 +181,9 @@ def test_no_function_takes_a_model_in_parts():
     parts = [{"model", "params", "encoder"}, {"params", "encoder", "version"}, {"model", "version"}]
 
     def found(source: str) -> list[str]:
-        named = [
-            (n.name, {a.arg for a in (*n.args.posonlyargs, *n.args.args, *n.args.kwonlyargs)}) for n in functions_of(source)
-        ]
-        return [name for name, arguments in named if any(group <= arguments for group in parts)]
+        named = [(each.name, each.args) for each in functions_of(source)]
+        taken = [(name, {a.arg for a in (*of.posonlyargs, *of.args, *of.kwonlyargs)}) for name, of in named]
+        return [name for name, arguments in taken if any(group <= arguments for group in parts)]
 
     assert gaps(found) == {}
     assert found("def f(model, *, params, encoder=None): pass") == ["f"]

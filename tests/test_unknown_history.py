@@ -7,7 +7,6 @@ import pytest
 
 from aif_jax.serving import Request, ServingConfig
 from aif_jax.serving.metrics import count_unknown, prometheus_text
-from tests.service_world import IDS, NOW, exports, running
 from tests.serving_world import shared
 
 COUNTED = ("history_events", "unknown_events", "unknown_actions", "unknown_attributes")
@@ -76,18 +75,6 @@ async def test_candidates_are_counted_like_events():
     text = prometheus_text(metrics)
     for line in ("aif_unknown_candidates_total 5.0", "aif_candidates_total 75.0", "aif_history_events_total 10.0"):
         assert line in text
-
-
-def test_the_service_counts_and_marks():
-    """Item ids of another table: a call is answered, marked, and counted for the scraper."""
-    times = [NOW - 1000 + n for n in range(12)]
-    events = {"item": [10**9 + n for n in range(12)], "time": times}
-    with running(exports().root / "one") as service, service.client() as client:
-        answer = client.rank(user="ann", record={"user": "ann"}, events=events, now=NOW, candidates=IDS, k=3)
-        assert answer["degraded"] and "events have an unknown item" in answer["reason"]
-        text = client.request("GET", "/metrics")[2].decode()
-        assert all(f"aif_{name}_total" in text for name in (*COUNTED, "candidates", "unknown_candidates"))
-        assert 'reason="unknown history"' in text
 
 
 def test_the_world_of_these_tests_has_no_unknown_history():

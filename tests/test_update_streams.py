@@ -339,9 +339,8 @@ def test_a_command_that_is_told_to_end_saves(trained, kafka_address, tmp_path):
     command += ["--index", str(trained / "index"), "--directory", str(tmp_path / "w"), "--every-seconds", "3600"]
     command += ["--stream", broker.url, "--store", str(tmp_path / "store")]
     command += ["--metrics", str(port := servers.free_port())]
-    process = subprocess.Popen(
-        command, env=child_environment(flags=flags()), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, env=child_environment(flags=flags()), **pipes)
     store, until = SnapshotStore(tmp_path / "store"), time.monotonic() + 90
     while store.current() is None and process.poll() is None and time.monotonic() < until:
         time.sleep(0.05)  # the first snapshot is published with the first step

@@ -254,9 +254,8 @@ def test_a_new_version_catches_up_in_a_directory_of_its_own(world):
     for number in range(1, 6):
         world.apply(old, number)
     positions, catalogue = old.positions, world.numbers({0: 5})  # as the source of truth has it when the build reads it
-    new = IndexWriter.start(
-        world.directory.parent / "new", build(catalogue, list(catalogue.values()), params=new_params), positions=positions
-    )
+    rebuilt = build(catalogue, list(catalogue.values()), params=new_params)
+    new = IndexWriter.start(world.directory.parent / "new", rebuilt, positions=positions)
     for number in range(6, 10):
         world.apply(old, number)
     applied = [world.apply(new, number) for number in range(1, 10)]  # from the beginning: what the build had is in already

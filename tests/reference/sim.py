@@ -14,9 +14,8 @@ def user_half(value, embedded, age, mask, slots, length):
         if value[j] > 0:
             places.setdefault(int(value[j]), []).append(j)
     best = sorted(places, key=lambda v: (-len(places[v]), places[v][0]))[:slots]
-    return [
-        {"value": v, "entries": embedded[places[v][:length]], "count": len(places[v]), "age": age[places[v][0]]} for v in best
-    ]
+    each = [(v, places[v]) for v in best]
+    return [{"value": v, "entries": embedded[at[:length]], "count": len(at), "age": age[at[0]]} for v, at in each]
 
 
 def lookup(cache, query, value):

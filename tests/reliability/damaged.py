@@ -199,7 +199,8 @@ def _make_checkpoint(folder: Path, number: int) -> None:
     )  # fmt: skip
 
 
-def _content_of(loaded: Any) -> Any:
+def _read_checkpoint(folder: Path) -> Any:
+    loaded = checkpoint.load(folder / "one")
     return {
         "params": jax.tree.map(np.asarray, loaded.params), "config": loaded.config.to_json(), "version": loaded.version,
         "encoder": None if loaded.encoder is None else loaded.encoder.to_record(), "step": loaded.step,
@@ -248,9 +249,8 @@ def _read_export(folder: Path) -> Any:
     return content | {"difference": _loaded[key] < 1e-5}
 
 
-COLUMNS = aif.Columns(
-    action="event", actions=("view", "buy"), user_attributes=("city",), item_floats=("price",), scale=False,
-)  # fmt: skip
+ACTIONS = ("view", "buy")
+COLUMNS = aif.Columns(action="event", actions=ACTIONS, user_attributes=("city",), item_floats=("price",), scale=False)
 COLUMN_NAMES = {"events": ("user", "item", "time", "event"), "items": ("item", "category", "price"), "users": ("user", "city")}
 
 
@@ -287,7 +287,7 @@ def _rows_of(data: aif.Dataset) -> Any:
     def known(raw: list, row: int) -> Any:
         return raw[row - 1] if row else None
 
-    actions = [None, "view", "buy"]
+    actions = [None, *ACTIONS]
     events = zip(log.user.tolist(), log.item.tolist(), log.time.tolist(), log.action.tolist(), strict=True)
     return {
         "events": sorted((known(users, u), known(items, i), t, actions[a]) for u, i, t, a in events),
@@ -343,7 +343,7 @@ def _right_tables(folder: Path, content: Any) -> bool:
     plainly = _plain_tables(folder)
     if plainly in (UNSURE, WRONG):
         return plainly is UNSURE
-    events = [(*row[:3], row[3] if row[3] in ("view", "buy") else None) for row in plainly["events"]]  # None: not listed
+    events = [(*row[:3], row[3] if row[3] in ACTIONS else None) for row in plainly["events"]]  # None: not listed
     users = [[row for row in rows["users"] if row[1] is not None] for rows in (content, plainly)]  # None: has no record
     same_events = sorted(map(repr, content["events"])) == sorted(map(repr, events))
     return same_events and content["items"] == plainly["items"] and users[0] == users[1]
@@ -351,9 +351,7 @@ def _right_tables(folder: Path, content: Any) -> bool:
 
 FORMATS = {
     "index": Format(_make_index, _read_index, (FileNotFoundError, CheckpointError, aif.VersionMismatch)),
-    "checkpoint": Format(
-        _make_checkpoint, lambda folder: _content_of(checkpoint.load(folder / "one")), (FileNotFoundError, CheckpointError)
-    ),
+    "checkpoint": Format(_make_checkpoint, _read_checkpoint, (FileNotFoundError, CheckpointError)),
     "run": Format(_make_run, _read_run, (FileNotFoundError, ValueError)),
     "export": Format(_make_export, _read_export, (ExportError,)),
     "csv": Format(_make_csv, _read_tables, (FileNotFoundError, ValueError), _right_tables),

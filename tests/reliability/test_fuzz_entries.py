@@ -116,9 +116,7 @@ def candidate_arrays(draw: Any) -> Any:
         "strings": lambda: list(map(str, good)) or ["1"],
         "junk": lambda: draw(junk),
         "array": lambda: draw(arrays_of.arrays(dtypes, arrays_of.array_shapes(min_dims=0, max_dims=2, max_side=4))),
-        "bids": lambda: Candidates(
-            np.array(good, np.int64), np.array(draw(st.lists(st.floats(), min_size=size, max_size=size)))
-        ),
+        "bids": lambda: Candidates(np.array(good, np.int64), draw(arrays_of.arrays(np.float64, size))),
     }
     return kinds[draw(st.sampled_from(list(kinds)))]()
 

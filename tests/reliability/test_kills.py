@@ -87,7 +87,6 @@ FULLY = [pytest.mark.reliability, pytest.mark.timeout(3600)]
 
 @pytest.mark.parametrize(("kills", "seed"), [(12, 0), pytest.param(FULL.writer_kills, SEED, id="full", marks=FULLY)])
 def test_writers_killed_at_random_moments(tmp_path, kills, seed):
-    """One after the other; whenever all updates are in, a new stream begins."""
     rng, started = generator("writer of index, random moments", seed), time.perf_counter()
     done = torn = before_start = number = 0
     while done < kills:

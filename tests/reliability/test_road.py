@@ -162,9 +162,8 @@ def walk(folder: Path, road: Road, rng: np.random.Generator) -> aif.Run:
     data = aif.read(folder / "impressions", **sources)
     assert len(data.log) == sum(len(rows["sku"]) for rows in days)
     task = Impressions(candidates=6, threshold=2) if road.impressions else NextItem(negatives=3, evaluated=9)
-    config = aif.FitConfig(
-        requests=50, k=None if road.impressions else 5, id_dropout=0.1, epochs=4, batch_size=32, learning_rate=0.01
-    )
+    settings = dict(epochs=4, batch_size=32, learning_rate=0.01, requests=50)
+    config = aif.FitConfig(k=None if road.impressions else 5, id_dropout=0.1, **settings)
     run = aif.fit(aif.build(road.config(data.schema)), data, config, task=task, out=folder / "run", progress=False)
     run = added(aif.Run.load(folder / "run"), data, road)
     assert all(np.isfinite(value) for value in run.metrics.values())
@@ -322,9 +321,8 @@ def walk_impressions(folder: Path, log: ImpressionLog, rng: np.random.Generator)
     config = aif.FitConfig(epochs=8, learning_rate=0.02, validation=0.25, test=0.0, batch_size=32, requests=200)
     run = aif.fit(model, data, config, task=task, out=folder / "run", progress=False)
     assert run.metrics["gauc"] > 0.6
-    config = aif.RefreshConfig(
-        epochs=2, learning_rate=0.01, batch_size=32, requests=200, held_out=0.3, gate=GATE, platforms=("cpu",)
-    )
+    settings = dict(epochs=2, learning_rate=0.01, batch_size=32, requests=200, held_out=0.3)
+    config = aif.RefreshConfig(**settings, gate=GATE, platforms=("cpu",))
     run.export(folder / "model", index=run.index(data.catalogue, progress=False), platforms=("cpu",))
     store, here, versions, answers = SnapshotStore(folder / "store"), folder / "here", [run.trained.version], []
     store.publish(folder / "model")
