@@ -7,7 +7,7 @@ import functools
 import math
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -74,9 +74,9 @@ def expect_types(value: Any) -> None:
     True is no int; NumPy numbers are refused, as JSON does not write them. Other fields are skipped, and so is a class with
     annotations that its module cannot resolve.
     """
-    for name, (hint, fits) in _typed_fields(type(value)).items():
+    for name, hint in _hints(type(value)).items():
         got = getattr(value, name)
-        if not fits(got):
+        if not _fits(got, hint):
             shown = getattr(hint, "__name__", "") if isinstance(hint, type) else str(hint)
             expect(False, f"{type(value).__name__}.{name}", shown.replace(" | ", " or "), f"{got!r}")
 
@@ -91,28 +91,23 @@ def needs_extra(what: str, extra: str) -> Iterator[None]:
 
 
 @functools.cache
-def _typed_fields(cls: type) -> dict[str, tuple[Any, Callable[[Any], bool]]]:
-    """Return the type of each field that can be checked, and its test."""
+def _hints(cls: type) -> dict[str, Any]:
     try:
         hints = typing.get_type_hints(cls)
     except NameError:  # a type that is known inside a function alone, or to type checkers
         return {}
-    known = {field.name: _test(hints[field.name]) for field in dataclasses.fields(cls)}
-    return {name: (hints[name], test) for name, test in known.items() if test is not None}
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
-def _test(hint: Any) -> Callable[[Any], bool] | None:
-    """Return the test of a plain type, None, or a union or a tuple of any length of these; None for other types."""
+def _fits(value: Any, hint: Any) -> bool:
+    """Return whether a value has a plain type, a union or a tuple of any length of these; True for other types."""
     parts = typing.get_args(hint)
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        known = [_test(part) for part in parts]
-        return None if None in known else lambda value: any(test(value) for test in known if test)
-    if typing.get_origin(hint) is tuple:
-        test = _test(parts[0]) if parts[1:] == (...,) else None
-        return test and (lambda value: isinstance(value, tuple) and all(map(test, value)))
-    if hint is float:
-        return lambda value: type(value) in (int, float)
-    return (lambda value: type(value) is hint) if hint in (int, bool, str, type(None)) else None
+        return any(_fits(value, part) for part in parts)
+    if typing.get_origin(hint) is tuple and parts[1:] == (...,):
+        return isinstance(value, tuple) and all(_fits(each, parts[0]) for each in value)
+    plain = {float: (int, float), int: (int,), bool: (bool,), str: (str,), type(None): (type(None),)}
+    return type(value) in plain.get(hint, (type(value),))
 
 
 def expect_array(value: Any, name: str, *, dtype: Any, shape: tuple[int | None, ...]) -> np.ndarray:

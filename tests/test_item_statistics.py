@@ -89,11 +89,18 @@ def test_they_follow_the_formula():
     assert (got[rows == 0] == 0).all() and got[:20].any()
 
 
+def of(item: list[int], time: list[int], lives: tuple[int, ...]) -> ItemStatistics:
+    """Statistics of events of one user and one action."""
+    attributes = (aif.Attribute(name="item", size=3), aif.Attribute(name="category", size=2))
+    schema = aif.Schema(item_attributes=attributes, item_floats=3 + len(lives), item_statistics=lives)
+    return ItemStatistics(schema, EventLog([1] * len(item), item, [1] * len(item), time))
+
+
 def test_an_event_at_the_moment_itself_is_not_counted():
-    statistics = ItemStatistics(np.array([1, 1]), np.array([START, START + HOUR]), items=3, half_lives=LIVES)
+    statistics = of([1, 1], [START, START + HOUR], LIVES)
     log_count = statistics.at(np.array([1, 1, 1]), np.array([START, START + HOUR, START + HOUR + 1]))[:, 0] * 4
     np.testing.assert_allclose(np.expm1(log_count), [0, 1, 2], atol=1e-5)
-    statistics = ItemStatistics(np.zeros(0, np.int64), np.zeros(0, np.int64), items=3, half_lives=(HOUR,))
+    statistics = of([], [], (HOUR,))
     assert statistics.at(np.array([[1, 2]]), np.array([[START]])).tolist() == [[[0.0] * 4] * 2]
 
 

@@ -19,9 +19,8 @@ from aif_jax.connectors import Fetch, MemoryFeatures
 from aif_jax.connectors.features import by_user
 from aif_jax.data.events import EventLog
 from aif_jax.data.negatives import NegativeSampler
-from aif_jax.data.pipeline import Prefetch
+from aif_jax.data.pipeline import prefetch
 from aif_jax.data.split import sample_positions, split_by_time, time_cuts
-from aif_jax.data.statistics import ItemStatistics
 from aif_jax.encoding.columns import Columns
 from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.heads import LogitSum, Mlp
@@ -115,7 +114,6 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
     (lambda: Columns(history_actions=("click",)), "Columns.history_actions: expected a column for them in Columns.action"),
     (lambda: Columns(action="what", actions=("shown", "buy"), history_actions=("click",)),
      "Columns.history_actions: expected actions among Columns.actions ('shown', 'buy')"),
-    (lambda: ItemStatistics([1], [0], items=2, half_lives=(3600,), action=[1, 1], actions=2), "action: expected shape"),
     # config
     *((lambda kind=kind, wrong=wrong: kind(**{wrong: 1}),
        f"{kind.__name__}: expected the fields ...got '{wrong}'; did you mean '{meant}'") for kind, wrong, meant in (
@@ -267,7 +265,7 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
     (lambda: time_cuts(TEN_DAYS, test=1_651_795_200_000),
      "test: ...before 2100 in 's', got 1651795200000, which looks like 'ms'"),
     (lambda: time_cuts(TEN_DAYS, test=0.6, validation=0.5), "validation, test: expected validation + test below 1"),
-    (lambda: Prefetch([], ahead=0), "ahead: expected at least 1, got 0"),
+    (lambda: prefetch([], ahead=0).__enter__(), "ahead: expected at least 1, got 0"),
     (lambda: NegativeSampler([5, 1]), "at least 2 items to draw as negatives: with an event, or any if uniform, got 1"),
     (lambda: NegativeSampler([]), "at least 2 items to draw as negatives: with an event, or any if uniform, got 0"),
     (lambda: NegativeSampler([0, 1, np.nan]), "finite values of at least 0"),

@@ -11,7 +11,7 @@ from aif_jax.catalogue import Catalogue
 from aif_jax.checks import check_encoding, expect, expect_array, expect_finite, expect_integers, expect_names, expect_range
 from aif_jax.data.cascade import Cascade
 from aif_jax.data.events import COLUMNS, EventLog, repeated_share
-from aif_jax.data.statistics import ItemStatistics, item_statistics
+from aif_jax.data.statistics import ItemStatistics
 from aif_jax.encoding.columns import Columns
 from aif_jax.encoding.encoder import Encoder
 from aif_jax.encoding.times import in_unit
@@ -204,7 +204,7 @@ class Dataset:
     @functools.cached_property
     def statistics(self) -> ItemStatistics | None:
         """Item statistics as of any moment, from the events of the log; None where the schema has none."""
-        return item_statistics(self.schema, self.log)
+        return ItemStatistics(self.schema, self.log) if self.schema.item_statistics else None
 
     def item_features(self, rows: Any, times: Any, *, content: bool = True) -> ItemFeatures:
         """Return item features as of given times: those of the catalogue, with the statistics of that time.

@@ -313,42 +313,32 @@ def problem_of(batch: Batch) -> str | None:
     return None
 
 
-class Prefetch(contextlib.AbstractContextManager, Iterator[T]):
-    """Iterates over `items` in their order, while one thread makes the next ones.
+@contextlib.contextmanager
+def prefetch(items: Iterable[T], *, ahead: int = 2) -> Iterator[Iterator[T]]:
+    """Give `items` in their order, while one thread makes the next ones: at most `ahead` wait, one more is being made.
 
-    At most `ahead` finished items wait, one more is being made. An error is raised where its item would have come. Leaving
-    the `with` block, `close`, or dropping the last reference stops the thread.
+    An error is raised where its item would have come. The end of the `with` block stops the thread.
     """
+    expect(ahead >= 1, "ahead", "at least 1", ahead)
+    make: Callable[[], T] = partial(next, iter(items), END)
+    with ThreadPoolExecutor(1, "aif_jax.prefetch") as pool:
+        ready = deque(pool.submit(make) for _ in range(ahead + 1))
 
-    def __init__(self, items: Iterable[T], *, ahead: int = 2):
-        expect(ahead >= 1, "ahead", "at least 1", ahead)
-        self._make: Callable[[], T] = partial(next, iter(items), END)
-        self._pool = ThreadPoolExecutor(1, "aif_jax.prefetch")
-        self._ready = deque(self._pool.submit(self._make) for _ in range(ahead + 1))
+        def ordered() -> Iterator[T]:
+            while (item := ready.popleft().result()) is not END:
+                ready.append(pool.submit(make))
+                yield item
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def __next__(self) -> T:
         try:
-            item = self._ready.popleft().result() if self._ready else END
-        except BaseException:
-            self.close()
-            raise
-        if item is END:
-            self.close()
-            raise StopIteration
-        self._ready.append(self._pool.submit(self._make))
-        return item
-
-    def close(self) -> None:
-        """Stop the thread and wait for it; what was made ahead is dropped."""
-        self._ready.clear()
-        self._pool.shutdown(cancel_futures=True)
+            yield ordered()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
-def to_device(batches: Iterator[PrefetchedBatch], *, ahead: int = 2, place: Any = jax.device_put) -> Prefetch[PrefetchedBatch]:
-    """Return the same batches, made and sent to the device by a thread that stays `ahead` of the step.
+def to_device(
+    batches: Iterator[PrefetchedBatch], *, ahead: int = 2, place: Any = jax.device_put
+) -> contextlib.AbstractContextManager[Iterator[PrefetchedBatch]]:
+    """Give the same batches in a `with` block, made and sent to the device by a thread that stays `ahead` of the step.
 
     Args:
       place: batch of NumPy arrays to batch of device arrays; for several devices or processes one that knows the sharding.
@@ -362,4 +352,4 @@ def to_device(batches: Iterator[PrefetchedBatch], *, ahead: int = 2, place: Any 
     def send(fed: PrefetchedBatch) -> PrefetchedBatch:
         return fed if fed.batch is None else dataclasses.replace(fed, batch=place(fed.batch))
 
-    return Prefetch(map(send, batches), ahead=ahead)
+    return prefetch(map(send, batches), ahead=ahead)

@@ -6,22 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from aif_jax.checks import expect, expect_integers
+from aif_jax.checks import expect_integers
 from aif_jax.data.events import EventLog
 from aif_jax.schema import Schema
 
 HOUR = 3600
 SCALE = 4.0  # the logarithms below are up to about 16: divided by it they are of the size of other inputs
 SMOOTHING = 20.0  # events of the average rate that an item's own are added to
-
-
-def item_statistics(schema: Schema, log: EventLog) -> ItemStatistics | None:
-    """Return the item statistics of a log; None where the schema has none."""
-    if not schema.item_statistics:
-        return None
-    items, actions = schema.item_attribute("item").size, len(schema.statistic_actions)
-    given: dict[str, Any] = dict(items=items, half_lives=schema.item_statistics, action=log.action, actions=actions)
-    return ItemStatistics(log.item, log.time, **given)
 
 
 class ItemStatistics:
@@ -43,40 +34,24 @@ class ItemStatistics:
     with `actions`.
 
     Args:
-      item: [n] item rows of the events, in any order; row 0 is the unknown item.
-      time: [n] seconds of the events.
-      items: N, rows of the catalogue.
-      half_lives: seconds; at least one.
-      action: [n] action rows of the events; only read with `actions`.
-      actions: how many action rows 1, 2, ... count apart; 0 counts all events as one kind.
-
-    Raises:
-      TypeError, ValueError: rows out of range, no half-life, or one below a second.
+      schema: half-lives, actions that count apart, and how many items there are.
+      log: events of any action.
 
     Example:
-      >>> statistics = ItemStatistics([1, 1, 2], [0, 3600, 7200], items=3, half_lives=(3600,))
+      >>> from aif_jax.schema import Attribute
+      >>> item, category = Attribute(name="item", size=3), Attribute(name="category", size=2)
+      >>> schema = Schema(item_attributes=(item, category), item_floats=4, item_statistics=(3600,))
+      >>> statistics = ItemStatistics(schema, EventLog([1, 1, 1], [1, 1, 2], [1, 1, 1], [0, 3600, 7200]))
       >>> np.expm1(4 * statistics.at([1, 2], [7200, 7200])).round(3).tolist()
       [[2.0, 0.75, 2.0, 1.0], [0.0, 0.0, 0.0, 0.0]]
     """
 
-    def __init__(self, item: Any, time: Any, *, items: int, half_lives: tuple[int, ...], action: Any = None, actions: int = 0):
-        expect(len(half_lives) > 0 and min(half_lives) >= 1, "half_lives", "at least one, each of a second or more", half_lives)
-        item, time = expect_integers(item, "item", size=items), np.asarray(time, np.int64)
-        expect(item.shape == time.shape, "time", f"shape {list(item.shape)} like item", list(time.shape))
-        self._lives, self._items = np.array(half_lives, np.float64), items
-        self._all = _Counts(item, time, items, self._lives[:0] if actions else self._lives)
-        self._apart = []
-        if actions:
-            action = np.asarray(action)
-            expect(action.shape == item.shape, "action", f"shape {list(item.shape)} like item", list(action.shape))
-            of_action = [action == row for row in range(1, actions + 1)]
-            self._apart = [_Counts(item[where], time[where], items, self._lives) for where in of_action]
-
-    @property
-    def width(self) -> int:
-        """How many floats an item has."""
-        one = 1 + len(self._lives)
-        return (len(self._apart) * (one + 1) or one) + 2
+    def __init__(self, schema: Schema, log: EventLog):
+        self._items, self.width = schema.item_attribute("item").size, len(schema.statistics)
+        lives, actions = np.array(schema.item_statistics, np.float64), range(1, len(schema.statistic_actions) + 1)
+        self._all = _Counts(log.item, log.time, self._items, lives[:0] if actions else lives)
+        of_action = [log.action == row for row in actions]
+        self._apart = [_Counts(log.item[where], log.time[where], self._items, lives) for where in of_action]
 
     def at(self, rows: Any, times: Any) -> np.ndarray:
         """Return statistics float32 [..., width] of item rows of any shape at moments, seconds that broadcast to that shape.

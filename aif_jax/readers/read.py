@@ -18,7 +18,7 @@ from aif_jax.catalogue import Catalogue
 from aif_jax.checks import expect
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.events import EventLog
-from aif_jax.data.statistics import item_statistics
+from aif_jax.data.statistics import ItemStatistics
 from aif_jax.encoding.columns import CODED, Columns, Kind, TableName
 from aif_jax.encoding.encoder import Encoder, bulk_of, reencode, scale_of, schema_of, stacked, vocabulary_names
 from aif_jax.encoding.times import PER_SECOND, history_order, readable
@@ -123,7 +123,8 @@ def read(
     if columns.position is not None:
         display_positions = np.nan_to_num(tables.tables["events"].floats(columns.position)[ordered.at]).astype(np.int32)
     catalogue = _catalogue(tables, encoder, embedding, earlier)
-    if columns.item_statistics and (statistics := item_statistics(encoder.schema, log)):
+    if columns.item_statistics:
+        statistics = ItemStatistics(encoder.schema, log)
         catalogue = catalogue.with_statistics(statistics.at(np.arange(len(catalogue)), log.time.max(initial=0) + 1))
     for suspicion in suspicions_of(tables, columns, ordered):
         logger.warning("%s", suspicion)

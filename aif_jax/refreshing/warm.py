@@ -14,7 +14,7 @@ from aif_jax.config import Config
 from aif_jax.data.cascade import Cascade
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.events import EventLog
-from aif_jax.data.statistics import item_statistics
+from aif_jax.data.statistics import ItemStatistics
 from aif_jax.encoding.encoder import Encoder, reencode
 from aif_jax.encoding.vocabulary import Vocabulary, new_rows
 from aif_jax.model import PreRanker, fit_tables
@@ -85,8 +85,9 @@ def forget_ids(data: Dataset, since: int) -> Dataset:
         cascade=cascade,
         display_positions=None if data.display_positions is None else data.display_positions[known],
     )
-    whole = EventLog(log.user, item, log.action, log.time, users=log.users)
-    fewer.__dict__["statistics"] = item_statistics(encoder.schema, whole)  # of all events, as in service
+    if encoder.schema.item_statistics:  # of all events, as in service
+        whole = EventLog(log.user, item, log.action, log.time, users=log.users)
+        fewer.__dict__["statistics"] = ItemStatistics(encoder.schema, whole)
     return fewer
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from aif_jax.data import Dataset, Split, split_by_time
-from aif_jax.data.statistics import item_statistics
+from aif_jax.data.statistics import ItemStatistics
 from aif_jax.encoding.encoder import schema_of
 from experiments.datasets import movielens, taobao
 from experiments.datasets.content import unit_rows
@@ -66,8 +66,7 @@ def with_statistics(data: StudyData) -> StudyData:
     columns = dataclasses.replace(before.columns, item_statistics=HALF_LIVES)
     schema = schema_of(columns, before.vocabularies, content=before.schema.content)
     encoder = dataclasses.replace(before, columns=columns, schema=schema)
-    statistics = item_statistics(schema, dataset.log)
-    assert statistics is not None
+    statistics = ItemStatistics(schema, dataset.log)
     latest = statistics.at(np.arange(len(dataset.catalogue)), dataset.log.time.max() + 1)
     floats = np.concatenate([dataset.catalogue.floats, latest], 1)
     catalogue = dataclasses.replace(dataset.catalogue, schema=encoder.schema, floats=floats)
