@@ -63,11 +63,14 @@ def test_lines_become_requests(plain, caplog):
 
 
 def test_of_a_long_request_the_furthest_stages_are_kept_then_the_order_of_the_lines(plain, caplog):
-    given = dict(user=[1] * 4 + [2], time=[20] * 4 + [30], stage=[1, 1, 0, 1, 0], labels={"x": [0.1, 0.2, 0.3, 0.4, 0.5]})
-    made, without, cut = from_columns(plain.log, **given, rows=[3, 2, 4, 1, 1], candidates=3)
+    lines = {"user": [1] * 4 + [2], "time": [20] * 4 + [30], "rows": [3, 2, 4, 1, 1], "stage": [1, 1, 0, 1, 0]}
+    given = dict(
+        labels={"x": np.array([0.1, 0.2, 0.3, 0.4, 0.5])}, **{name: np.array(values) for name, values in lines.items()}
+    )
+    made, without, cut = from_columns(plain.log, **given, candidates=3)
     assert (without, cut) == (0, 1) and made.rows.tolist() == [[4, 2, 3], [1, 0, 0]]  # row 1 came last; by row in a stage
     assert made.stage[0].tolist() == [0, 1, 1] and made.labels["x"][0].tolist() == pytest.approx([0.3, 0.2, 0.1])
-    assert from_columns(plain.log, **given, rows=[3, 2, 4, 1, 1], candidates=4)[0].rows[0].tolist() == [4, 1, 2, 3]
+    assert from_columns(plain.log, **given, candidates=4)[0].rows[0].tolist() == [4, 1, 2, 3]
     lines = {"user": ["ann"] * 3, "item": [9, 8, 7], "time": [20] * 3, "stage": ["exposed", "ranked", "ranked"]}
     few = aif.read_cascade(lines, plain, candidates=2).cascade
     assert few.rows.tolist() == [plain.items.encode([9, 8]).tolist()]
@@ -84,16 +87,17 @@ def test_a_csv_has_empty_values_where_the_log_does_not_know(plain, tmp_path):
         aif.read_cascade(tmp_path / "log.csv", plain, labels=("score",))
 
 
-def test_a_line_that_comes_twice_is_named_as_its_file_has_it(plain, tmp_path):
+def test_a_line_that_comes_twice_is_named_as_its_file_has_it(tmp_path):
     """Times in milliseconds, lines counted with the header."""
     rows = ["user,item,time,stage", "bob,7,30000,exposed", "ann,9,20001,exposed", "ann,8,20001,ranked", "ann,9,20500,ranked"]
     (tmp_path / "log.csv").write_text("\n".join(rows) + "\n")
-    columns = aif.Columns(time_unit="ms")
+    in_ms = {"time": [1000 * time for time in EVENTS["time"]]}
+    data = aif.read(EVENTS | in_ms, items=ITEMS, columns=aif.Columns(time_unit="ms"))
     message = r"got item 9 twice in the request of user 'ann' at 20001, in line 3 and line 5 of .*log.csv$"
-    refused(ValueError, message, aif.read_cascade, tmp_path / "log.csv", plain, columns=columns)
+    refused(ValueError, message, aif.read_cascade, tmp_path / "log.csv", data)
     (tmp_path / "log.csv").write_text("\n".join(rows).replace("8,20001,ranked", "8,20001,") + "\n")
     message = r"log.csv, line 4, column 'stage': null: expected a category in every row, got nothing"
-    refused(ValueError, message, aif.read_cascade, tmp_path / "log.csv", plain, columns=columns)
+    refused(ValueError, message, aif.read_cascade, tmp_path / "log.csv", data)
 
 
 def test_wrong_cascades_are_refused(plain):
@@ -104,7 +108,7 @@ def test_wrong_cascades_are_refused(plain):
     refused(ValueError, f"{twice} row 3 of cascade$", aif.read_cascade, six | {"item": [7, 9, 9, 8, 7, 8]}, plain)
     with pytest.raises(ValueError, match=f"{twice} row 4 of cascade; 2 such lines in all"):
         aif.read_cascade(six | {"item": [7, 9, 8, 9, 7, 7]}, plain)
-    good = from_columns(plain.log, user=[1], time=[20], rows=[3], stage=[0], labels={}, candidates=2)[0]
+    good = aif.read_cascade({name: values[1:2] for name, values in LINES.items()}, plain, candidates=2).cascade
     for change, message in (
         ({"positions": np.array([1], np.int32)}, "Cascade.positions: expected dtype int64"),
         ({"stage": np.full((1, 2), 4, np.int8)}, r"Cascade.stage: expected values in \[0, 4\)"),
@@ -117,17 +121,6 @@ def test_wrong_cascades_are_refused(plain):
         Cascade(positions=np.array([2, 1]), rows=np.ones((2, 1), np.int32), stage=np.zeros((2, 1), np.int8), labels={})
     with pytest.raises(ValueError, match=r"Dataset.cascade.rows: expected values in \[0, 5\)"):
         dataclasses.replace(plain, cascade=dataclasses.replace(good, rows=np.full((1, 2), 9, np.int32)))
-    columns = dict(user=[1], time=[20], rows=[3], stage=[0])
-    two = dict(user=[1] * 4, time=[20] * 4, rows=[1, 3, 2, 3], stage=[1, 1, 0, 0])
-    twice = "got item row 3 twice in the request of user row 1 at 20 s, in lines 2 and 4$"
-    refused(ValueError, twice, from_columns, plain.log, **two, labels={}, candidates=2)
-    for wrong, message in (
-        ({"stage": [5]}, "stage: expected values in"),
-        ({"user": [1.7]}, "user: expected integers, got dtype float64"),
-        ({"time": [20.9]}, "time: expected integer seconds, got dtype float64"),
-        ({"rows": [-3]}, "item: expected values in"),
-    ):
-        refused((TypeError, ValueError), message, from_columns, plain.log, **columns | wrong, labels={}, candidates=2)
     refused(ValueError, "Dataset.cascade: expected a Cascade", sources.logged, plain)
 
 

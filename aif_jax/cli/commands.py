@@ -178,7 +178,7 @@ def run_train(options: argparse.Namespace) -> int:
     if options.cascade is not None:
         ranker = () if teacher is None or not isinstance(teacher.ranker, str) else (teacher.ranker,)
         labels = tuple(dict.fromkeys((*objective_names(changes.get("objectives", ())), *ranker)))
-        data = read_cascade(options.cascade, data, labels=labels, user=columns.user, item=columns.item, time=columns.time)
+        data = read_cascade(options.cascade, data, labels=labels)
     with shared.as_usage("--set"):
         changes |= {"head": HEADS.from_json(changes["head"])} if "head" in changes else {}
         model = build(PRESETS[options.preset](data.schema, **changes))

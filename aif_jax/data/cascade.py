@@ -4,12 +4,13 @@ Pre-ranking sees what retrieval found, not what was shown. `candidates.staged` m
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from aif_jax.checks import expect, expect_array, expect_integers, expect_range
+from aif_jax.checks import expect, expect_array, expect_range
+from aif_jax.data.events import EventLog
 
 STAGE = "stage"
 """The label that says how far a candidate came: a position in STAGES."""
@@ -76,37 +77,16 @@ class Cascade:
 
 
 def from_columns(
-    log: Any, *, user: Any, time: Any, rows: Any, stage: Any, labels: Mapping[str, Any], candidates: int,
-    names: Callable[[int, int], tuple[str, str, str]] | None = None,
+    log: EventLog, *, user: np.ndarray, time: np.ndarray, rows: np.ndarray, stage: np.ndarray,
+    labels: Mapping[str, np.ndarray], candidates: int,
 ) -> tuple[Cascade, int, int]:  # fmt: skip
     """Return a cascade from one line a candidate, the number of requests left out, and the number of candidates cut.
 
     A request is the events of one user at one time; without an event in the log it has no history and is left out, as are lines
-    of row 0. Of more than `candidates` the furthest stages are kept, then the first lines. `names(line, other line)` gives the
-    names of item, request and lines for the error about a repeated candidate; default: rows, seconds, lines counted from 1.
-
-    Raises:
-      TypeError, ValueError: values that are no integers in range; arrays that do not fit together; a candidate that is repeated
-        in a request; infinite labels.
+    of row 0. Of more than `candidates` the furthest stages are kept, then the first lines. A candidate comes once in a request.
     """
-    given = {"user": (user, 2**31), "item": (rows, 2**31), STAGE: (stage, len(LOGGED))}
-    user, rows, stage = (expect_integers(v, name, size=size).astype(np.int64) for name, (v, size) in given.items())
-    time = np.asarray(time)
-    expect(time.dtype.kind in "iu", "time", "integer seconds", f"dtype {time.dtype.name}")
-    time = time.astype(np.int64)
     expect(candidates >= 1, "candidates", "at least 1", candidates)
-    for name, values in {"time": time, "item": rows, STAGE: stage, **labels}.items():
-        expect(np.shape(values) == user.shape, name, f"{len(user)} values like the users", np.shape(values))
-    lines = np.flatnonzero((rows > 0) & (user > 0) & (user < log.users))
-    order = lines[np.lexsort((rows[lines], time[lines], user[lines]))]  # stable: equal ones in the order of the lines
-    same = np.flatnonzero(np.logical_and.reduce([np.diff(values[order]) == 0 for values in (user, time, rows)]))
-    if same.size:
-        at = same[np.argmin(order[same + 1])]
-        one, other = map(int, order[at : at + 2])
-        plain = f"item row {rows[one]}", f"user row {user[one]} at {time[one]} s", f"lines {one + 1} and {other + 1}"
-        item, who, where = plain if names is None else names(one, other)
-        more = f"; {same.size} such lines in all" if same.size > 1 else ""
-        expect(False, "cascade", "every item once in a request", f"{item} twice in the request of {who}, in {where}{more}")
+    lines = np.flatnonzero((rows > 0) & (user > 0))
     start = log.request_start(user[lines], time[lines])
     unseen, lines = lines[start < 0], lines[start >= 0]
     without = len(set(zip(user[unseen].tolist(), time[unseen].tolist(), strict=True)))
@@ -117,9 +97,9 @@ def from_columns(
     chosen = chosen[np.lexsort((rows[lines[chosen]], stage[lines[chosen]], request[chosen]))]
     at, chosen = (request[chosen], place[place < candidates]), lines[chosen]
 
-    def table(values: Any, dtype: Any, fill: Any) -> np.ndarray:
+    def table(values: np.ndarray, dtype: Any, fill: Any) -> np.ndarray:
         filled = np.full((len(positions), candidates), fill, dtype)
-        filled[at] = np.asarray(values)[chosen]
+        filled[at] = values[chosen]
         return filled
 
     cascade = Cascade(

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from aif_jax.data.cascade import LOGGED, from_columns
 from aif_jax.data.dataset import Dataset
 from aif_jax.encoding.columns import Columns
 from aif_jax.readers.read import table_and_columns
-from aif_jax.readers.tables import Source
+from aif_jax.readers.tables import LoadedTable, Source
 
 logger = logging.getLogger(__name__)
 
@@ -22,15 +23,11 @@ def read_cascade(
     source: Source,
     data: Dataset,
     *,
-    user: str = "user",
-    item: str = "item",
-    time: str = "time",
     stage: str = "stage",
     labels: Mapping[str, str] | tuple[str, ...] = (),
     candidates: int = CANDIDATES,
-    columns: Columns | None = None,
 ) -> Dataset:
-    """Read a cascade's log and return the data with it; users, items and times are named as in the events; errors as `read`.
+    """Read a cascade's log and return the data with it; users, items and times are as in the events; errors as `read`.
 
     A request is all lines of one user and time. Its history is what the event log has of the user strictly earlier, so requests
     at whose time the log has no event of the user (nothing was shown) are left out; the logger "aif_jax.readers.cascade" counts
@@ -44,7 +41,6 @@ def read_cascade(
       labels: columns of numbers: the objectives' labels, the ranker's score; or their new names by column. NaN, or an empty
         value in CSV, where the log does not know.
       candidates: M, of a request at most; the furthest stages are kept, then the order of the lines.
-      columns: for the unit of times; None takes those of the data's encoder.
 
     Example:
       >>> import aif_jax as aif
@@ -56,34 +52,28 @@ def read_cascade(
       Cascade(1 requests of up to 1,024 candidates: 1 exposed, 1 ranked, 0 pre_ranked, 1 retrieved; labels ['ranker'])
     """
     named = dict(labels) if isinstance(labels, Mapping) else {name: name for name in labels}
-    columns = columns or data.columns
-    text = tuple(name for name in columns.text if name in (user, item))
-    reading = Columns(time_unit=columns.time_unit, text=(*text, stage))
-    kinds = {user: "id", item: "id", time: "time", stage: "category"} | dict.fromkeys(named, "number")
-    lines, table = table_and_columns(source, kinds, columns=reading, name="cascade")  # type: ignore[arg-type]
+    kinds = {stage: "category"} | dict.fromkeys(named, "number")
+    lines, table, users, rows = _lines(source, data, kinds, name="cascade", text=(stage,))
     stages, which = np.unique(table[stage], return_inverse=True)
     codes = np.array([LOGGED.index(name) if name in LOGGED else -1 for name in stages.tolist()], np.int64)
     if (codes < 0).any():
         where = f"{lines.label}, {lines.locate(int(np.argmax(codes[which] < 0)))}, column {stage!r}"
         unknown = stages[codes < 0].tolist()[:8]
         expect(False, f"cascade {stage}", f"stages among {LOGGED}", f"{unknown}, the first in {where}")
-    rows = data.items.encode(table[item])
-    users = data.users.encode(table[user])
-
-    def names(one: int, other: int) -> tuple[str, str, str]:
-        who, what = (table[name][one : one + 1].tolist()[0] for name in (user, item))
-        where = f"{lines.locate(one)} and {lines.locate(other)} of {lines.label}"
-        return f"item {what!r}", f"user {who!r} at {int(lines.times(time)[one])}", where
-
+    user, item, time = (table[name] for name in (data.columns.user, data.columns.item, data.columns.time))
+    known = np.flatnonzero((rows > 0) & (users > 0))
+    order = known[np.lexsort((rows[known], time[known], users[known]))]  # stable: equal ones in the order of the lines
+    same = np.flatnonzero(np.logical_and.reduce([np.diff(values[order]) == 0 for values in (users, time, rows)]))
+    if same.size:
+        one, other = map(int, order[(at := same[np.argmin(order[same + 1])]) : at + 2])
+        who, what = (values[one : one + 1].tolist()[0] for values in (user, item))
+        where = f"in {lines.locate(one)} and {lines.locate(other)} of {lines.label}"
+        got = f"item {what!r} twice in the request of user {who!r} at {int(lines.times(data.columns.time)[one])}, {where}"
+        more = f"; {same.size} such lines in all" if same.size > 1 else ""
+        expect(False, "cascade", "every item once in a request", f"{got}{more}")
+    named_labels = {new: table[name] for name, new in named.items()}
     cascade, without, cut = from_columns(
-        data.log,
-        user=users,
-        time=table[time],
-        rows=rows,
-        stage=codes[which],
-        labels={new: table[name] for name, new in named.items()},
-        candidates=candidates,
-        names=names,
+        data.log, user=users, time=time, rows=rows, stage=codes[which], labels=named_labels, candidates=candidates
     )
     lost = int(np.count_nonzero((rows == 0) | (users == 0)))
     if without or lost:
@@ -116,12 +106,8 @@ def read_candidates(source: Source, data: Dataset) -> np.ndarray:
       >>> read_candidates({"user": ["ann"] * 2, "item": [9, 7], "time": [20] * 2}, data).tolist()
       [[0, 0], [3, 1]]
     """
-    columns, log = data.columns, data.log
-    user, item, time = columns.user, columns.item, columns.time
-    reading = Columns(time_unit=columns.time_unit, text=tuple(name for name in columns.text if name in (user, item)))
-    lines, table = table_and_columns(source, {user: "id", item: "id", time: "time"}, columns=reading, name="candidates")
-    users, rows, times = data.users.encode(table[user]), data.items.encode(table[item]), table[time]
-    first = log.request_start(users, times)
+    log, (lines, table, users, rows) = data.log, _lines(source, data, {}, name="candidates")
+    first = log.request_start(users, table[data.columns.time])
     there = (rows > 0) & (users > 0) & (first >= 0)
     expect(there.any(), str(lines.label), "a known item, at the user and time of an event", f"none in {len(there):,} lines")
     if lost := int(np.count_nonzero(~there)):
@@ -133,3 +119,15 @@ def read_candidates(source: Source, data: Dataset) -> np.ndarray:
     lists = np.zeros((len(log), place.max() + 1), np.int32)
     lists[first, place] = rows
     return lists[log.history_end(np.arange(len(log)))]
+
+
+def _lines(
+    source: Source, data: Dataset, kinds: Mapping[str, str], *, name: str, text: tuple[str, ...] = ()
+) -> tuple[LoadedTable, dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    """Return a table of lines, its columns, and the rows of users and of items: as the events have them, and `kinds`."""
+    columns = data.columns
+    ids = (columns.user, columns.item)
+    reading = Columns(time_unit=columns.time_unit, text=(*(name for name in columns.text if name in ids), *text))
+    every: Any = dict.fromkeys(ids, "id") | {columns.time: "time"} | kinds
+    lines, table = table_and_columns(source, every, columns=reading, name=name)
+    return lines, table, data.users.encode(table[columns.user]), data.items.encode(table[columns.item])
