@@ -122,7 +122,6 @@ def build_rate(world: World, *, items: int, rounds: int) -> dict[str, Any]:
 def costs_by_size(world: World, *, sizes: list[int], rounds: int) -> dict[str, Any]:
     """Return update and look-up time by catalogue size, all sizes in turn."""
     held = {size: world.build(size, storage="bfloat16", progress=size > 10**6) for size in sizes}
-    host = {size: index.host_bytes / size for size, index in held.items()}
     rng = np.random.default_rng(1)
 
     def update(size: int) -> float:
@@ -146,7 +145,6 @@ def costs_by_size(world: World, *, sizes: list[int], rounds: int) -> dict[str, A
         "upsert_1000_ms": upserts,
         "upsert_largest_over_smallest": upserts[str(max(sizes))] / upserts[str(min(sizes))],
         "lookup_10k_ms": {str(size): medians[f"lookup {size}"] for size in sizes},
-        "host_bytes_per_item": {str(size): host[size] for size in sizes},
     }
 
 

@@ -129,11 +129,6 @@ class IdMap:
         self.pages = np.full((1, PAGE), -1, np.int32)
         self.numbers = FreeList(1)  # of pages; page 0 is the page of unused keys
 
-    @property
-    def nbytes(self) -> int:
-        """Host bytes of keys and pages."""
-        return sum(array.nbytes for array in (*self.flat, self.pages) if array is not None)
-
     def fill(self, keys: Keys) -> View:
         """Return the first version of a new map: distinct keys [n] with rows 0 to n - 1, written sorted by bucket: fast."""
         packed = np.sort((self.home(keys.key) << 32) | np.arange(len(keys.key)))

@@ -97,8 +97,8 @@ def verify(path: str | Path) -> Manifest:
     return manifest
 
 
-def _read(path: str | Path, like: Any = None) -> Any:
-    return sealed.read(path, format=FORMAT, like=like, rebuild=REBUILD)
+def _read(path: str | Path) -> Any:
+    return sealed.read(path, format=FORMAT, rebuild=REBUILD)
 
 
 def _id_arrays(keys: Keys) -> dict[str, np.ndarray]:
@@ -204,13 +204,11 @@ class ItemIndex:
         if manifest.version != trained.version:
             raise VersionMismatch(f"index in {path}", expected=trained.version, got=manifest.version)
         program = ItemProgram(trained, storage=manifest.storage, batch_size=manifest.batch_size, mesh=mesh)
-        count, shapes = manifest.items, jax.eval_shape(unpack, program.shapes())
-        columns = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape[1:]), leaf.dtype), shapes)
-        mark = np.broadcast_to(np.uint32(0), count) if manifest.ids == "strings" else None
-        keys = _id_arrays(Keys(np.broadcast_to(np.int64(0), count), mark))
-        trees = _read(path, {"ids": keys, "rows": columns})
-        keys = Keys(trees["ids"]["ids"], trees["ids"].get("marks"))
-        return cls._of_columns(program, keys, trees["rows"], capacity_for(count, mesh, capacity), manifest.ids)
+        arrays = leaves_by_path(_read(path))
+        keys = Keys(*(arrays.pop(name, None) for name in ("ids/ids", "ids/marks")))
+        expect(len(keys.key) == manifest.items, f"{path}", f"{manifest.items} items", len(keys.key), error=CheckpointError)
+        wanted = leaves_by_path({"rows": program.columns()})
+        return cls._of_columns(program, keys, arrays, wanted, capacity_for(len(keys.key), mesh, capacity), manifest.ids)
 
     @classmethod
     def from_parts(
@@ -246,20 +244,20 @@ class ItemIndex:
         Raises ValueError for columns other than those of the model's rows.
         """
         program = ItemProgram(trained, storage="float32", batch_size=min(BATCH, max(len(keys.key), 1)), mesh=None)
-        shapes, count = jax.eval_shape(unpack, program.shapes()), len(keys.key)
-        wanted = leaves_by_path(shapes, separator=".")
-        expect_names(rows, "rows", wanted)
-        columns = jax.tree.unflatten(jax.tree.structure(shapes), [
-            expect_array(rows[name], f"rows {name}", dtype=leaf.dtype, shape=(count, *leaf.shape[1:]))
-            for name, leaf in wanted.items()
-        ])  # fmt: skip
-        return cls._of_columns(program, keys, columns, capacity_for(count))
+        wanted = leaves_by_path(program.columns(), separator=".")
+        return cls._of_columns(program, keys, rows, wanted, capacity_for(len(keys.key)))
 
     @classmethod
     def _of_columns(
-        cls, program: ItemProgram, keys: Keys, columns: Any, capacity: int, kind: IdKind | None = None
+        cls, program: ItemProgram, keys: Keys, arrays: Any, wanted: dict[str, Any], capacity: int, kind: IdKind | None = None
     ) -> ItemIndex:
-        """Return the index of distinct keys [n] and the columns [n] of their rows."""
+        """Return the index of distinct keys [n] and arrays [n] by name, which must be those of the program's columns."""
+        expect_names(arrays, "rows", wanted)
+        leaves = [
+            expect_array(arrays[name], name, dtype=leaf.dtype, shape=(len(keys.key), *leaf.shape[1:]))
+            for name, leaf in wanted.items()
+        ]
+        columns = jax.tree.unflatten(jax.tree.structure(program.columns()), leaves)
         batches = ((keys.take(part), program.packed(take(columns, part))) for part in program.parts(len(keys.key)))
         return cls(*fill(program, batches, capacity=capacity, kind=kind))
 
@@ -310,11 +308,6 @@ class ItemIndex:
     def bytes_per_row(self) -> float:
         """Device bytes of one row of the table."""
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self.shapes)) / self.capacity
-
-    @property
-    def host_bytes(self) -> int:
-        """Host bytes of the id map, shared by all snapshots."""
-        return self._store.ids.nbytes + self._view.directory.nbytes
 
     def reading(self) -> AbstractContextManager[Packed]:
         """Lock the stored rows for reading: `with index.reading() as table:` while a program that decodes them is dispatched.

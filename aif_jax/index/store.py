@@ -24,7 +24,7 @@ from aif_jax import sharding
 from aif_jax.checks import expect
 from aif_jax.features import item_specs
 from aif_jax.index.ids import FreeList, IdMap, Keys
-from aif_jax.store.codec import STORAGES, Packed, Storage, encode, pack
+from aif_jax.store.codec import STORAGES, Packed, Storage, encode, pack, unpack
 from aif_jax.store.trained import Trained
 from aif_jax.types import ItemFeatures, ItemRow, Params
 
@@ -96,6 +96,10 @@ class ItemProgram:
     def words(self, words: np.ndarray) -> Packed:
         """Return stored rows [batch_size] of the words uint32 of at most `batch_size` rows."""
         return Packed(words=self._placed(words), layout=self.shapes().layout)
+
+    def columns(self) -> Any:
+        """Return shapes and dtypes of one batch of rows by column."""
+        return jax.eval_shape(unpack, self.shapes())
 
     def shapes(self) -> Packed:
         """Return shapes and dtypes of one batch of stored rows."""

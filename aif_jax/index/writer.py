@@ -150,10 +150,8 @@ class IndexWriter:
         self._positions = positions_by_partition(positions)
         self._saved_positions: dict[int, int] = {}
         self._every_updates, self._every_seconds, self._keep, self._clock = every_updates, every_seconds, keep, clock
-        self._changes = 1  # what is not on disk counts as a change
-        self._saved_changes = 0
-        self._tried_changes, self._tried_at = 0, clock()  # of the last save, whatever became of it
-        self._snapshots = 0
+        self._unsaved = self._untried = 1  # changes since the last save, and since the last try; of a new writer the index
+        self._tried_at, self._snapshots = clock(), 0
 
     @classmethod
     def start(cls, directory: str | Path, index: ItemIndex, **options: Any) -> IndexWriter:
@@ -207,7 +205,7 @@ class IndexWriter:
             lease.release()
             raise
         writer._lease = lease
-        writer._saved_positions, writer._changes = writer.positions, 0
+        writer._saved_positions, writer._unsaved, writer._untried = writer.positions, 0, 0
         writer._remove_old()  # what a kill in the middle of a save or a removal left: there may be nothing left to save
         return writer
 
@@ -255,30 +253,31 @@ class IndexWriter:
             index = index.delete(deleted) if upserted is None else index.upsert(*upserted)
         self.index = index
         self._positions[partition] = position
-        self._changes += 1
+        self._unsaved += 1
+        self._untried += 1
         if self._due():
             self.snapshot()
         return True
 
     def tick(self) -> None:
         """Save a snapshot where one is due by time and something changed: for streams that pause; raises as `snapshot`."""
-        if self._every_seconds is not None and self._changes > self._tried_changes and self._due():
+        if self._every_seconds is not None and self._untried and self._due():
             self.snapshot()
 
     def snapshot(self) -> None:
         """Save the index now and remove the oldest snapshots beyond `keep`; may raise OSError, WriterConflict."""
-        self._tried_changes, self._tried_at = self._changes, self._clock()
+        self._untried, self._tried_at = 0, self._clock()
         self._snapshots += 1
         self._lease.check()
         self.index.save(self.directory / f"{self._lease.number:06d}-{self._snapshots:010d}", positions=self._positions)
         self._lease.check()  # a snapshot that came too late sorts before those of the new owner
-        self._saved_positions, self._saved_changes = self.positions, self._changes
+        self._saved_positions, self._unsaved = self.positions, 0
         self._remove_old()
 
     def close(self) -> None:
         """Save what is not on disk yet and releases the directory; may raise OSError, WriterConflict."""
         try:
-            if self._saved_changes < self._changes:
+            if self._unsaved:
                 self.snapshot()
         finally:
             self._lease.release()
@@ -290,7 +289,7 @@ class IndexWriter:
         self.close()
 
     def _due(self) -> bool:
-        by_count = self._every_updates is not None and self._changes - self._tried_changes >= self._every_updates
+        by_count = self._every_updates is not None and self._untried >= self._every_updates
         return by_count or (self._every_seconds is not None and self._clock() - self._tried_at >= self._every_seconds)
 
     def _remove_old(self) -> None:

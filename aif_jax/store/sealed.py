@@ -23,7 +23,7 @@ from aif_jax.export.consume import files
 from aif_jax.export.consume.files import MANIFEST, seal
 from aif_jax.store.folders import METADATA_FILE, CheckpointError, local, new_folder, unfinished
 from aif_jax.store.trained import __version__
-from aif_jax.trees import describe, leaves_by_path, listed, mismatches, nest
+from aif_jax.trees import leaves_by_path, nest
 
 ARRAYS = "arrays.safetensors"
 
@@ -74,14 +74,10 @@ def inspect(path: str | Path, *, format: str, rebuild: str = "write it again") -
     return manifest
 
 
-def read(path: str | Path, *, format: str, like: Any = None, rebuild: str = "write it again") -> Any:
-    """Return the arrays of a folder, compared with their checksum, as read-only views of the bytes read.
+def read(path: str | Path, *, format: str, rebuild: str = "write it again") -> dict[str, Any]:
+    """Return the arrays of a folder in nested dicts, compared with their checksum, as read-only views of the bytes read.
 
-    Args:
-      path, format, rebuild: see `inspect`.
-      like: a tree of arrays or of `jax.ShapeDtypeStruct` that the folder must fit; None gives nested dicts.
-
-    Raises FileNotFoundError, CheckpointError: as `inspect`, or arrays that are torn, altered, or do not fit, by path.
+    Raises FileNotFoundError, CheckpointError: as `inspect`, or arrays that are torn or altered.
     """
     path = local(path)
     manifest = inspect(path, format=format, rebuild=rebuild)
@@ -90,13 +86,7 @@ def read(path: str | Path, *, format: str, like: Any = None, rebuild: str = "wri
     listing = {name: {"dtype": str(leaf.dtype), "shape": list(leaf.shape)} for name, leaf in arrays.items()}
     if listing != manifest["arrays"]:
         raise CheckpointError(f"{path}: {ARRAYS} was altered: expected the arrays that {MANIFEST} lists, got others; {rebuild}")
-    if like is None:
-        return nest({name: arrays[name] for name in manifest["arrays"]})
-    templates = leaves_by_path(like)
-    got, expected = ({name: describe(leaf) for name, leaf in leaves.items()} for leaves in (arrays, templates))
-    if lines := mismatches(got, expected, source="snapshot"):
-        raise CheckpointError(f"{path}: does not fit the template; {rebuild}:\n{listed(lines)}")
-    return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in templates])
+    return nest({name: arrays[name] for name in manifest["arrays"]})
 
 
 def nbytes(manifest: Mapping[str, Any]) -> int:

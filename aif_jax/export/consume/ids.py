@@ -9,11 +9,9 @@ import numpy as np
 
 from .files import ExportError, expect
 
-WORD = (1 << 64) - 1
 MULTIPLIER, PRIME = np.uint64(0x9E3779B97F4A7C15), np.uint32(0x01000193)
 EMPTY = np.iinfo(np.int64).min
 """Marks a free slot of the id map of an index, and so is no valid id."""
-FEW = 16  # strings below which Python's integers are faster than NumPy's calls
 
 
 class Ids:
@@ -71,32 +69,14 @@ def hashes(strings: list[str]) -> tuple[np.ndarray, np.ndarray]:
     order = np.argsort(-lengths, kind="stable")  # the longest first: strings with a character left are a prefix
     starts, sizes = (np.cumsum(lengths) - lengths)[order], lengths[order]
     mixed, marks = np.full(len(strings), 0xCBF29CE484222325, np.uint64), np.full(len(strings), 0x811C9DC5, np.uint32)
-    place = int(sizes[FEW]) if len(strings) > FEW else 0
-    for at, count in enumerate(np.searchsorted(-sizes, -np.arange(place), side="left").tolist()):
-        mixed[:count], marks[:count] = _step(mixed[:count], marks[:count], points[starts[:count] + at])
-    for row in range(min(FEW, len(strings))):  # so one long string costs no array operation for each of its characters
-        rest = points[starts[row] + place : starts[row] + sizes[row]].tolist()
-        mixed[row], marks[row] = _rest(int(mixed[row]), int(marks[row]), rest)
-    back = np.empty_like(order)
-    back[order] = np.arange(len(order))
-    mixed, marks = mixed[back], marks[back]
+    for at, count in enumerate(np.searchsorted(-sizes, -np.arange(lengths.max(initial=0)), side="left").tolist()):
+        character = points[starts[:count] + at]
+        step = (mixed[:count] ^ character) * MULTIPLIER
+        mixed[:count], marks[:count] = step ^ (step >> np.uint64(32)), (marks[:count] ^ character) * PRIME
+    mixed[order], marks[order] = mixed.copy(), marks.copy()
     mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
     ids = (mixed ^ (mixed >> np.uint64(32))).view(np.int64)
     return np.where(ids == EMPTY, 0, ids), marks
-
-
-def _step(mixed: np.ndarray, marks: np.ndarray, character: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    step = (mixed ^ character) * MULTIPLIER
-    return step ^ (step >> np.uint64(32)), (marks ^ character) * PRIME
-
-
-def _rest(mixed: int, mark: int, characters: list[int]) -> tuple[int, int]:
-    """Return `_step` for every character of one string."""
-    multiplier, prime = int(MULTIPLIER), int(PRIME)
-    for character in characters:
-        step = (mixed ^ character) * multiplier & WORD
-        mixed, mark = step ^ step >> 32, (mark ^ character) * prime & 0xFFFFFFFF
-    return mixed, mark
 
 
 def _strings(utf8: np.ndarray, offsets: np.ndarray, name: str) -> np.ndarray:
