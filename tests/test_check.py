@@ -8,10 +8,13 @@ from aif_jax.encoding.columns import Columns
 from aif_jax.encoding.encoder import Encoder, schema_of
 from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.readers import check
+from tests.refusals import refused
 
 EVENTS = "user,item,time\n1,7,10\n1,8,20\n2,7,5\n2,7,6\n3,8,9\n3,7,11\n"
 ITEMS = "item,category\n7,tea\n8,cup\n"
 USERS = "user,age\n1,.5\n2,.25\n3,1\n"
+LONG = "user,item,time\n" + "".join(f"{user},7,{user}\n" for user in range(1, 150_000)) + "x,7,150000\n"
+"""A column that begins with a block of integers is one of integers; what comes later is named, not made text of all."""
 
 
 def write(folder, **texts):
@@ -24,11 +27,6 @@ def found(folder, *, items=True, users=False, columns=None, **options):
     files = {name: folder / f"{name}.csv" for name, there in (("items", items), ("users", users)) if there}
     report = check(folder / "events.csv", columns=columns or Columns(), **files, **options)
     return [(p.kind, p.row and p.row + 1, p.column, p.got) for p in report.problems]
-
-
-def suspicions(*files, **options):
-    """kind, column, got of everything suspicious; `read` logs the same."""
-    return [(s.kind, s.column, s.got) for s in check(*files, **options).suspicions]
 
 
 @pytest.fixture
@@ -85,8 +83,8 @@ def test_all_problems_of_a_file_at_once(folder):
         ("negative id", 3, "item", "-8"),
         ("unknown item", 5, "item", "9"),
     ]
-    ((kind, column, got),) = suspicions(folder / "events.csv", items=folder / "items.csv", columns=Columns())
-    assert (kind, column) == ("repeated event", None) and "1 of 5 events, such as line 8 (as line 7)" in got
+    (suspicion,) = check(folder / "events.csv", items=folder / "items.csv", columns=Columns()).suspicions
+    assert suspicion.kind == "repeated event" and "1 of 5 events, such as line 8 (as line 7)" in suspicion.got
 
 
 def test_parquet_tells_rows(tmp_path):
@@ -115,18 +113,18 @@ def test_torn_parquet(folder):
     assert problem.kind == "unreadable file" and "magic bytes" in problem.got
 
 
-def test_seconds_read_as_milliseconds(folder):
-    write(folder, events="user,item,time\n1,7,1511544070\n")
-    assert found(folder, columns=Columns(time_unit="ms")) == [("time unit", 2, "time", "1511544070, which looks like 's'")]
-
-
-def test_ids_of_two_kinds_and_with_leading_zeros(folder):
-    write(folder, items="item,category\nseven,tea\neight,cup\n")
-    assert found(folder) == [("wrong type", None, "item", "text")]
-    write(folder, events="user,item,time\n1,07,10\n1,7,20\n", items="item,category\n07,tea\n7,cup\n")
-    assert found(folder) == []  # two text ids
-    write(folder, items="item,category\n7,tea\n8,cup\n")
-    assert found(folder) == [("wrong type", 2, "item", "'07'")]
+@pytest.mark.parametrize(("files", "columns", "problems"), [
+    (dict(events="user,item,time\n1,7,1511544070\n"), Columns(time_unit="ms"),
+     [("time unit", 2, "time", "1511544070, which looks like 's'")]),
+    (dict(items="item,category\nseven,tea\neight,cup\n"), None, [("wrong type", None, "item", "text")]),  # of two kinds
+    (dict(events="user,item,time\n1,07,10\n1,7,20\n", items="item,category\n07,tea\n7,cup\n"), None, []),  # two text ids
+    (dict(events="user,item,time\n1,07,10\n1,7,20\n"), None, [("wrong type", 2, "item", "'07'")]),
+    (dict(events=LONG), None, [("wrong type", 150_001, "user", "'x'")]),
+    (dict(events=LONG), Columns(text=("user",)), []),
+], ids=["unit", "two kinds", "text with zeros", "integers with zeros", "text after integers", "text"])  # fmt: skip
+def test_units_and_kinds_of_ids(folder, files, columns, problems):
+    write(folder, **files)
+    assert found(folder, columns=columns) == problems
 
 
 def test_values_that_a_trained_model_lacks(folder):
@@ -147,8 +145,8 @@ def test_cap_lists_some_and_counts_all(folder):
     report = check(folder / "events.csv", columns=Columns(), cap=5)
     assert report.totals == {"null": 30, "negative id": 1}
     assert [p.row for p in report.problems] == [1, 2, 3, 4, 5, 31]
-    with pytest.raises(ValueError, match="cap: expected at least 1 problem of a kind, got 0"):
-        check(folder / "events.csv", columns=Columns(), cap=0)
+    message = "cap: expected at least 1 problem of a kind, got 0"
+    refused(ValueError, message, check, folder / "events.csv", columns=Columns(), cap=0)
     assert "null: 30\n" in str(report) and "\n  and 25 more\nnegative id: 1\n" in str(report)
 
 
@@ -176,14 +174,6 @@ def test_integers_beyond_64_bits(tmp_path):
     pq.write_table(pa.table(events), tmp_path / "e.parquet")
     (problem,) = check(tmp_path / "e.parquet", columns=Columns()).problems
     assert str(problem).endswith(f"row 2, column 'user': wrong type: expected an integer below 2^63, got {2**63}")
-
-
-def test_text_after_a_block_of_integers(folder):
-    """A column that begins with a block of integers is one of integers; what comes later is named, not made text of all."""
-    lines = "".join(f"{user},7,{user}\n" for user in range(1, 150_000)) + "x,7,150000\n"
-    write(folder, events="user,item,time\n" + lines)
-    assert found(folder) == [("wrong type", 150_001, "user", "'x'")]
-    assert found(folder, columns=Columns(text=("user",))) == []
 
 
 def test_files_of_a_folder_that_differ(tmp_path):

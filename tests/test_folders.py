@@ -38,6 +38,11 @@ def test_a_folder_appears_with_its_parents_and_leaves_nothing_else(tmp_path):
     assert contents(target) == {"file": "x"}
     assert [path.name for path in target.parent.iterdir()] == ["b"]
     assert os.stat(target).st_mode & 0o777 == 0o777 & ~umask()
+    for error in (ValueError, KeyboardInterrupt):
+        with pytest.raises(error), new_folder(tmp_path / "c") as partial:
+            (partial / "file").write_text("x")
+            raise error
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def umask():
@@ -46,18 +51,10 @@ def umask():
     return mask
 
 
-def test_a_block_that_raises_leaves_nothing(tmp_path):
-    for error in (ValueError, KeyboardInterrupt):
-        with pytest.raises(error), new_folder(tmp_path / "a") as partial:
-            (partial / "file").write_text("x")
-            raise error
-    assert not list(tmp_path.iterdir())
-
-
 def test_nothing_is_overwritten(tmp_path):
     fill(tmp_path / "a", "old")
-    with pytest.raises(FileExistsError, match="a: expected a new folder, but something is there; name another, or remove it"):
-        fill(tmp_path / "a")
+    message = "a: expected a new folder, but something is there; name another, or remove it"
+    refused(FileExistsError, message, fill, tmp_path / "a")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     refused(FileExistsError, "", fill, tmp_path / "link")
     with pytest.raises(FileExistsError), new_folder(tmp_path / "b") as partial:
@@ -121,22 +118,10 @@ def test_what_a_killed_writer_of_a_file_left_goes_with_the_next_write(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a"] and target.read_bytes() == b"new"
 
 
-def test_remove(tmp_path):
-    fill(tmp_path / "a")
-    remove_folder(tmp_path / "a")
-    refused(FileNotFoundError, "", remove_folder, tmp_path / "a")
-    assert not list(tmp_path.iterdir())
-
-
-MOMENTS = [
-    ("os.mkdir", "inner", False),
-    ("open", "inner/file", False),
-    ("os.rename", "partial", False),
+@pytest.mark.parametrize(("event", "pattern", "there"), [
+    ("os.mkdir", "inner", False), ("open", "inner/file", False), ("os.rename", "partial", False),
     ("shutil.rmtree", "partial", True),
-]
-
-
-@pytest.mark.parametrize(("event", "pattern", "there"), MOMENTS, ids=[" ".join(moment[:2]) for moment in MOMENTS])
+])  # fmt: skip
 def test_a_killed_process_leaves_all_or_nothing(tmp_path, event, pattern, there):
     target = tmp_path / "a"
     assert Life(killed_at, event, pattern, fill, target).killed()
@@ -150,6 +135,9 @@ def test_a_killed_process_leaves_all_or_nothing(tmp_path, event, pattern, there)
         fill(target)
     assert contents(target) == {"inner/file": "new"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "a.b"]
+    remove_folder(target)
+    refused(FileNotFoundError, "", remove_folder, target)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.b"]
 
 
 def test_the_work_folder_of_a_running_process_stays(tmp_path):
