@@ -34,10 +34,12 @@ OF_VARIANTS = (
 )
 """Tests of `demo.VARIANTS`, each a case by name; the others are in `standing`."""
 EXPORTED = "tests/promises/test_exported_equals_joint.py::test_exported_equals_joint"
+DEFINITIONS = "tests/blocks/test_definitions.py::test_inputs_of_the_head_are_those_of_the_definition"
 HEAD = "tests/test_head.py::test_interaction_equals_the_concatenated_head"
 TABLE = {
     DEFAULT: (
-        "tests/test_package.py", *(f"{test}[{case}]" for test in OF_VARIANTS for case in CHIEF),
+        "tests/test_package.py", f"{DEFINITIONS}[bridges]", f"{DEFINITIONS}[linear keys]",
+        *(f"{test}[{case}]" for test in OF_VARIANTS for case in CHIEF),
         f"{EXPORTED}[aif]", f"{EXPORTED}[two_tower]", f"{HEAD}[every block]", f"{HEAD}[matching]",
     ),
     "docs": ("tests/test_docs.py",),
@@ -67,9 +69,7 @@ TABLE = {
         "tests/test_lanes.py::test_commands_keep_compiled_programs",
         "tests/test_index.py::test_every_kind_of_model_scores_from_the_table_as_from_features",
         "tests/blocks/test_signatures.py",
-        "tests/blocks/test_lsh_din.py", "tests/blocks/test_simtier.py",
-        "tests/blocks/test_exact.py",
-        "tests/blocks/test_sim.py", "tests/test_carry_over.py", "tests/test_distill.py",
+        "tests/blocks/test_definitions.py", "tests/blocks/test_sim.py", "tests/test_carry_over.py", "tests/test_distill.py",
         "tests/test_calibration.py", "tests/test_objectives.py",
         "tests/test_sparse.py", "tests/test_tier_histogram.py",
         "tests/test_serving.py::test_a_process_that_serves_computes_in_the_calling_thread",

@@ -7,7 +7,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 import aif_jax as aif
-from aif_jax import checkpoint, metrics, train
+from aif_jax import metrics, train
 from aif_jax import scores as aif_scores
 from aif_jax.blocks import popularity_offset
 from aif_jax.data.split import split_by_time
@@ -20,7 +20,7 @@ from aif_jax.train.tasks import NextItem
 from aif_jax.train.training import ranking_figures
 from tests import demo
 from tests.reference.losses import sigmoid
-from tests.refusals import refused
+from tests.refusals import refused, refused_later
 from tests.serving_world import bids_for
 
 
@@ -93,9 +93,7 @@ def test_a_sampled_log_is_corrected_analytically():
     for options in ({"rate": 0.2}, {"weights": np.where(few[1] == 1, 1, 5.0)}):
         made = metrics.deciles(apply(fit(*few, **options), scores), labels)
         assert worst(made) < 0.15 and sum(made.predicted) == pytest.approx(sum(made.observed), rel=0.02), options
-    rate = fit(*few, rate=0.2)
-    plain = fit(*few)
-    np.testing.assert_allclose(apply(rate, scores), apply(plain, scores) + np.log(0.2), atol=1e-5)
+    np.testing.assert_allclose(apply(fit(*few, rate=0.2), scores), apply(fit(*few), scores) + np.log(0.2), atol=1e-5)
 
 
 def test_deciles_by_hand():
@@ -155,14 +153,13 @@ def test_a_run_is_calibrated_on_its_validation_slice_and_writes_when_told_to(dat
     assert Run.load(run.folder).version == run.version and fitted.folder is None  # in memory until it is saved
     fitted.save(tmp_path / "calibrated")
     loaded = Run.load(tmp_path / "calibrated")
-    same = jax.tree.map(lambda a, b: np.array_equal(a, b), loaded.params, fitted.params)
-    assert jax.tree.all(same) and loaded.metrics == fitted.metrics
+    assert demo.same(loaded.params, fitted.params) and loaded.metrics == fitted.metrics
     again = loaded.calibrate(data, rate=0.5, progress=False)  # replaces, does not add up
     shift = again.params["fitted"]["calibration"]["bias"] - fitted.params["fitted"]["calibration"]["bias"]
     assert shift == pytest.approx(np.log(0.5), abs=1e-5)
     knots = aif_scores.with_calibration(run.params, {"x": np.zeros(2, np.float32), "y": np.zeros(2, np.float32)})
-    with pytest.raises(ValueError, match=r"calibration: expected scale and bias; calibrate the model again, got \['x', 'y'\]"):
-        aif_scores.calibrated(knots, jnp.zeros(3))
+    message = r"calibration: expected scale and bias; calibrate the model again, got \['x', 'y'\]"
+    refused(ValueError, message, aif_scores.calibrated, knots, jnp.zeros(3))
 
 
 def test_candidates_with_log_q_calibrate_for_the_whole_catalogue(data, run):
@@ -202,8 +199,7 @@ async def test_order_by_bid_multiplies_the_calibrated_probability(world):
     async with world.engine() as engine:
         request = Request(user=3, order="bid", context=bids_for(ids))
         raw = await engine.rank(request, 8)
-        with pytest.raises(aif.VersionMismatch):
-            await engine.publish(aif.Trained(engine.model, params), world.index)
+        await refused_later(aif.VersionMismatch, "", engine.publish(aif.Trained(engine.model, params), world.index))
         await engine.publish(aif.Trained(engine.model, params), world.index_of(params))
         got = await engine.rank(request, 8)
     logits, bids = world.logits(3, ids), bids_for(ids).bids

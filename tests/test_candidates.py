@@ -128,12 +128,9 @@ def test_where_nobody_comes_back_what_was_met_before_is_no_negative():
     back = dataclasses.replace(data, repeats=True)
     assert sampled_negatives(back, sampler=sampler, negatives=50).description == plain.description
     np.testing.assert_array_equal(sampled_negatives(back, sampler=sampler, negatives=50)(at, DRAW).rows, plain(at, DRAW).rows)
-
-
-def test_a_user_who_has_met_all_that_can_be_drawn_has_no_negatives():
-    data = test_sampling.dataset()
-    sampler = NegativeSampler([0, 1, 1, 0, 0])
-    source = sampled_negatives(data, sampler=sampler, negatives=3, repeats=False, logq_correction=True)
+    # a user who has met all that can be drawn has no negatives
+    few = NegativeSampler([0, 1, 1, 0, 0])
+    source = sampled_negatives(data, sampler=few, negatives=3, repeats=False, logq_correction=True)
     found = source(np.array([0, 2]), DRAW)  # item 3 of user 1, who has met 1 and 2
     assert found.rows[0].tolist() == [1, 2, 2, 2] and found.rows[1].tolist() == [3, 0, 0, 0]
     assert found.log_q is not None and np.isfinite(found.log_q).all() and found.labels[1].tolist() == [1, 0, 0, 0]
@@ -181,12 +178,12 @@ def test_what_retrieval_found_without_the_target_and_repetitions(dataset, form):
 
 def test_wrong_sources_are_refused(dataset):
     refused(ValueError, "candidates: expected at least 1, got 0", impressions, dataset, candidates=0, threshold=2)
-    with pytest.raises(ValueError, match="candidates: expected at least 2, got 1"):
-        retrieved(dataset, retrieval=np.zeros((9, 1), np.int32), candidates=1)
-    with pytest.raises(ValueError, match=r"retrieval: expected values in \[0, 7\), got 7"):
-        retrieved(dataset, retrieval=np.full((9, 2), 7), candidates=3)(np.array([0]), DRAW)
-    with pytest.raises(ValueError, match=r"retrieval: expected rows \[1, R\], got shape \[2\]"):
-        retrieved(dataset, retrieval=lambda positions: np.array([1, 2]), candidates=3)(np.array([0]), DRAW)
+    for retrieval, count, message in (
+        (np.zeros((9, 1), np.int32), 1, "candidates: expected at least 2, got 1"),
+        (np.full((9, 2), 7), 3, r"retrieval: expected values in \[0, 7\), got 7"),
+        (lambda positions: np.array([1, 2]), 3, r"retrieval: expected rows \[1, R\], got shape \[2\]"),
+    ):
+        refused(ValueError, message, lambda of, n: retrieved(dataset, retrieval=of, candidates=n)([0], DRAW), retrieval, count)
 
 
 def test_a_source_is_described_by_what_decides_its_lists(dataset):

@@ -102,13 +102,14 @@ def test_a_loss_of_labels_by_name_keeps_its_goals():
 
 
 def test_what_does_not_fit_is_refused(data, student, teacher):
-    with pytest.raises(ValueError, match=r"fit teacher: expected a model of one objective; .*, got \['click', 'like'\]"):
-        distill.with_teacher(losses.pointwise_bce, losses.distill_listwise, ("click", "like"))
-    with pytest.raises(ValueError, match="fit loss: expected a losses.Loss or Goals next to a teacher"):
-        fit(student, data, teacher=Teacher(teacher), loss=lambda scores, labels, *, where: scores.sum(), **GIVEN)
-    several = aif.build(teacher.config.replace(objectives=("click", "like")))
-    with pytest.raises(ValueError, match=r"teacher: expected a model of one objective, or a function, got one of \['click'"):
-        distill.scores_of(aif.Trained(several, several.init(jax.random.key(5), data.catalogue)), data)
+    message, two = r"fit teacher: expected a model of one objective; .*, got \['click', 'like'\]", ("click", "like")
+    refused(ValueError, message, distill.with_teacher, losses.pointwise_bce, losses.distill_listwise, two)
+    message, loss = "fit loss: expected a losses.Loss or Goals next to a teacher", lambda scores, labels, *, where: scores.sum()
+    refused(ValueError, message, fit, student, data, teacher=Teacher(teacher), loss=loss, **GIVEN)
+    several = aif.build(teacher.config.replace(objectives=two))
+    message = r"teacher: expected a model of one objective, or a function, got one of \['click'"
+    several = aif.Trained(several, several.init(jax.random.key(5), data.catalogue))
+    refused(ValueError, message, distill.scores_of, several, data)
     other = aif.Trained(aif.build(teacher.config.with_encoding("another")), teacher.params)
     refused(aif.EncodingMismatch, "teacher", distill.scores_of, other, data)
     at = np.arange(100, 104)
@@ -152,8 +153,8 @@ def test_retrieved_candidates_are_scored_once_and_some_are_drawn_for_each_batch(
     again = distill.rank_retrieved(counted, data, at, newest(data), name="one", **given)
     np.testing.assert_array_equal(again.scores, ranked.scores)
     assert len(asked) == 3
-    with pytest.raises(ValueError, match="expected scores of this ranker, retrieval and data, got others; remove the folder"):
-        distill.rank_retrieved(counted, data, at, newest(data), name="another", **given)
+    message = "expected scores of this ranker, retrieval and data, got others; remove the folder"
+    refused(ValueError, message, distill.rank_retrieved, counted, data, at, newest(data), name="another", **given)
 
     taught = distill.distilled(source, ranked, name="one", count=5)
     rows, labels, _ = taught(at[:40], SampleKey(0, 0, 0))
@@ -196,7 +197,7 @@ def test_a_logged_ranker_is_a_column_of_scores():
     rows, scores = ranked.at(np.array([2, 4]))
     assert sorted(rows[0]) == sorted([row[3], row[5], row[6], 0]) and not rows[1].any() and np.isnan(scores[1]).all()
     assert scores[0][rows[0] == row[3]] == 2 and np.isnan(scores[0][rows[0] == row[6]])
-    with pytest.raises(ValueError, match=r"Teacher.ranker: expected a label of the cascade \['ranker'\], got 'other'"):
-        distill.logged_ranks(data, "other", np.arange(5))
-    with pytest.raises(ValueError, match="a training event whose request is in the cascade, got none"):
-        distill.logged_ranks(data, "ranker", np.array([0, 3]))
+    message = r"Teacher.ranker: expected a label of the cascade \['ranker'\], got 'other'"
+    refused(ValueError, message, distill.logged_ranks, data, "other", np.arange(5))
+    message = "a training event whose request is in the cascade, got none"
+    refused(ValueError, message, distill.logged_ranks, data, "ranker", np.array([0, 3]))

@@ -30,8 +30,8 @@ def test_a_run_that_diverges_is_an_error_and_a_rate_that_is_no_number_is_refused
         message = r"diverged: the loss was \d.* up to step \d+; take a smaller learning rate"
         refused(FloatingPointError, message, fit, small, data, **given)
     for field, value in (("learning_rate", float("nan")), ("learning_rate", float("inf")), ("weight_decay", -1.0)):
-        with pytest.raises(ValueError, match=f"FitConfig.{field}: expected a finite number of at least 0, got {value}"):
-            fit(small, data, out=tmp_path / "other", **FIT | {field: value})
+        message = f"FitConfig.{field}: expected a finite number of at least 0, got {value}"
+        refused(ValueError, message, fit, small, data, out=tmp_path / "other", **FIT | {field: value})
     assert not (tmp_path / "other").exists()
 
 
@@ -117,18 +117,6 @@ def cut_short(data, small, run, tmp_path_factory):
     return folder
 
 
-def test_a_run_goes_on_after_a_power_cut(data, small, run, cut_short, tmp_path, caplog):
-    """The log is cut within a row: the run ends as one that nothing happened to, and says which line is left out."""
-    shutil.copytree(cut_short, tmp_path / "run")
-    log = tmp_path / "run" / "log.jsonl"
-    log.write_bytes(log.read_bytes()[:7])
-    resumed = fit(small, data, **FIT | dict(out=tmp_path / "run"))
-    assert same(resumed.params, run.params) and resumed.metrics == run.metrics
-    assert "log.jsonl, line 1: left out, it is cut" in caplog.text
-    last = JsonLines(log).rows()[-1]
-    assert last["step"] == max(Checkpoints(run.folder).steps) and {"loss", "gauc"} <= last.keys()
-
-
 class Kill:
     """A log that ends the run at a step, before its checkpoint is written."""
 
@@ -143,19 +131,24 @@ class Kill:
             raise KeyboardInterrupt
 
 
-def test_a_killed_run_ends_as_one_that_was_not(data, small, run, cut_short, tmp_path):
+@pytest.mark.parametrize("cut", [False, True], ids=["killed", "power cut"])
+def test_a_killed_run_ends_as_one_that_was_not(data, small, run, cut_short, tmp_path, caplog, cut):
+    """Where its log is cut within a row too, the run says which line is left out."""
     given = FIT | dict(out=tmp_path / "run")
-    steps = max(Checkpoints(run.folder).steps)
+    steps, log = max(Checkpoints(run.folder).steps), tmp_path / "run" / "log.jsonl"
     shutil.copytree(cut_short, tmp_path / "run")
     assert Checkpoints(tmp_path / "run").steps == [steps // 2]
+    if cut:
+        log.write_bytes(log.read_bytes()[:7])
     resumed = fit(small, data, **given)
+    assert ("log.jsonl, line 1: left out, it is cut" in caplog.text) == cut
     again = fit(small, data, **given)  # finished: nothing is left to do
     for one in (resumed, again):
         assert same(one.params, run.params) and one.metrics == run.metrics
     last = [Checkpoints(folder).restore() for folder in (run.folder, tmp_path / "run")]
     assert last[0].step == last[1].step == steps and same(last[0].params, last[1].params)
-    values = [[(r["step"], r["loss"]) for r in JsonLines(f / "log.jsonl").rows()] for f in (run.folder, tmp_path / "run")]
-    assert values[0] == values[1]
+    whole, values = ([(r["step"], r["loss"]) for r in JsonLines(f).rows()] for f in (run.folder / "log.jsonl", log))
+    assert values == [row for row in whole if not cut or row[0] > steps // 2] and "gauc" in JsonLines(log).rows()[-1]
 
 
 def test_a_run_killed_in_its_first_epoch_goes_on_where_the_clock_saved_it(data, small, run, tmp_path, monkeypatch):
@@ -184,8 +177,8 @@ def test_a_folder_of_another_run_is_refused(data, small, run, tmp_path):
         (fresh | {"batch_size": 5000}, ValueError, "samples: expected at least one batch of batch_size=5000 to train on, got"),
     ):
         refused(error, message, fit, small, data, **given | changes)
-    with pytest.raises(ValueError, match="cursor: expected one of this pipeline, got one of another:\n.*pipeline.data.name"):
-        fit(small, dataclasses.replace(data, name="another"), **given)
+    message = "cursor: expected one of this pipeline, got one of another:\n.*pipeline.data.name"
+    refused(ValueError, message, fit, small, dataclasses.replace(data, name="another"), **given)
     wider = aif.build(small.config.replace(width=5))
     refused(ValueError, "expected this config and schema, got others", fit, wider, data, **given)
     again = fit(small, data, **given | fresh | {"epochs": 1})  # there was nothing to go on with

@@ -7,11 +7,10 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import blocks, layers
-from aif_jax.blocks.block import own
+from aif_jax.blocks.block import UserView, own
 from aif_jax.blocks.signatures import Signatures
 from aif_jax.trees import leaves_by_path
 from tests import demo
-from tests.blocks import parts
 
 EVERY = (*demo.BLOCKS, *demo.EXACT[:2], blocks.Sim("item"), blocks.DotProduct())
 
@@ -47,7 +46,8 @@ def test_a_block_that_overrides_nothing_does_nothing():
 def test_a_user_view_has_both_histories():
     _, params = demo.build()
     config = demo.config(short_length=3, long_length=5)
-    view = parts.view(config, params, demo.user(demo.config()))
+    features = demo.user(demo.config())
+    view = UserView(config=config, params=params, features=features, history=features.history)
     item = view.features.history.item
     assert view.short.item.tolist() == item[:3].tolist() and view.long.item.tolist() == item[:5].tolist()
     np.testing.assert_array_equal(view.embedded, layers.embed_behaviours(params, config.schema, view.long))

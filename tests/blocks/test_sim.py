@@ -5,11 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aif_jax import layers
-from aif_jax.blocks import Sim
 from aif_jax.blocks import sim as module
-from tests import demo
-from tests.blocks import parts
 from tests.reference import sim as reference
 
 D, H = 6, 3
@@ -105,26 +101,3 @@ def test_read_and_flags_match_the_reference(candidates, slots, kept_each):
     assert np.any(expected != 0)
     np.testing.assert_allclose(read(cache, query, wanted, kernel), expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(flags(cache, wanted), reference.flags(slow, wanted), rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("field", ["category", "item"])
-def test_the_block_reads_the_catalogue_s_value_of_every_behaviour(field):
-    """From ids of a history to the head's inputs: values by item id, embeddings of the long history, its own query."""
-    block = Sim(field, slots=4, length=3)
-    model, params = demo.build(blocks=(block,))
-    config, features, items = model.config, demo.user(model.config, events=20), demo.items(9)
-
-    @jax.jit
-    def run(params):
-        cache, rows, inputs = parts.head_inputs(block, model, params, features, items)
-        query = layers.dense(params["blocks"][block.name]["query"], rows.vector)
-        return parts.view(config, params, features).embedded, cache, query, inputs
-
-    embedded, cache, query, inputs = jax.tree.map(np.asarray, run(params))
-    history, catalogue = features.history, demo.catalogue()
-    slow = reference.user_half(catalogue.ids[field][history.item], embedded, history.age, history.mask, 4, 3)
-    check(cache, slow, 4)
-    value = catalogue.ids[field][items.ids["item"]]
-    np.testing.assert_allclose(inputs[:, :8], reference.lookup(slow, query, value), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(inputs[:, 8:], reference.flags(slow, value), rtol=1e-5, atol=1e-6)
-    assert block.widths(config) == {"read": 8, "flags": 3}

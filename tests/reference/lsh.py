@@ -26,10 +26,6 @@ def differing(a, b):
     return sum(bin(int(x) ^ int(y)).count("1") for x, y in zip(a, b, strict=True))
 
 
-def similarity(a, b):
-    return 1 - differing(a, b) / (32 * len(a))
-
-
 def signs(words):
     return [1.0 if int(words[k // 32]) >> (k % 32) & 1 else -1.0 for k in range(32 * len(words))]
 

@@ -4,17 +4,6 @@ import math
 
 import numpy as np
 
-from tests.reference import lsh
-
-
-def din(candidates, keys, values, mask):
-    """sum_j m_j sim_j v_j / sum_j m_j, the similarity-weighted mean, [C, D]."""
-    out = np.zeros((len(candidates), values.shape[1]))
-    for c, candidate in enumerate(candidates):
-        for j in np.flatnonzero(mask):
-            out[c] += lsh.similarity(candidate, keys[j]) * values[j] / mask.sum()
-    return out
-
 
 def deviation(queries, keys, values, mask):
     """sum_j m_j (f . g_j) v_j / (sqrt(K) n), with queries and keys float [C, K] and [L, K]."""
