@@ -405,21 +405,12 @@ def test_help_on_columns_is_that_of_their_fields(run):
 
 
 @contextlib.contextmanager
-def unread(buffering: int = -1):
+def unread():
     """The writing end of a pipe that nobody reads."""
     reader, writer = os.pipe()
-    with open(writer, "w", buffering) as file:
+    with open(writer, "w") as file:
         os.close(reader)
         yield file
-
-
-@pytest.mark.parametrize("buffering", [-1, 1], ids=["at the end", "in between"])
-def test_a_command_whose_output_nobody_reads_ends_in_silence(buffering, folder, trained, tmp_path, monkeypatch, capfd):
-    aif.ItemIndex.build(trained, folder / "items", progress=False).save(tmp_path / "one")
-    with unread(buffering) as stdout, monkeypatch.context() as changes:
-        changes.setattr("sys.stdout", stdout)
-        assert cli.main(["index", "inspect", str(tmp_path / "one")]) == 141
-    assert capfd.readouterr().err == ""
 
 
 def test_a_broken_pipe_to_somewhere_else_is_an_error(monkeypatch, run):

@@ -12,7 +12,6 @@ from aif_jax.data.negatives import NegativeSampler, item_counts
 from aif_jax.data.pipeline import make_batch
 from aif_jax.train import Goal, Goals, NextItem, Teacher, losses, predict
 from aif_jax.train import distillation as distill
-from aif_jax.train.distillation import model_scores
 from experiments.datasets.synthetic import synthetic_world
 from tests.demo import fit
 from tests.refusals import refused
@@ -76,21 +75,6 @@ def test_a_student_takes_the_order_of_its_teacher(data, student, tmp_path):
     assert run.settings.loss == "Goal(listwise_softmax + pointwise_bce, 'label') + Goal(50 * distill_listwise, 'teacher')"
     assert aif.Run.load(tmp_path / "run").settings == run.settings and plain.settings.teacher is None
     refused(ValueError, "teacher", fit, student, data, out=tmp_path / "run", **GIVEN | dict(epochs=2))
-
-
-def test_a_student_that_is_corrected_afterwards_is_taught_the_corrected_order(data, student):
-    rng = np.random.default_rng(0)
-    chosen = (rng.random(len(data.log)) ** 3 * 60).astype(np.int32) + 1  # low rows come often
-    skewed = dataclasses.replace(data, log=aif.EventLog(data.log.user, chosen, data.log.action, data.log.time))
-    strong, every = GIVEN | dict(task=NextItem(power=2.0), epochs=2), np.tile(np.arange(1, 61), (len(chosen), 1))
-    positions, rows = np.arange(100, 160), np.tile(np.arange(1, 61, dtype=np.int32), (60, 1))
-    lost = {}
-    for corrected in (True, False):
-        teacher = Teacher(popular, 50.0 * losses.distill_listwise(corrected=corrected), candidates=every)
-        run = fit(student, skewed, teacher=teacher, **strong).with_popularity_correction(skewed, untrained=None)
-        scores = model_scores(run.model, run.params, skewed)(positions, rows)
-        lost[corrected] = np.abs(scores - scores.mean(1, keepdims=True) - popular(positions, rows) - 3.05).mean()
-    assert lost[True] < 0.5 * lost[False]
 
 
 def test_a_loss_of_labels_by_name_keeps_its_goals():

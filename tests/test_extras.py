@@ -15,7 +15,7 @@ from aif_jax.readers.tables import pyarrow
 from aif_jax.service.process import Listening, listening
 from aif_jax.serving.metrics import exposed
 from tests.refusals import refused
-from tests.test_package import OPTIONAL, PACKAGE, SOURCES, local_imports, parse
+from tests.test_package import OPTIONAL, PACKAGE, SOURCES, parse
 
 WITHOUT = {"uvloop", "orjson", "prometheus_client.core"}
 """Optional imports that need no error: Python's loop stands in, the start names what is missing, the package came before."""
@@ -45,13 +45,6 @@ def test_each_import_of_an_optional_package_names_an_extra_that_exists():
     extras = {extra for text in texts.values() for extra in re.findall(r'needs_extra\(.*?, "(\w+)"\)|aif_jax\[(\w+)\]', text)}
     named = {name for pair in extras for name in pair if name}
     assert len(named) > 7 and named <= project["optional-dependencies"].keys()
-
-
-def test_the_scan_for_optional_imports_finds_what_it_should():
-    source = 'def f():\n  import uvloop\n  import json\n  with needs_extra("x", "y"):\n    import fsspec\n    import ray'
-    assert unnamed(source) == ["uvloop"] and local_imports(source) == ["json"]
-    block = "try:\n  import uvloop\nexcept ImportError:\n  "
-    assert unnamed(block + "raise ImportError('aif_jax[store]')") == [] and unnamed(block + "uvloop = None") == ["uvloop"]
 
 
 async def serve_http(folder):

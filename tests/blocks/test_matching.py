@@ -6,7 +6,6 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -101,14 +100,3 @@ def test_by_hand():
     np.testing.assert_allclose(found[0], [of_item, of_category], rtol=1e-6)
     assert BLOCK.widths(demo.config()) == {"statistics": 2 * WIDTH} == {"statistics": 2 * found.shape[-1]}
     assert not np.any(found[1:])  # values that were not met, and row 0, whatever stands in the history
-
-
-@pytest.mark.parametrize("form", [dict(few=True), dict(values=160), dict(values=161)])
-def test_padding_does_not_leak(form):
-    item, categories, action, age, mask = history(3, 20, 4)
-    spoilt = [np.where(mask, array, bad).astype(array.dtype) for array, bad in ((item, 11), (action, 1), (age, np.nan))]
-    clean = halves(item, categories, action, age, mask, **form)
-    dirty = halves(spoilt[0], categories, spoilt[1], spoilt[2], mask, **form)
-    wanted = np.stack([np.arange(1, 40), categories[1:]], 1).astype(np.int32)
-    read = compare if "few" in form else look_up
-    np.testing.assert_array_equal(read(clean, wanted), read(dirty, wanted))

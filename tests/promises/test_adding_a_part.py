@@ -127,29 +127,10 @@ def block() -> Own:
     return made("Decay")
 
 
-def test_parameters_have_their_places(block):
-    assert Decay().name == "decay" and demo.config(blocks=(Decay(),)).blocks == (Decay(rates=2),)
-    assert {name: leaf.shape for name, leaf in block.start["blocks"]["decay"].items()} == {"rate": (2,), "gate": (2,)}
-    assert block.start["fitted"]["decay"]["unusual"].shape == (50,)
-    kernels = block.start["head"]["first"]["kernels"]["decay"]
-    assert {name: kernel.shape for name, kernel in kernels.items()} == {"recent": (16, 16), "unusual": (1, 16)}
-    assert block.model.config.blocks == PARTS["Decay"]["blocks"]
-    head, features = made("Experts").start["head"], made("Experts").model.config.head_features
-    width = sum(width for widths in features.values() for width in widths.values())
-    assert head["gate"]["kernel"].shape == (width, 2) and head["hidden"]["kernel"].shape == (width, 2, 8)
-
-
 def test_it_is_checked_like_any_block():
     refused(ValueError, "Decay.rates: expected at least 1, got 0", Decay, rates=0)
     with pytest.raises(ValueError, match="Decay: expected schema.content > 0, got 0"):
         demo.config(schema=dataclasses.replace(demo.schema(), content=0), blocks=(Decay(),))
-
-
-def test_padding_does_not_leak(block):
-    events = jax.tree.map(lambda x: x[:4], USERS[3].history)
-    poisoned, clean = (dataclasses.replace(USERS[3], history=demo.pad(events, 24, poison=poison)) for poison in (True, False))
-    joint, items = jax.jit(block.model.joint), demo.items(5)
-    np.testing.assert_array_equal(joint(block.params, poisoned, items), joint(block.params, clean, items))
 
 
 def test_the_index_holds_its_rows(block):

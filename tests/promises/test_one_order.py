@@ -108,17 +108,6 @@ def test_what_training_reads_is_what_a_request_is_encoded_to(tmp_path, unit, val
     assert in_order == (unit != "s"), "within a second the order is by item where times are seconds, else by time"
 
 
-def test_events_of_one_second_by_hand():
-    """The smallest case: four events of one second, as timestamps in a file and as seconds in a call."""
-    events = {"user": [1] * 4, "item": [2, 1, 3, 4], "time": np.array([10, 20, 30, 5], "datetime64[ms]")}
-    items = {"item": [1, 2, 3, 4], "category": [1] * 4}
-    data = aif.read(events, items=items, columns=aif.Columns())
-    assert data.encoder is not None
-    trained = data.request_features([1], [1], length=4).history.item[0].tolist()
-    call = data.encoder.with_length(4)(None, {"item": [2, 1, 3, 4], "time": [0, 0, 0, 0]}, 1).history.item.tolist()
-    assert trained == call == [4, 3, 2, 1]
-
-
 def test_a_reader_is_told_that_an_order_is_lost():
     events = {"user": [1] * 3, "item": [2, 1, 3], "time": np.array([10, 20, 5000], "datetime64[ms]")}
     items = {"item": [1, 2, 3], "category": [1] * 3}
