@@ -21,7 +21,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 import aif_jax as aif
-from aif_jax.service.core import Policy, Service
+from aif_jax.service.calls import Policy
+from aif_jax.service.core import Service
 from aif_jax.service.models import Models
 from aif_jax.service.process import Listening, listening
 from tests import demo

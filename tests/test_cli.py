@@ -24,8 +24,7 @@ from aif_jax import checkpoint, cli, export
 from aif_jax.cli.options import add_flags, flags_given, meaning
 from aif_jax.cli.service import FLAGS as SERVE
 from aif_jax.registry import BLOCKS
-from aif_jax.service.calls import Limits
-from aif_jax.service.core import Policy
+from aif_jax.service.calls import Policy
 from aif_jax.service.log import RequestLog
 from aif_jax.service.models import Models
 from aif_jax.service.process import Listening
@@ -150,10 +149,9 @@ def test_flags_that_are_not_given_leave_the_defaults_of_their_owners():
     assert all(not flags_given(parser.parse_args([]), names) for names in SERVE.values())
     options = parser.parse_args("--port 0 --max-age 2 --index rows --log-share 0.5 --when-stale refuse --max-bytes 9".split())
     assert flags_given(options, SERVE[Listening]) == {"http_port": 0}
-    assert flags_given(options, SERVE[Policy]) == {"max_age": 2.0, "when_stale": "refuse"}
+    assert flags_given(options, SERVE[Policy]) == {"max_age": 2.0, "when_stale": "refuse", "body_bytes": 9}
     assert flags_given(options, SERVE[Models]) == {"index": Path("rows")}
     assert flags_given(options, SERVE[RequestLog]) == {"share": 0.5}
-    assert flags_given(options, SERVE[Limits]) == {"body_bytes": 9}
     text = " ".join(parser.format_help().split())
     assert "--max-bytes NUMBER bytes of one call (default: 16777216)" in text
     assert "--port NUMBER port of HTTP; 0 takes a free one (default: 8080)" in text

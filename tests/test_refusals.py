@@ -27,7 +27,7 @@ from aif_jax.heads import LogitSum, Mlp
 from aif_jax.refreshing import GateConfig
 from aif_jax.registry import BLOCKS, HEADS
 from aif_jax.schema import Attribute, Schema
-from aif_jax.service.calls import Limits
+from aif_jax.service.calls import Policy
 from aif_jax.service.current import parse_current
 from aif_jax.service.process import Listening, source_of
 from aif_jax.serving import Request, ServingConfig, geometric
@@ -374,7 +374,7 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
         "one\none": "different folders", "one sha256=12": "64 hex digits", "one\ntwo share=2": "a share in",
         "one\ntwo share=0.7\nthree share=0.7": "shares of at most 1", "one colour=red": "FOLDER",
     }.items()),
-    (lambda: Limits(candidates=0), "candidates: expected more than 0, got 0"),
+    (lambda: Policy(candidates=0), "candidates: expected more than 0, got 0"),
     (lambda: Listening(http_port=1 << 16), "0 to 65535"),
     (lambda: source_of("builtins:int"), "expected an object with"),
 ]  # fmt: skip

@@ -19,8 +19,7 @@ from aif_jax.connectors import Record
 from aif_jax.encoding.encoder import schema_of
 from aif_jax.export import ExportError, restore
 from aif_jax.service import http as front
-from aif_jax.service.calls import BadCall, Call, Limits, parse
-from aif_jax.service.core import Policy
+from aif_jax.service.calls import BadCall, Call, Policy, parse
 from aif_jax.service.current import ExportEntry, parse_current, publish, read_current
 from aif_jax.service.features import UserSource
 from aif_jax.service.models import share_of
@@ -88,7 +87,7 @@ WRONG = {
 def test_a_call_is_checked_field_by_field(fields, field):
     whole = {"user": 1, "candidates": [1], "events": {}} | fields
     with pytest.raises(BadCall) as error:
-        parse(whole, Limits(candidates=100, events=50))
+        parse(whole, Policy(candidates=100, events=50))
     assert error.value.field == field and str(error.value).startswith(f"{field}: expected")
 
 
@@ -403,7 +402,7 @@ def test_paths_methods_and_types(client):
 
 
 def test_a_body_is_bounded(served, client, monkeypatch):
-    monkeypatch.setattr(served.service, "policy", Policy(limits=Limits(body_bytes=1000, body_seconds=0.2)))
+    monkeypatch.setattr(served.service, "policy", Policy(body_bytes=1000, body_seconds=0.2))
     status, _, body = client.request("POST", "/v1/rank", bytes(1001), {"content-type": "application/json"})
     assert status == 413 and json.loads(body)["error"]["field"] == "body"
     for head, answer in (

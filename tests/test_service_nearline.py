@@ -10,7 +10,7 @@ import pytest
 
 from aif_jax.index import IndexWriter
 from aif_jax.index.writer import snapshots
-from aif_jax.service.core import Policy
+from aif_jax.service.calls import Policy
 from aif_jax.service.models import newer, newest
 from tests.client import ServiceError
 from tests.service_world import ANN, IDS, exports, running, until

@@ -20,8 +20,8 @@ from aif_jax.index import IndexWriter, ItemIndex
 from aif_jax.index import inspect as read_manifest
 from aif_jax.index.writer import snapshots
 from aif_jax.output import track
-from aif_jax.service.calls import Limits
-from aif_jax.service.core import Policy, Service
+from aif_jax.service.calls import Policy
+from aif_jax.service.core import Service
 from aif_jax.service.current import CURRENT, mirror
 from aif_jax.service.log import RequestLog
 from aif_jax.service.models import Models
@@ -35,8 +35,8 @@ SERVING = shared.fields_of(ServingConfig)
 FLAGS: dict[type, Mapping[str, str]] = {
     Models: {"only": "version", "keep": "keep", "poll": "poll", "index": "index", "source_timeout": "features_timeout"},
     RequestLog: {"share": "log_share"},
-    Policy: {name: name for name in ("max_age", "max_index_age", "when_stale")},
-    Limits: {"body_bytes": "max_bytes", "candidates": "max_candidates"},
+    Policy: {name: name for name in ("max_age", "max_index_age", "when_stale")}
+    | {"body_bytes": "max_bytes", "candidates": "max_candidates"},
     Listening: {"host": "host", "http_port": "port"}
     | {name: name for name in ("certificate", "key", "keep_alive", "drain_delay", "drain_timeout")},
 }
@@ -77,7 +77,7 @@ def run_serve(options: argparse.Namespace) -> int:
     given = {owner: shared.flags_given(options, names) for owner, names in FLAGS.items()}
     with shared.as_usage("serve"):
         config = ServingConfig(**shared.read_fields(options.serving, "--serving", SERVING))
-        policy = Policy(limits=Limits(**given[Limits]), **given[Policy])
+        policy = Policy(**given[Policy])
         where = Listening(token=_token(options.token_file), **given[Listening])
     log_to_stderr(options.log_form, options.log_level)
     source = None if options.features is None else source_of(options.features)

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from aif_jax.checks import needs_extra
-from aif_jax.service.calls import affinity_key, parse
-from aif_jax.service.core import Policy, Service
+from aif_jax.service.calls import Policy, affinity_key, parse
+from aif_jax.service.core import Service
 from aif_jax.service.models import Models
 from aif_jax.serving import ServingConfig
 
@@ -53,7 +53,7 @@ class Replica:
 
     async def call(self, method: str, fields: Mapping[str, Any]) -> dict[str, Any]:
         """Return the fields of the answer, with arrays; raises what the service raises."""
-        return (await self._service.answer(method, parse(fields, self._service.policy.limits))).fields()
+        return (await self._service.answer(method, parse(fields, self._service.policy))).fields()
 
     async def check_health(self) -> None:
         """Answer what Ray asks: raise where the service should get no traffic, so that the replica is replaced."""

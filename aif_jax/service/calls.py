@@ -6,7 +6,7 @@ import hashlib
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -29,29 +29,35 @@ class BadCall(CallerError):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Limits:
-    """Bounds of one call; more is refused before memory is taken for it. Raises ValueError for a bound that is not above 0.
+class Policy:
+    """What an operator allows: bounds of one call, more than which is refused before memory is taken for it, and ages.
 
     Attributes:
       body_bytes: bytes of one call.
+      body_seconds: seconds from the first byte of a body to the last.
       candidates: candidates of one call, and as many excluded ids.
       events: events of one call.
-      body_seconds: seconds from the first byte of a body to the last.
+      max_age: seconds since the export of a model after which it counts as stale; None: no bound.
+      max_index_age: seconds since the index was written, after which it counts as stale; None: no bound.
+        `ServingConfig.max_stale` bounds the age of one user's state.
+      when_stale: "degrade" marks the answers of a stale model or index, "refuse" answers UNAVAILABLE; both end readiness.
+
+    Raises:
+      ValueError: a bound or an age that is not above 0, another word for `when_stale`.
     """
 
     body_bytes: int = 16 << 20
+    body_seconds: float = 10.0
     candidates: int = 100_000
     events: int = 1 << 16
-    body_seconds: float = 10.0
+    max_age: float | None = None
+    max_index_age: float | None = None
+    when_stale: Literal["degrade", "refuse"] = "degrade"
 
     def __post_init__(self):
+        expect(self.when_stale in ("degrade", "refuse"), "when_stale", "'degrade' or 'refuse'", repr(self.when_stale))
         for name, bound in vars(self).items():
-            expect(bound > 0, name, "more than 0", bound)
-
-    @property
-    def texts(self) -> int:
-        """Texts in the tensors of one call: ids of candidates, and columns of events."""
-        return 2 * self.candidates + 4 * self.events
+            expect(name == "when_stale" or bound is None or bound > 0, name, "more than 0", bound)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -69,6 +75,7 @@ class Call:
       features: encoded features by dotted name, such as "history.item".
       record: raw user attributes by column.
       now: time of the request in the time unit of the columns; None takes the clock.
+      size: bytes that the call came in.
     """
 
     user: int | str
@@ -85,13 +92,14 @@ class Call:
     events: Mapping[str, Any] | None = None
     now: int | None = None
     id: str = ""
+    size: int = 0
 
 
-def parse(fields: Mapping[str, Any], limits: Limits) -> Call:
+def parse(fields: Mapping[str, Any], policy: Policy, *, size: int = 0) -> Call:
     """Return the call that fields say; arrays may be lists. Raises BadCall with the name of the field.
 
     Example:
-      >>> parse({"user": "ann", "candidates": [7, 9], "k": 1}, Limits()).candidates.ids.tolist()
+      >>> parse({"user": "ann", "candidates": [7, 9], "k": 1}, Policy()).candidates.ids.tolist()
       [7, 9]
     """
     if unknown := [str(name) for name in fields if name not in FIELDS]:
@@ -102,19 +110,19 @@ def parse(fields: Mapping[str, Any], limits: Limits) -> Call:
     if "features" in given and ("events" in given or "record" in given):
         raise BadCall("features", "expected either encoded features or a raw record and events, got both; send one of them")
     bids = given.pop("bids", None)
-    values = {name: READERS[name](value, name, limits) for name, value in given.items()}
+    values = {name: READERS[name](value, name, policy) for name, value in given.items()}
     if "exclude" in values:
         values["exclude"] = values["exclude"].ids
     if bids is not None and "candidates" in values:
         values["candidates"] = _with_bids(values["candidates"], bids)
-    return Call(**values)
+    return Call(**values, size=size)
 
 
-def _item_ids(value: Any, field: str, limits: Limits) -> Candidates:
+def _item_ids(value: Any, field: str, policy: Policy) -> Candidates:
     if not isinstance(value, list | np.ndarray):
         raise BadCall(field, f"expected item ids, got {_shown(value)}")
-    if len(value) > limits.candidates:
-        raise BadCall(field, f"expected at most {limits.candidates}, got {len(value)}")
+    if len(value) > policy.candidates:
+        raise BadCall(field, f"expected at most {policy.candidates}, got {len(value)}")
     try:
         return Candidates.of(value)
     except (TypeError, ValueError) as error:
@@ -132,13 +140,13 @@ def _with_bids(candidates: Candidates, bids: Any) -> Candidates:
         raise BadCall("bids", str(error).removeprefix("candidates: ")) from None
 
 
-def _columns(value: Any, field: str, limits: Limits) -> dict[str, Any]:
+def _columns(value: Any, field: str, policy: Policy) -> dict[str, Any]:
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
         raise BadCall(field, f"expected values by name, got {_shown(value)}")
     for name, column in value.items():
         size = column.size if isinstance(column, np.ndarray) else len(column) if isinstance(column, list) else 0
-        if size > limits.events:
-            raise BadCall(f"{field}.{name[:MAX_TEXT]}", f"expected at most {limits.events} values, got {size}")
+        if size > policy.events:
+            raise BadCall(f"{field}.{name[:MAX_TEXT]}", f"expected at most {policy.events} values, got {size}")
         if field == "events" and size:
             try:
                 expect_short(column, name[:MAX_TEXT])
@@ -158,27 +166,27 @@ def exact_numbers(values: list[Any], dtype: Any) -> np.ndarray:
     return cast
 
 
-def _id(value: Any, field: str, limits: Limits) -> int | str:
-    return _text(value, field, limits) if isinstance(value, str) else _integer(value, field, limits)
+def _id(value: Any, field: str, policy: Policy) -> int | str:
+    return _text(value, field, policy) if isinstance(value, str) else _integer(value, field, policy)
 
 
-def _text(value: Any, field: str, _: Limits) -> str:
+def _text(value: Any, field: str, _: Policy) -> str:
     if not isinstance(value, str) or len(value) > MAX_TEXT:
         raise BadCall(field, f"expected text of at most {MAX_TEXT} characters, got {_shown(value)}")
     return value
 
 
-def _name(value: Any, field: str, limits: Limits) -> str | None:
-    return _text(value, field, limits) or None
+def _name(value: Any, field: str, policy: Policy) -> str | None:
+    return _text(value, field, policy) or None
 
 
-def _integer(value: Any, field: str, _: Limits) -> int:
+def _integer(value: Any, field: str, _: Policy) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value not in INT64:
         raise BadCall(field, f"expected an integer of 64 bits, got {_shown(value)}")
     return value
 
 
-def _seconds(value: Any, field: str, _: Limits) -> float:
+def _seconds(value: Any, field: str, _: Policy) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < sys.float_info.max:
         raise BadCall(field, f"expected more than 0 seconds, got {_shown(value)}")
     return float(value)
@@ -189,7 +197,7 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:80]}..."
 
 
-READERS: dict[str, Callable[[Any, str, Limits], Any]] = {
+READERS: dict[str, Callable[[Any, str, Policy], Any]] = {
     "user": _id, "candidates": _item_ids, "exclude": _item_ids, "k": _integer, "order": _name, "budget": _seconds,
     "feature_version": _id, "version": _name, "encoding": _text, "features": _columns, "record": _columns,
     "events": _columns, "now": _integer, "id": _text,

@@ -7,15 +7,14 @@ import dataclasses
 import functools
 import hashlib
 from collections import Counter
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
 import jax
 import numpy as np
 
-from aif_jax.checks import expect
 from aif_jax.interaction import contributions
 from aif_jax.model import INTERACTION
-from aif_jax.service.calls import BadCall, Call, Failure, Limits, blaming_caller, problem_of
+from aif_jax.service.calls import BadCall, Call, Failure, Policy, blaming_caller, problem_of
 from aif_jax.service.features import Context
 from aif_jax.service.models import LoadedModel, Models
 from aif_jax.serving import Ranking, Request
@@ -25,32 +24,6 @@ from aif_jax.types import UserFeatures
 
 METHODS = ("rank", "score", "prepare")
 A = TypeVar("A")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Policy:
-    """What an operator allows.
-
-    Attributes:
-      limits: bounds of one call.
-      max_age: seconds since the export of a model after which it counts as stale; None: no bound.
-      max_index_age: seconds since the index was written, after which it counts as stale; None: no bound.
-        `ServingConfig.max_stale` bounds the age of one user's state.
-      when_stale: "degrade" marks the answers of a stale model or index, "refuse" answers UNAVAILABLE; both end readiness.
-
-    Raises:
-      ValueError: an age that is not above 0, another word for `when_stale`.
-    """
-
-    limits: Limits = Limits()
-    max_age: float | None = None
-    max_index_age: float | None = None
-    when_stale: Literal["degrade", "refuse"] = "degrade"
-
-    def __post_init__(self):
-        for name in ("max_age", "max_index_age"):
-            expect((age := getattr(self, name)) is None or age > 0, name, "None or more than 0 seconds", age)
-        expect(self.when_stale in ("degrade", "refuse"), "when_stale", "'degrade' or 'refuse'", repr(self.when_stale))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -100,7 +73,7 @@ class Service:
     """Answers calls with the versions of a folder: `async with Service(models) as service: await service.answer("rank", call)`.
 
     Args:
-      policy: limits and what to do with a stale model.
+      policy: what is allowed.
       observers: whoever wants to know of calls that were answered, such as a log: `observe(reply)` gets a
         `Reply`, returns at once and raises nothing.
     """

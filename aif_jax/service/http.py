@@ -140,7 +140,7 @@ class App:
         body = b"" if scope["method"] == "HEAD" else response.body  # its length is that of GET
         await send({"type": "http.response.body", "body": body, "more_body": unread})
         if unread:  # a connection that is closed while bytes come takes the answer back from a caller who has not read it
-            room = self._service.policy.limits.body_bytes
+            room = self._service.policy.body_bytes
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LINGER):
                     while unread and room > 0:
@@ -172,7 +172,7 @@ class App:
 
     async def _body(self, headers: Headers, receive: Any) -> bytes:
         """Return the body; Failure where it is not read to its end."""
-        limits = self._service.policy.limits
+        limits = self._service.policy
         too_large = Failure("INVALID_ARGUMENT", 413, f"body: expected at most {limits.body_bytes} bytes", "body")
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or len(length) > 18 or int(length) > limits.body_bytes:
@@ -195,7 +195,7 @@ class App:
     def _call(self, request: HttpRequest) -> Call:
         if request.kind != JSON:
             raise BadCall("content-type", f"expected {JSON}, got {request.kind[:80]!r}")
-        return parse(parse_json(request.body), self._service.policy.limits)
+        return parse(parse_json(request.body), self._service.policy, size=len(request.body))
 
     async def _called(self, method: str, request: HttpRequest) -> Response:
         """Return the answer to a call of a method."""

@@ -88,16 +88,16 @@ class Inference:
         length = request.headers.get(LENGTH)
         if length is not None and not (length.isdigit() and len(length) < 10 and int(length) <= len(request.body)):
             raise BadCall(LENGTH.decode(), f"expected at most the {len(request.body)} bytes of the body, got {length[:20]!r}")
-        end, limits = len(request.body) if length is None else int(length), self._service.policy.limits
+        end, policy = len(request.body) if length is None else int(length), self._service.policy
         head = parse_json(request.body[:end])
         fields: dict[str, Any] = {"id": head.get("id", ""), "version": version or None}
-        for name, array in arrays_from(head.get("inputs"), request.body[end:], texts=limits.texts).items():
+        for name, array in arrays_from(head.get("inputs"), request.body[end:]).items():
             put(fields, name, array)
         asked = tensors(head.get("outputs", []), "outputs")
         method, known = ("rank", ("ids", "scores", "logits")) if "k" in fields else ("score", ("logits", "mask"))
         if unknown := [name for name in asked if name not in known]:
             raise BadCall("outputs", f"expected some of {list(known)}, got {unknown[0][:200]!r}")
-        answer = (await self._service.answer(method, parse(fields, limits))).fields()
+        answer = (await self._service.answer(method, parse(fields, policy, size=len(request.body)))).fields()
         more = {name: answer[name] for name in ("reason", "excluded") if answer.get(name)}
         shown = {"model_name": MODEL, "model_version": answer["version"], "parameters": {"degraded": answer["degraded"]} | more}
         shown |= {"id": answer["id"]} if answer["id"] else {}
@@ -226,16 +226,14 @@ def _texts(name: str, raw: bytes, count: int) -> np.ndarray:
         raise BadCall(name, f"expected UTF-8: {error.reason}") from None
 
 
-def arrays_from(listed: Any, data: bytes, *, texts: int = 1 << 24) -> dict[str, np.ndarray]:
-    """Return tensors by name, with at most so many texts; those with `binary_data_size` take their bytes from the data."""
+def arrays_from(listed: Any, data: bytes) -> dict[str, np.ndarray]:
+    """Return tensors by name; those with `binary_data_size` take their bytes from the data."""
     arrays: dict[str, np.ndarray] = {}
     start = 0
     for name, entry in tensors(listed, "tensors").items():
         kind: Any = entry.get("datatype")
         shape: Any = entry.get("shape")
         expect_shape(name, kind, shape)
-        if kind == "BYTES" and (texts := texts - math.prod(shape)) < 0:
-            raise BadCall(name, f"expected fewer texts in all, got {shape}; send fewer")
         size = parameter(entry, "binary_data_size")
         if size is None:
             arrays[name] = from_values(name, kind, shape, entry.get("data"))

@@ -6,12 +6,10 @@ import logging
 import os
 import queue
 import random
-import sys
 import threading
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,15 +18,13 @@ from aif_jax.checks import ArgumentError, expect
 from aif_jax.readers.tables import pyarrow
 from aif_jax.service.core import Reply
 from aif_jax.service.http import encode
-from aif_jax.serving import Candidates
 from aif_jax.store.folders import new_file
 from aif_jax.trees import leaves_by_path
 
 logger = logging.getLogger(__name__)
 FILE = "requests-{start:020d}-{process}-{number:08d}.parquet"  # a container's processes have the same number each time
-PLAIN = {int, float, str, bool, type(None)}
-
-
+EACH, GROWTH = 4096, 8
+"""Bytes of memory of any call, and of lists and numbers for each byte of JSON that they are read from."""
 FILE_ROWS, FILE_SECONDS = 4096, 5.0  # a file is written with so many records, or so long after its first
 
 
@@ -118,7 +114,8 @@ class RequestLog:
 
 def record_of(reply: Reply) -> dict[str, Any]:
     """Return what is logged of an answer, by column."""
-    call, answer, used, candidates = reply.call, reply.answer, reply.features, cast(Candidates, reply.call.candidates)
+    call, answer, used = reply.call, reply.answer, reply.features
+    candidates: Any = call.candidates
     ranked = reply.method == "rank"
     ids, logits = (answer.ids[answer.mask], answer.logits[answer.mask]) if ranked else (None, answer.logits)
     given = {"record": call.record, "events": call.events, "now": call.now}
@@ -174,29 +171,6 @@ def _of(ids: Any, kind: str) -> Any:
 
 
 def _size(reply: Reply) -> int:
-    """Return bytes of memory that a call and its answer hold until they are written."""
-    call, answer, candidates = reply.call, reply.answer, cast(Candidates, reply.call.candidates)
-    held = [call.record, call.events, call.features, call.exclude, candidates.ids, candidates.bids]
-    held += jax.tree.leaves(reply.features) + [getattr(answer, name, None) for name in ("ids", "scores", "logits", "mask")]
-    return 4096 + _bytes(held)
-
-
-def _bytes(values: list[Any]) -> int:
-    """Return bytes of arrays and plain values at any depth, and their containers; no recursion: callers choose the depth."""
-    size, waiting = 0, values
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, np.ndarray | jax.Array):
-            size += value.nbytes
-            if isinstance(value, np.ndarray) and value.dtype.kind == "T":
-                size += int(np.strings.str_len(value).sum())
-            continue
-        size += sys.getsizeof(value)
-        if isinstance(value, Mapping):
-            waiting += [*value, *value.values()]
-        elif isinstance(value, list | tuple):
-            if PLAIN.issuperset(map(type, value)):
-                size += sum(map(sys.getsizeof, value))
-            else:
-                waiting += value
-    return size
+    """Return about how many bytes of memory a call and its answer hold until they are written."""
+    arrays = [getattr(reply.call.candidates, "ids", None), *jax.tree.leaves(reply.features), *vars(reply.answer).values()]
+    return EACH + GROWTH * reply.call.size + sum(getattr(array, "nbytes", 0) for array in arrays)

@@ -260,8 +260,9 @@ class Models:
 
     async def _catch_up(self) -> None:
         """Take over what nearline jobs wrote, each for each version that serves."""
-        for _, served in self.shares if self._index is not None else ():
-            await self._try(f"index {served.entry.folder}", functools.partial(self._newer_index, self._index, served))
+        if (root := self._index) is not None:
+            for _, served in self.shares:
+                await self._try(f"index {served.entry.folder}", functools.partial(self._newer_index, root, served))
 
     async def _newer_index(self, root: Path, served: LoadedModel) -> None:
         """Take over the newest index of a nearline job, once there is one. Raises what `newer` raises."""

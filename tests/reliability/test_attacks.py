@@ -15,8 +15,7 @@ from typing import NamedTuple
 import pytest
 
 from aif_jax.service import http as http_front
-from aif_jax.service.calls import Limits
-from aif_jax.service.core import Policy
+from aif_jax.service.calls import Policy
 from aif_jax.service.inference import MODEL
 from aif_jax.service.process import Listening
 from tests import proxies
@@ -71,9 +70,9 @@ class Fronted(NamedTuple):
 
 
 @contextlib.contextmanager
-def service(*, limits: Limits | None = None, **options) -> Iterator[Running]:
+def service(*, policy: Policy | None = None, **options) -> Iterator[Running]:
     """A service with a token whose deadlines are short."""
-    policy, where = Policy(limits=limits or Limits(body_seconds=0.5)), Listening(http_port=0, token=TOKEN)
+    policy, where = policy or Policy(body_seconds=0.5), Listening(http_port=0, token=TOKEN)
     with running(exports().root / "one", **{"where": where, "policy": policy, **options}) as made:
         yield made
 
@@ -339,7 +338,7 @@ def test_more_calls_than_the_service_takes_get_503_and_health_is_answered():
 
 def test_an_answer_before_the_end_of_a_body_says_that_it_closes(monkeypatch):
     monkeypatch.setattr(http_front, "LINGER", 0.2)
-    with service(limits=Limits(body_bytes=1000, body_seconds=0.3)) as made:
+    with service(policy=Policy(body_bytes=1000, body_seconds=0.3)) as made:
         for method, path, key, length, status in (
             ("POST", "/v1/rank", b"", 500, 401),
             ("POST", "/none", KEY, 500, 404),
