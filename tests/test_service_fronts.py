@@ -204,7 +204,7 @@ def test_plain_json(served, kind):
     inputs = [
         {"name": "user", "datatype": "BYTES", "shape": [1], "data": ["ann"]},
         {"name": "candidates", "datatype": "INT64", "shape": [2], "data": [17, 5]},
-        {"name": "events.item", "datatype": "INT64", "shape": [1, 2], "data": [[17, 1017]]},
+        {"name": "events.item", "datatype": "INT64", "shape": [2], "data": [17, 1017]},
         {"name": "events.time", "datatype": "INT64", "shape": [2], "data": EVENTS["time"]},
     ]
 
@@ -212,7 +212,6 @@ def test_plain_json(served, kind):
         with served.client() as client:
             return posted(client, path, fields)
 
-    inputs[2] |= {"shape": [2], "data": [17, 1017]}
     record = {"name": "record.user", "datatype": "BYTES", "shape": [1], "data": ["ann"]}
     status, answer = infer({"id": "x", "inputs": [*inputs, record]})
     assert status == 200 and answer["id"] == "x" and answer["parameters"] == {"degraded": False}

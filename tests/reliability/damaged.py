@@ -60,64 +60,59 @@ def damage(folder: Path, other: Path, rng: np.random.Generator) -> str:
         kinds.setdefault(re.sub(r"[0-9a-f]{32}|\d+", "", str(path.relative_to(folder))), []).append(path)
     alike = list(kinds.values())[rng.integers(len(kinds))]
     file = alike[rng.integers(len(alike))]
-    data = bytearray(file.read_bytes())
+    data, name = file.read_bytes(), file.relative_to(folder)
     kind = rng.choice([
         "flip", "flip", "flip", "flip", "flips", "overwrite", "cut", "cut", "extend", "empty", "remove", "exchange", "other",
         "zeros", "edit", "edit", "edit",
     ])  # fmt: skip
-    name = file.relative_to(folder)
     if kind in ("flip", "flips", "overwrite", "zeros", "cut", "edit") and not data:
         kind = "extend"
     if kind == "other" and len(files) == 1:  # all of another artefact is no damage
         kind = "empty"
-    if kind in ("flip", "flips"):
-        places = rng.integers(len(data), size=1 if kind == "flip" else 8)
-        for place in places.tolist():
-            data[place] ^= 1 << int(rng.integers(8))
-        detail = f"bytes {places.tolist()}"
-    elif kind in ("overwrite", "zeros"):
-        start = int(rng.integers(len(data)))
-        stop = min(len(data), start + int(rng.integers(1, 200)))
-        data[start:stop] = bytes(stop - start) if kind == "zeros" else rng.bytes(stop - start)
-        detail = f"bytes {start} to {stop}"
-    elif kind == "edit":
-        data, detail = _edited(bytes(data), rng)
-    elif kind == "cut":
-        size = int(rng.integers(len(data)))
-        del data[size:]
-        detail = f"to {size} bytes"
-    elif kind == "extend":
-        data += rng.bytes(int(rng.integers(1, 50)))
-        detail = "at its end"
-    elif kind == "empty":
-        data, detail = bytearray(), ""
-    elif kind == "remove":
+    place, changed = int(rng.integers(max(1, len(data)))), bytearray(data)
+    if kind == "remove":
         file.unlink()
         return f"remove {name}"
+    if kind in ("flip", "flips"):
+        places = [place, *rng.integers(len(data), size=7).tolist()][: 1 if kind == "flip" else 8]
+        for each in places:
+            changed[each] ^= 1 << int(rng.integers(8))
+        made, detail = changed, f"bytes {places}"
+    elif kind in ("overwrite", "zeros"):
+        stop = min(len(data), place + int(rng.integers(1, 200)))
+        changed[place:stop] = bytes(stop - place) if kind == "zeros" else rng.bytes(stop - place)
+        made, detail = changed, f"bytes {place} to {stop}"
+    elif kind == "edit":
+        made, detail = _edited(data, rng)
+    elif kind == "cut":
+        made, detail = data[:place], f"to {place} bytes"
+    elif kind == "extend":
+        made, detail = data + rng.bytes(int(rng.integers(1, 50))), "at its end"
+    elif kind == "empty":
+        made, detail = b"", ""
     elif kind == "exchange":
         second = files[rng.integers(len(files))]
-        data, rest = bytearray(second.read_bytes()), file.read_bytes()
-        second.write_bytes(rest)
-        detail = f"with {second.relative_to(folder)}"
+        made, detail = second.read_bytes(), f"with {second.relative_to(folder)}"
+        second.write_bytes(data)
     else:
         twins = files_of(other)
         twin = other / name if (other / name) in twins else twins[rng.integers(len(twins))]
-        data, detail = bytearray(twin.read_bytes()), f"put the other artefact's {twin.relative_to(other)} in its place"
-    file.write_bytes(bytes(data))
+        made, detail = twin.read_bytes(), f"put the other artefact's {twin.relative_to(other)} in its place"
+    file.write_bytes(made)
     return f"{kind} {name} {detail}"
 
 
-def _edited(data: bytes, rng: np.random.Generator) -> tuple[bytearray, str]:
+def _edited(data: bytes, rng: np.random.Generator) -> tuple[bytes, str]:
     """Contents with one value changed as a person would: of JSON one leaf, of other files one digit, so that all else fits."""
     try:
         value = json.loads(data)
     except ValueError:
         places = [place for place, byte in enumerate(data) if byte in b"0123456789"]
         if not places:
-            return bytearray(data[:-1]), "its last byte cut"
+            return data[:-1], "its last byte cut"
         place, edited = places[rng.integers(len(places))], bytearray(data)
         edited[place] = b"0123456789"[(edited[place] - 48 + int(rng.integers(1, 10))) % 10]
-        return edited, f"the digit at {place}"
+        return bytes(edited), f"the digit at {place}"
     leaves: list[tuple[Any, Any]] = []
 
     def walk(inner: Any) -> None:
@@ -129,12 +124,12 @@ def _edited(data: bytes, rng: np.random.Generator) -> tuple[bytearray, str]:
 
     walk(value if isinstance(value, dict | list) else [value])
     if not leaves:
-        return bytearray(data[:-1]), "its last byte cut"
+        return data[:-1], "its last byte cut"
     inner, key = leaves[rng.integers(len(leaves))]
     old = inner[key]
     new = not old if isinstance(old, bool) else old + 1 if isinstance(old, int | float) else f"{old}x" if old else "x"
     inner[key] = new
-    return bytearray(json.dumps(value).encode()), f"{key}: {old!r} to {new!r}"
+    return json.dumps(value).encode(), f"{key}: {old!r} to {new!r}"
 
 
 def same(a: Any, b: Any) -> bool:

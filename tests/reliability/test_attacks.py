@@ -80,10 +80,6 @@ def service(*, policy: Policy | None = None, **options) -> Iterator[Running]:
 @contextlib.contextmanager
 def fronted(name: proxies.Proxy, folder: Path, *changes: dict[str, dict[str, str]], **options) -> Iterator[Fronted]:
     """The same behind a proxy, with some changes of its file by its name."""
-    try:
-        proxies.find(name)
-    except FileNotFoundError as error:
-        pytest.skip(str(error))
     changed = {old: new for change in (FASTER, *changes) for old, new in change[name].items()}
     with service(**options) as made, proxies.proxy(name, [made.addresses["http"]], folder, changes=changed) as (address, _):
         yield Fronted(made, address)
@@ -91,6 +87,10 @@ def fronted(name: proxies.Proxy, folder: Path, *changes: dict[str, dict[str, str
 
 @pytest.fixture(params=["haproxy", "nginx"])
 def name(request) -> proxies.Proxy:
+    try:
+        proxies.find(request.param)
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
     return request.param
 
 
@@ -164,10 +164,6 @@ def floods(made: Fronted | Running, of: dict[str, tuple[bytes, bytes]], sizes: S
 
 def test_a_proxy_without_a_replica_ends_bodies_of_any_length(name, tmp_path):
     """By its own file: HAProxy's numbers wrap at 2^32, and it reads on after an early answer."""
-    try:
-        proxies.find(name)
-    except FileNotFoundError as error:
-        pytest.skip(str(error))
     with proxies.proxy(name, ["http://127.0.0.1:9"], tmp_path, changes=FASTER[name]) as (address, _):
         for length in (2**31 - 1, 2**31, 2**32 + 1, 10**12, 10**30):
             with connected(address, POST + KEY + b"content-length: %d\r\n\r\n" % length) as caller:

@@ -1,6 +1,7 @@
 """Hypothesis against every public entry: the right answer, by a slow reference in plain Python, or the documented error."""
 
 import asyncio
+import contextlib
 import copy
 import dataclasses
 import json
@@ -61,24 +62,15 @@ class World:
 
     def call(self, method: str, *arguments: Any, **options: Any) -> Any:
         """What a method of the engine returns or raises; a call that hangs fails."""
-
-        async def limited() -> Any:
-            async with asyncio.timeout(60):
-                return await getattr(self.engine, method)(*arguments, **options)
-
-        return self.loop.run_until_complete(limited())
-
-    def close(self) -> None:
-        """Closes engine and loop."""
-        self.loop.run_until_complete(self.engine.close())
-        self.loop.close()
+        return self.loop.run_until_complete(asyncio.wait_for(getattr(self.engine, method)(*arguments, **options), 60))
 
 
 @pytest.fixture(scope="module")
 def world() -> Iterator[World]:
     world = World()
     yield world
-    world.close()
+    world.call("close")
+    world.loop.close()
 
 
 def ids_in(value: Any) -> Any:
@@ -183,6 +175,14 @@ def check_requests(world: World, data: Any) -> None:
         assert answer.ids.tolist() == best.tolist()
 
 
+FITTING: dict[str, tuple[str, tuple[int, ...], Callable[[Any], Any]]] = {
+    "floats": ("float32", (1,), np.isfinite), "item": ("int32", (2,), lambda row: (row >= 0) & (row <= coded.ITEMS)),
+    "action": ("int32", (2,), lambda row: (row >= 0) & (row < coded.SCHEMA.actions)),
+    "age": ("float32", (2,), lambda age: np.isfinite(age) & (age >= 0)), "mask": ("bool", (2,), np.isfinite),
+}  # fmt: skip
+"""Dtype, shape and right values of each array of a user."""
+
+
 def check_features(world: World, data: Any) -> None:
     """User features with any one part replaced."""
     good = coded.user_features(data.draw(st.integers(0, coded.USERS - 1)))
@@ -195,26 +195,18 @@ def check_features(world: World, data: Any) -> None:
     array = np.array(data.draw(arrays_of.arrays(object, shape, elements=values)).tolist(), object)
     with np.errstate(all="ignore"):
         array = array.astype(dtype) if dtype != "int32" else array.astype(np.int64).astype(np.int32)
-    history, floats = good.history, good.floats
+    number = array if part == "floats" else good.floats
     if part == "floats":
         good = dataclasses.replace(good, floats=array)
-    elif part in ("item", "action", "age", "mask"):
-        good = dataclasses.replace(good, history=dataclasses.replace(history, **{part: array}))
-    elif part == "all":
-        good = data.draw(junk)
+    elif part in FITTING:
+        good = dataclasses.replace(good, history=dataclasses.replace(good.history, **{part: array}))
     else:
-        good = dataclasses.replace(good, **{part: data.draw(junk)})
-    number = array if part == "floats" else floats
+        other = data.draw(junk)
+        good = other if part == "all" else dataclasses.replace(good, **{part: other})
     fits = part == "ids" and isinstance(good.ids, dict) and good.ids == {}
-    if part == "floats":
-        fits = dtype == "float32" and shape == (1,) and bool(np.isfinite(array).all())
-    elif part in ("item", "action"):
-        size = coded.ITEMS + 1 if part == "item" else coded.SCHEMA.actions
-        fits = dtype == "int32" and shape == (2,) and bool(((array >= 0) & (array < size)).all())
-    elif part == "age":
-        fits = dtype == "float32" and shape == (2,) and bool((np.isfinite(array) & (array >= 0)).all())
-    elif part == "mask":
-        fits = dtype == "bool" and shape == (2,)
+    if part in FITTING:
+        *kind, right = FITTING[part]
+        fits = [dtype, shape] == kind and bool(np.all(right(array)))
     world.given, world.features = coded.IDS, good
     if good is None:
         world.features = 0  # None means the default here
@@ -284,20 +276,15 @@ def expected_history(events: Any, now: int, loose: Loose) -> list[np.ndarray]:
         for item, time, event in zip(*columns, strict=True):
             if not is_integer(time) or not -(2**62) <= time <= 4_102_444_800 or time > now + 60:
                 raise MustRefuse(f"the time {time!r}")
-            if item is None or not is_integer(item):
-                loose.seen = True
-            if not isinstance(event, str):
-                loose.seen = True
+            loose.seen |= not is_integer(item) or not isinstance(event, str)
             row = ITEMS.index(item) + 1 if is_integer(item) and item in ITEMS else 0
             action = ACTIONS.index(event) + 1 if isinstance(event, str) and event in ACTIONS else 0
             if time < now:
                 rows.append((time, row, action))
     rows = sorted(rows, reverse=True)[: ENCODER.length]
-    places = range(ENCODER.length)
-    item = np.array([rows[n][1] if n < len(rows) else 0 for n in places], np.int32)
-    action = np.array([rows[n][2] if n < len(rows) else 0 for n in places], np.int32)
-    age = np.array([now - rows[n][0] if n < len(rows) else 0 for n in places]).astype(np.float32)
-    return [item, action, age, np.arange(ENCODER.length) < len(rows)]
+    time, item, action = np.array([*rows, *[(now, 0, 0)] * (ENCODER.length - len(rows))]).T
+    mask = np.arange(ENCODER.length) < len(rows)
+    return [item.astype(np.int32), action.astype(np.int32), (now - time).astype(np.float32), mask]
 
 
 def check_encoder_user(world: Any, data: Any) -> None:
@@ -327,8 +314,8 @@ def check_encoder_user(world: Any, data: Any) -> None:
         "event": column(st.sampled_from([*ACTIONS, "zap"]) | (scalars if odd else st.nothing())),
     } or None  # fmt: skip
     now = data.draw(st.sampled_from([NOW, NOW, NOW, NOW, np.int64(NOW)]) | rare)
-    loose = Loose()
-    try:
+    loose, refuse = Loose(), True
+    with contextlib.suppress(MustRefuse):
         if not is_integer(now) or not -(2**62) <= now <= 4_102_444_800:
             raise MustRefuse("the time of the request")
         history = expected_history(events, int(now), loose)
@@ -339,8 +326,6 @@ def check_encoder_user(world: Any, data: Any) -> None:
             if user["age"] is not None:
                 floats[0] = loose.number(user["age"], ENCODER.scales["user/age"])
         refuse = False
-    except MustRefuse:
-        refuse = True
     try:
         got = ENCODER.user(user, events, now)
     except REFUSED as error:
@@ -365,14 +350,13 @@ def check_encoder_items(world: Any, data: Any) -> None:
         name: data.draw(st.lists(values | (junk if name == odd else st.nothing()), min_size=count, max_size=count))
         for name, values in good.items()
     }
-    loose = Loose()
-    try:
+    loose, refuse = Loose(), True
+    with contextlib.suppress(MustRefuse):
         if not all(map(is_integer, table["item"])):
             raise MustRefuse("an id")
         tags = []
         for value in table["tags"]:
-            if not isinstance(value, str | None):
-                loose.seen = True
+            loose.seen |= not isinstance(value, str | None)
             parts = value.split("|") if isinstance(value, str) else []
             tags.append(([TAGS.index(p) + 1 if p in TAGS else 0 for p in parts] + [0] * 3)[:3])
         rows = {
@@ -384,8 +368,6 @@ def check_encoder_items(world: Any, data: Any) -> None:
         price = np.array([loose.number(value, ENCODER.scales["item/price"]) for value in table["price"]], np.float32)
         bid = np.array([loose.number(value, (0, 1)) for value in table["bid"]], np.float32)
         refuse = False
-    except MustRefuse:
-        refuse = True
     try:
         raw, got = ENCODER.items(table)
     except REFUSED as error:
@@ -546,13 +528,7 @@ def check_read(world: Any, data: Any) -> None:
     assert got["users"] == sorted((int(user), city) for user, city in zip(users["user"], users["city"], strict=True))
 
 
-CHECKS = {
-    check.__name__.removeprefix("check_"): check
-    for check in (
-        check_candidates, check_requests, check_features, check_encoder_user, check_encoder_items, check_index, check_settings,
-        check_read,
-    )
-}  # fmt: skip
+CHECKS = {name.removeprefix("check_"): check for name, check in list(globals().items()) if name.startswith("check_")}
 
 
 @pytest.mark.parametrize(("sizes", "seed"), RUNS)
