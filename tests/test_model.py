@@ -52,16 +52,6 @@ def test_a_model_without_blocks_has_towers_alone():
     assert {name: kernel.shape for name, kernel in kernels.items()} == dict.fromkeys(("user", "item", "product"), (8, 16))
 
 
-@pytest.mark.parametrize("name", demo.VARIANTS)
-def test_groups_of_the_parameters(name):
-    model, params = demo.build(**demo.VARIANTS[name])
-    config = model.config
-    assert set(params) == {"embedding", "user", "item", "blocks", "head", "fitted"}
-    names, tables = {block.name for block in config.blocks}, {table.name for table in config.tables}
-    assert params["blocks"].keys() <= names and params["fitted"].keys() <= names | tables | {"fields"}
-    assert {"fields"} | tables <= params["fitted"].keys()
-
-
 def test_one_config_has_one_model_and_another_encoding_another():
     config = demo.config(blocks=())
     assert aif.build(config) is aif.build(demo.config(blocks=()))
