@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import datetime
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,7 +31,7 @@ from aif_jax.train import edits, training
 from aif_jax.train.distillation import Teacher, with_teacher
 from aif_jax.train.edits import Edit
 from aif_jax.train.evaluate import Evaluation, evaluate
-from aif_jax.train.loop import LogWriter
+from aif_jax.train.loop import LogFn
 from aif_jax.train.losses import Loss
 from aif_jax.train.settings import FitConfig, FitSettings
 from aif_jax.train.step import LossFn
@@ -255,7 +255,7 @@ def fit(
     optimizer: optax.GradientTransformation | None = None,
     start: Params | None = None,
     resume: bool = True,
-    writers: Sequence[LogWriter] = (),
+    on_log: LogFn | None = None,
     progress: bool = True,
 ) -> Run:
     """Train a model: splits by time, samples candidates, runs the loop, evaluates on the validation slice, keeps the best.
@@ -279,7 +279,7 @@ def fit(
       start: parameters to begin with, `fitted` included, such as yesterday's under today's vocabulary, see
         `refreshing.warm_start`; None draws them. The optimizer state starts afresh.
       resume: whether to go on with the run in `out`; False refuses a folder that has one.
-      writers: further logs, see `aif_jax.train.loop`.
+      on_log: receives the step and the values of every log entry, see `aif_jax.train.loop`.
       progress: whether to show bars and the figures of every evaluation.
 
     Raises:
@@ -323,7 +323,7 @@ def fit(
             training.expect_resumable(local(folder, "out"), settings, resume=resume)
         saved = training.train(
             model, data, settings, folder=Path(folder), loss=terms, teacher=teacher, start=start, optimizer=optimizer,
-            writers=writers, progress=progress,
+            on_log=on_log, progress=progress,
         )  # fmt: skip
     where = None if out is None else Path(out)
     return Run(trained=saved.trained(model), metrics=saved.metrics or {}, settings=settings, folder=where)

@@ -137,9 +137,9 @@ def run(folder: Path, steps: int, count: int, address: str, index: int) -> None:
         state, cursor = train.resume(state, checkpoints, config=model.config)
         rest = steps - int(state.step)
         with to_device(feed.batches(cursor), place=lambda batch: sharding.place_batch(batch, mesh)) as batches:
-            saving, writers = train.Saving(checkpoints, model.config, every=SAVE_EVERY), [JsonLines(folder / "log.jsonl")]
+            saving, log = train.Saving(checkpoints, model.config, every=SAVE_EVERY), JsonLines(folder / "log.jsonl")
             rest = itertools.islice(batches, rest)
-            state = train.loop(state, step, rest, log_every=1, save=saving, writers=writers, progress=False)
+            state = train.loop(state, step, rest, log_every=1, save=saving, log=log, progress=False)
     np.savez(folder / f"end-{index}.npz", *[np.asarray(leaf.addressable_data(0)) for leaf in jax.tree.leaves(state)])
 
 

@@ -113,22 +113,18 @@ def test_ranking_in_one_call_is_the_answer_of_the_engine(data, run, edit):
 def cut_short(data, small, run, tmp_path_factory):
     """The folder of that run, killed before its last checkpoint."""
     folder = tmp_path_factory.mktemp("killed") / "run"
-    refused(KeyboardInterrupt, "", fit, small, data, out=folder, writers=[Kill(max(Checkpoints(run.folder).steps))], **FIT)
+    refused(KeyboardInterrupt, "", fit, small, data, out=folder, on_log=kill_at(max(Checkpoints(run.folder).steps)), **FIT)
     return folder
 
 
-class Kill:
-    """A log that ends the run at a step, before its checkpoint is written."""
+def kill_at(step: int):
+    """What ends the run at a step, before its checkpoint is written."""
 
-    def __init__(self, step: int):
-        self.step = step
-
-    def rewind(self, step):
-        pass
-
-    def write(self, step, values):
-        if step >= self.step:
+    def on_log(number, values):
+        if number >= step:
             raise KeyboardInterrupt
+
+    return on_log
 
 
 @pytest.mark.parametrize("cut", [False, True], ids=["killed", "power cut"])
@@ -154,7 +150,7 @@ def test_a_killed_run_ends_as_one_that_was_not(data, small, run, cut_short, tmp_
 def test_a_run_killed_in_its_first_epoch_goes_on_where_the_clock_saved_it(data, small, run, tmp_path, monkeypatch):
     given = FIT | dict(out=tmp_path / "run")
     monkeypatch.setattr("aif_jax.train.training.SAVE_SECONDS", 0.0)
-    refused(KeyboardInterrupt, "", fit, small, data, **given, writers=[Kill(3)])
+    refused(KeyboardInterrupt, "", fit, small, data, **given, on_log=kill_at(3))
     assert Checkpoints(tmp_path / "run").steps == [1, 2]
     refused(FileNotFoundError, "expected step best, found steps", Run.load, tmp_path / "run")
     monkeypatch.undo()

@@ -208,7 +208,7 @@ def test_figures_go_to_logs_and_choose_the_best_checkpoint(feed, tmp_path):
     log = JsonLines(tmp_path / "log.jsonl")
     with Checkpoints(tmp_path / "run", keep_last=1, keep_best=("gauc", "max")) as checkpoints:
         saving = Saving(checkpoints, feed.config, every=10, evaluate=lambda state: {"gauc": next(figures)})
-        run(feed.batches(), save=saving, log_every=6, writers=[log])
+        run(feed.batches(), save=saving, log_every=6, log=log)
         assert (checkpoints.steps, checkpoints.best) == ([20, 24], 20)
     logged = [(row["step"], row.get("gauc")) for row in log.rows()]
     assert logged == [(6, None), (10, 0.5), (12, None), (18, None), (20, 0.7), (24, 0.6)]

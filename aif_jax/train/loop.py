@@ -11,8 +11,8 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -29,18 +29,6 @@ from aif_jax.store.folders import local, sync, write_file
 from aif_jax.train.step import StepFn, TrainState
 
 logger = logging.getLogger(__name__)
-
-
-class LogWriter(Protocol):
-    """Receives the log entries of a training loop."""
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Add one row."""
-        ...
-
-    def rewind(self, step: int) -> None:
-        """Drop the rows after `step`, which a run that starts there writes again."""
-        ...
 
 
 class JsonLines:
@@ -91,6 +79,8 @@ class JsonLines:
         return rows
 
 
+LogFn: TypeAlias = Callable[[int, dict[str, float]], None]
+"""Receives the step and the values of a log entry."""
 OUTSIDE = "a block or tower of yours that reads an embedding row outside the batch needs sparse=None"
 GROUPS = ("trained", "fitted")  # of a state's fields, those that are parameters
 
@@ -149,8 +139,8 @@ def loop(
     *,
     total: int | None = None,
     log_every: int = 50,
-    on_log: Callable[[int, dict[str, float]], None] | None = None,
-    writers: Sequence[LogWriter] = (),
+    on_log: LogFn | None = None,
+    log: JsonLines | None = None,
     max_skipped: int = 10,
     save: Saving | None = None,
     progress: bool = True,
@@ -180,7 +170,7 @@ def loop(
         "empty_batches"; since the last entry "examples_per_s", "padding" (share of the places of histories without an event)
         and "input_share" (share of the time spent waiting for batches), at first with compile time; figures of
         `Saving.evaluate`.
-      writers: receive the same, see `LogWriter`; their rows after the state's step are dropped at the start.
+      log: file that process 0 writes the same to; its rows after the state's step are dropped at the start.
       max_skipped: more steps than this without a finite loss or gradient end the run.
       save: where and when to save checkpoints; None saves none.
 
@@ -192,16 +182,16 @@ def loop(
     expect(log_every >= 1, "loop log_every", "at least 1", log_every)
     meet()
     number = int(state.step)
-    writers = writers if processes.first() else ()
-    for writer in writers:
-        writer.rewind(number)
+    log = log if processes.first() else None
+    if log is not None:
+        log.rewind(number)
     recent = _LogWindow(started=time.perf_counter())
     saved, saved_at, cursor = number, time.perf_counter(), None
     save_seconds = math.inf if save is None or processes.several() else save.seconds  # clocks differ
     source = map(_fed, batches)
     with track(total=total, label="train", unit="steps", show=progress and processes.first()) as bar:
 
-        def log(figures: Mapping[str, float] | None = None) -> None:
+        def enter(figures: Mapping[str, float] | None = None) -> None:
             if not recent.pending:
                 return
             values = _values(state, recent, max_skipped=max_skipped) | dict(figures or {})
@@ -210,10 +200,10 @@ def loop(
                 padding=f"{values['padding']:.0%}", input=f"{values['input_share']:.0%}",
             )  # fmt: skip
             recent.restart()
+            if log is not None:
+                log.write(number, values)
             if on_log is not None:
                 on_log(number, values)
-            for writer in writers:
-                writer.write(number, values)
 
         def checkpoint(position: Any, *, judged: bool = True) -> None:
             nonlocal saved, saved_at
@@ -225,7 +215,7 @@ def loop(
                 began = time.perf_counter()
                 figures = {name: float(value) for name, value in save.evaluate(state).items()}
                 recent.started += time.perf_counter() - began
-            log(figures)
+            enter(figures)
             given: dict[str, Any] = dict(opt_state=_rest(state), position=position, metrics=figures or None, judged=judged)
             save.checkpoints.save_async(number, state.params, save.config, encoder=save.encoder, **given)
             saved, saved_at = number, time.perf_counter()
@@ -241,13 +231,13 @@ def loop(
                 if fed.batch is None or (fed.problem is not None and not shared):
                     if fed.problem != "empty":
                         if due:
-                            log()
+                            enter()
                         raise BadBatch(f"after step {number}: a bad batch: {fed.problem}{fed.origin}")
                     recent.empty += 1
                     logger.warning("after step %d: skipped a batch without a candidate%s", number, fed.origin)
                     continue
                 if due:
-                    log()
+                    enter()
                 if time.perf_counter() - saved_at >= save_seconds:
                     checkpoint(before, judged=False)  # now that another step follows: the last one is judged
                 state, metrics = step(state, fed.batch)
@@ -257,7 +247,7 @@ def loop(
                 if save is not None and number % save.every == 0:
                     checkpoint(cursor)
             checkpoint(cursor)
-            log()
+            enter()
             if 1 < number <= int(state.skipped):
                 raise FloatingPointError(f"all {number} steps had a loss or gradient that was not finite: look at the inputs")
         finally:

@@ -37,7 +37,7 @@ from aif_jax.train import distillation
 from aif_jax.train.baselines import baseline_scores
 from aif_jax.train.distillation import Teacher
 from aif_jax.train.evaluate import BASELINE, evaluate
-from aif_jax.train.loop import JsonLines, LogWriter, Saving, loop, resume
+from aif_jax.train.loop import JsonLines, LogFn, Saving, loop, resume
 from aif_jax.train.optimizers import default_optimizer
 from aif_jax.train.settings import LOWER_IS_BETTER, FitConfig, FitSettings, parse_settings
 from aif_jax.train.step import FITTED, LossFn, TrainState, init_state, make_step
@@ -290,7 +290,7 @@ def choose_buckets(data: Dataset, settings: FitSettings, config: Config, *, fold
 
 def train(
     model: PreRanker, data: Dataset, settings: FitSettings, *, folder: Path, loss: LossFn, teacher: Teacher | None,
-    start: Params | None, optimizer: optax.GradientTransformation | None, writers: Sequence[LogWriter], progress: bool,
+    start: Params | None, optimizer: optax.GradientTransformation | None, on_log: LogFn | None, progress: bool,
 ) -> Checkpoint:  # fmt: skip
     """Train in a folder, from its last checkpoint on; returns the best one by `settings.keep_best`, else the last."""
     if start is not None:
@@ -323,7 +323,6 @@ def train(
     step = make_step(model, optimizer, loss=loss, sparse=settings.sparse)
     with checkpoints_of(folder, settings, data.catalogue.items) as checkpoints:
         state, cursor = resume(state, checkpoints, config=config)
-        log = JsonLines(folder / LOG)
         epoch, batch = feed.start(cursor)
         left = len(feed) - epoch * feed.steps_per_epoch - batch
         with to_device(feed.batches(cursor), place=place) as batches:
@@ -331,7 +330,7 @@ def train(
                 checkpoints, config, data.encoder and data.encoder.with_length(config.history_length),
                 every=settings.evaluate_every or feed.steps_per_epoch, seconds=SAVE_SECONDS, evaluate=validate,
             )  # fmt: skip
-            loop(state, step, batches, total=left, writers=(log, *writers), save=saving, progress=progress)
+            loop(state, step, batches, total=left, on_log=on_log, log=JsonLines(folder / LOG), save=saving, progress=progress)
         if settings.validates and (text := note(config, task, settings.k)):
             say(text, progress=progress)
         if processes.first():
