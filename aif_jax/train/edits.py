@@ -42,7 +42,7 @@ from aif_jax.metrics.entries import weighted_entries
 from aif_jax.model import rebuilt
 from aif_jax.scores import GROUP, parse_objectives, with_calibration
 from aif_jax.store.trained import Trained
-from aif_jax.train.evaluate import list_scores, sampled_before
+from aif_jax.train.evaluate import labels_of, list_scores, sampled_before
 from aif_jax.types import Array, Params
 
 
@@ -169,14 +169,9 @@ def calibration(
     few = slice(None) if calibration_negatives is None else slice(1 + calibration_negatives)
     lists = jax.tree.map(lambda values: values[:, few], lists)
     scores = list_scores(model, trained.params, data, positions, lists, batch_size=batch_size, progress=progress)
-    where, objectives, labels = lists.rows > 0, parse_objectives(model.config.objectives), lists.labels
-    if not isinstance(labels, dict):
-        expect(len(objectives) <= 1, "labels", "those of every objective by name", "one array; give them by name")
-        labels = {next(iter(objectives), ""): labels}
-    parts = []
-    for place, (name, given) in enumerate((objectives or {next(iter(labels)): None}).items()):
-        expect(name in labels, "labels", f"those of the objective {name!r}", sorted(labels))
-        known = where & ~np.isnan(labels[name])
+    labels, parts = labels_of(model.config, lists.labels), []
+    for place, (name, given) in enumerate((parse_objectives(model.config.objectives) or {"": None}).items()):
+        known = (lists.rows > 0) & ~np.isnan(labels[name])
         if given is not None:
             known &= labels[given] == 1
         raw = scores[..., place] if model.config.outputs > 1 else scores

@@ -17,6 +17,7 @@ import numpy as np
 from aif_jax import metrics
 from aif_jax.catalogue import Catalogue
 from aif_jax.checks import check_encoding, expect, expect_integers
+from aif_jax.config import Config
 from aif_jax.data.candidates import CandidateLists, Labels, SampleKey, SourceFn, logged, population_weights
 from aif_jax.data.cascade import LOGGED, RANKER, STAGE
 from aif_jax.data.dataset import Dataset
@@ -177,10 +178,13 @@ def evaluate(
     lists = source(positions, SampleKey(seed, 0, 0))
     scores = list_scores(model, params, data, positions, lists, batch_size=batch_size, progress=progress)
     users, where = data.log.user[positions], lists.rows > 0
-    probable, plain = np.asarray(with_probabilities(params, scores)), not isinstance(lists.labels, dict)
-    parts = {}
-    for name, raw, logits, labels in by_objective(model, scores, probable, lists.labels):
-        known, weights = where if plain else where & ~np.isnan(labels), population_weights(labels, lists.log_q)
+    probable, texts, parts = np.asarray(with_probabilities(params, scores)), model.config.objectives, {}
+    named = labels_of(model.config, lists.labels)
+    if not named:
+        raise ValueError(f"Config.objectives: expected names among {sorted(lists.labels)}, the labels, got none; name them")
+    for name, labels in named.items():
+        raw, logits = (over_all(each, texts, name, np) if len(texts) > 1 else each for each in (scores, probable))
+        known, weights = where & ~np.isnan(labels), population_weights(labels, lists.log_q)
         part = _figures(raw, logits, labels, users, known, weights, 1 + calibration_negatives)
         by_user = dict(part.by_user)
         for baseline, of_items in (baselines or {}).items():
@@ -260,21 +264,15 @@ def _inputs_of(data: Dataset, positions: np.ndarray, lists: CandidateLists, cali
     }
 
 
-def by_objective(
-    model: PreRanker, scores: np.ndarray, probable: np.ndarray, labels: Labels
-) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
-    """Yield (name, raw logits, calibrated logits, labels [R, C]) of each objective over all candidates; ValueError for none."""
-    texts = model.config.objectives
+def labels_of(config: Config, labels: Labels) -> dict[str, np.ndarray]:
+    """Return the labels [R, C] of each objective by name, "" for the only one without; ValueError where one has none."""
+    names = objective_names(config.objectives)
     if not isinstance(labels, dict):
-        expect(len(texts) <= 1, "labels", f"those of {list(objective_names(texts))} by name", "one array; give them by name")
-        yield next(iter(texts), ""), scores, probable, labels
-        return
-    expect(len(texts) > 0, "Config.objectives", f"names among those of the labels {sorted(labels)}", "none; name them")
-    lacking = [name for name in objective_names(texts) if name not in labels]
-    expect(not lacking, "labels", f"those of {list(objective_names(texts))}", f"none of {lacking}, but {sorted(labels)}")
-    whole = [array if len(texts) > 1 else array[..., None] for array in (scores, probable)]
-    for name in objective_names(texts):
-        yield name, *(over_all(array, texts, name, np) for array in whole), labels[name]
+        expect(len(names) <= 1, "labels", f"those of {list(names)} by name", "one array; give them by name")
+        return {next(iter(names), ""): labels}
+    lacking = [name for name in names if name not in labels]
+    expect(not lacking, "labels", f"those of {list(names)}", f"none of {lacking}, but {sorted(labels)}")
+    return {name: labels[name] for name in names}
 
 
 def _figures(

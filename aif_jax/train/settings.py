@@ -11,6 +11,7 @@ import numpy as np
 
 from aif_jax.checkpoint import CheckpointError
 from aif_jax.checks import Fields, expect, expect_types
+from aif_jax.registry import from_plain
 from aif_jax.train.optimizers import SparseConfig
 from aif_jax.train.tasks import TASKS, NextItem, Task
 
@@ -150,11 +151,9 @@ class FitSettings(FitConfig):
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> FitSettings:
         """Return the settings that `to_json` wrote."""
-        values, task = _tuples(value), dict(value["task"])
-        if values.get("sparse"):
-            values["sparse"] = SparseConfig(**_tuples(values["sparse"]))
-        values["task"] = TASKS[task.pop("name")](**task)
-        return cls(**values)
+        task, sparse = dict(value["task"]), value.get("sparse")
+        parts = {"task": TASKS[task.pop("name")](**task), "sparse": sparse and from_plain(SparseConfig, sparse, "sparse")}
+        return from_plain(cls, {**value, **parts}, "settings")
 
     def span(self, split: str) -> dict[str, int | None]:
         """Return the first second of a slice, "train", "validation" or "test", and the first after it."""
@@ -175,8 +174,3 @@ def parse_settings(record: Mapping[str, Any], where: str) -> FitSettings:
         return FitSettings.from_json(dict(record))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{where}: expected the record of a run, got another: {error!r}; restore it") from error
-
-
-def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values of JSON with tuples for lists."""
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}

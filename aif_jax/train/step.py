@@ -28,20 +28,9 @@ from aif_jax.data.pipeline import Batch
 from aif_jax.layers import Rows
 from aif_jax.model import PreRanker
 from aif_jax.sharding.processes import in_order
+from aif_jax.train import optimizers
 from aif_jax.train.losses import Loss
-from aif_jax.train.optimizers import (
-    Slots,
-    SparseConfig,
-    UniqueIds,
-    join_tables,
-    row_ids,
-    size_for,
-    sparse_tables,
-    split_tables,
-    take_rows,
-    unique_ids,
-    update_rows,
-)
+from aif_jax.train.optimizers import Slots, SparseConfig, UniqueIds, join_tables, row_ids, split_tables, take_rows
 from aif_jax.train.tasks import Goals
 from aif_jax.types import Array, Params, record
 
@@ -209,7 +198,7 @@ def make_step(
       >>> model = aif.build(aif.presets.two_tower(aif.Schema(item_attributes=(item, category))))
       >>> step = make_step(model, optax.sgd(0.1), loss=losses.listwise_softmax + 0.1 * losses.pointwise_bce)
     """
-    tables = sparse_tables(model.config.schema, sparse)
+    tables = optimizers.sparse_tables(model.config.schema, sparse)
     if isinstance(loss, Goals):
         loss = loss.bind(model.config.objectives)
     try:
@@ -260,7 +249,9 @@ def make_step(
 
             return *jax.lax.cond(finite, move, lambda *unchanged: unchanged, trained, opt_state), (norm, finite)
 
-        trained, opt_state, (norm, finite) = update_rows(update, state.trained, state.opt_state, gradient, ids, row_gradients)
+        trained, opt_state, (norm, finite) = optimizers.update_rows(
+            update, state.trained, state.opt_state, gradient, ids, row_gradients
+        )
         skipped = state.skipped + jnp.where(finite, 0, 1)
         after = dataclasses.replace(state, step=state.step + 1, skipped=skipped, trained=trained, opt_state=opt_state)
         return after, {"loss": value, "grad_norm": norm}
@@ -274,7 +265,7 @@ def make_step(
         whole=jax.jit(step, donate_argnums=0, static_argnames=("part", "sizes")),
         gradient=jax.jit(gradient, static_argnames=("part", "shares", "sizes")),
         change=jax.jit(change, donate_argnums=0, static_argnames="sizes"),
-        count=jax.jit(partial(unique_ids, config=model.config), donate_argnums=0),
+        count=jax.jit(partial(optimizers.unique_ids, config=model.config), donate_argnums=0),
         config=model.config,
         tables=tables,
         part=part,
@@ -304,7 +295,7 @@ class _Step:
             self.slots, unique = in_order(self.count(self.slots, state.fitted, batch.users, batch.items))
         counts = jax.device_get({name: ids.count for name, ids in unique.items()})
         bounds = {name: min(table.shape[0], unique[name].ids.shape[0]) for name, table in tables.items()}
-        sizes = tuple(size_for(int(counts[name]), bound) for name, bound in bounds.items())
+        sizes = tuple(optimizers.size_for(int(counts[name]), bound) for name, bound in bounds.items())
         row_bytes = sum(size * table.nbytes // table.shape[0] for size, table in zip(sizes, tables.values(), strict=True))
         devices = batch.where.sharding.device_set if isinstance(batch.where, jax.Array) else jax.devices()[:1]
         one_cpu = len(devices) == 1 and next(iter(devices)).platform == "cpu"

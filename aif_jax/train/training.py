@@ -36,7 +36,7 @@ from aif_jax.store.trained import check_params
 from aif_jax.train import distillation
 from aif_jax.train.baselines import baseline_scores
 from aif_jax.train.distillation import Teacher
-from aif_jax.train.evaluate import BASELINE, evaluate
+from aif_jax.train.evaluate import BASELINE, evaluate, labels_of
 from aif_jax.train.loop import JsonLines, LogFn, Saving, loop, resume
 from aif_jax.train.optimizers import default_optimizer
 from aif_jax.train.settings import LOWER_IS_BETTER, FitConfig, FitSettings, parse_settings
@@ -112,7 +112,7 @@ def label_lines(feed: Pipeline, settings: FitSettings, samples: Samples, source:
     if not isinstance(settings.task, NextItem):
         some = np.random.default_rng(0).permutation(feed.positions)[: settings.requests]
         rows, labels, _ = source(some, SampleKey(settings.seed, 0, 0))
-        for name, of in named_labels(labels, config):
+        for name, of in labels_of(config, labels).items():
             known = (rows > 0) & ~np.isnan(of)
             positive, negative = known & (of > 0), known & (of == 0)
             one = 1 - (positive.any(1) & negative.any(1)).mean()
@@ -126,19 +126,12 @@ def label_lines(feed: Pipeline, settings: FitSettings, samples: Samples, source:
             untrained = np.ones(len(data.catalogue), bool)
             untrained[log.item[log.time < settings.first_validation]] = False
             new, there = untrained[rows] & (rows > 0), max(1, np.count_nonzero(rows))
-            for _, of in named_labels(labels, config)[:1]:
+            for of in list(labels_of(config, labels).values())[:1]:
                 wanted = (rows > 0) & (of > 0)
                 requests = (new & wanted).any(1).sum() / max(1, wanted.any(1).sum())
                 share = f"{requests:.1%} of the requests are for an item without a training event"
                 yield f"{split}: {share}, {new.sum() / there:.1%} of the candidates are such items"
             return
-
-
-def named_labels(labels: Any, config: Config) -> list[tuple[str, np.ndarray]]:
-    """Return labels [B, C] of each objective by name, "" for those of one array."""
-    if not isinstance(labels, dict):
-        return [("", labels)]
-    return [(name, labels[name]) for name in objective_names(config.objectives) if name in labels]
 
 
 def plan(feed: Pipeline, settings: FitSettings, samples: Samples) -> Iterator[str]:
@@ -457,7 +450,7 @@ def validation(
     """Return figures of a state on the validation slice; ValueError where that of `keep_best` is not defined on it."""
     positions, source = held_out(data, settings, "validation", requests=settings.requests)
     rows, named, _ = source(positions, SampleKey(0, 0, 0))
-    labels = named_labels(named, model.config)[0][1]
+    labels = next(iter(labels_of(model.config, named).values()))
     where = (rows > 0) & ~np.isnan(labels)
     of_users = metrics.gauc(np.zeros(rows.shape), labels, data.log.user[positions][:, None], where=where)
     whole = np.isfinite(metrics.auc(np.zeros(rows.shape), labels, where=where))
