@@ -96,11 +96,6 @@ class Catalogue:
         return len(self.raw) + 1
 
     @property
-    def encoding(self) -> str:
-        """Version of the encoder that made the features, "" if unknown; see `Schema.encoding`."""
-        return self.schema.encoding
-
-    @property
     def items(self) -> ItemFeatures:
         """The features of all N rows, without a copy."""
         return ItemFeatures(ids=self.ids, floats=self.floats, content=self.content, side=self.side)

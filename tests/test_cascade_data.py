@@ -53,7 +53,7 @@ def test_lines_become_requests(plain, caplog):
     made = known.cascade
     assert made.positions.tolist() == [1, 3]  # ann at 20 and bob at 30; ann at 15 has no event, so nothing was shown
     assert "1 requests without an event in the log" in caplog.text
-    assert known.items.decode(int(made.rows[0, 0])) == 9  # the furthest stage first
+    assert known.items.ids_of(made.rows[0, :1]) == [9]  # the furthest stage first
     assert made.stage[0, :3].tolist() == [0, 1, 3] and made.rows[0, 3:].max() == 0
     assert made.labels["ranker"][0, :2].tolist() == [3, 2] and np.isnan(made.labels["ranker"][0, 2:]).all()
     assert made.labels["click"][1, 0] == 1 and len(made) == 2

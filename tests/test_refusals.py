@@ -273,7 +273,7 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
     (lambda: NegativeSampler([[1, 2]]), "counts: expected shape [any], got [1, 2]"),
     (lambda: NegativeSampler([0, 1, 1], uniform=1.5), "uniform: expected a share from 0 to 1, got 1.5"),
     (lambda: NegativeSampler([0, 1, 1], power=-1), "power: expected a finite value of at least 0, got -1"),
-    (lambda: SAMPLER.sample(2, 3, **STEP, avoid=[1]), "avoid: expected shape [2] or [2, A], got [1]"),
+    (lambda: SAMPLER.sample(2, 3, **STEP, avoid=[1]), "avoid: expected shape [2], got [1]"),
     (lambda: SAMPLER.sample(2, 3, **STEP, avoid=[1, 3]), "avoid: expected values in [0, 3), got 3"),
     (lambda: SAMPLER.sample(2, 3, **STEP | {"step": -1}), "seed, epoch and step of at least 0"),
     # training

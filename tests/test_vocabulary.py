@@ -48,7 +48,7 @@ def test_a_vocabulary_of_strings_equals_a_dict(raw, given_ids):
     assert vocabulary.encode(np.array(given_ids, object)).tolist() == expected
     assert vocabulary.encode(np.array(given_ids, np.dtypes.StringDType())).tolist() == expected
     assert Vocabulary.from_arrays(vocabulary.to_arrays()) == vocabulary
-    assert [vocabulary.decode(row) for row in range(1, len(vocabulary))] == sorted(set(raw))
+    assert vocabulary.ids_of(np.arange(1, len(vocabulary))).tolist() == sorted(set(raw))
 
 
 @pytest.mark.parametrize("spread", [1, 10**9])  # a direct table, a search

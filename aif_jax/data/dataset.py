@@ -20,7 +20,6 @@ from aif_jax.features import behaviours
 from aif_jax.schema import Schema
 from aif_jax.types import ItemFeatures, UserFeatures
 
-PLACES, PIECE = 1024, 1 << 16  # of a large array: pieces that its digest reads, and their bytes
 REPEATED = 0.01
 """Share of events that repeat an item of their user, from which on users count as coming back to items."""
 
@@ -79,7 +78,7 @@ class Dataset:
             for field, given in (("schema", schema), ("catalogue", self.catalogue.schema)):
                 check_encoding(f"Dataset.{field}", expected=version, got=given.encoding)
             object.__setattr__(self, "schema", self.encoder.schema)
-            if self.encoding != version:
+            if self.catalogue.schema.encoding != version:
                 object.__setattr__(self, "catalogue", dataclasses.replace(self.catalogue, schema=self.encoder.schema))
         expect_names(self.user_ids, "Dataset.user_ids", [a.name for a in schema.user_attributes])
         for a in schema.user_attributes:
@@ -107,7 +106,7 @@ class Dataset:
     @property
     def encoding(self) -> str:
         """Version of the encoder that made the features, "" if unknown; see `Schema.encoding`."""
-        return self.catalogue.encoding
+        return self.schema.encoding
 
     @property
     def columns(self) -> Columns:
@@ -141,10 +140,7 @@ class Dataset:
 
     @functools.cached_property
     def digest(self) -> str:
-        """64 hex digits over events, items, users and encoder: other data with the same counts have another digest.
-
-        Of an array of more than 64 MB `PLACES` evenly spread pieces are read, so a log on disk is not read as a whole.
-        """
+        """64 hex digits over events, items, users and encoder: other data with the same counts have another digest."""
         catalogue = self.catalogue
         tables = {
             "log": {name: getattr(self.log, name) for name in ("user", "item", "action", "time", "offsets")},
@@ -158,7 +154,8 @@ class Dataset:
         for table, arrays in tables.items():
             for name, array in sorted(arrays.items()):
                 if array is not None:
-                    _update(state, f"{table}/{name}", np.asarray(array))
+                    state.update(f"{table}/{name} {array.dtype.str} {array.shape}".encode())
+                    state.update(np.ascontiguousarray(array).data)
         return state.hexdigest()
 
     def user_features(self, positions: Any, *, length: int) -> UserFeatures:
@@ -265,14 +262,3 @@ class Dataset:
             history=behaviours(item, action, age, mask),
             encoding=self.encoding,
         )
-
-
-def _update(state: Any, name: str, array: np.ndarray) -> None:
-    """Add an array to a hash, pieces of a large one."""
-    state.update(f"{name} {array.dtype.str} {array.shape}".encode())
-    flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    if len(flat) <= PLACES * PIECE:
-        state.update(flat.data)
-        return
-    for start in np.linspace(0, len(flat) - PIECE, PLACES).astype(np.int64).tolist():
-        state.update(flat[start : start + PIECE].data)

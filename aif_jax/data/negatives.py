@@ -139,7 +139,7 @@ class NegativeSampler:
           lists: B.
           negatives: n, rows for each list.
           seed, epoch, step: 0 or more; the same three give the same rows.
-          avoid: integer rows [B] or [B, A] that the list must not hold, such as its target.
+          avoid: integer row [B] that each list must not hold, such as its target; None for none.
           seen: items that the user of each list has met, which it must not hold either.
 
         Returns:
@@ -150,17 +150,14 @@ class NegativeSampler:
         """
         size = len(self.probabilities)
         expect(min(seed, epoch, step) >= 0, "sample", "seed, epoch and step of at least 0", (seed, epoch, step))
-        avoided = expect_integers(np.zeros([lists, 0], np.int64) if avoid is None else avoid, "avoid", size=size)
-        fits = avoided.ndim in (1, 2) and len(avoided) == lists
-        expect(fits, "avoid", f"shape [{lists}] or [{lists}, A]", list(avoided.shape))
-        avoided = avoided.reshape(lists, avoided.size // max(lists, 1)).astype(np.int64)
-
+        avoided = expect_integers(np.zeros(lists, np.int64) if avoid is None else avoid, "avoid", size=size)
+        expect(avoided.shape == (lists,), "avoid", f"shape [{lists}]", list(avoided.shape))
         random = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(NEGATIVES, epoch, step)))
         rows = self._rows(random.random(lists * negatives)).reshape(lists, negatives)
         flat, list_of = rows.reshape(-1), np.repeat(np.arange(lists), negatives)
         at = np.arange(len(flat))  # flat positions that may hold a row to avoid
         for round_ in range(ROUNDS + 1):
-            bad = (flat[at, None] == avoided[list_of[at]]).any(axis=1)
+            bad = flat[at] == avoided[list_of[at]]
             if seen is not None:
                 bad |= seen.contains(list_of[at], flat[at])
             at = at[bad]

@@ -63,10 +63,6 @@ class Vocabulary:
     def __hash__(self) -> int:
         return hash(self.digest)
 
-    def decode(self, row: int) -> int | str:
-        """Return the raw id of a known row, 1 to n; IndexError for a larger one."""
-        return self.ids_of(np.array([row])).tolist()[0]
-
     def ids_of(self, rows: np.ndarray) -> np.ndarray:
         """Return the raw ids of known rows [n]; IndexError for a larger one."""
         return self.raw[rows - 1]
@@ -77,17 +73,6 @@ class Vocabulary:
         if not len(self.raw):
             return None
         return "integers" if self.raw.dtype.kind == "i" else "strings"
-
-    def with_ids(self, other: Vocabulary) -> Vocabulary:
-        """Return the union of two vocabularies; itself if the other one adds no id.
-
-        Raises TypeError for ids of another kind.
-        """
-        if not len(other.raw) or self == other:
-            return self
-        same = self.raw.dtype == other.raw.dtype
-        whole = Vocabulary(np.concatenate([self.raw, other.raw]) if same else [*self.raw.tolist(), *other.raw.tolist()])
-        return whole if len(whole) > len(self) else self
 
     def encode(self, raw: Any, name: str = "Vocabulary.encode") -> np.ndarray:
         """Return raw ids of any shape to int32 rows of the same shape; unknown ids give 0. The first call builds an index.

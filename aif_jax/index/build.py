@@ -126,7 +126,7 @@ def item_batches(program: ItemProgram, catalogue: Any) -> tuple[Iterator[Batch],
     """Return checked batches, of any size, of what `ItemIndex.build` takes, and how many items there are, if known."""
     known = None
     if isinstance(catalogue, Catalogue):
-        check_encoding("Catalogue", expected=program.trained.encoding, got=catalogue.encoding)
+        check_encoding("Catalogue", expected=program.trained.encoding, got=catalogue.schema.encoding)
         catalogue, known = _rows(catalogue, max(program.batch_size, 1 << 14)), len(catalogue) - 1
     elif isinstance(catalogue, str | Path):
         catalogue = read_items(catalogue, program.trained.need_encoder(f"catalogue {catalogue}"))

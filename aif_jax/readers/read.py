@@ -321,7 +321,8 @@ def encode_columns(
     vocabulary = given
     if vocabulary is None or grow:
         newer = Vocabulary(next((ids for ids, _ in reversed(values) if len(ids)), []))
-        vocabulary = newer if vocabulary is None else vocabulary.with_ids(newer)
+        both = [each.raw for each in (given, newer) if each is not None and len(each.raw)]
+        vocabulary = Vocabulary(np.concatenate(both)) if both else newer
     found = []
     for (table, column), codes, (ids, fits) in zip(members, held, values, strict=True):
         row_of = np.zeros(len(fits) + 1, np.int32)  # by code; the last one is code -1, no value
@@ -380,7 +381,8 @@ def _note_repeated(
     again = (rows > 0) & (first[rows] != np.arange(len(rows)))
 
     def got(at: np.ndarray) -> Iterator[str]:
-        return (f"{vocabulary.decode(row)!r}, which is in {table.locate(int(first[row]))} too" for row in rows[at])
+        pairs = zip(vocabulary.ids_of(rows[at]).tolist(), first[rows[at]].tolist(), strict=True)
+        return (f"{raw!r}, which is in {table.locate(row)} too" for raw, row in pairs)
 
     table.note(problems, f"duplicate {which}", again, column, "every id once", got)
 

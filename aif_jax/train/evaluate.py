@@ -325,7 +325,7 @@ def list_scores(
 
 def item_rows(model: PreRanker, params: Params, catalogue: Catalogue, *, progress: bool = True) -> ItemRow:
     """Return the item function over the whole catalogue: rows [N] on the device; EncodingMismatch as `evaluate`."""
-    check_encoding("catalogue", expected=model.config.schema.encoding, got=catalogue.encoding)
+    check_encoding("catalogue", expected=model.config.schema.encoding, got=catalogue.schema.encoding)
     total, run = len(catalogue), partial(_item_rows, params, model=model)
     batches = _filled(total, min(ITEMS, total), label="item rows", progress=progress)
     parts = [run(catalogue.features(at, content=model.config.reads_content)) for at in batches]
