@@ -133,8 +133,8 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 @pytest.hookimpl(trylast=True)  # after the durations
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """Says which lanes the run left out."""
-    for line in lanes.notice(config.option.markexpr):
-        terminalreporter.write_line(line)
+    if out := lanes.left_out(config.option.markexpr):
+        terminalreporter.write_line(f"lanes left out: {', '.join(out)}; docs/contributing.md has the commands that run them")
 
 
 def child_environment(*, flags: str = "", writes: bool = True) -> dict[str, str]:

@@ -44,7 +44,7 @@ TABLE = {
     ),
     "docs": ("tests/test_docs.py",),
     "experiments": (
-        "tests/test_benchmarks.py", "tests/test_cascade_data.py", "tests/test_consistency.py", "tests/test_content.py",
+        "tests/test_cascade_data.py", "tests/test_consistency.py", 
         "tests/test_datasets.py", "tests/test_experiments.py", "tests/test_fetch.py", "tests/test_peers.py",
         "tests/test_plots.py", "tests/test_question.py", "tests/test_ranker_recall.py", "tests/test_recipes.py",
         "tests/test_scale_out_serving.py",
@@ -127,17 +127,3 @@ def command(lanes: Collection[str]) -> str:
     """What runs these lanes."""
     expression = " or ".join(lanes)
     return "python -m pytest -m " + (f'"{expression}"' if len(lanes) > 1 else expression)
-
-
-def notice(expression: str) -> list[str]:
-    """Lines for the end of a run: the lanes that it left out, and the commands that run them."""
-    out = left_out(expression)
-    landing = [lane for lane in (DEFAULT, *LANDING) if lane in out]
-    lines = [f"lanes left out: {', '.join(out)}"] if out else []
-    if landing:
-        lines.append(f"  before a change lands: {command(landing)}")
-    if "reliability" in out:
-        lines.append(f"  before a release, an hour: {command(['reliability'])} -n 2 -rP")
-    if "engines" in out:
-        lines.append("  before a release, with Ray, Spark and Java: bash .ci/run engines")
-    return lines

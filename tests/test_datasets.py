@@ -2,12 +2,14 @@
 
 import logging
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from experiments.datasets import kuairand, movielens, taobao
+from experiments.datasets.content import clusters, lookup, unit_rows
 from tests.refusals import refused
 
 DATA = Path(os.environ.get("AIF_JAX_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -209,6 +211,19 @@ def test_given_content_follows_the_items(tmp_path):
     assert movielens.read(tmp_path, content=tmp_path / "content.npz").catalogue.content.tolist() == expected
     with pytest.raises(ValueError, match="an embedding for each of 3 items, got none for 2: 20, 30"):
         movielens.read(tmp_path, content=(np.array([10]), np.ones((1, 2))))
+
+
+def test_clusters_find_groups_and_repeat(monkeypatch):
+    rng = np.random.default_rng(0)
+    centre = rng.integers(0, 4, 200)
+    points = np.eye(4)[centre] + 0.1 * rng.standard_normal((200, 4))
+    found = clusters(points, 4)
+    assert found.dtype == np.int32 and len({(a, b) for a, b in zip(centre, found, strict=True)}) == 4
+    np.testing.assert_array_equal(found, clusters(points, 4))
+    monkeypatch.setitem(sys.modules, "sklearn.cluster", None)
+    refused(ImportError, r'needs scikit-learn: pip install "aif_jax\[experiments\]"', clusters, np.eye(3), 2)
+    np.testing.assert_allclose(unit_rows(np.array([[3.0, 4.0], [0.0, 0.0]])), [[0.6, 0.8], [0, 0]])
+    assert lookup((np.array(["b", "a"]), np.array([[2.0], [1.0]])), np.array(["a", "b"])).tolist() == [[1], [2]]
 
 
 def test_category_by_content(tmp_path):

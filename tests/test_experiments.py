@@ -11,7 +11,7 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import output as progress
-from experiments import common, quickstart
+from experiments import benchmarks, common, quickstart
 from experiments.datasets.synthetic import synthetic_world
 from tests.conftest import child_environment
 from tests.light import flags
@@ -119,6 +119,17 @@ def test_cascade(tmp_path):
     assert 0 < got["auc_consistent"] < 1 and 0 < got["auc_bce"] < 1
 
 
+@pytest.mark.parametrize("name", ["recflow", "kuairand"])
+def test_public_benchmarks(name, tmp_path, capsys):
+    got = measured(tmp_path, "experiments.benchmarks", name, "--model", "two-tower", "aif", "--epochs", "1")
+    assert list(got["models"]) == ["two-tower", "aif"]
+    for model in got["models"].values():
+        assert model and all(0 <= one["low"] <= one["value"] <= one["high"] <= 1 for one in model.values())
+    assert list(got["published"]) == (["LCRON, two stages"] if name == "recflow" else [])
+    refused(SystemExit, "", benchmarks.main, [name])
+    assert "expected --data DIR or --smoke, one of them" in capsys.readouterr().err
+
+
 def test_options_refuse_numbers_that_are_no_sizes(capsys):
     settings = {"rounds": (5, 1, ""), "seconds": (0.5, None, ""), "sizes": ([1, 4], None, ""), "seed": (0, None, "")}
     settings |= {"hours": (24, 3, "", 0)}
@@ -135,8 +146,7 @@ def test_options_refuse_numbers_that_are_no_sizes(capsys):
         (["--seed", "-1"], "--seed: expected at least 0, got -1"),
         (["--hours", "-1"], "--hours: expected at least 0, got -1"),
     ):
-        with pytest.raises(SystemExit):
-            common.options("", wrong, settings)
+        refused(SystemExit, "", common.options, "", wrong, settings)
         assert message in capsys.readouterr().err
 
 

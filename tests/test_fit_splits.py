@@ -125,27 +125,3 @@ def test_the_note_names_what_is_lacking(listed):
     lacks = "before the SVD term; with it: run.with_svd(data).evaluate(data)"
     assert note(config, NextItem(logq_correction=True), 5).endswith(lacks)
     assert note(config, NextItem(), None) == note(config, Impressions(candidates=3, threshold=2), None) == ""
-
-
-EVENTS = {"user": ["ann"] * 3 + ["bob"] * 3, "item": [7, 8, 9] * 2, "time": [10, 20, 30] * 2, "did": ["see", "click"] * 3}
-ITEMS = {"item": [7, 8, 9], "category": ["tea", "tea", "cup"]}
-TWO = ("click", "like")
-
-
-@pytest.mark.parametrize(("objectives", "task", "message"), [
-    (TWO, Impressions(candidates=2, threshold={"clik": 2, "like": 2}),
-     r"Impressions.threshold: expected a label for each objective of the model \['click', 'like'\], got \['clik', 'like'\]"),
-    (TWO, Impressions(candidates=2, threshold=2), r"Impressions: expected a model of one objective, or Impressions with a thr"),
-    (TWO, NextItem(), r"NextItem: expected a model of one objective, got one with \['click', 'like'\]"),
-    ((), Impressions(candidates=2, threshold={"click": 2}), r"Config.objectives: expected names of the objectives"),
-    (("click",), Impressions(candidates=2, threshold={"click": "clik"}),
-     r"threshold\['click'\]: expected an action row in \[2, 3\): 1 is 'see', 2 is 'click', got 'clik'"),
-    ((), Impressions(candidates=2, threshold=9), r"threshold: expected an action row in \[2, 3\): 1 is 'see', 2 is 'click'"),
-])  # fmt: skip
-def test_labels_that_do_not_fit_are_refused_with_the_names_that_there_are(objectives, task, message):
-    columns = aif.Columns(action="did", actions=("see", "click"))
-    data = aif.read(EVENTS, items=ITEMS, columns=columns)
-    sizes = dict(width=4, short_length=2, head=aif.heads.Mlp((4,)))
-    model = aif.build(aif.presets.two_tower(data.schema, objectives=objectives, **sizes))
-    with pytest.raises(ValueError, match=message):
-        fit(model, data, task=task, batch_size=1, validation=0, test=0, keep_best=None, progress=False)

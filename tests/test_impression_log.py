@@ -190,6 +190,24 @@ def test_a_threshold_that_makes_one_label_of_all_is_refused(columns, task, messa
     refused(ValueError, message, demo.fit, model_of(data), data, task=task, **SMALL)
 
 
+TWO = ("click", "like")
+
+
+@pytest.mark.parametrize(("objectives", "task", "message"), [
+    (TWO, Impressions(candidates=2, threshold={"clik": 2, "like": 2}),
+     r"Impressions.threshold: expected a label for each objective of the model \['click', 'like'\], got \['clik', 'like'\]"),
+    (TWO, TASK, r"Impressions: expected a model of one objective, or Impressions with a thr"),
+    (TWO, NextItem(), r"NextItem: expected a model of one objective, got one with \['click', 'like'\]"),
+    ((), Impressions(candidates=2, threshold={"click": 2}), r"Config.objectives: expected names of the objectives"),
+    (("click",), Impressions(candidates=2, threshold={"click": "clik"}),
+     r"threshold\['click'\]: expected an action row in \[2, 4\): 1 is 'shown', 2 is 'click', 3 is 'buy', got 'clik'"),
+])  # fmt: skip
+def test_labels_that_do_not_fit_are_refused_with_the_names_that_there_are(objectives, task, message):
+    data = data_of(COLUMNS)
+    model = aif.build(model_of(data).config.replace(head=aif.heads.Mlp((4,)), objectives=objectives))
+    refused(ValueError, message, demo.fit, model, data, task=task, **SMALL)
+
+
 def test_check_says_what_the_lists_are():
     report = aif.check(TABLE, items=ITEMS, columns=ENGAGED)
     lists = report.profile.lists

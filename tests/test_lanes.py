@@ -128,17 +128,6 @@ def test_a_file_that_a_run_does_not_import_has_no_test_for_it():
             assert not lanes.leaves_out(file, expression) or of_tests <= set(lanes.left_out(expression)), (file, expression)
 
 
-def test_notice():
-    assert lanes.notice("") == []
-    assert lanes.notice("not docs and not standing and not reliability and not engines") == [
-        "lanes left out: docs, standing, reliability, engines",
-        '  before a change lands: python -m pytest -m "docs or standing"',
-        "  before a release, an hour: python -m pytest -m reliability -n 2 -rP",
-        "  before a release, with Ray, Spark and Java: bash .ci/run engines",
-    ]
-    assert lanes.notice("standing")[1] == '  before a change lands: python -m pytest -m "default or docs or experiments"'
-
-
 def test_the_folder_is_named_by_versions_and_machine(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     here = folders.compiled_folder("aif_jax-tests")

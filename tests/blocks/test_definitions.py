@@ -59,7 +59,7 @@ def by_slots(block, seen):
 CASES = {
     "bridges": (blocks.Bea(bridges=4, dot_product=True), by_bridges),
     "cross attention": (blocks.CrossAttention(dot_product=True), by_attention),
-    "target attention": (blocks.TargetAttention(), by_attention),
+    "target attention": (blocks.TargetAttention(dot_product=True), by_attention),
     "linear keys": (blocks.LinearMemory(width=7, keys="linear", dot_product=True), by_sums),
     "softmax keys": (blocks.LinearMemory(width=7), by_sums),
     "signatures": (blocks.LshDin(bits=32), by_sums),

@@ -1,13 +1,11 @@
-"""The dot products added to the logit: by hand, in every block that has one, and in the two-tower model."""
+"""The dot product of the two-tower model, by hand; those of other blocks are in test_definitions.py and test_head.py."""
 
 import dataclasses
 import math
 
 import jax
 import numpy as np
-import pytest
 
-import aif_jax as aif
 from tests import demo
 
 
@@ -34,35 +32,3 @@ def test_two_tower_is_a_dot_product_and_a_bias_and_does_not_see_the_long_history
     joint = jax.jit(model.joint)
     changed = dataclasses.replace(features, history=spliced)
     np.testing.assert_array_equal(joint(params, features, items), joint(params, changed, items))
-
-
-EXACT = [dataclasses.replace(b, dot_product=True) if hasattr(b, "dot_product") else b for b in demo.VARIANTS["exact"]["blocks"]]
-
-
-@pytest.mark.parametrize("blocks", [demo.VARIANTS["dot products"]["blocks"], tuple(EXACT)], ids=["approximate", "exact"])
-def test_each_is_added_to_the_logits_of_the_same_head(blocks):
-    """A block without its dot product gives the same logits less what the dot product added."""
-    model, params = demo.build(blocks=blocks)
-    features, items = demo.user(model.config), demo.items(5)
-    dotted = [block for block in blocks if getattr(block, "dot_product", False)]
-    assert len(dotted) == 2
-
-    def without(block):
-        changed = dataclasses.replace(block, dot_product=False)
-        return aif.build(model.config.replace(blocks=tuple(changed if b is block else b for b in blocks)))
-
-    @jax.jit
-    def run(params):
-        state, rows = model.user(params, features), jax.vmap(model.item, (None, 0))(params, items)
-        kernels = params["head"]["first"]["kernels"]
-        added = [b.score(params["blocks"][b.name], state, rows, kernels[b.name]).logit for b in dotted]
-        others = [without(b).interaction(params, state, rows) for b in dotted]
-        return model.interaction(params, state, rows), added, others, rows.vector.sum(-1)
-
-    logits, added, others, total = run(params)
-    for part, other in zip(added, others, strict=True):
-        assert np.ptp(np.asarray(part)) > 1e-3
-        np.testing.assert_allclose(logits - other, part, atol=1e-5)
-    popularity = params["blocks"]["dot_product"]["popularity"]
-    shifted = params | {"blocks": params["blocks"] | {"dot_product": {"popularity": popularity + 0.5}}}
-    np.testing.assert_allclose(run(shifted)[0] - logits, 0.5 * total, atol=1e-5)

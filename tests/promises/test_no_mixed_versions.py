@@ -6,12 +6,10 @@ import gc
 import weakref
 
 import numpy as np
-import pytest
 
 import aif_jax as aif
 from aif_jax import Trained, export
 from tests.refusals import refused
-from tests.serving_world import shared
 
 
 async def test_a_request_ends_on_the_version_it_started_with_and_then_its_memory_goes(world):
@@ -64,35 +62,21 @@ async def test_states_of_an_old_version_are_not_cached_after_a_publish(world):
 
 
 def test_an_index_takes_nothing_of_another_version(world, tmp_path):
-    """Not from disk, not by an update."""
-    encoder, other = Encoded("a" * 64), Encoded("b" * 64)
-    trained = Trained(world.model, world.params, encoder)
-    index = aif.ItemIndex.build(trained, [(world.ids, world.features)], batch_size=64, progress=False)
-    assert index.version == aif.fingerprint(world.params, world.model.config, encoder) != world.index.version
-    index.save(tmp_path / "index")
-    assert aif.ItemIndex.load(tmp_path / "index", trained).version == index.version
-    for params, used, error in (
-        (world.other_params(1), encoder, aif.VersionMismatch),
-        (world.params, other, aif.EncodingMismatch),
-        (world.params, None, aif.VersionMismatch),
-    ):
-        trained = Trained(world.model, params, used)
-        expected, got = (trained.version, index.version) if used is not other else ("b" * 64, "a" * 64)
-        refused(error, f"index in .*: expected .* {expected}, got {got}", aif.ItemIndex.load, tmp_path / "index", trained)
-    items = dataclasses.replace(world.take(np.arange(2)), encoding=other.version)
-    refused(aif.EncodingMismatch, "ItemFeatures: expected the encoding aaa", index.upsert, world.ids[:2], items)
+    """Nor anything of another encoder: `test_one_encoding.py`."""
+    world.index.save(tmp_path / "index")
+    for params in (world.params, world.other_params(1)):
+        trained = Trained(world.model, params)
+        if trained.version == world.index.version:
+            assert aif.ItemIndex.load(tmp_path / "index", trained).version == trained.version
+        else:
+            message = f"index in .*: expected .* {trained.version}, got {world.index.version}"
+            refused(aif.VersionMismatch, message, aif.ItemIndex.load, tmp_path / "index", trained)
+    items = dataclasses.replace(world.take(np.arange(2)), encoding="b" * 64)
     assert len(world.index.upsert(world.ids[:2], items)) == len(world.index)  # of a model without an encoder
 
 
 def test_an_export_takes_no_index_of_another_version(world, tmp_path):
     """`tests/test_export.py` has the features of another encoder."""
-    with pytest.raises(aif.VersionMismatch, match="index: expected version"):
-        export.save(tmp_path / "model", Trained(world.model, world.other_params(1)), world.index)
+    other = Trained(world.model, world.other_params(1))
+    refused(aif.VersionMismatch, "index: expected version", export.save, tmp_path / "model", other, world.index)
     assert not list(tmp_path.iterdir())
-
-
-class Encoded:
-    """What an index reads of an encoder when it gets features."""
-
-    def __init__(self, version):
-        self.version, self.schema = version, shared().model.config.schema
