@@ -11,7 +11,7 @@ import aif_jax as aif
 from aif_jax import data as sources
 from aif_jax import metrics, train
 from aif_jax.data.candidates import SampleKey
-from aif_jax.data.cascade import LOGGED, RANKER, STAGES, Cascade, from_columns
+from aif_jax.data.cascade import RANKER, STAGES, Cascade, from_columns
 from aif_jax.train.evaluate import list_scores
 from aif_jax.train.losses import distill_listwise
 from aif_jax.train.tasks import Cascaded, Goal, Goals
@@ -126,38 +126,33 @@ def test_wrong_cascades_are_refused(plain):
 
 def test_lists_have_so_many_of_each_stage(data):
     cascade = data.cascade
-    sampler = sources.NegativeSampler(sources.item_counts(data, range(len(data.log))))
-    counts = {"exposed": 4, "ranked": 6, "retrieved": 5, "in_batch": 3, "sampled": 8}
-    source = sources.staged(data, counts, sampler=sampler)
+    counts = {"exposed": 4, "ranked": 6, "retrieved": 5}
+    source = sources.staged(data, counts)
     at = cascade.positions[:40]
     lists = source(at, SampleKey(0, 0, 0))
-    assert lists.rows.shape == (40, 26) and set(lists.labels) == {"stage", "click", "long_view", RANKER, WHOLE}
+    assert lists.rows.shape == (40, 15) and set(lists.labels) == {"stage", "click", "long_view", RANKER, WHOLE}
     starts = np.cumsum([0, *counts.values()])
     for (name, count), start in zip(counts.items(), starts, strict=False):
         part = slice(start, start + count)
         there = lists.rows[:, part] > 0
         assert (lists.labels["stage"][:, part][there] == STAGES.index(name)).all()
         for request, rows in enumerate(lists.rows[:, part]):
-            own = cascade.rows[request][cascade.stage[request] == STAGES.index(name)] if name in LOGGED else None
-            kept = rows[rows > 0]
-            if own is not None:
-                assert len(kept) == min(count, np.count_nonzero(own)) == len(set(kept)) and set(kept) <= set(own)
-            else:  # others' candidates, never one of this request
-                assert not set(kept) & set(cascade.rows[request]) and np.isnan(lists.labels["click"][request, part]).all()
+            own, kept = cascade.rows[request][cascade.stage[request] == STAGES.index(name)], rows[rows > 0]
+            assert len(kept) == min(count, np.count_nonzero(own)) == len(set(kept)) and set(kept) <= set(own)
     assert lists.labels["click"][0, 0] == cascade.labels["click"][0, np.argmax(cascade.rows[0] == lists.rows[0, 0])]
     again, other = source(at, SampleKey(0, 0, 0)), source(at, SampleKey(0, 0, 1))
     assert np.array_equal(again.rows, lists.rows) and not np.array_equal(other.rows, lists.rows)
     assert source.description["counts"] == counts and source.description["kind"] == "staged"
     other = dataclasses.replace(cascade, labels={**cascade.labels, RANKER: cascade.labels[RANKER] + 1})  # a later ranker's log
-    changed = sources.staged(dataclasses.replace(data, cascade=other), counts, sampler=sampler).description
+    changed = sources.staged(dataclasses.replace(data, cascade=other), counts).description
     assert {name for name in changed if changed[name] != source.description[name]} == {"labels"}
     earlier = dataclasses.replace(data.cascade, stage=np.minimum(data.cascade.stage, 0))
-    changed = sources.staged(dataclasses.replace(data, cascade=earlier), counts, sampler=sampler).description
+    changed = sources.staged(dataclasses.replace(data, cascade=earlier), counts).description
     assert {name for name in changed if changed[name] != source.description[name]} == {"sha256"}
     assert np.array_equal(sources.logged(data)(at, SampleKey(0, 0, 0)).rows, cascade.rows[:40])
     other = np.setdiff1d(np.arange(len(data.log)), cascade.positions)[:1]
     refused(ValueError, "positions: expected first events of requests of the cascade", source, other, SampleKey(0, 0, 0))
-    for wrong, message in (({"shown": 3}, "counts: expected numbers"), ({}, "counts"), ({"sampled": 2}, "sampler: expected")):
+    for wrong, message in (({"shown": 3}, "counts: expected numbers"), ({}, "counts")):
         refused(ValueError, message, sources.staged, data, wrong)
 
 
@@ -182,7 +177,7 @@ def test_fit_trains_on_a_cascade_and_evaluates_each_objective(data, tmp_path):
     small = demo.SMALL | {"head": aif.heads.Mlp((16,))}
     config = demo.config(schema=data.schema, objectives=("click", "long_view|click"), **small)
     loss = Goals(*Goals.of(config.objectives).goals, Goal(0.5 * distill_listwise, RANKER, stages=("exposed", "ranked")))
-    task = Cascaded(exposed=4, ranked=4, pre_ranked=2, retrieved=4, sampled=2, in_batch=2)
+    task = Cascaded(exposed=4, ranked=4, pre_ranked=2, retrieved=4)
     given = dict(task=task, batch_size=32, epochs=1, requests=20, progress=False, k=None, keep_best="auc")
     run = demo.fit(aif.build(config), data, loss=loss, out=tmp_path / "run", **given)
     assert {"auc", "click.auc", "long_view.auc"} <= run.metrics.keys()
@@ -286,15 +281,14 @@ def test_met_candidates_are_left_out_where_nobody_comes_back(data):
     whole = sources.logged(once)(at, SampleKey(0, 0, 0))
     np.testing.assert_array_equal(whole.rows, np.where(gone, 0, cascade.rows[:60]))
     np.testing.assert_array_equal(sources.logged(once, repeats=True)(at, SampleKey(0, 0, 0)).rows, cascade.rows[:60])
-    sampler = sources.NegativeSampler(sources.item_counts(data, range(len(data.log))))
-    counts = {"exposed": 4, "ranked": 6, "retrieved": 5, "in_batch": 3, "sampled": 8}
-    source, plain = sources.staged(once, counts, sampler=sampler), sources.staged(data, counts, sampler=sampler)
+    counts = {"exposed": 4, "ranked": 6, "retrieved": 5}
+    source, plain = sources.staged(once, counts), sources.staged(data, counts)
     lists, usual = source(at, SampleKey(0, 0, 0)), plain(at, SampleKey(0, 0, 0))
     there = (lists.rows > 0) & (lists.labels["stage"] > 0)
     assert not (met.contains(sample, lists.rows) & there).any()
     assert (met.contains(sample, usual.rows) & (usual.rows > 0) & (usual.labels["stage"] > 0)).any()
     np.testing.assert_array_equal(lists.rows[:, :4], usual.rows[:, :4])
     assert source.description == plain.description | {"repeats": False}
-    task = Cascaded(sampled=4)
+    task = Cascaded()
     assert task.source(once, before=2**40).description["repeats"] is False
     assert "repeats" not in task.source(once, before=2**40, repeats=True).description

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from aif_jax.checks import expect, expect_integers
-from aif_jax.data.cascade import LOGGED, STAGE, STAGES, Cascade
+from aif_jax.data.cascade import STAGES, Cascade
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.negatives import NegativeSampler, SeenPairs
 from aif_jax.model import name_of
@@ -265,67 +265,46 @@ def logged(dataset: Dataset, *, repeats: bool | None = None) -> CandidateSource:
 
     def lists(positions: np.ndarray, draw: SampleKey) -> CandidateLists:
         at = cascade.at(positions)
-        rows = cascade.rows[at] if repeats else _drop_seen(dataset, cascade, at)[0]
+        rows = cascade.rows[at] if repeats else _drop_seen(dataset, cascade, at)
         return CandidateLists(rows, cascade.labels_at(at, slice(None)))
 
     return CandidateSource(lists, {"kind": "logged", **_description(cascade), **({} if repeats else {"repeats": False})})
 
 
-def staged(
-    dataset: Dataset, counts: Mapping[str, int], *, sampler: NegativeSampler | None = None, repeats: bool | None = None
-) -> CandidateSource:
+def staged(dataset: Dataset, counts: Mapping[str, int], *, repeats: bool | None = None) -> CandidateSource:
     """Return lists for training: so many candidates of each stage, drawn again for every batch.
 
     Args:
-      counts: candidates by stage, such as {"exposed": 8, "ranked": 8, "retrieved": 16, "in_batch": 4, "sampled": 4}. A request
-        with fewer of a stage gives all of them. In-batch and sampled candidates that are in the request are left out.
-      sampler: sampler of "sampled" ones, from training counts.
-      repeats: see `logged`; if users do not come back, in-batch and sampled candidates that they have met are left out too.
+      counts: candidates by stage, such as {"exposed": 8, "ranked": 8, "retrieved": 16}. A request with fewer of a stage gives
+        all of them.
+      repeats: see `logged`.
 
     Returns:
-      A source whose positions are the cascade's. Labels of in-batch and sampled candidates are NaN: the log knows none.
+      A source whose positions are the cascade's.
 
     Raises:
-      ValueError: data without a cascade, an unknown stage, no candidates, or sampled ones without a sampler.
+      ValueError: data without a cascade, an unknown stage, no candidates.
     """
     cascade, repeats = _cascade(dataset), dataset.repeats if repeats is None else repeats
     unknown = sorted(set(counts) - set(STAGES))
     good = not unknown and all(isinstance(n, int) and n >= 0 for n in counts.values()) and sum(counts.values()) > 0
     expect(good, "counts", f"numbers of candidates by stage of {STAGES}", dict(counts))
-    expect(sampler is not None or not counts.get("sampled"), "sampler", "a NegativeSampler for the stage 'sampled'", None)
-    wanted = [(code, counts[stage]) for code, stage in enumerate(LOGGED) if counts.get(stage)]
-    exposed = STAGES.index("exposed")
 
     def lists(positions: np.ndarray, draw: SampleKey) -> CandidateLists:
         at = cascade.at(positions)
-        rng = draw.random(CHOICE)
         rows, stage = cascade.rows[at], cascade.stage[at]
-        candidates, met = (rows, None) if repeats else _drop_seen(dataset, cascade, at)
-        order = rng.random(rows.shape)
-        parts, labels = [], []
-        for code, count in wanted:
+        candidates, order = rows if repeats else _drop_seen(dataset, cascade, at), draw.random(CHOICE).random(rows.shape)
+        chosen, there = [], []
+        for code, name in enumerate(STAGES):
             rank = np.where((candidates > 0) & (stage == code), order, 2.0)
-            places = np.argsort(rank, axis=1, kind="stable")[:, :count]
-            there = np.take_along_axis(rank, places, 1) < 2
-            parts.append(np.where(there, np.take_along_axis(rows, places, 1), 0))
-            labels.append(cascade.labels_at(at[:, None], places))
-        others = {}
-        if count := counts.get("in_batch", 0):
-            shown = rows[(rows > 0) & (stage == exposed)]
-            others["in_batch"] = rng.choice(shown if len(shown) else np.zeros(1, np.int32), (len(at), count))
-        if sampler is not None and (count := counts.get("sampled", 0)):
-            others["sampled"] = sampler.sample(len(at), count, **draw._asdict())
-        for kind, drawn in others.items():
-            drawn = np.where((drawn[:, :, None] == rows[:, None, :]).any(axis=2), 0, drawn).astype(np.int32)
-            parts.append(drawn if met is None else met.drop(drawn))
-            code = np.full(drawn.shape, STAGES.index(kind), np.float32)
-            labels.append({STAGE: code} | dict.fromkeys(cascade.labels, np.full(drawn.shape, np.nan, np.float32)))
-        joined = {key: np.concatenate([part[key] for part in labels], axis=1) for key in (STAGE, *cascade.labels)}
-        return CandidateLists(np.concatenate(parts, axis=1), joined)
+            chosen.append(np.argsort(rank, axis=1, kind="stable")[:, : counts.get(name, 0)])
+            there.append(np.take_along_axis(rank, chosen[-1], 1) < 2)
+        places = np.concatenate(chosen, axis=1)
+        found = np.where(np.concatenate(there, axis=1), np.take_along_axis(rows, places, 1), 0)
+        return CandidateLists(found, cascade.labels_at(at[:, None], places))
 
-    chosen: dict[str, object] = {"counts": dict(counts), "sampler": None if sampler is None else sampler.digest}
-    chosen |= {} if repeats else {"repeats": False}
-    return CandidateSource(lists, {"kind": "staged", **_description(cascade), **chosen})
+    given = {"counts": dict(counts), "sampler": None, **({} if repeats else {"repeats": False})}
+    return CandidateSource(lists, {"kind": "staged", **_description(cascade), **given})
 
 
 def _cascade(dataset: Dataset) -> Cascade:
@@ -333,10 +312,10 @@ def _cascade(dataset: Dataset) -> Cascade:
     return dataset.cascade  # type: ignore[return-value]
 
 
-def _drop_seen(dataset: Dataset, cascade: Cascade, at: np.ndarray) -> tuple[np.ndarray, SeenPairs]:
-    """Remove unexposed candidates that the user has met before, rows [B, M]; also returns the seen pairs."""
+def _drop_seen(dataset: Dataset, cascade: Cascade, at: np.ndarray) -> np.ndarray:
+    """Return rows [B, M] of requests without the unexposed candidates that the user has met before."""
     met = SeenPairs(dataset, cascade.positions[at])
-    return met.drop(cascade.rows[at], kept=cascade.stage[at] == STAGES.index("exposed")), met
+    return met.drop(cascade.rows[at], kept=cascade.stage[at] == STAGES.index("exposed"))
 
 
 def _description(cascade: Cascade) -> dict[str, object]:

@@ -16,10 +16,9 @@ STAGE = "stage"
 """The label that says how far a candidate came: a position in STAGES."""
 RANKER = "ranker"
 """The label with the ranker's scores, which evaluation compares the model's order with."""
-STAGES = ("exposed", "ranked", "pre_ranked", "retrieved", "in_batch", "sampled")
+STAGES = ("exposed", "ranked", "pre_ranked", "retrieved")
 """How far a candidate came, the furthest first: shown; scored by the ranker and not shown; passed on by pre-ranking and not
-scored; cut by pre-ranking; another sample's exposed item; drawn by popularity."""
-LOGGED = STAGES[:4]
+scored; cut by pre-ranking."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -30,7 +29,7 @@ class Cascade:
       positions: int64 [R] ascending positions in the event log: the first event of each request, which gives its user, its
         time, and so its history.
       rows: int32 [R, M] catalogue rows, 0 where there is no candidate.
-      stage: int8 [R, M] position in `STAGES[:4]`; undefined for padding.
+      stage: int8 [R, M] position in `STAGES`; undefined for padding.
       labels: float32 [R, M] each, NaN where the log does not know: the objectives' labels, a ranker's score.
 
     Raises:
@@ -47,7 +46,7 @@ class Cascade:
         rows = expect_array(self.rows, "Cascade.rows", dtype=np.int32, shape=(len(positions), None))
         expect((np.diff(positions) > 0).all(), "Cascade.positions", "ascending positions", positions)
         stage = expect_array(self.stage, "Cascade.stage", dtype=np.int8, shape=rows.shape)
-        expect_range(stage, "Cascade.stage", size=len(LOGGED))
+        expect_range(stage, "Cascade.stage", size=len(STAGES))
         expect(STAGE not in self.labels, "Cascade.labels", f"no label {STAGE!r}, which Cascade.stage is", sorted(self.labels))
         for name, values in self.labels.items():
             expect_array(values, f"Cascade.labels[{name!r}]", dtype=np.float32, shape=rows.shape)
@@ -58,8 +57,8 @@ class Cascade:
         return len(self.positions)
 
     def __repr__(self) -> str:
-        counts = np.bincount(self.stage[self.rows > 0], minlength=len(LOGGED))
-        stages = ", ".join(f"{count:,} {name}" for name, count in zip(LOGGED, counts, strict=True))
+        counts = np.bincount(self.stage[self.rows > 0], minlength=len(STAGES))
+        stages = ", ".join(f"{count:,} {name}" for name, count in zip(STAGES, counts, strict=True))
         size = f"{len(self):,} requests of up to {self.rows.shape[1]:,} candidates"
         return f"Cascade({size}: {stages}; labels {sorted(self.labels)})"
 

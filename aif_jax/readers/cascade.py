@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from aif_jax.checks import expect
-from aif_jax.data.cascade import LOGGED, from_columns
+from aif_jax.data.cascade import STAGES, from_columns
 from aif_jax.data.dataset import Dataset
 from aif_jax.encoding.columns import Columns
 from aif_jax.readers.read import table_and_columns
@@ -55,11 +55,11 @@ def read_cascade(
     kinds = {stage: "category"} | dict.fromkeys(named, "number")
     lines, table, users, rows = _lines(source, data, kinds, name="cascade", text=(stage,))
     stages, which = np.unique(table[stage], return_inverse=True)
-    codes = np.array([LOGGED.index(name) if name in LOGGED else -1 for name in stages.tolist()], np.int64)
+    codes = np.array([STAGES.index(name) if name in STAGES else -1 for name in stages.tolist()], np.int64)
     if (codes < 0).any():
         where = f"{lines.label}, {lines.locate(int(np.argmax(codes[which] < 0)))}, column {stage!r}"
         unknown = stages[codes < 0].tolist()[:8]
-        expect(False, f"cascade {stage}", f"stages among {LOGGED}", f"{unknown}, the first in {where}")
+        expect(False, f"cascade {stage}", f"stages among {STAGES}", f"{unknown}, the first in {where}")
     user, item, time = (table[name] for name in (data.columns.user, data.columns.item, data.columns.time))
     known = np.flatnonzero((rows > 0) & (users > 0))
     order = known[np.lexsort((rows[known], time[known], users[known]))]  # stable: equal ones in the order of the lines

@@ -19,7 +19,7 @@ from aif_jax.catalogue import Catalogue
 from aif_jax.checks import check_encoding, expect, expect_integers
 from aif_jax.config import Config
 from aif_jax.data.candidates import CandidateLists, Labels, SampleKey, SourceFn, logged, population_weights
-from aif_jax.data.cascade import LOGGED, RANKER, STAGE
+from aif_jax.data.cascade import RANKER, STAGE, STAGES
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.events import COLUMNS
 from aif_jax.data.pipeline import Batch, make_batch
@@ -203,7 +203,7 @@ def evaluate(
         more |= {"k": k, "hit_rate": float((ranks < k).mean()), "ndcg": float(_gains(ranks, k).mean())}
     if (ranked := _ranked(model, params, data, positions, lists, scores, repeats, batch_size, progress)) is not None:
         requests, found, logits = ranked
-        passed = (found.rows > 0) & (found.labels[STAGE] < LOGGED.index("retrieved"))
+        passed = (found.rows > 0) & (found.labels[STAGE] < STAGES.index("retrieved"))
         kept = max(1, round(float(passed.sum(1).mean())))
         orders = {"": logits} | {f"{BASELINE}{name}.": of_items[found.rows] for name, of_items in (baselines or {}).items()}
         for name, order in orders.items():

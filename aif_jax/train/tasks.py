@@ -156,17 +156,12 @@ class Cascaded(Fields):
 
     Attributes:
       exposed, ranked, pre_ranked, retrieved: candidates of each stage in a list of training, drawn again for every batch.
-      in_batch, sampled: others' exposed items, and items drawn by popularity.
-      power: power of the popularity of sampled ones.
     """
 
     exposed: int = 8
     ranked: int = 8
     pre_ranked: int = 8
     retrieved: int = 8
-    in_batch: int = 0
-    sampled: int = 0
-    power: float = 0.75
 
     loss = None
     ranks_catalogue = False
@@ -195,10 +190,7 @@ class Cascaded(Fields):
         """Return candidates by stage; held out, all of a request; `repeats` as for `candidates.staged`."""
         if held_out:
             return logged(data, repeats=repeats)
-        sampler = None
-        if self.sampled:
-            sampler = NegativeSampler(counts_before(data, before), power=self.power)
-        return staged(data, self.counts, sampler=sampler, repeats=repeats)
+        return staged(data, self.counts, repeats=repeats)
 
 
 def task_of(data: Dataset, task: Task | None) -> Task:

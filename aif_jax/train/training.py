@@ -22,7 +22,7 @@ from aif_jax.checks import expect
 from aif_jax.config import Config
 from aif_jax.data import lengths
 from aif_jax.data.candidates import CandidateSource, SampleKey, SourceFn, expect_threshold
-from aif_jax.data.cascade import LOGGED, RANKER, Cascade
+from aif_jax.data.cascade import RANKER, STAGES, Cascade
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.negatives import counts_before
 from aif_jax.data.pipeline import Pipeline, to_device
@@ -393,7 +393,7 @@ def with_ranker(data: Dataset, settings: FitSettings, teacher: Teacher, *, folde
         of = of - correction_of(data, settings)[rows]
     places = np.argsort(np.argsort(np.where(rows > 0, -of, np.inf), axis=1), axis=1)
     kept = PASSED_ON * places < (rows > 0).sum(1, keepdims=True)
-    stage = np.where(kept, LOGGED.index("ranked"), LOGGED.index("retrieved")).astype(np.int8)
+    stage = np.where(kept, STAGES.index("ranked"), STAGES.index("retrieved")).astype(np.int8)
     vars(judged)["cascade"] = Cascade(positions=starts, rows=rows, stage=stage, labels={RANKER: np.where(rows > 0, of, np.nan)})
     return judged
 

@@ -18,7 +18,7 @@ import dataclasses
 import numpy as np
 
 from aif_jax.data import Dataset, sample_positions
-from aif_jax.data.cascade import LOGGED, RANKER, from_columns
+from aif_jax.data.cascade import RANKER, STAGES, from_columns
 from experiments.datasets.synthetic import CLICK, World
 
 SHOWN = 10
@@ -65,8 +65,8 @@ def synthetic_cascade(
         scored = passed[np.argsort(-ranker[passed])][:ranked]
         own = int(np.searchsorted(rows, log.item[position]))
         shown = np.append(scored[scored != own][: SHOWN - 1], own)
-        stage = np.full(len(rows), LOGGED.index("retrieved"))
-        stage[passed], stage[scored], stage[shown] = (LOGGED.index(name) for name in ("pre_ranked", "ranked", "exposed"))
+        stage = np.full(len(rows), STAGES.index("retrieved"))
+        stage[passed], stage[scored], stage[shown] = (STAGES.index(name) for name in ("pre_ranked", "ranked", "exposed"))
         clicked = (rng.random(len(rows)) < click).astype(np.float64)
         clicked[own] = log.action[position] >= CLICK
         long_view = clicked * (rng.random(len(rows)) < world.long_view_probability(rows))

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from aif_jax import Columns, Dataset
-from aif_jax.data.cascade import LOGGED, from_columns
+from aif_jax.data.cascade import STAGES, from_columns
 from aif_jax.readers.tables import pyarrow
 from experiments.datasets.tables import dataset
 
@@ -73,7 +73,7 @@ def _cascade(table: Mapping[str, np.ndarray], data: Dataset, candidates: int) ->
     key = np.stack([table["user_id"], seconds, table["video_id"]])
     order = np.lexsort((stage, *key[::-1]))
     order = order[np.append(True, (np.diff(key[:, order]) != 0).any(0))[: len(order)]]
-    shown, ranked = stage == LOGGED.index("exposed"), flags[1]
+    shown, ranked = stage == STAGES.index("exposed"), flags[1]
     labels = {name: np.where(shown, table[name] > 0, np.nan) for name in FEEDBACK}
     labels["ranker"] = np.where(ranked, -table["rank_index"].astype(np.float64), np.nan)
     made, *_ = from_columns(
