@@ -237,10 +237,8 @@ def judge(
     name, overlap = next(iter(slices)), None
     if new.top is not None and old.top is not None:
         overlap = float(np.mean([len(np.intersect1d(a, b)) / len(b) for a, b in zip(new.top, old.top, strict=True)]))
-        ranking = [
-            each["difference"] for metric, each in compared[name].items() if metric == "gauc" or metric.startswith("hr@")
-        ]
-        if overlap < config.overlap and not any(difference.low > 0 for difference in ranking):
+        ranking = (each["difference"].low for metric, each in compared[name].items() if metric.startswith(("gauc", "hr@")))
+        if overlap < config.overlap and not any(low > 0 for low in ranking):
             reasons.append(
                 f"{name}: the new top {new.top.shape[1]} holds {overlap:.1%} of the old one, and no ranking metric is surely "
                 f"better; bound: at least {config.overlap:.1%}"

@@ -20,8 +20,8 @@ DONE = "done"
 class Job:
     """The job in a folder, in which each step is a folder; `begin` opens it, `say` prints a line of progress."""
 
-    def __init__(self, folder: Path, lease: Lease, say: Callable[[str], None]):
-        self.folder, self.say, self._lease = folder, say, lease
+    def __init__(self, folder: Path, record: Any, lease: Lease, say: Callable[[str], None]):
+        self.folder, self.record, self.say, self._lease = folder, record, say, lease
 
     def path(self, name: str) -> Path:
         """Return folder of a step."""
@@ -33,11 +33,11 @@ class Job:
         return json.loads(file.read_text("utf-8")) if file.is_file() else None
 
     def restart(self) -> None:
-        """Remove all steps."""
-        record = (self.folder / RECORD).read_bytes()
-        remove_folder(self.folder)
+        """Remove all steps, and note the arguments."""
+        if self.folder.exists():
+            remove_folder(self.folder)
         self.folder.mkdir()
-        write_file(self.folder / RECORD, record)
+        write_file(self.folder / RECORD, json.dumps(self.record, indent=1).encode())
 
     def step(self, name: str, make: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
         """Return the record of a step: `make` fills a folder and returns it, unless a job before the kill did.
@@ -78,7 +78,7 @@ def begin(
         for lease in leases:
             lease.take()
         remove_unfinished(work)
-        job = Job(folder, leases[-1], say)
+        job = Job(folder, record, leases[-1], say)
         file = folder / RECORD
         before = json.loads(file.read_text("utf-8")) if file.is_file() else None
         finished = job.sealed(DONE) is not None
@@ -87,10 +87,7 @@ def begin(
             if before is not None and not finished:
                 lines = differences(before, record, path="refresh", source="unfinished job")
                 say("refresh: an unfinished job of other arguments is dropped: " + "; ".join(lines[:3]))
-            if folder.exists():
-                remove_folder(folder)
-            folder.mkdir()
-            write_file(folder / RECORD, json.dumps(record, indent=1).encode())
+            job.restart()
         yield job
     finally:
         begun = any(folder.glob(f"*/{SEAL}"))

@@ -62,8 +62,6 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = local(path)
     expect_nothing(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in unfinished(target):
-        _clean(leftover)
     with _work_folder(target) as work:
         partial = work / target.name
         partial.mkdir()
@@ -93,8 +91,6 @@ def new_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     if target.exists() and not target.is_file():
         yield target
         return
-    for leftover in unfinished(target):
-        _clean(leftover)
     with _work_folder(target) as work:
         yield work / target.name
         sync(work / target.name)
@@ -150,7 +146,9 @@ def expect_nothing(target: Path) -> None:
 
 @contextlib.contextmanager
 def _work_folder(target: Path) -> Iterator[Path]:
-    """Make a work folder, locked until the block or the process ends, and then removed."""
+    """Make a work folder, locked until the block or the process ends, and then removed; those of killed processes go first."""
+    for leftover in unfinished(target):
+        _clean(leftover)
     while True:  # until no other process takes the folder for a leftover before it is locked
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
         try:
