@@ -1,10 +1,9 @@
-"""Feature sources: the same records from memory and Valkey, the features of training, nothing lost."""
+"""Feature sources: the records of Valkey, the features of training, nothing lost."""
 
 import asyncio
 import contextlib
 import json
 import re
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -12,7 +11,8 @@ import numpy as np
 import pytest
 
 import aif_jax as aif
-from aif_jax.connectors import Fetch, MemoryFeatures, ValkeyFeatures, ValkeyFeatureWriter
+from aif_jax.connectors import Fetch, ValkeyFeatures, ValkeyFeatureWriter
+from aif_jax.connectors.features import by_user, in_columns
 from aif_jax.connectors.valkey import keys_of
 from aif_jax.serving import AsyncPreRanker, Request, ServingConfig
 from experiments.datasets.synthetic import synthetic_world
@@ -61,17 +61,16 @@ def read(url: str, users: list, **options) -> list:
     return asyncio.run(get())
 
 
-def test_memory_and_valkey_keep_the_same(valkey_url, client):
-    stores = MemoryFeatures(COLUMNS, length=40), ValkeyFeatureWriter(client, COLUMNS, length=40)
-    for store in stores:
-        for at in np.array_split(ARRIVAL, 9):
-            store.append(raw(at))
-        store.put_user(3, {"city": "Zürich", "age": 41.5, "tags": ["a", None]})
-        store.put_user("3", {"city": "Rom"})
-        store.append(one("4", 7, 8))
-    users = [*range(1, 15), "4", "3", "nobody"]
-    found = read(valkey_url, users, length=40)
-    assert found == [asyncio.run(stores[0].get(user)) for user in users]
+def test_valkey_keeps_what_is_written(valkey_url, client):
+    store, events = ValkeyFeatureWriter(client, COLUMNS, length=40), dict(by_user(raw(ARRIVAL), COLUMNS))
+    for at in np.array_split(ARRIVAL, 9):
+        store.append(raw(at))
+    store.put_user(3, {"city": "Zürich", "age": 41.5, "tags": ["a", None]})
+    store.put_user("3", {"city": "Rom"})
+    store.append(one("4", 7, 8))
+    found = read(valkey_url, [*range(1, 15), "4", "3", "nobody"], length=40)
+    for user, record in enumerate(found[:14], start=1):
+        assert record.events == in_columns(events[user][-40:], COLUMNS) and record.version == len(events[user])
     assert found[-1] is None and found[-2].events is None and found[2].attributes["city"] == "Zürich"
     assert len(found[2].events["item"]) == 40 and found[2].version == 90
     assert found[-3].events == {"item": [7, 8], "time": [T + 7, T + 8], "action": [1, 1]}
@@ -93,15 +92,14 @@ def test_another_program_writes_and_reads(valkey_url, client):
 
 
 def test_events_are_trimmed_to_the_length(valkey_url, client):
-    stores = MemoryFeatures(COLUMNS, length=16), ValkeyFeatureWriter(client, COLUMNS, length=16)
-    for store in stores:
-        for n in range(100):
-            store.append(one(1, n))
-        store.append(one(2, *range(50)))
+    store = ValkeyFeatureWriter(client, COLUMNS, length=16)
+    for n in range(100):
+        store.append(one(1, n))
+    store.append(one(2, *range(50)))
     assert [client.llen(keys_of("aif", user)[1]) for user in (1, 2)] == [16, 16]
-    for found in (read(valkey_url, [1, 2]), [asyncio.run(stores[0].get(user)) for user in (1, 2)]):
-        assert [record.events["item"] for record in found] == [[*range(84, 100)], [*range(34, 50)]]
-        assert [record.version for record in found] == [100, 50]
+    found = read(valkey_url, [1, 2])
+    assert [record.events["item"] for record in found] == [[*range(84, 100)], [*range(34, 50)]]
+    assert [record.version for record in found] == [100, 50]
     assert [record.events["item"] for record in read(valkey_url, [1], length=3)] == [[97, 98, 99]]
 
 
@@ -159,17 +157,6 @@ def test_what_json_cannot_hold_is_refused_before_anything_is_written(client):
     with pytest.raises(ValueError, match="looks like 'ms'"):
         writer.append({name: values * 2 for name, values in one(1, 1).items()} | {"time": [T, 1000 * T]})
     assert client.keys() == []
-
-
-def test_users_are_forgotten_in_time(valkey_url, client):
-    writer = ValkeyFeatureWriter(client, COLUMNS, seconds=0.3)
-    writer.put_user(1, {})
-    for n in range(4):  # an event keeps the profile too
-        time.sleep(0.1)
-        writer.append(one(1, n))
-    assert read(valkey_url, [1])[0] == ({}, {"item": [0, 1, 2, 3], "time": [T, T + 1, T + 2, T + 3], "action": [1] * 4}, 4)
-    time.sleep(0.4)
-    assert read(valkey_url, [1]) == [None] and client.keys() == []
 
 
 def test_a_read_takes_one_round_trip(valkey_url, client, monkeypatch):
@@ -233,7 +220,7 @@ def test_a_read_that_hangs_is_not_shared_for_ever():
         async def get(self, user):
             self.reads += 1
             if self.reads > 2:
-                return await MemoryFeatures(COLUMNS).get(user)
+                return None
             try:
                 await self.released.wait()
             except asyncio.CancelledError:

@@ -15,7 +15,7 @@ import aif_jax as aif
 from aif_jax import blocks, metrics, train
 from aif_jax.blocks.signatures import fit_projection
 from aif_jax.catalogue import Catalogue
-from aif_jax.connectors import Fetch, MemoryFeatures
+from aif_jax.connectors import Fetch
 from aif_jax.connectors.features import by_user
 from aif_jax.data.events import EventLog
 from aif_jax.data.negatives import NegativeSampler
@@ -359,9 +359,8 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
     *((lambda smallest=smallest: geometric(smallest, 4), "smallest") for smallest in (0, 5)),
     (lambda: geometric(1, 4, ratio=1.0), "ratio"),
     # connectors and the service
-    (lambda: Fetch(MemoryFeatures(), None, timeout=0), "timeout: expected None or more than 0"),
-    (lambda: Fetch(MemoryFeatures(), None, share=0), "share: expected more than 0 seconds"),
-    (lambda: MemoryFeatures(length=0), "length: expected at least 1"),
+    (lambda: Fetch(None, None, timeout=0), "timeout: expected None or more than 0"),
+    (lambda: Fetch(None, None, share=0), "share: expected more than 0 seconds"),
     (lambda: by_user({"user": [1], "item": [1.5], "time": [1_600_000_000], "event": ["buy"]}, COLUMNS),
      TypeError, "events, column 'item': expected integers or strings"),
     (lambda: by_user({"user": [1], "item": ["x"], "time": [1_600_000_000 * 1000], "event": ["buy"]}, COLUMNS),

@@ -5,7 +5,7 @@ Each kind of server has one file, which alone imports its client, and only when 
 
 # ruff: noqa: I001
 
-from aif_jax.connectors.features import FeatureSource, Fetch, MemoryFeatures, Record
+from aif_jax.connectors.features import FeatureSource, Fetch, Record
 from aif_jax.connectors.follow import Follower
 from aif_jax.connectors.kafka import KafkaStream, open_stream
 from aif_jax.connectors.snapshot_store import SnapshotError, SnapshotStore
@@ -15,7 +15,7 @@ from aif_jax.connectors.streams import (
 from aif_jax.connectors.valkey import ValkeyFeatures, ValkeyFeatureWriter
 
 __all__ = [
-    "Record", "FeatureSource", "MemoryFeatures", "ValkeyFeatures", "ValkeyFeatureWriter", "Fetch",
+    "Record", "FeatureSource", "ValkeyFeatures", "ValkeyFeatureWriter", "Fetch",
     "UpdateStream", "Message", "StreamError", "KafkaStream", "open_stream",
     "encode", "tombstone_key", "decode", "Change", "MessageError",
     "Follower", "SnapshotStore", "SnapshotError",

@@ -1,4 +1,4 @@
-"""A feature store in raw values: the protocol of a source, the source in memory, and what makes features of its records.
+"""A feature store in raw values: the protocol of a source, and what makes features of its records.
 
 `Fetch` leads from a source to the features of a request: the `features` of an engine.
 """
@@ -47,46 +47,6 @@ class FeatureSource(Protocol):
         """Return the record of a user, None if unknown. Raises ValueError for one that is torn or foreign, and what its client
         raises."""
         ...
-
-
-class MemoryFeatures(FeatureSource):
-    """A feature source, and its write path, in this process: for one replica, tests, and where there is no server.
-
-    Args:
-      columns: names of the columns of events, and their time unit.
-      length: events kept of a user, the last that came.
-
-    Example:
-      >>> import asyncio
-      >>> source = MemoryFeatures(length=2)
-      >>> source.append({"user": [7, 7, 7], "item": [1, 2, 3], "time": [1_600_000_000] * 3})
-      >>> source.put_user(7, {"city": "Oslo"})
-      >>> record = asyncio.run(source.get(7))
-      >>> record.attributes, record.events["item"], record.version
-      ({'city': 'Oslo'}, [2, 3], 3)
-    """
-
-    def __init__(self, columns: Columns | None = None, *, length: int = 4096):
-        expect(length >= 1, "length", "at least 1", length)
-        self.columns, self.length = columns or Columns(), length
-        self._attributes: dict[UserId, Mapping[str, Any]] = {}
-        self._events: dict[UserId, tuple[list[Event], int]] = {}  # the last ones, and how many there were
-
-    async def get(self, user: UserId) -> Record | None:
-        attributes, (events, count) = self._attributes.get(user), self._events.get(user, ([], None))
-        if attributes is None and not events:
-            return None
-        return Record(attributes, in_columns(events, self.columns) if events else None, count)
-
-    def put_user(self, user: UserId, attributes: Mapping[str, Any]) -> None:
-        """Keep raw values of a user by column of the users file."""
-        self._attributes[user] = dict(attributes)
-
-    def append(self, events: Any) -> None:
-        """Append raw events of some users by column of the events file; raises as `by_user`."""
-        for user, some in by_user(events, self.columns):
-            before, count = self._events.get(user, ([], 0))
-            self._events[user] = ([*before, *some][-self.length :], count + len(some))  # at once: a reader finds whole records
 
 
 def by_user(events: Any, columns: Columns) -> list[tuple[UserId, list[Event]]]:

@@ -43,7 +43,7 @@ class Pointer(NamedTuple):
     """Parsed content of the file `current`."""
 
     name: str  # of the snapshot
-    sha256: str | None  # of its manifest; None takes any
+    sha256: str  # of its manifest; "" takes any
 
 
 class SnapshotStore:
@@ -142,19 +142,11 @@ class SnapshotStore:
         self.collect()
         return name
 
-    def rolled_back(self) -> list[str]:
-        """Return the names of the complete snapshots after the current one that `rollback` took out of use, oldest first."""
-        current = self.current()
-        later = [name for name in self.names() if current is not None and name > current]
-        return [name for name in later if self._files.exists(self._path(name, UNDONE))]
-
-    def holds(self, name: str, file: str) -> bool:
-        """Return whether a snapshot has a file."""
-        return self._files.exists(self._path(name, file))
-
-    def read(self, name: str, file: str) -> bytes:
-        """Return a small file of a snapshot, such as the "manifest.json" of an export."""
-        return self._files.cat_file(self._path(name, file))
+    def rolled_back(self, file: str) -> dict[str, bytes]:
+        """Return a small file of each complete snapshot after the current one that `rollback` took out of use, if it has it."""
+        current, listed = self.current(), self._listed()
+        later = [name for name, files in listed.items() if current is not None and name > current and MANIFEST in files]
+        return {name: self._files.cat_file(self._path(name, file)) for name in later if {UNDONE, file} <= listed[name].keys()}
 
     def rollback(self) -> str:
         """Make the complete snapshot before the current one current again; returns its name.
@@ -192,7 +184,7 @@ class SnapshotStore:
         """
         target, before = local(directory, "directory"), None
         for _ in range(TRIES):
-            wanted = self._pointer() if name is None else Pointer(name, None)
+            wanted = self._pointer() if name is None else Pointer(name, "")
             if wanted is None:
                 raise FileNotFoundError(f"{self.url}: expected a store with a current snapshot, got none; publish one")
             if wanted == before:  # else it was removed because there are newer ones
@@ -201,7 +193,8 @@ class SnapshotStore:
             expect(NAME.fullmatch(wanted.name), "name", "the name of a snapshot, such as '0000000007-3f9ab2c1'", repr(name))
             with contextlib.suppress(FileNotFoundError):
                 return self._fetch(target, wanted)
-        raise FileNotFoundError(f"{self.url}: expected the snapshot {before.name}, got none or a part of it; name another")
+        got = "none or a part of it; name another"
+        raise FileNotFoundError(f"{self.url}: expected the snapshot {name or self.current()}, got {got}")
 
     def current(self) -> str | None:
         """Return the name of the current snapshot; None for an empty store."""
@@ -266,10 +259,10 @@ class SnapshotStore:
         pointer = Pointer(name, hashlib.sha256(manifest).hexdigest())
         self._put(self._path(CURRENT), json.dumps(pointer._asdict()).encode())
 
-    def _manifest(self, name: str, sha256: str | None = None) -> tuple[bytes, dict[str, dict[str, Any]]]:
+    def _manifest(self, name: str, sha256: str = "") -> tuple[bytes, dict[str, dict[str, Any]]]:
         """Return the manifest of a snapshot, which must have that checksum where one is known, and the files that it lists."""
-        raw = self.read(name, MANIFEST)
-        if sha256 not in (None, got := hashlib.sha256(raw).hexdigest()):
+        raw = self._files.cat_file(self._path(name, MANIFEST))
+        if sha256 not in ("", got := hashlib.sha256(raw).hexdigest()):
             raise SnapshotError(f"{self.url}: {name}: expected a manifest of sha256 {sha256}, got {got}; publish again")
         return raw, _entries(raw, f"{self.url}: {name}")
 

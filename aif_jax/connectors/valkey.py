@@ -68,25 +68,17 @@ class ValkeyFeatureWriter:
       client: `redis.Redis` or `valkey.Valkey`.
       columns: names of the columns of events, and their time unit.
       length: events kept of a user, the last that came.
-      seconds: after which a user without new events is forgotten; None keeps them.
 
-    Raises:
-      ValueError: numbers out of range.
+    Raises ValueError for a length below 1.
     """
 
-    def __init__(
-        self, client: Any, columns: Columns | None = None,
-        *, length: int = 4096, prefix: str = "aif", seconds: float | None = None,
-    ):  # fmt: skip
+    def __init__(self, client: Any, columns: Columns | None = None, *, length: int = 4096, prefix: str = "aif"):
         expect(length >= 1, "length", "at least 1", length)
-        expect(seconds is None or seconds > 0, "seconds", "None or more than 0", seconds)
         self._client, self.columns, self.length, self._prefix = client, columns or Columns(), length, prefix
-        self._lives = None if seconds is None else max(1, round(seconds * 1000))
 
     def put_user(self, user: UserId, attributes: Mapping[str, Any]) -> None:
         """Keep raw values of a user by column of the users file. TypeError or ValueError for values that JSON cannot hold."""
-        body = json.dumps(dict(attributes), allow_nan=False)
-        self._client.set(keys_of(self._prefix, user)[0], body, px=self._lives)
+        self._client.set(keys_of(self._prefix, user)[0], json.dumps(dict(attributes), allow_nan=False))
 
     def append(self, events: Any) -> None:
         """Append raw events of some users by column of the events file, one round trip for each user.
@@ -98,14 +90,12 @@ class ValkeyFeatureWriter:
           ValueError: a value at a user's key is not of this store; users before that one have their events.
         """
         for user, some in by_user(events, self.columns):
-            profile, listed, count = keys_of(self._prefix, user)
+            _, listed, count = keys_of(self._prefix, user)
             with self._client.pipeline(transaction=True) as pipe:
                 pipe.rpush(listed, *(json.dumps(event, separators=(",", ":")) for event in some[-self.length :]))
                 pipe.ltrim(listed, -self.length, -1)
                 pipe.incrby(count, len(some))
-                for key in (profile, listed, count) if self._lives else ():
-                    pipe.pexpire(key, self._lives)
-                expect_own(pipe.execute(raise_on_error=False)[:3], (listed, listed, count))
+                expect_own(pipe.execute(raise_on_error=False), (listed, listed, count))
 
 
 def keys_of(prefix: str, user: UserId) -> tuple[str, str, str]:

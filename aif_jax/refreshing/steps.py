@@ -172,10 +172,10 @@ class Refresh:
 
     def _expect_not_rolled_back(self, inputs: str) -> None:
         """Raise SnapshotError where an export that was made from the same inputs was rolled back."""
-        for name in self.store.rolled_back():
-            record = json.loads(self.store.read(name, KEPT)) if self.store.holds(name, KEPT) else {}
+        for name, kept in self.store.rolled_back(KEPT).items():
             got = f"those of {name}, which was rolled back; give newer events, other settings, or publish it by itself"
-            expect(record.get("inputs") != inputs, "refresh", "another model, data or settings", got, error=SnapshotError)
+            other = json.loads(kept).get("inputs") != inputs
+            expect(other, "refresh", "another model, data or settings", got, error=SnapshotError)
 
     def warm_start(self, folder: Path) -> dict[str, Any]:
         """Return the served model under the new vocabularies."""

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import aif_jax as aif
-from aif_jax.connectors import Fetch, MemoryFeatures, ValkeyFeatures, ValkeyFeatureWriter
+from aif_jax.connectors import Fetch, ValkeyFeatures, ValkeyFeatureWriter
 from aif_jax.encoding.times import PER_SECOND
 
 START, USERS, ITEMS, LENGTH = 1_700_000_000 * 10**6, 8, 30, 16
@@ -92,13 +92,11 @@ def test_what_training_reads_is_what_a_request_is_encoded_to(tmp_path, unit, val
     encoder = aif.Encoder.from_record(data.encoder.to_record(), data.encoder.to_arrays()).with_length(LENGTH)  # of a checkpoint
     rows, now = data.users.encode(np.arange(USERS)), NOW * PER_SECOND[unit]
     trained = data.request_features(rows, np.full(USERS, NOW), length=LENGTH)
-    store = MemoryFeatures(encoder.columns)
-    store.append(EVENTS | {"time": DATES})
-    sources = {"memory": asyncio.run(fetched(store, encoder)), "server": from_server(valkey_url, unit, encoder)}
+    served_by_server = from_server(valkey_url, unit, encoder)
     for user in range(USERS):
         expected = jax.tree.map(lambda leaf, user=user: leaf[user], trained)
         served = {form: encoder(None, delivered(user, unit, form), now) for form in FORMS}
-        served |= {name: features[user] for name, features in sources.items()}
+        served["server"] = served_by_server[user]
         for form, features in served.items():
             for got, want in zip(jax.tree.leaves(features.history), jax.tree.leaves(expected.history), strict=True):
                 np.testing.assert_array_equal(got, want, err_msg=f"{form}, user {user}", strict=True)
