@@ -25,7 +25,7 @@ PASSED_ON = {
     "readers/tables.py:Problems.expect_none": "the problems of files, each with expected and got",
     "engines/ray_serve.py:Replica.check_health": "what the service says",
     "serving/callables.py:TimeLimitedCall._call": "calls that hang",
-    "service/calls.py:_item_ids": "the message of `Candidates`", "service/calls.py:_with_bids": "the same",
+    "service/calls.py:_candidates": "the message of `Candidates`",
     "service/calls.py:_columns": "the message of `expect_short`",
     "service/calls.py:blaming_caller": "the engine's message", 
     "service/models.py:Models._restore": "the message of an export, behind its folder",

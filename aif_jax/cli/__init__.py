@@ -55,21 +55,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         try:
-            code = _run(parser_of().parse_args(argv))
+            return _run(parser_of().parse_args(argv))
         finally:
             if sys.stdout is not None:
                 sys.stdout.flush()  # at the end of the process a closed pipe would leave a traceback
     except OSError as error:  # of stdout: nobody reads it any more, or its disk is full
-        code, lost = UNREAD, _unread()
-        if not isinstance(error, BrokenPipeError):
-            print(f"error: stdout: {error}", file=sys.stderr)
-            code, lost = PROBLEMS, [(sys.stdout or sys.stderr).fileno()]
-        elif not lost:
+        broken = isinstance(error, BrokenPipeError)
+        if broken and not _is_unread():
             raise
+        if not broken:
+            print(f"error: stdout: {error}", file=sys.stderr)
         with open(os.devnull, "wb") as nowhere:  # where what is left to write goes
-            for descriptor in lost:
-                os.dup2(nowhere.fileno(), descriptor)
-    return code
+            os.dup2(nowhere.fileno(), (sys.stdout or sys.stderr).fileno())
+        return UNREAD if broken else PROBLEMS
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -84,7 +82,7 @@ def _run(options: argparse.Namespace) -> int:
         print(f"error: {error}", file=sys.stderr)
         return USAGE
     except (ArithmeticError, OSError, RuntimeError, TypeError, ValueError, *_of_clients()) as error:
-        if isinstance(error, BrokenPipeError) and _unread():
+        if isinstance(error, BrokenPipeError) and _is_unread():
             raise
         print(f"error: {error}", file=sys.stderr)
         return PROBLEMS
@@ -114,16 +112,11 @@ def _of_clients() -> list[type[Exception]]:
     return [getattr(sys.modules[module], name) for module, name in named if module in sys.modules]
 
 
-def _unread() -> list[int]:
-    """Return the descriptors of stdout and stderr, as far as they are pipes that nobody reads any more."""
-    found = []
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            descriptor = stream.fileno()
-        except (AttributeError, OSError, ValueError):  # none, closed, or no file
-            continue
+def _is_unread() -> bool:
+    """Return whether stdout is a pipe that nobody reads any more."""
+    try:
         poll = select.poll()
-        poll.register(descriptor, 0)
-        if any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0)):
-            found.append(descriptor)
-    return found
+        poll.register(sys.stdout.fileno(), 0)
+        return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
+    except (AttributeError, OSError, ValueError):  # none, closed, or no file
+        return False

@@ -123,10 +123,7 @@ def _item_ids(value: Any, field: str, policy: Policy) -> Candidates:
         raise BadCall(field, f"expected item ids, got {_shown(value)}")
     if len(value) > policy.candidates:
         raise BadCall(field, f"expected at most {policy.candidates}, got {len(value)}")
-    try:
-        return Candidates.of(value)
-    except (TypeError, ValueError) as error:
-        raise BadCall(field, str(error).removeprefix("candidates: ")) from None
+    return _candidates(value, field)
 
 
 def _with_bids(candidates: Candidates, bids: Any) -> Candidates:
@@ -134,10 +131,14 @@ def _with_bids(candidates: Candidates, bids: Any) -> Candidates:
         numbers = np.asarray(bids, np.float32)
     except (TypeError, ValueError, OverflowError):
         raise BadCall("bids", f"expected numbers [C], got {_shown(bids)}") from None
+    return _candidates(Candidates(candidates.ids, numbers), "bids")
+
+
+def _candidates(value: Any, field: str) -> Candidates:
     try:
-        return Candidates.of(Candidates(candidates.ids, numbers))
-    except ValueError as error:
-        raise BadCall("bids", str(error).removeprefix("candidates: ")) from None
+        return Candidates.of(value)
+    except (TypeError, ValueError) as error:
+        raise BadCall(field, str(error).removeprefix("candidates: ")) from None
 
 
 def _columns(value: Any, field: str, policy: Policy) -> dict[str, Any]:

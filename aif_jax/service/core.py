@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import hashlib
 from collections import Counter
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,17 +17,18 @@ from aif_jax.model import INTERACTION
 from aif_jax.service.calls import BadCall, Call, Failure, Policy, blaming_caller, problem_of
 from aif_jax.service.features import Context
 from aif_jax.service.models import LoadedModel, Models
-from aif_jax.serving import Ranking, Request
+from aif_jax.serving import Request
 from aif_jax.serving.programs import BID, LOGIT
 from aif_jax.serving.requests import Timeline
 from aif_jax.types import UserFeatures
 
 METHODS = ("rank", "score", "prepare")
-A = TypeVar("A")
+ABOUT = ("version", "degraded", "reason", "state_age", "non_finite", "stages")
+COUNTS, RANKED = ("candidates", "unknown", "excluded"), ("ids", "scores", "logits")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Reply(Generic[A]):
+class Reply:
     """A call that was answered.
 
     Attributes:
@@ -42,7 +43,7 @@ class Reply(Generic[A]):
     method: str
     call: Call
     served: LoadedModel
-    answer: A
+    answer: Any
     order: str = ""
     features: UserFeatures | None = None
 
@@ -52,21 +53,14 @@ class Reply(Generic[A]):
         Of scores `logits` [C] or [C, T] in the order of the candidates, and `mask` [C], false where there is none. With more
         than one objective, `objectives` names them.
         """
-        answer: Any = self.answer
+        answer = self.answer
         if answer is None:
             return {"id": self.call.id, "version": self.served.version}
-        fields = {
-            "id": self.call.id, "version": answer.version, "degraded": answer.degraded, "reason": answer.reason,
-            "state_age": answer.state_age, "non_finite": answer.non_finite, "stages": answer.stages,
-        }  # fmt: skip
-        if len(self.served.objectives) > 1:
-            fields["objectives"] = self.served.objectives
-        if self.method == "score":
-            return fields | {"logits": answer.logits, "mask": answer.mask}
-        arrays = {"ids": answer.ids, "scores": answer.scores, "logits": answer.logits}
-        if not answer.mask.all():
-            arrays = {name: array[answer.mask] for name, array in arrays.items()}
-        return fields | {name: getattr(answer, name) for name in ("candidates", "unknown", "excluded")} | arrays
+        names = (*ABOUT, *COUNTS, *RANKED) if self.method == "rank" else (*ABOUT, "logits", "mask")
+        fields = {"id": self.call.id} | {name: getattr(answer, name) for name in names}
+        if self.method == "rank" and not answer.mask.all():
+            fields |= {name: fields[name][answer.mask] for name in RANKED}
+        return fields | ({"objectives": self.served.objectives} if len(self.served.objectives) > 1 else {})
 
 
 class Service:
@@ -108,7 +102,7 @@ class Service:
             return "draining" if self.draining else "starting"
         return next((why for share, served in self.models.shares if share and (why := self._stale(served))), None)
 
-    async def answer(self, method: str, call: Call) -> Reply[Any]:
+    async def answer(self, method: str, call: Call) -> Reply:
         """Answer a call: "rank" with the best k candidates, "score" with all logits; "prepare" computes the user's state.
 
         Raises:
@@ -131,9 +125,11 @@ class Service:
                 observer.observe(reply)
         return reply
 
-    async def _reply(self, method: str, call: Call) -> Reply[Any]:
-        served = self._picked(call)
-        engine, config = served.engine, served.engine.config
+    async def _reply(self, method: str, call: Call) -> Reply:
+        served = self.models.pick(call)
+        engine, config, stale = served.engine, served.engine.config, self._stale(served)
+        if stale is not None and self.policy.when_stale == "refuse":
+            raise Failure("UNAVAILABLE", 503, f"version {served.version[:12]}: {stale}", retry_after=1.0)
         if method == "prepare":
             await engine.prepare(self._request(call, served, prepare=True))
             return Reply(method, call, served, None)
@@ -150,17 +146,11 @@ class Service:
                 answer: Any = await engine.rank(request, call.k, candidates=call.candidates)  # type: ignore[arg-type]
             else:
                 answer, order = await engine.score(request, call.candidates), ""
-        if (stale := self._stale(served)) is not None:
+        if stale is not None:
             reason = stale if answer.reason is None else f"{answer.reason}; {stale}"
             answer = dataclasses.replace(answer, degraded=True, reason=reason)
         features = None if answer.stand_in else request.context.used
         return Reply(method, request.context.call, served, answer, order, features)
-
-    def _picked(self, call: Call) -> LoadedModel:
-        served = self.models.pick(call)
-        if self.policy.when_stale == "refuse" and (stale := self._stale(served)):
-            raise Failure("UNAVAILABLE", 503, f"version {served.version[:12]}: {stale}", retry_after=1.0)
-        return served
 
     def _stale(self, served: LoadedModel) -> str | None:
         """Return which part of a version is older than it may be, in words."""
@@ -173,10 +163,10 @@ class Service:
     def _request(self, call: Call, served: LoadedModel, *, prepare: bool = False) -> Request:
         if call.now is None and self.observers and (call.record is not None or call.events is not None):
             call = dataclasses.replace(call, now=served.users.clock())  # as the log will say
-        context = Context(call)
-        version = call.feature_version
-        told: dict[str, Any] = {"budget": call.budget, "order": call.order, "exclude": call.exclude}
-        request = Request(user=call.user, feature_version=version, context=context, **told)
+        context, version = Context(call), call.feature_version
+        request = Request(
+            user=call.user, feature_version=version, context=context, budget=call.budget, order=call.order, exclude=call.exclude
+        )
         if version is not None and served.engine.holds_state(request):
             return request  # the feature version says that nothing is new: a tenth of a call's time is saved
         context.features = served.users.of(call)
@@ -211,7 +201,7 @@ async def explain(service: Service, call: Call) -> dict[str, Any]:
     return fields | {"spans": list(map(list, reply.answer.timeline.spans)), "contributions": parts}
 
 
-def _parts(reply: Reply[Ranking], ids: np.ndarray) -> dict[str, list[float]]:
+def _parts(reply: Reply, ids: np.ndarray) -> dict[str, list[float]]:
     restored = reply.served.restored
     model, index = restored.trained.model, restored.index
     if index is None or getattr(model.interaction, "func", None) is not INTERACTION.apply or not len(ids):

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import functools
 import hmac
-import math
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -84,19 +83,15 @@ class App:
 
     Args:
       service: that answers.
-      token: bearer token that every call must bring; None for no authentication.
       find: returns the route of a path that is none of the usual ones, None where there is none.
-      max_requests: requests in flight; one more gets 503, unless its path needs no token. None for no bound.
+      token: bearer token that every call must bring; None for no authentication.
+      max_requests: requests in flight; one more gets 503, unless its path needs no token.
     """
 
-    def __init__(
-        self, service: Service, *, token: str | None = None, find: Callable[[str], Route | None] = lambda path: None,
-        max_requests: int | None = None,
-    ):  # fmt: skip
-        self._service = service
-        self._max_requests, self._flying = math.inf if max_requests is None else max_requests, 0
+    def __init__(self, service: Service, find: Callable[[str], Route | None], *, token: str | None, max_requests: int):
+        self._service, self._find = service, find
         self._token = None if token is None else token.encode()
-        self._find = find
+        self._max_requests, self._flying = max_requests, 0
         folder = Path(__file__).parent / "page"
         self._page = {path: (kind, (folder / name).read_bytes()) for path, (name, kind) in PAGE.items()}
         self._routes: dict[str, Route] = {f"/v1/{name}": (CALL, functools.partial(self._called, name)) for name in METHODS}
@@ -108,10 +103,6 @@ class App:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer one HTTP request."""
-        if scope["type"] != "http":
-            if scope["type"] == "websocket":
-                await send({"type": "websocket.close", "code": 1000})
-            return
         self._flying += 1
         try:
             await self._respond(scope, receive, send)
@@ -120,14 +111,13 @@ class App:
 
     async def _respond(self, scope: Any, receive: Any, send: Any) -> None:
         """Send the answer. One that leaves a part of the body unread ends the connection."""
-        headers, left = dict(scope["headers"]), False
+        headers = dict(scope["headers"])
         unread = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
 
         async def read() -> Any:
-            nonlocal unread, left
+            nonlocal unread
             message = await receive()
-            left = message["type"] != "http.request"
-            unread = unread and not left and message.get("more_body", False)
+            unread = unread and message["type"] == "http.request" and message.get("more_body", False)
             return message
 
         try:
@@ -151,7 +141,9 @@ class App:
         """Return the answer; raises Failure, and what handlers raise."""
         if self._flying > self._max_requests and path not in OPEN:
             raise Failure("UNAVAILABLE", 503, f"expected at most {self._max_requests} requests at once", retry_after=PAUSE)
-        if self._token is not None and path not in OPEN and not self._knows(headers):
+        kind, _, given = headers.get(b"authorization", b"").partition(b" ")
+        knows = self._token is None or (kind.lower() == b"bearer" and hmac.compare_digest(given.strip(), self._token))
+        if not knows and path not in OPEN:
             text = "expected the header 'authorization: Bearer TOKEN' with the token of this service"
             raise Failure("UNAUTHENTICATED", 401, text, headers=((b"www-authenticate", b"Bearer"),))
         route = self._routes.get(path) or self._find(path)
@@ -164,11 +156,6 @@ class App:
         body = await self._body(headers, receive) if allowed == CALL else b""
         kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower().decode("latin-1")
         return await _cancel_on_disconnect(handler(HttpRequest(path, headers, body, kind)), receive)
-
-    def _knows(self, headers: Headers) -> bool:
-        assert self._token is not None
-        kind, _, given = headers.get(b"authorization", b"").partition(b" ")
-        return kind.lower() == b"bearer" and hmac.compare_digest(given.strip(), self._token)
 
     async def _body(self, headers: Headers, receive: Any) -> bytes:
         """Return the body; Failure where it is not read to its end."""

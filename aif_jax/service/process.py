@@ -127,7 +127,7 @@ async def listening(service: Service, where: Listening) -> AsyncIterator[dict[st
     """
     uvicorn = server_package()
     bound = bind(where.host, where.http_port)
-    app = App(service, token=where.token, find=Inference(service).route, max_requests=where.max_requests)
+    app = App(service, Inference(service).route, token=where.token, max_requests=where.max_requests)
     server = uvicorn.Server(
         uvicorn.Config(
             app, http="httptools", ws="none", lifespan="off", timeout_keep_alive=where.keep_alive,
