@@ -187,8 +187,8 @@ def fit_tables(config: Config, catalogue: Catalogue | ItemFeatures, *, seed: int
       ValueError: another number of rows than the schema's; no content although the schema has one.
       EncodingMismatch: a catalogue of another encoder than the schema's.
     """
-    items = catalogue.items if isinstance(catalogue, Catalogue) else catalogue
-    check_encoding("init catalogue", expected=config.schema.encoding, got=getattr(catalogue, "encoding", ""))
+    items, made = (catalogue.items, catalogue.schema) if isinstance(catalogue, Catalogue) else (catalogue, catalogue)
+    check_encoding("init catalogue", expected=config.schema.encoding, got=getattr(made, "encoding", ""))
     if not isinstance(items, ItemFeatures):
         raise TypeError(f"init catalogue: expected Catalogue or ItemFeatures, got {type(catalogue).__name__}")
     size, shape = config.schema.item_attribute("item").size, jnp.shape(items.ids["item"])

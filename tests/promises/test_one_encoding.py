@@ -126,7 +126,7 @@ def test_newer_data_read_with_the_encoder_are_taken(run, data):
     events = {"user": users, "item": items, "time": data.log.time[rows]}
     items = {"item": data.items.raw, "category": data.items.raw % 5}
     newer = aif.read(events, items=items, columns=aif.Columns(), encoder=run.encoder)
-    assert newer.encoding == newer.catalogue.encoding == newer.schema.encoding == run.encoder.version
+    assert newer.encoding == newer.catalogue.schema.encoding == newer.schema.encoding == run.encoder.version
     assert len(run.index(newer.catalogue, **QUIET)) == ITEMS
     assert train.evaluate(run.model, run.params, newer, np.arange(100, 120), k=None, **QUIET).requests == 20
 
