@@ -242,12 +242,3 @@ def test_an_evaluation_is_no_training_time_in_the_rates(feed, tmp_path, spend):
         given = dict(save=Saving(checkpoints, feed.config, every=4, evaluate=evaluate), log_every=50)
         _, rows = run(itertools.islice(feed.batches(), 8), step=lambda *given: spend(1.0, step(*given)), **given)
     assert [values["examples_per_s"] for _, values in rows] == pytest.approx([50, 50])
-
-
-def test_a_state_of_another_optimizer_is_refused(feed, tmp_path):
-    with Checkpoints(tmp_path) as checkpoints:
-        run(feed.batches(), save=Saving(checkpoints, feed.config))
-        other = train.init_state({"user": {"w": jnp.zeros(3)}, "fitted": {"h": jnp.arange(2.0)}}, optax.sgd(0.1, momentum=0.9))
-        refused(ValueError, "expected opt_state like the template", train.resume, other, checkpoints, config=feed.config)
-        with pytest.raises(ValueError, match="expected this config and schema, got others"):
-            train.resume(fresh(), checkpoints, config=feed.config.replace(width=9))

@@ -59,13 +59,16 @@ def folder(tmp_path):
     return parquet(tmp_path, events=EVENTS, items=ITEMS, users=USERS)
 
 
-def read(folder, columns=COLUMNS, **options):
-    paths = {name: folder / f"{name}.parquet" for name in ("events", "items", "users")}
-    return readers.read(**paths, columns=columns, **options)
+def paths(folder):
+    return {name: folder / f"{name}.parquet" for name in ("events", "items", "users")}
+
+
+def read(columns=COLUMNS, *, events=EVENTS, items=ITEMS, users=USERS, **options):
+    return readers.read(events, items=items, users=users, columns=columns, **options)
 
 
 def test_everything_arrives_in_its_place(folder):
-    data = read(folder)
+    data = read(**paths(folder))
     assert data.name == "events" and data.users.raw.tolist() == ["a", "b", "c"] and data.items.raw.tolist() == [10, 20, 30]
     log, catalogue = data.log, data.catalogue
     assert (log.user.tolist(), log.item.tolist()) == ([1, 1, 2, 2], [1, 2, 1, 3])
@@ -83,7 +86,7 @@ def test_everything_arrives_in_its_place(folder):
     assert data.encoder.scales == {} and data.user_features([1], length=2).encoding == data.encoder.version
 
 
-def test_csv_gives_the_same_as_parquet(folder, tmp_path):
+def test_csv_gives_the_same_as_parquet(tmp_path):
     text = {
         "events": "uid,sku,at,event\nb,30,5000,buy\na,10,3999,view\nb,10,4000,view\na,20,7000,buy\n",
         "items": 'id,group,brand,tags,price,bid\n20,tea,x,hot|new|red,1.5,3\n10,cup,,,2,4\n30,"tea",y,,-1,5\n',
@@ -92,7 +95,7 @@ def test_csv_gives_the_same_as_parquet(folder, tmp_path):
     csv(tmp_path, **text)
     columns = Columns(**{**vars(COLUMNS), "content": None})
     data = readers.read(tmp_path / "events.csv", items=tmp_path / "items.csv", users=tmp_path / "users.csv", columns=columns)
-    other = read(folder)
+    other = read()
     assert data.schema == dataclasses.replace(other.schema, content=0)
     for field in ("user", "item", "action", "time", "offsets"):
         assert np.array_equal(getattr(data.log, field), getattr(other.log, field)), field
@@ -161,10 +164,9 @@ def test_a_file_without_a_header_is_asked_for_one(tmp_path):
     (pa.array([-1], pa.timestamp("ns", "UTC")), "s", -1),
     (pa.array([datetime.date(1970, 1, 2)]), "s", 86_400),
 ])  # fmt: skip
-def test_times(tmp_path, times, unit, seconds):
-    parquet(tmp_path, events={"user": ["a"], "item": [1], "time": times}, items={"item": [1], "category": [1]})
-    columns = Columns(time_unit=unit)
-    data = readers.read(tmp_path / "events.parquet", items=tmp_path / "items.parquet", columns=columns)
+def test_times(times, unit, seconds):
+    events = {"user": ["a"], "item": [1], "time": times}
+    data = readers.read(events, items={"item": [1], "category": [1]}, columns=Columns(time_unit=unit))
     assert data.log.time.tolist() == [seconds]
 
 
@@ -193,39 +195,27 @@ def test_times_written_out_in_csv(tmp_path):
     assert data.log.time.tolist() == [1511568005, 1511568010]
 
 
-def test_dictionaries_booleans_and_numbers_as_text(tmp_path):
-    items = {
-        "item": pa.array(["a", "b"]).dictionary_encode(),
-        "category": pa.array([True, False]),
-        "shop": pa.array([7, 8], pa.uint8()),
-    }
-    parquet(tmp_path, events={"user": [1, 1], "item": ["a", "b"], "time": [1, 2]}, items=items)
-    columns = Columns(item_attributes=("shop",), text=("shop",))
-    data = readers.read(tmp_path / "events.parquet", items=tmp_path / "items.parquet", columns=columns)
+def test_dictionaries_booleans_and_numbers_as_text():
+    items = {"item": pa.array(["a", "b"]).dictionary_encode(), "category": [True, False], "shop": pa.array([7, 8], pa.uint8())}
+    events, columns = {"user": [1, 1], "item": ["a", "b"], "time": [1, 2]}, Columns(item_attributes=("shop",), text=("shop",))
+    data = readers.read(events, items=items, columns=columns)
     assert data.catalogue.ids["category"].tolist() == [0, 2, 1]
     assert data.encoder.vocabularies["shop"].raw.tolist() == ["7", "8"]
 
 
-def test_tomorrows_files_keep_todays_rows(folder, tmp_path):
-    today = read(folder)
+def test_tomorrows_files_keep_todays_rows():
+    today = read()
     encoder = type(today.encoder).from_record(today.encoder.to_record(), today.encoder.to_arrays())
-    tomorrow = tmp_path / "tomorrow"
-    tomorrow.mkdir()
-    parquet(tomorrow, events={name: values[:1] for name, values in EVENTS.items()}, items=ITEMS, users=USERS)
-    data = read(tomorrow, columns=None, encoder=encoder)
+    data = read(None, events={name: values[:1] for name, values in EVENTS.items()}, encoder=encoder)
     assert data.schema == today.schema and len(data.log) == 1 and data.log.item.tolist() == [3]
     assert np.array_equal(data.catalogue.ids["brand"], today.catalogue.ids["brand"])
     assert data.encoder.version == today.encoder.version
 
-    new = {name: [*values, values[0]] for name, values in ITEMS.items()} | {
-        "id": [20, 10, 30, 99],
-        "brand": ["x", "z", "y", "x"],
-    }
-    events = {name: [*values, values[0]] for name, values in EVENTS.items()} | {"uid": [*EVENTS["uid"], "stranger"]}
-    parquet(tomorrow, events=events, items=new)
-    with pytest.raises(ValueError, match=r"row 4, column 'id': unknown item: expected one of the 3 known, got 99"):
-        read(tomorrow, encoder=encoder)
-    data = read(tomorrow, encoder=encoder, unknown="skip")
+    new, events = ({name: [*values, values[0]] for name, values in table.items()} for table in (ITEMS, EVENTS))
+    new |= {"id": [20, 10, 30, 99], "brand": ["x", "z", "y", "x"]}
+    given = {"events": events | {"uid": [*EVENTS["uid"], "stranger"]}, "items": new, "encoder": encoder}
+    refused(ValueError, r"row 4, column 'id': unknown item: expected one of the 3 known, got 99", read, **given)
+    data = read(**given, unknown="skip")
     assert data.schema == today.schema and len(data.log) == 4  # without the stranger's event
     assert data.catalogue.ids["brand"].tolist() == [0, 0, 1, 2]  # "z" is unknown
 
@@ -240,17 +230,16 @@ def test_text_ids_stay_text_where_tomorrows_file_has_digits_only(tmp_path):
     assert data.log.item.tolist() == [2, 1]
 
 
-def test_skipping_is_told(folder, caplog):
-    parquet(folder, events={name: [*values, values[0]] for name, values in EVENTS.items()} | {"sku": [30, 10, 10, 20, 77]})
-    refused(ValueError, "unknown item", read, folder)
-    log = read(folder, unknown="skip").log
+def test_skipping_is_told(caplog):
+    events = {name: [*values, values[0]] for name, values in EVENTS.items()} | {"sku": [30, 10, 10, 20, 77]}
+    refused(ValueError, "unknown item", read, events=events)
+    log = read(events=events, unknown="skip").log
     assert log.item.tolist() == [1, 2, 1, 0, 3]  # an event with an unknown item stays in its user's history, as in serving
     assert "1 rows left out or left unknown: unknown item" in caplog.text
 
 
-def test_floats_are_scaled_as_they_were_in_training(folder, tmp_path):
-    columns = Columns(**{**vars(COLUMNS), "scale": True})
-    data = read(folder, columns)
+def test_floats_are_scaled_as_they_were_in_training():
+    data = read(Columns(**{**vars(COLUMNS), "scale": True}))
     price = np.float32([2, 1.5, -1])
     assert data.encoder.scales["item/price"] == (float(price.mean()), float(price.std()))
     assert data.encoder.scales["user/age"] == pytest.approx((0.2, np.sqrt(0.02 / 3)))
@@ -258,9 +247,7 @@ def test_floats_are_scaled_as_they_were_in_training(folder, tmp_path):
     assert data.catalogue.floats[0] == 0 and data.user_floats[0] == 0
     np.testing.assert_allclose(data.user_floats[1:].mean(), 0, atol=1e-6)
     assert data.catalogue.side["bid"].tolist() == [0, 4, 3, 5]  # as they are
-    later = parquet(tmp_path, items=ITEMS | {"price": [100.0, 2.0, -1.0]})
-    parquet(later, events=EVENTS, users=USERS)
-    again = read(later, None, encoder=data.encoder)
+    again = read(None, items=ITEMS | {"price": [100.0, 2.0, -1.0]}, encoder=data.encoder)
     assert again.catalogue.floats[1, 0] == data.catalogue.floats[1, 0]
 
 
@@ -280,22 +267,20 @@ def test_what_arrow_does_not_hold_or_is_no_time_is_refused_in_memory(changes, er
 
 
 def test_tables_in_memory_give_the_same_as_files(folder):
-    whole = read(folder)
+    whole = read(**paths(folder))
     tables = {"events": EVENTS, "items": ITEMS, "users": USERS}
     arrow = {name: pa.table(columns) for name, columns in tables.items()}
     numpy = tables | {"events": {name: np.array(values) for name, values in EVENTS.items()}}
     numpy["items"] = ITEMS | {"vector": np.array(ITEMS["vector"], np.float32)}
     stream = arrow | {"events": pa.RecordBatchReader.from_batches(arrow["events"].schema, arrow["events"].to_batches())}
     for given in (tables, arrow, numpy, stream):
-        data = readers.read(given["events"], items=given["items"], users=given["users"], columns=COLUMNS)
+        data = read(**given)
         assert data.encoder.version == whole.encoder.version and data.name == "events"
         for field in ("user", "item", "action", "time"):
             assert np.array_equal(getattr(data.log, field), getattr(whole.log, field)), field
         assert np.array_equal(data.catalogue.content, whole.catalogue.content)
-    with pytest.raises(ValueError, match="items, row 2, column 'id': null: expected an id"):
-        readers.read(EVENTS, items=ITEMS | {"id": [*ITEMS["id"][:1], None, *ITEMS["id"][2:]]}, users=USERS, columns=COLUMNS)
-    with pytest.raises(TypeError, match="events: expected a path, a mapping of columns or an Arrow table, got list"):
-        readers.read([1], items=ITEMS, users=USERS, columns=COLUMNS)
+    refused(ValueError, "items, row 2, column 'id': null: expected an id", read, items=ITEMS | {"id": [20, None, 30]})
+    refused(TypeError, "events: expected a path, a mapping of columns or an Arrow table, got list", read, events=[1])
 
 
 def test_distinct_values_that_grow_over_many_blocks(tmp_path, monkeypatch):
@@ -316,7 +301,7 @@ def test_distinct_values_that_grow_over_many_blocks(tmp_path, monkeypatch):
 
 def test_items_for_an_index_equal_the_catalogue(folder, monkeypatch):
     monkeypatch.setattr(tables, "ROWS", 2)
-    data = read(folder, Columns(**{**vars(COLUMNS), "scale": True}))
+    data = read(Columns(**{**vars(COLUMNS), "scale": True}))
     parts = list(read_items(folder / "items.parquet", data.encoder))
     assert [ids.tolist() for ids, _ in parts] == [[20, 10], [30]]
     for ids, features in parts:
@@ -328,10 +313,9 @@ def test_items_for_an_index_equal_the_catalogue(folder, monkeypatch):
         assert np.array_equal(features.side["bid"], expected.side["bid"]) and features.encoding == data.encoder.version
 
 
-def test_items_for_an_index_are_checked(folder, tmp_path):
-    encoder = read(folder).encoder
-    new = parquet(tmp_path, new=ITEMS | {"id": [20, 99, 30]})
-    ((ids, features),) = read_items(new / "new.parquet", encoder)
+def test_items_for_an_index_are_checked():
+    encoder = read().encoder
+    ((ids, features),) = read_items(ITEMS | {"id": [20, 99, 30]}, encoder)
     assert ids.tolist() == [20, 99, 30] and features.ids["item"].tolist() == [2, 0, 3]
     assert features.content[1].tolist() == [3, 4]
     for change, message in (
@@ -339,24 +323,22 @@ def test_items_for_an_index_are_checked(folder, tmp_path):
         ({"vector": [[1.0]] * 3}, "expected a content embedding of width 2, got 1"),
         ({"id": ["a", "b", "c"]}, "column 'id': wrong type: expected integers like the vocabulary 'item' given, got text"),
     ):
-        parquet(tmp_path, wrong=ITEMS | change)
-        refused(ValueError, message, list, read_items(tmp_path / "wrong.parquet", encoder))
+        refused(ValueError, message, list, read_items(ITEMS | change, encoder))
 
 
 def test_wrong_options(folder):
     (folder / "events.feather").write_bytes(b"")
     csv(folder, events="user\n")  # the folder has files of two kinds
-    given = {"events": folder / "events.parquet", "items": folder / "items.parquet", "users": USERS, "columns": COLUMNS}
     for changes, error, message in (
         ({"columns": None}, ValueError, "columns: expected Columns, or an encoder that has them, got neither"),
-        ({"columns": Columns(), "encoder": read(folder).encoder}, ValueError, "columns: expected those of the encoder"),
+        ({"columns": Columns(), "encoder": read().encoder}, ValueError, "columns: expected those of the encoder"),
         ({"users": None}, ValueError, r"users: expected a file, because Columns names user columns \('country', 'age'\)"),
         ({"unknown": "keep"}, ValueError, "unknown: expected 'error' or 'skip', got 'keep'"),
         ({"events": folder / "no.parquet"}, FileNotFoundError, "expected a file or folder, got no such file"),
         ({"events": folder / "events.feather"}, ValueError, r"expected a name that ends in one of \.parquet, \.csv"),
         ({"events": folder}, ValueError, "expected Parquet files or text files, one kind"),
     ):
-        refused(error, message, readers.read, **given | changes)
+        refused(error, message, read, **changes)
 
 
 def test_columns_loaded_into_memory():
@@ -392,10 +374,10 @@ def test_a_read_runs_code_of_few_files(folder):
         if event == "call" and PACKAGE in file.parents:
             files.add(file.relative_to(PACKAGE).as_posix())
 
-    read(folder)  # imports what is imported when it is first used
+    read(**paths(folder))  # imports what is imported when it is first used
     sys.setprofile(profiler)
     try:
-        read(folder)
+        read(**paths(folder))
     finally:
         sys.setprofile(None)
     rows = {file for file in files if file.startswith(("readers/", "encoding/", "data/"))}

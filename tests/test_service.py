@@ -22,6 +22,7 @@ from aif_jax.service import http as front
 from aif_jax.service.calls import BadCall, Call, Policy, parse
 from aif_jax.service.current import ExportEntry, parse_current, publish, read_current
 from aif_jax.service.features import UserSource
+from aif_jax.service.inference import MODEL
 from aif_jax.service.models import share_of
 from aif_jax.service.process import Listening
 from tests.beside import meanwhile
@@ -377,8 +378,6 @@ def test_overload_says_when_to_try_again(served):
 
 def test_paths_methods_and_types(client):
     for method, path, kind, status in (
-        ("GET", "/v1/rank", "", 405),
-        ("POST", "/metrics", "", 405),
         ("GET", "/../../etc/passwd", "", 404),
         ("GET", "/page.js/../../http.py", "", 404),
         ("GET", "/index.html", "", 404),
@@ -395,10 +394,19 @@ def test_paths_methods_and_types(client):
             sizes.add(response.headers["content-length"])
             assert bool(response.read()) == (method == "GET")
     assert len(sizes) == 1 and sizes != {"0"}
-    for path, allowed in (("/v1/rank", "POST"), ("/metrics", "GET, HEAD")):
-        client._connection.request("DELETE", path, headers=client._headers)
-        with client._connection.getresponse() as response:
-            assert (response.status, response.headers["allow"]) == (405, allowed) and response.read()
+
+
+def test_other_methods_are_refused_and_told_which_are_not(client):
+    model = f"/v2/models/{MODEL}"
+    reads = "/metrics", "/v2", "/v2/health/live", "/v2/health/ready", model, f"{model}/ready", f"{model}/versions/9/ready"
+    calls = "/v1/rank", f"{model}/infer", f"{model}/versions/9/infer"
+    for path, allowed in (dict.fromkeys(reads, "GET, HEAD") | dict.fromkeys(calls, "POST")).items():
+        for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"):
+            client._connection.request(method, path)
+            with client._connection.getresponse() as response:
+                told = response.read() or method == "HEAD"
+            assert (response.status == 405) == (method not in allowed) and told, (method, path)
+            assert response.headers["allow"] == (allowed if response.status == 405 else None), (method, path)
 
 
 def test_a_body_is_bounded(served, client, monkeypatch):

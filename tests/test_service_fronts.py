@@ -235,23 +235,6 @@ def test_plain_json(served, kind):
     assert status == 400 and "candidates: expected ids of at most 1024 characters, got 1025" in answer["error"]
 
 
-@INTEGERS
-def test_other_methods_are_refused_and_told_which_are_not(served, kind):
-    model = f"/v2/models/{MODEL}"
-    with served.client() as client:
-        for paths, allowed in (
-            (("/v2", "/v2/health/live", "/v2/health/ready", model, f"{model}/ready", f"{model}/versions/9/ready"), "GET, HEAD"),
-            ((f"{model}/infer", f"{model}/versions/9/infer"), "POST"),
-        ):
-            for path in paths:
-                for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"):
-                    client._connection.request(method, path)
-                    response = client._connection.getresponse()
-                    response.read()
-                    assert (response.status == 405) == (method not in allowed), (method, path)
-                    assert response.headers["allow"] == (allowed if response.status == 405 else None), (method, path)
-
-
 def packed(arrays: dict) -> tuple[list, bytes]:
     """Tensors as the protocol lists them, and the bytes after the JSON."""
     parts = {name: to_bytes(array) for name, array in arrays.items()}

@@ -240,14 +240,21 @@ def posts(*users: str) -> list[bytes]:
     return [POST + KEY + b"connection: close\r\ncontent-length: %d\r\n\r\n" % len(body) + body for body in bodies]
 
 
-def test_more_calls_than_a_replica_takes_are_refused_and_health_is_answered(name, tmp_path):
-    source = Held()
-    with fronted(name, tmp_path, BUSY, source=source, config=PATIENT) as made, contextlib.ExitStack() as stack:
+@contextlib.contextmanager
+def held(made: Fronted | Running, source: Held, *users: str) -> Iterator[list[socket.socket]]:
+    """Connections whose calls the source has not answered yet."""
+    with contextlib.ExitStack() as stack:
         stack.callback(source.release.set)
         callers = []
-        for said in posts("ann", "ben"):
+        for said in posts(*users):
             callers.append(stack.enter_context(made.connect(said)))
             assert source.started.acquire(timeout=60)
+        yield callers
+
+
+def test_more_calls_than_a_replica_takes_are_refused_and_health_is_answered(name, tmp_path):
+    source = Held()
+    with fronted(name, tmp_path, BUSY, source=source, config=PATIENT) as made, held(made, source, "ann", "ben") as callers:
         assert made.call() in (502, 503)
         with made.service.client() as client:
             assert client.request("GET", "/health/ready")[0] == 200
@@ -318,12 +325,7 @@ def test_the_service_bounds_bodies_in_bytes_and_seconds(short):
 def test_more_calls_than_the_service_takes_get_503_and_health_is_answered():
     """Calls in flight are never ended for another."""
     source, where = Held(), Listening(http_port=0, max_requests=3, token=TOKEN)
-    with service(where=where, source=source, config=PATIENT) as made, contextlib.ExitStack() as stack:
-        stack.callback(source.release.set)
-        callers = []
-        for said in posts("ann", "ben", "cat"):
-            callers.append(stack.enter_context(made.connect(said)))
-            assert source.started.acquire(timeout=60)
+    with service(where=where, source=source, config=PATIENT) as made, held(made, source, "ann", "ben", "cat") as callers:
         with made.client() as client:
             status, answer = posted(client, "/v1/rank", CALL)
             assert status == 503 and "expected at most 3 requests at once" in answer["error"]["message"]
