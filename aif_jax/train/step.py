@@ -23,7 +23,6 @@ import numpy as np
 import optax
 
 from aif_jax.checks import expect
-from aif_jax.config import Config
 from aif_jax.data.pipeline import Batch
 from aif_jax.layers import Rows
 from aif_jax.model import PreRanker
@@ -261,60 +260,38 @@ def make_step(
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         return change(state, unique, [gradient(state, slots, unique, batch, part=part, sizes=sizes)], sizes=sizes)
 
-    return _Step(
-        whole=jax.jit(step, donate_argnums=0, static_argnames=("part", "sizes")),
-        gradient=jax.jit(gradient, static_argnames=("part", "shares", "sizes")),
-        change=jax.jit(change, donate_argnums=0, static_argnames="sizes"),
-        count=jax.jit(partial(optimizers.unique_ids, config=model.config), donate_argnums=0),
-        config=model.config,
-        tables=tables,
-        part=part,
-    )
+    whole = jax.jit(step, donate_argnums=0, static_argnames=("part", "sizes"))
+    add = jax.jit(gradient, static_argnames=("part", "shares", "sizes"))
+    apply = jax.jit(change, donate_argnums=0, static_argnames="sizes")
+    count = jax.jit(partial(optimizers.unique_ids, config=model.config), donate_argnums=0)
+    threads = _threads()
+    slots: Slots = {}  # scratch, which holds nothing from one step to the next and so is no part of the state
 
-
-@dataclasses.dataclass
-class _Step:
-    """A compiled step with its scratch, which holds nothing from one step to the next and so is no part of the state."""
-
-    whole: Any
-    gradient: Any
-    change: Any
-    count: Any
-    config: Config
-    tables: tuple[str, ...]
-    part: int | Literal["auto"] | None
-    slots: Slots = dataclasses.field(default_factory=dict)
-    threads: Sequence[ThreadPoolExecutor] = dataclasses.field(default_factory=_threads)
-
-    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        dense, tables = split_tables(state.trained, self.tables)
-        stale = {name: table for name, table in tables.items() if not _fits(self.slots.get(name), table)}
-        self.slots |= {name: jnp.zeros(table.shape[0], jnp.int32) for name, table in stale.items()}
+    def run(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        nonlocal slots
+        dense, held = split_tables(state.trained, tables)
+        stale = {name: table for name, table in held.items() if not _fits(slots.get(name), table)}
+        slots |= {name: jnp.zeros(table.shape[0], jnp.int32) for name, table in stale.items()}
         unique: dict[str, UniqueIds] = {}
-        if tables:
-            self.slots, unique = in_order(self.count(self.slots, state.fitted, batch.users, batch.items))
+        if held:
+            slots, unique = in_order(count(slots, state.fitted, batch.users, batch.items))
         counts = jax.device_get({name: ids.count for name, ids in unique.items()})
-        bounds = {name: min(table.shape[0], unique[name].ids.shape[0]) for name, table in tables.items()}
+        bounds = {name: min(table.shape[0], unique[name].ids.shape[0]) for name, table in held.items()}
         sizes = tuple(optimizers.size_for(int(counts[name]), bound) for name, bound in bounds.items())
-        row_bytes = sum(size * table.nbytes // table.shape[0] for size, table in zip(sizes, tables.values(), strict=True))
+        row_bytes = sum(size * table.nbytes // table.shape[0] for size, table in zip(sizes, held.values(), strict=True))
         devices = batch.where.sharding.device_set if isinstance(batch.where, jax.Array) else jax.devices()[:1]
         one_cpu = len(devices) == 1 and next(iter(devices)).platform == "cpu"
-        part, shares = self.part, 1
-        if part == "auto":
-            part = self._part_size(batch, row_bytes) if one_cpu else None
-        if part is not None and one_cpu:
-            shares, part = in_shares(len(batch.where), part, row_bytes + sum(leaf.nbytes for leaf in jax.tree.leaves(dense)))
+        (samples, events), places = batch.where.shape, batch.users.history.mask.shape[1]
+        events += sum(min(places, length) for length in (model.config.short_length, model.config.long_length))
+        size, shares = (part_size(samples, events, row_bytes) if one_cpu else None) if part == "auto" else part, 1
+        if size is not None and one_cpu:
+            shares, size = in_shares(samples, size, row_bytes + sum(leaf.nbytes for leaf in jax.tree.leaves(dense)))
         if shares == 1:
-            return in_order(self.whole(state, self.slots, unique, batch, part=part, sizes=sizes))
-        gradient = partial(self.gradient, state, self.slots, unique, batch, part=part, shares=shares, sizes=sizes)
-        return self.change(state, unique, _at_once(lambda share: gradient(np.int32(share)), shares, self.threads), sizes=sizes)
+            return in_order(whole(state, slots, unique, batch, part=size, sizes=sizes))
+        of_share = partial(add, state, slots, unique, batch, part=size, shares=shares, sizes=sizes)
+        return apply(state, unique, _at_once(lambda share: of_share(np.int32(share)), shares, threads), sizes=sizes)
 
-    def _part_size(self, batch: Batch, row_bytes: int) -> int | None:
-        """Return samples of a part of this batch, whose rows take so many bytes; None for all."""
-        samples, candidates = batch.where.shape
-        places = batch.users.history.mask.shape[1]
-        lengths = (self.config.short_length, self.config.long_length)
-        return part_size(samples, candidates + sum(min(places, length) for length in lengths), row_bytes)
+    return run
 
 
 def _fits(slot: jax.Array | None, table: jax.Array) -> bool:
