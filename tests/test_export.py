@@ -24,8 +24,9 @@ from aif_jax.export.consume import files
 from aif_jax.index import ItemIndex
 from aif_jax.registry import BLOCKS
 from aif_jax.store.trained import fingerprint
-from aif_jax.trees import leaves_by_path
+from aif_jax.trees import leaves_by_path, nest
 from tests import demo
+from tests.golden import make_export
 from tests.own_block import Decay
 from tests.refusals import refused
 
@@ -534,3 +535,19 @@ def test_an_existing_folder_is_left_alone_and_a_failure_leaves_nothing(encoded, 
     # without golden inputs the folder does not verify
     refused(export.ExportError, "", export.save, tmp_path / "new", aif.Trained(model, params, made), **QUICK)
     assert [path.name for path in tmp_path.iterdir()] == ["here"]
+
+
+def test_the_golden_artefact_replays_under_this_jax_and_todays_code_agrees():
+    """Made once, under the lowest supported one, by tests/golden/make_export.py."""
+    folder = Path(make_export.__file__).parent / "export"
+    made = json.loads((folder / "manifest.json").read_text())["made_with"]["jax"]
+    report = verify(folder)
+    assert made == "0.10.2" and report["max_abs_diff"] < 1e-5
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 250_000
+    loaded = load(folder)
+    config = aif.Config.from_json(loaded.manifest["config"])
+    model = aif.build(config)
+    params = nest(consume.read_arrays((folder / loaded.manifest["params"]).read_bytes()))
+    user, items = demo.user(config), demo.items(70)
+    got = loaded.interaction(loaded.user(user), loaded.item(items))
+    np.testing.assert_allclose(got, jax.jit(model.joint)(params, user, items), rtol=0, atol=1e-5)

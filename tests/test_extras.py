@@ -1,8 +1,6 @@
 """Where an optional package is missing, the error names what needs it and the extra that installs it."""
 
-import ast
 import asyncio
-import re
 import sys
 import tomllib
 
@@ -15,36 +13,7 @@ from aif_jax.readers.tables import pyarrow
 from aif_jax.service.process import Listening, listening
 from aif_jax.serving.metrics import exposed
 from tests.refusals import refused
-from tests.test_package import OPTIONAL, PACKAGE, SOURCES, parse
-
-WITHOUT = {"uvloop", "orjson", "prometheus_client.core"}
-"""Optional imports that need no error: Python's loop stands in, the start names what is missing, the package came before."""
-
-
-def names_an_extra(node: ast.AST) -> bool:
-    """Whether a block turns an ImportError into one that names an extra."""
-    if isinstance(node, ast.With):
-        return "needs_extra(" in ast.unparse(node.items[0])
-    return isinstance(node, ast.Try) and any("aif_jax[" in ast.unparse(handler) for handler in node.handlers)
-
-
-def unnamed(source: str) -> list[str]:
-    """Imports of optional packages that are in no such block."""
-    tree = parse(source)
-    inside = {inner for block in ast.walk(tree) if names_an_extra(block) for inner in ast.walk(block)}
-    nodes = [n for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom) and n not in inside]
-    names = [n.module or "" if isinstance(n, ast.ImportFrom) else n.names[0].name for n in nodes]
-    return [name for name in names if name.partition(".")[0] in OPTIONAL]
-
-
-def test_each_import_of_an_optional_package_names_an_extra_that_exists():
-    texts = {path.relative_to(PACKAGE).as_posix(): path.read_text() for path in SOURCES}
-    found = {file: names for file, text in texts.items() if (names := set(unnamed(text)) - WITHOUT)}
-    assert found == {}
-    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
-    extras = {extra for text in texts.values() for extra in re.findall(r'needs_extra\(.*?, "(\w+)"\)|aif_jax\[(\w+)\]', text)}
-    named = {name for pair in extras for name in pair if name}
-    assert len(named) > 7 and named <= project["optional-dependencies"].keys()
+from tests.test_package import PACKAGE
 
 
 async def serve_http(folder):

@@ -1,4 +1,4 @@
-"""The item index: build, look-up, updates, snapshots, storage."""
+"""The item index: build, look-up, updates, snapshots in memory and on disk, storage."""
 
 import dataclasses
 import functools
@@ -14,7 +14,7 @@ from pyarrow import csv, parquet
 import aif_jax as aif
 from aif_jax import item
 from aif_jax.export.consume.ids import hashes
-from aif_jax.index import ItemIndex, capacity_for
+from aif_jax.index import ItemIndex, capacity_for, verify
 from aif_jax.index import ids as ids_module
 from aif_jax.index.ids import EMPTY, IdMap, Keys
 from aif_jax.index.store import ItemProgram
@@ -23,6 +23,7 @@ from tests import demo
 from tests.beside import meanwhile
 from tests.demo import part, same
 from tests.refusals import refused
+from tests.writer_world import CONFIG, MODEL, PARAMS, SCHEMA, TRAINED, build, features
 
 FEATURES, IDS = demo.items(300), np.random.default_rng(0).integers(-(2**62), 2**62, 300)
 
@@ -475,3 +476,46 @@ def test_rows_without_the_side_values_of_the_schema_are_refused():
         r"ItemRow.side: .* side values \['bid'\] of the schema, got \[\]",
     )
     refused(ValueError, message, ItemProgram, aif.Trained(model, params), **given)
+
+
+@pytest.mark.parametrize("storage", ["float32", "bfloat16", "int8"])
+def test_a_snapshot_comes_back_from_disk(tmp_path, storage):
+    index = build(storage=storage).upsert([9], features([4])).delete([5])
+    index.save(tmp_path / "a", positions={0: 17, 3: 5})
+    back = ItemIndex.load(tmp_path / "a", TRAINED)
+    assert same(back.stored(), index.stored()) and back.version == index.version
+    assert same(back.upsert([5], features([1])).stored(), index.upsert([5], features([1])).stored())
+    manifest = verify(tmp_path / "a")
+    assert (manifest.items, manifest.storage, manifest.version) == (3, storage, index.version)
+    assert (manifest.positions, manifest.ids, manifest.batch_size) == ({0: 17, 3: 5}, "integers", 16)
+    assert manifest.config == CONFIG and manifest.nbytes == sum(leaf.nbytes for leaf in jax.tree.leaves(index.stored()))
+    refused(FileExistsError, "something is there", index.save, tmp_path / "a")
+
+
+def test_the_same_items_give_the_same_record_whatever_their_history(tmp_path):
+    build().save(tmp_path / "a")
+    build((7,), (9,)).upsert([6, 5], features([2, 1])).upsert([7, 8], features([3, 4])).delete([8]).save(tmp_path / "b")
+    for name in ("manifest.json", "arrays.safetensors"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_an_empty_index_and_strings_go_to_disk_and_back(tmp_path):
+    build().delete([5, 6, 7]).save(tmp_path / "empty")
+    assert ItemIndex.load(tmp_path / "empty", TRAINED).upsert([1], features([1])).ids.tolist() == [1]
+    index = build(["a", "bb", ""])
+    index.save(tmp_path / "a")
+    back = ItemIndex.load(tmp_path / "a", TRAINED)
+    assert (verify(tmp_path / "empty").items, verify(tmp_path / "a").ids) == (0, "strings")
+    assert back.lookup(["bb", "", "b"])[1].tolist() == [True, True, False]
+    assert same(*(each.upsert(["c"], features([4])).delete(["a"]).stored() for each in (back, index)))
+
+
+def test_a_snapshot_of_another_config_is_refused(tmp_path):
+    build().save(tmp_path / "a")
+    wider = aif.Schema(item_attributes=SCHEMA.item_attributes, item_floats=9)
+    for changes, message in (
+        ({"width": 16}, "config.width: expected 16, the snapshot has 8"),
+        ({"schema": wider}, "config.schema.item_floats: expected 9, the snapshot has 8"),
+    ):
+        other = aif.Trained(MODEL._replace(config=CONFIG.replace(**changes)), PARAMS)
+        refused(ValueError, message, ItemIndex.load, tmp_path / "a", other)

@@ -1,14 +1,17 @@
 """What blocks give to the head, from the features of a user and of items: their definitions, one pair at a time."""
 
+import dataclasses
 import math
 import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from aif_jax import blocks, heads, layers
 from aif_jax.blocks.block import own
+from aif_jax.blocks.linear_memory import sum_softmax, sum_softmax_trained
 from aif_jax.export.functions import axis_bounds
 from aif_jax.trees import leaves_by_path
 from tests import demo
@@ -109,3 +112,55 @@ def test_an_exported_function_takes_the_places_that_count():
     assert blocks.SimTier(length=config.long_length).least_history(config) == blocks.SimTier().least_history(config) == 1
     model, params = demo.build(blocks=(blocks.SimTier(tiers=4, bits=32, length=9),))
     assert axis_bounds(model, leaves_by_path(params))["l"] == (9, config.history_length)
+
+
+def test_two_tower_is_a_dot_product_and_a_bias_and_does_not_see_the_long_history():
+    model, params = demo.build(**demo.VARIANTS["two_tower"])
+    features, items = demo.user(model.config), demo.items(6)
+
+    @jax.jit
+    def run(params):
+        return (
+            model.user(params, features),
+            jax.vmap(model.item, (None, 0))(params, items),
+            model.joint(params, features, items),
+        )
+
+    state, rows, logits = run(params)
+    popularity, bias = params["blocks"]["dot_product"]["popularity"], params["head"]["bias"]
+    np.testing.assert_allclose(logits, rows.vector @ (state.vector / math.sqrt(8) + popularity) + bias, rtol=1e-5, atol=1e-6)
+    assert set(params["head"]) == {"bias"}
+    short = model.config.short_length
+    other = demo.user(model.config, seed=9).history
+    spliced = jax.tree.map(lambda a, b: np.concatenate([a[:short], b[short:]]), features.history, other)
+    assert not np.array_equal(spliced.item, features.history.item)
+    joint = jax.jit(model.joint)
+    changed = dataclasses.replace(features, history=spliced)
+    np.testing.assert_array_equal(joint(params, features, items), joint(params, changed, items))
+
+
+@pytest.mark.parametrize("length", [11, 2 * layers.CHUNK + 3])
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_the_form_for_training_has_the_same_values_and_gradients(scale, length):
+    """For histories of every length down to none; masked places hold zeros, as embeddings do."""
+    rng = np.random.default_rng(1)
+    kernel, bias, weight = (jnp.asarray(rng.normal(size=size), jnp.float32) for size in ((6, 7), 7, (7, 6)))
+    key = {"kernel": scale * kernel, "bias": bias}
+    mask = np.arange(length) < np.array([length, 6, 1, 0])[:, None]
+    values = np.where(mask[..., None], rng.normal(size=(4, length, 6)), 0).astype(np.float32)
+
+    def plain(key, values, mask):
+        return sum_softmax(key["kernel"].T @ values.T + key["bias"][:, None], values, mask)
+
+    def outputs(summed):
+        def loss(key, values):
+            made = jax.vmap(summed, (None, 0, 0))(key, values, mask)
+            return (jnp.tanh(made.moments) * weight[None]).sum() + (made.total**2).sum()
+
+        return jax.jit(jax.vmap(summed, (None, 0, 0)))(key, values, mask), jax.jit(jax.grad(loss, (0, 1)))(key, values)
+
+    (expected, wanted), (got, gradient) = outputs(plain), outputs(sum_softmax_trained)
+    for ours, usual in zip(jax.tree.leaves((got, gradient)), jax.tree.leaves((expected, wanted)), strict=True):
+        kept = mask[..., None] if ours.shape == values.shape else True  # embeddings of masked places take no gradient
+        np.testing.assert_allclose(np.where(kept, ours, 0), np.where(kept, usual, 0), rtol=1e-3, atol=1e-4)
+    assert np.all(np.isfinite(gradient[1])) and not got.moments[3].any()

@@ -1,4 +1,6 @@
-"""Promise: staged == joint. Three functions compiled apart give what the composition gives."""
+"""Promise: staged == joint: three functions compiled apart give what the composition gives; a score depends on that user and
+that item only.
+"""
 
 from functools import partial
 
@@ -26,6 +28,12 @@ def test_staged_equals_joint(name):
         assert logits.shape == (count,) and logits.dtype == np.float32
         assert count < 2 or np.ptp(np.asarray(logits)) > 1e-3  # scores that do not differ would agree by chance
         np.testing.assert_allclose(staged, logits, atol=1e-5)
+    # permuting, splitting and padding candidates change nothing
+    order = np.random.default_rng(0).permutation(40)
+    whole = np.asarray(interaction(params, state, rows))
+    np.testing.assert_allclose(interaction(params, state, demo.part(rows, order)), whole[order], atol=1e-6)
+    for at in (np.arange(7, 8), np.arange(3, 8), np.append(np.arange(7), np.zeros(33, int))):
+        np.testing.assert_allclose(interaction(params, state, demo.part(rows, at)), whole[at], atol=1e-6)
     # the form for few candidates, which training takes and serving does not
     few = jax.jit(partial(model.user, candidates=1)).lower(params, features).compile(light.options())(params, features)
     rows = demo.part(rows, slice(5))
@@ -36,3 +44,14 @@ def test_staged_equals_joint(name):
 def test_every_trained_parameter_gets_a_gradient(name):
     model, params = demo.build(**demo.VARIANTS[name])
     assert demo.without_gradient(model, params, demo.user(model.config)) == []
+
+
+@pytest.mark.parametrize("name", demo.VARIANTS)
+def test_other_users_of_a_batch(name):
+    model, params = demo.build(**demo.VARIANTS[name])
+    users = [demo.user(model.config, events=n, seed=n) for n in (0, 7, 24)]
+    items = demo.items(5)
+    joint = jax.jit(model.joint)
+    together = jax.jit(jax.vmap(model.joint, (None, 0, None)))(params, jax.tree.map(lambda *x: np.stack(x), *users), items)
+    for features, scores in zip(users, together, strict=True):
+        np.testing.assert_allclose(joint(params, features, items), scores, atol=1e-5)

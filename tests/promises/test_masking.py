@@ -11,7 +11,7 @@ from tests import demo, light
 
 @pytest.fixture(scope="module", params=list(demo.VARIANTS))
 def variant(request):
-    """A model, its parameters, its jitted joint function, and 5 candidates, a program of `test_batch_invariance` too."""
+    """A model, its parameters, its jitted joint function, and 5 candidates, a program of `test_decomposition` too."""
     model, params = demo.build(**demo.VARIANTS[request.param])
     return model, params, jax.jit(model.joint), demo.items(5)
 
