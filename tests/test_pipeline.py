@@ -136,19 +136,6 @@ def test_a_cursor_of_other_data_with_the_same_counts_is_refused(data, part):
     assert pipeline(copy, candidates=mine).start(cursor) == (0, 1)
 
 
-def test_large_arrays_enter_the_digest_by_pieces(data, monkeypatch):
-    whole = dataclasses.replace(data).digest
-    assert whole == dataclasses.replace(data).digest != changed(data, "content").digest
-    monkeypatch.setattr("aif_jax.data.dataset.PLACES", 4)
-    monkeypatch.setattr("aif_jax.data.dataset.PIECE", 64)
-    pieces = dataclasses.replace(data).digest
-    assert pieces == dataclasses.replace(data).digest != whole
-    items = data.log.item.copy()
-    items[[0, -1]] = items[[-1, 0]]  # both ends are read
-    log = aif.EventLog(data.log.user, items, data.log.action, data.log.time, users=data.log.users)
-    assert items[0] != items[-1] and dataclasses.replace(data, log=log).digest != pieces
-
-
 def test_what_is_no_cursor_is_refused(data):
     base = pipeline(data)
     cursor, last = next(base.batches()).cursor, base.steps_per_epoch - 1
