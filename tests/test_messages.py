@@ -32,8 +32,7 @@ PASSED_ON = {
     "service/features.py:UserSource._raw": "the encoder's message", "service/features.py:UserSource._encoded": "the encoder's",
     "store/sealed.py:as_checkpoint_error": "the message of `export.consume`",
     "checkpoint/storage.py:read": "the arrays that a checkpoint lacks, and those that it has",
-    "checks.py:_refuse": "the message of its caller", "index/ids.py:Keys.last": "COLLISION",
-    "index/ids.py:IdMap.add": "COLLISION",
+    "checks.py:_refuse": "the message of its caller",
 }  # fmt: skip
 """Places whose text comes from elsewhere, and from where."""
 DAMAGE = ("CheckpointError", "SnapshotError", "StreamError", "FileNotFoundError", "FileExistsError")

@@ -11,7 +11,7 @@ from aif_jax.checks import expect
 from aif_jax.connectors.snapshot_store import SnapshotStore
 from aif_jax.connectors.streams import Change, Message, StreamError, UpdateStream, decode, joined
 from aif_jax.index import IndexWriter
-from aif_jax.index.ids import raw_keys
+from aif_jax.index.ids import kind_of, raw_keys
 from aif_jax.index.writer import snapshots
 
 POISON = (TypeError, ValueError, ArithmeticError, LookupError, NotImplementedError)
@@ -117,7 +117,7 @@ class Follower:
                 updates.append((None, change.deleted))
             else:
                 items = self._encoder.items(change.table)
-                kind = raw_keys(items[0], "ids", like=kind).kind
+                kind = kind_of(raw_keys(items[0], "ids", like=kind)) or kind
                 updates.append((items, None))
         try:
             self.writer.update(updates, position=position, partition=partition)

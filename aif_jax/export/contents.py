@@ -19,7 +19,6 @@ from aif_jax.export import consume
 from aif_jax.export.consume.files import MANIFEST, ORDER
 from aif_jax.features import item_layout, user_layout
 from aif_jax.index import ItemIndex
-from aif_jax.index.ids import Keys
 from aif_jax.model import PreRanker
 from aif_jax.store.folders import local, unfinished
 from aif_jax.store.sealed import ARRAYS
@@ -28,7 +27,7 @@ from aif_jax.train import training
 from aif_jax.trees import leaves_by_path, nest
 from aif_jax.types import ItemFeatures
 
-IDS = ("ids", "keys", "marks")
+IDS = ("ids", "keys", "marks")  # marks: of earlier versions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,8 +128,9 @@ def restore(
     trained, index = _trained(folder, manifest, model=model, compiled_from=compiled_from).on_device(), None
     if manifest.get("index"):
         arrays = consume.checked_arrays(folder, manifest, manifest["index"])
+        keys = arrays["ids"] if "ids" in arrays else arrays["keys"].view(np.uint64)
         rows = {name: array for name, array in arrays.items() if name not in IDS}
-        index = ItemIndex.of_rows(trained, _keys(arrays, folder), rows)
+        index = ItemIndex.of_rows(trained, keys, rows)
     return RestoredModel(trained=trained, index=index, golden=golden, manifest=manifest, orders=orders)
 
 
@@ -162,14 +162,6 @@ def _trained(
 def _order(folder: Path, manifest: Mapping[str, Any], name: str) -> ExportedOrder:
     spec = manifest["functions"][name]
     return ExportedOrder(name, consume.checked(folder, manifest, spec.get("file")), tuple(e["name"] for e in spec["inputs"]))
-
-
-def _keys(arrays: Mapping[str, np.ndarray], folder: str | Path) -> Keys:
-    if "ids" in arrays:
-        return Keys(arrays["ids"])
-    if not {"keys", "marks"} <= arrays.keys():
-        raise consume.ExportError(f"{folder}: expected an index with marks of its string ids, got one without; export again")
-    return Keys(arrays["keys"], arrays["marks"])
 
 
 def _filled(layout: Any, golden: Mapping[str, np.ndarray], function: str) -> Any:

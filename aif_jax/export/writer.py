@@ -127,10 +127,9 @@ def expect_platforms(platforms: Sequence[str]) -> None:
 
 
 def index_arrays(index: ItemIndex) -> dict[str, np.ndarray]:
-    """Return ids int64 [N], ascending, or keys and marks of strings, and the decoded table of an index's live rows."""
-    keys, (_, rows) = index.keys, index.stored(decoded=True)
-    ids = {"ids": keys.key} if keys.mark is None else {"keys": keys.key, "marks": keys.mark}
-    return ids | functions.named(rows)
+    """Return ids int64 [N], ascending, or keys, the hashes of strings, and the decoded table of an index's live rows."""
+    ids, rows = index.stored(decoded=True)
+    return {"keys" if index.kind == "strings" else "ids": ids} | functions.named(rows)
 
 
 def _function(target: Path, name: str, built: functions.ExportedFunction, schema: Schema) -> dict[str, Any]:

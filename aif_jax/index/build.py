@@ -13,7 +13,7 @@ from aif_jax.catalogue import Catalogue
 from aif_jax.checks import check_encoding, expect
 from aif_jax.encoding.vocabulary import IdKind
 from aif_jax.features import check_item_features
-from aif_jax.index.ids import IdMap, Keys, View, raw_keys
+from aif_jax.index.ids import IdMap, View, kind_of, raw_keys
 from aif_jax.index.store import ItemProgram, Store
 from aif_jax.output import hidden, track
 from aif_jax.readers import read_items
@@ -26,11 +26,11 @@ IN_FLIGHT = 2  # batches computed or waiting while the next one is prepared: bou
 ItemBatches: TypeAlias = Iterable[Any]
 """Pairs of raw ids [n] and `ItemFeatures` with a leading axis [n], or with an encoder raw columns [n], such as Arrow record
 batches; n may differ from batch to batch."""
-Batch: TypeAlias = tuple[Keys, ItemFeatures]
+Batch: TypeAlias = tuple[np.ndarray, ItemFeatures]
 
 
 def fill(
-    program: ItemProgram, batches: Iterable[tuple[Keys, Packed]],
+    program: ItemProgram, batches: Iterable[tuple[np.ndarray, Packed]],
     *, capacity: int | None = None, known: int | None = None, kind: IdKind | None = None, progress: bool = False,
     locate: Callable[[int], str] | None = None,
 ) -> tuple[Store, View]:  # fmt: skip
@@ -44,7 +44,7 @@ def fill(
     with track(total=known, label="item index", unit="items", show=progress) as bar, hidden():  # of the files that are read
         for keys, stored in ahead(batches):
             jax.block_until_ready(stored)
-            count = len(keys.key)
+            count = len(keys)
             if count > store.room:
                 got = f"{capacity}; leave it None, or pass more"
                 expect(capacity is None, "capacity", "at least the catalogue's items", got)
@@ -52,11 +52,11 @@ def fill(
             store.put(stored, store.rows.take(count))
             seen.append(keys)
             bar.update(count)
-    keys = jax.tree.map(lambda *parts: np.concatenate(parts), *seen) if seen else Keys(np.zeros(0, np.int64))
+    keys = np.concatenate(seen) if seen else np.zeros(0, np.int64)
     _expect_distinct(keys, locate)
-    if capacity is None and known is None and store.capacity > (least := capacity_for(len(keys.key), program.mesh)):
+    if capacity is None and known is None and store.capacity > (least := capacity_for(len(keys), program.mesh)):
         store.resize(least)
-    store.ids = IdMap(store.capacity, keys.kind or kind)
+    store.ids, store.kind = IdMap(store.capacity), kind_of(keys) or kind
     return store, store.ids.fill(keys)
 
 
@@ -84,7 +84,7 @@ def checked(program: ItemProgram, ids: Any, features: Any, *, kind: IdKind | Non
     keys = raw_keys(ids, "ids", like=kind)
     check_item_features(program.trained.config.schema, features, batched=True)
     check_encoding("ItemFeatures", expected=program.trained.encoding, got=features.encoding)
-    expect(len(features.floats) == len(keys.key), "features", f"{len(keys.key)} items like ids", len(features.floats))
+    expect(len(features.floats) == len(keys), "features", f"{len(keys)} items like ids", len(features.floats))
     return keys, jax.tree.map(np.asarray, dataclasses.replace(features, encoding=""))
 
 
@@ -107,10 +107,10 @@ def rebatch(batches: Iterable[Any], size: int) -> Iterator[Any]:
     """Yield same rows in batches of exactly `size`; only the last may be shorter. A batch is a tuple of keys and trees [n]."""
     rest, count = [], 0
     for batch in batches:
-        if not len(batch[0].key):
+        if not len(batch[0]):
             continue
         rest.append(batch)
-        count += len(batch[0].key)
+        count += len(batch[0])
         if count < size:
             continue
         whole = _join(rest)
@@ -144,7 +144,7 @@ def _stream(program: ItemProgram, entries: ItemBatches) -> Iterator[Batch]:
     kind = None
     for entry in entries:
         keys, features = checked(program, *(entry if isinstance(entry, tuple) else (entry, None)), kind=kind)
-        kind = kind or keys.kind
+        kind = kind or kind_of(keys)
         yield keys, features
 
 
@@ -163,11 +163,11 @@ def _join(batches: list[Any]) -> Any:
     return batches[0] if len(batches) == 1 else jax.tree.map(lambda *leaves: np.concatenate(leaves), *batches)
 
 
-def _expect_distinct(keys: Keys, locate: Callable[[int], str] | None) -> None:
-    order = np.argsort(keys.key, kind="stable")
-    repeated = np.flatnonzero(keys.key[order][1:] == keys.key[order][:-1])
+def _expect_distinct(keys: np.ndarray, locate: Callable[[int], str] | None) -> None:
+    order = np.argsort(keys, kind="stable")
+    repeated = np.flatnonzero(keys[order][1:] == keys[order][:-1])
     if len(repeated):
         first, second = order[repeated[0]], order[repeated[0] + 1]
-        name = f"{keys.key[first]} comes twice" if keys.mark is None else "one comes twice"
+        name = f"{keys[first]} comes twice" if keys.dtype == np.int64 else "one comes twice"
         where = f"at positions {first} and {second}" if locate is None else f"in {locate(int(first))} and {locate(int(second))}"
         raise ValueError(f"ids: expected distinct ids, got repeated ones: {name}, {where} ({len(repeated)} repeated in all)")

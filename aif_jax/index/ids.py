@@ -1,4 +1,6 @@
-"""Raw item ids as the 64-bit keys of the id map: integers as they are, strings by a fixed hash and a check mark.
+"""Raw item ids as the 64-bit keys of the id map: int64 of integers, as they are, uint64 of strings, by a fixed hash.
+
+Of 10^7 strings two share a hash with probability 3e-6; a build refuses them as a repeated id.
 
 *Map.* Keys to table rows: a hash table in NumPy whose versions share nearly all of their memory.
 
@@ -18,36 +20,20 @@ from aif_jax.encoding.vocabulary import IdKind, as_ids
 from aif_jax.export.consume.ids import EMPTY, hashes
 
 
-class Keys(NamedTuple):
-    """Ids of one kind. Two strings are equal where key and mark are."""
-
-    key: np.ndarray  # int64 [n]
-    mark: np.ndarray | None = None  # uint32 [n] a second hash of strings; None for integers
-
-    @property
-    def kind(self) -> IdKind | None:
-        """What the raw ids are; None for none."""
-        if self.mark is not None:
-            return "strings"
-        return "integers" if len(self.key) else None
-
-    def take(self, at: Any) -> Keys:
-        """Return some of the ids."""
-        return Keys(self.key[at], None if self.mark is None else self.mark[at])
-
-    def last(self, name: str) -> np.ndarray:
-        """Return int64 positions, ascending, of the last occurrence of every id. ValueError for two strings with one hash."""
-        distinct, first = np.unique(self.key[::-1], return_index=True)
-        last = len(self.key) - 1 - first
-        if self.mark is not None and (self.mark[last][np.searchsorted(distinct, self.key)] != self.mark).any():
-            raise ValueError(f"{name}: {COLLISION}")
-        return np.sort(last)
+def kind_of(keys: np.ndarray) -> IdKind | None:
+    """Return what the raw ids of keys are; None for none."""
+    if keys.dtype == np.uint64:
+        return "strings"
+    return "integers" if len(keys) else None
 
 
-COLLISION = "expected strings with hashes that differ, got two with one; rename one of the two items"
+def last_of(keys: np.ndarray) -> np.ndarray:
+    """Return int64 positions, ascending, of the last occurrence of every key."""
+    _, first = np.unique(keys[::-1], return_index=True)
+    return np.sort(len(keys) - 1 - first)
 
 
-def raw_keys(raw: Any, name: str, *, like: IdKind | None = None) -> Keys:
+def raw_keys(raw: Any, name: str, *, like: IdKind | None = None) -> np.ndarray:
     """Return keys of raw ids [n] (array, list or Arrow), integers or strings of at most 1,024 characters, all of kind `like`.
 
     Raises TypeError, ValueError.
@@ -55,9 +41,10 @@ def raw_keys(raw: Any, name: str, *, like: IdKind | None = None) -> Keys:
     shape = raw.shape if isinstance(raw, np.ndarray) else np.shape(raw) if _nested(raw) else (len(raw),)
     expect(len(shape) == 1, name, "one axis", f"shape {list(shape)}")
     ids = as_ids(raw, name)
-    keys = Keys(ids) if isinstance(ids, np.ndarray) else Keys(*hashes(ids))
-    expect(like is None or keys.kind in (None, like), name, like, keys.kind, error=TypeError)
-    allowed = keys.kind != "integers" or keys.key.min() != EMPTY
+    keys = ids if isinstance(ids, np.ndarray) else hashes(ids).view(np.uint64)
+    kind = kind_of(keys)
+    expect(like is None or kind in (None, like), name, like, kind, error=TypeError)
+    allowed = kind != "integers" or keys.min() != EMPTY
     expect(allowed, name, f"ids but {EMPTY}, which is reserved", "it; give the item another")
     return keys
 
@@ -80,7 +67,7 @@ class View(NamedTuple):
     directory: np.ndarray  # int32 [buckets * BUCKET / PAGE] page of each run of keys
     length: int  # keys that have a row
 
-    def lookup(self, keys: Keys) -> np.ndarray:
+    def lookup(self, keys: np.ndarray) -> np.ndarray:
         """Return rows int32 [C] of keys [C], -1 where unknown."""
         return self.rows(self.ids.find(keys))
 
@@ -90,12 +77,12 @@ class View(NamedTuple):
         flat = self.directory.take(known // PAGE).astype(np.int64) * PAGE + known % PAGE
         return np.where(slots >= 0, self.pages.reshape(-1).take(flat), np.int32(-1))
 
-    def items(self) -> tuple[Keys, np.ndarray]:
-        """Return keys [n] and rows int32 [n] of this version, by ascending key. Costs a pass over the whole map."""
+    def items(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return keys int64 [n] and rows int32 [n] of this version, by ascending key. Costs a pass over the whole map."""
         rows = self.pages[self.directory].reshape(-1)
         at = np.flatnonzero(rows >= 0)
-        at = at[np.argsort(self.ids.flat.key[at])]
-        return self.ids.flat.take(at), rows[at]
+        at = at[np.argsort(self.ids.flat[at])]
+        return self.ids.flat[at], rows[at]
 
 
 class FreeList:
@@ -120,41 +107,40 @@ class FreeList:
 class IdMap:
     """The part of the map that its versions share. One writer at a time; readers of older versions need no lock."""
 
-    def __init__(self, capacity: int, kind: IdKind | None):
+    def __init__(self, capacity: int):
         size = max(PAGE, 1 << int(np.ceil(np.log2(max(capacity, 1) / MAX_LOAD))))
-        self.kind: IdKind | None = kind
         self.keys = np.full((size // BUCKET, BUCKET), EMPTY, np.int64)
-        self.flat = Keys(self.keys.reshape(-1), np.zeros(size, np.uint32) if kind == "strings" else None)
+        self.flat = self.keys.reshape(-1)
         self.used = 0  # keys ever added, those of deleted ids included
         self.pages = np.full((1, PAGE), -1, np.int32)
         self.numbers = FreeList(1)  # of pages; page 0 is the page of unused keys
 
-    def fill(self, keys: Keys) -> View:
+    def fill(self, keys: np.ndarray) -> View:
         """Return the first version of a new map: distinct keys [n] with rows 0 to n - 1, written sorted by bucket: fast."""
-        packed = np.sort((self.home(keys.key) << 32) | np.arange(len(keys.key)))
+        packed = np.sort((self.home(keys) << 32) | np.arange(len(keys)))
         bucket, order = packed >> 32, packed & 0xFFFFFFFF
         first = np.flatnonzero(np.diff(bucket, prepend=-1))
         rank = np.arange(len(order)) - np.repeat(first, np.diff(first, append=len(order)))
         fits = rank < BUCKET
         slots, rows = (bucket * BUCKET + rank)[fits], order[fits].astype(np.int32)
-        self._put(slots, keys.take(rows))
+        self._put(slots, keys[rows])
         count = self.keys.size // PAGE
         directory = self.numbers.take(count)
         self.pages = np.full(((1 + count) * 9 // 8 + 64, PAGE), -1, np.int32)
         flat = self.pages.reshape(-1)
         flat[PAGE + slots] = rows
         late = order[~fits]
-        flat[PAGE + self.add(keys.take(late))] = late
-        return View(self, self.pages, directory, len(keys.key))
+        flat[PAGE + self.add(keys[late])] = late
+        return View(self, self.pages, directory, len(keys))
 
     @property
     def room(self) -> int:
         """Keys that fit without a rehash."""
         return int(MAX_LOAD * self.keys.size) - self.used
 
-    def assign(self, view: View, keys: Keys, rows: np.ndarray) -> tuple[View, np.ndarray, np.ndarray]:
+    def assign(self, view: View, keys: np.ndarray, rows: np.ndarray) -> tuple[View, np.ndarray, np.ndarray]:
         """Return a version with rows int32 [n] for distinct keys [n] (-1 to forget), and rows and pages of older ones alone."""
-        parts = [self.add(keys.take(slice(i, i + CHUNK))) for i in range(0, len(rows), CHUNK)]
+        parts = [self.add(keys[i : i + CHUNK]) for i in range(0, len(rows), CHUNK)]
         slots = np.concatenate([np.zeros(0, np.int64), *parts])
         before = view.rows(slots)
         changed, inverse = np.unique(slots // PAGE, return_inverse=True)
@@ -177,20 +163,11 @@ class IdMap:
         bits = len(self.keys).bit_length() - 1
         return (mixed >> np.uint64(64 - bits)).astype(np.int64)
 
-    def find(self, keys: Keys) -> np.ndarray:
-        """Return slots int64 [C] of keys, -1 where the map does not have them."""
-        slots = self._find(keys.key)
-        if keys.mark is not None and self.flat.mark is not None:
-            slots[self.flat.mark[slots] != keys.mark] = -1
-        return slots
-
-    def add(self, keys: Keys) -> np.ndarray:
-        """Return slots of keys, added where they are missing. Raises ValueError for a string whose hash another string has."""
-        slots = self._find(keys.key)
-        if keys.mark is not None and self.flat.mark is not None and (self.flat.mark[slots] != keys.mark)[slots >= 0].any():
-            raise ValueError(f"ids: {COLLISION}")
+    def add(self, keys: np.ndarray) -> np.ndarray:
+        """Return slots of keys, added where they are missing."""
+        slots = self.find(keys)
         missing = np.flatnonzero(slots < 0)
-        bucket = self.home(keys.key[missing])
+        bucket = self.home(keys[missing])
         while len(missing):
             order = np.argsort(bucket)
             missing, bucket = missing[order], bucket[order]
@@ -199,17 +176,17 @@ class IdMap:
             column = (self.keys[bucket] != EMPTY).sum(1) + rank
             fits = column < BUCKET
             slots[missing[fits]] = bucket[fits] * BUCKET + column[fits]
-            self._put(slots[missing[fits]], keys.take(missing[fits]))
+            self._put(slots[missing[fits]], keys[missing[fits]])
             missing, bucket = missing[~fits], (bucket[~fits] + 1) % len(self.keys)
         return slots
 
-    def _put(self, slots: np.ndarray, keys: Keys) -> None:
-        if keys.mark is not None and self.flat.mark is not None:
-            self.flat.mark[slots] = keys.mark  # before the key, by which a reader finds it
-        self.flat.key[slots] = keys.key
+    def _put(self, slots: np.ndarray, keys: np.ndarray) -> None:
+        self.flat[slots] = keys.view(np.int64)
         self.used += len(slots)
 
-    def _find(self, key: np.ndarray) -> np.ndarray:
+    def find(self, keys: np.ndarray) -> np.ndarray:
+        """Return slots int64 [C] of keys, -1 where the map does not have them."""
+        key = keys.view(np.int64)
         slots = np.full(len(key), -1, np.int64)
         pending = None
         bucket = self.home(key)

@@ -22,7 +22,7 @@ from aif_jax.checks import VersionMismatch, check_encoding, expect, expect_array
 from aif_jax.config import Config
 from aif_jax.encoding.vocabulary import IdKind
 from aif_jax.index.build import BATCH, ItemBatches, capacity_for, checked, fill, item_batches, rebatch
-from aif_jax.index.ids import Keys, View, raw_keys
+from aif_jax.index.ids import View, kind_of, last_of, raw_keys
 from aif_jax.index.parts import EncodedParts
 from aif_jax.index.store import ItemProgram, Store
 from aif_jax.store import sealed
@@ -101,10 +101,6 @@ def _read(path: str | Path) -> Any:
     return sealed.read(path, format=FORMAT, rebuild=REBUILD)
 
 
-def _id_arrays(keys: Keys) -> dict[str, np.ndarray]:
-    return {"ids": keys.key} | ({} if keys.mark is None else {"marks": keys.mark})
-
-
 class ItemIndex:
     """A snapshot: which items there are, and their rows. Made by `ItemIndex.build`, never changed.
 
@@ -146,7 +142,7 @@ class ItemIndex:
         self._store, self._view, self.trained = store, view, store.program.trained
         self.version, self.capacity = self.trained.version, store.capacity
         self.encoding = "" if self.trained.encoder is None else self.trained.encoder.version
-        self.kind: IdKind | None = store.ids.kind
+        self.kind: IdKind | None = store.kind
         self.storage: Storage = store.program.storage
 
     @classmethod
@@ -205,10 +201,11 @@ class ItemIndex:
             raise VersionMismatch(f"index in {path}", expected=trained.version, got=manifest.version)
         program = ItemProgram(trained, storage=manifest.storage, batch_size=manifest.batch_size, mesh=mesh)
         arrays = leaves_by_path(_read(path))
-        keys = Keys(*(arrays.pop(name, None) for name in ("ids/ids", "ids/marks")))
-        expect(len(keys.key) == manifest.items, f"{path}", f"{manifest.items} items", len(keys.key), error=CheckpointError)
+        keys = arrays.pop("ids/ids", np.zeros(0)).view(np.uint64 if manifest.ids == "strings" else np.int64)
+        arrays.pop("ids/marks", None)  # of earlier versions
+        expect(len(keys) == manifest.items, f"{path}", f"{manifest.items} items", len(keys), error=CheckpointError)
         wanted = leaves_by_path({"rows": program.columns()})
-        return cls._of_columns(program, keys, arrays, wanted, capacity_for(len(keys.key), mesh, capacity), manifest.ids)
+        return cls._of_columns(program, keys, arrays, wanted, capacity_for(len(keys), mesh, capacity), manifest.ids)
 
     @classmethod
     def from_parts(
@@ -238,27 +235,28 @@ class ItemIndex:
         return made
 
     @classmethod
-    def of_rows(cls, trained: Trained, keys: Keys, rows: Any) -> ItemIndex:
+    def of_rows(cls, trained: Trained, keys: np.ndarray, rows: Any) -> ItemIndex:
         """Return the index of distinct keys [n] and their decoded rows, as an export holds them: arrays [n] by dotted name.
 
         Raises ValueError for columns other than those of the model's rows.
         """
-        program = ItemProgram(trained, storage="float32", batch_size=min(BATCH, max(len(keys.key), 1)), mesh=None)
+        program = ItemProgram(trained, storage="float32", batch_size=min(BATCH, max(len(keys), 1)), mesh=None)
         wanted = leaves_by_path(program.columns(), separator=".")
-        return cls._of_columns(program, keys, rows, wanted, capacity_for(len(keys.key)))
+        return cls._of_columns(program, keys, rows, wanted, capacity_for(len(keys)))
 
     @classmethod
     def _of_columns(
-        cls, program: ItemProgram, keys: Keys, arrays: Any, wanted: dict[str, Any], capacity: int, kind: IdKind | None = None
-    ) -> ItemIndex:
+        cls, program: ItemProgram, keys: np.ndarray, arrays: Any, wanted: dict[str, Any], capacity: int,
+        kind: IdKind | None = None,
+    ) -> ItemIndex:  # fmt: skip
         """Return the index of distinct keys [n] and arrays [n] by name, which must be those of the program's columns."""
         expect_names(arrays, "rows", wanted)
         leaves = [
-            expect_array(arrays[name], name, dtype=leaf.dtype, shape=(len(keys.key), *leaf.shape[1:]))
+            expect_array(arrays[name], name, dtype=leaf.dtype, shape=(len(keys), *leaf.shape[1:]))
             for name, leaf in wanted.items()
         ]
         columns = jax.tree.unflatten(jax.tree.structure(program.columns()), leaves)
-        batches = ((keys.take(part), program.packed(take(columns, part))) for part in program.parts(len(keys.key)))
+        batches = ((keys[part], program.packed(take(columns, part))) for part in program.parts(len(keys)))
         return cls(*fill(program, batches, capacity=capacity, kind=kind))
 
     def save(self, path: str | Path, *, positions: Mapping[int, int] | None = None) -> None:
@@ -277,7 +275,7 @@ class ItemIndex:
         record["config"] = json.loads(json.dumps(self.trained.config.to_json()))
         record["positions"] = {str(partition): at for partition, at in sorted(positions_by_partition(positions).items())}
         keys, rows = self._view.items()
-        trees = {"ids": _id_arrays(keys), "rows": self._on_host(_columns, rows)}
+        trees = {"ids": {"ids": keys}, "rows": self._on_host(_columns, rows)}
         sealed.write(path, trees, record, format=FORMAT)
 
     def __len__(self) -> int:
@@ -289,14 +287,9 @@ class ItemIndex:
         return f"ItemIndex({table}, {self.bytes_per_row:.0f} bytes a row, version={self.version[:12]}...)"
 
     @property
-    def keys(self) -> Keys:
-        """Keys of the raw ids, ascending: of strings with their marks. Costs a pass over the id map."""
-        return self._view.items()[0]
-
-    @property
     def ids(self) -> np.ndarray:
         """int64 [len(self)] ids, ascending; of strings their hashes. Costs a pass over the id map."""
-        return self.keys.key
+        return self._view.items()[0]
 
     @property
     def shapes(self) -> Packed:
@@ -327,7 +320,7 @@ class ItemIndex:
         """
         plain = self.kind == "integers" and isinstance(ids, np.ndarray) and ids.dtype == np.int64 and ids.ndim == 1
         # The reserved id is never found, so a request of integers need not be searched for it.
-        rows = self._view.lookup(Keys(ids) if plain else raw_keys(ids, "ids", like=self.kind))
+        rows = self._view.lookup(ids if plain else raw_keys(ids, "ids", like=self.kind))
         return rows, rows >= 0
 
     def take(self, ids: Any) -> tuple[Any, np.ndarray]:
@@ -338,7 +331,7 @@ class ItemIndex:
     def stored(self, *, decoded: bool = False) -> tuple[np.ndarray, Any]:
         """Return ids int64 [n], ascending, and their rows [n] on the host: columns as the table has them, or decoded."""
         keys, rows = self._view.items()
-        return keys.key, self._on_host(_decode_stored if decoded else _columns, rows)
+        return keys, self._on_host(_decode_stored if decoded else _columns, rows)
 
     def upsert(self, ids: Any, features: ItemFeatures | None = None) -> ItemIndex:
         """Return a snapshot with some items new or changed.
@@ -355,13 +348,13 @@ class ItemIndex:
         """
         program = self._store.program
         keys, features = checked(program, ids, features, kind=self.kind)
-        last = keys.last("ids")
-        if len(last) < len(keys.key):
+        last = last_of(keys)
+        if len(last) < len(keys):
             keys, features = take((keys, features), last)
         if not len(last):
             return self
         latest = self._store.head() is self and self._store.fits(keys)
-        base = self if latest else self._copy(least=len(last), kind=keys.kind)
+        base = self if latest else self._copy(least=len(last), kind=kind_of(keys))
         rows = base._store.rows.take(len(last))
         try:
             for part in program.parts(len(last)):  # computed before it is put: a reader must not wait for it
@@ -374,12 +367,12 @@ class ItemIndex:
     def delete(self, ids: Any) -> ItemIndex:
         """Return a snapshot without some items; unknown ids are ignored. TypeError for ids of another kind than the index's."""
         keys = raw_keys(ids, "ids", like=self.kind)
-        keys = keys.take(keys.last("ids"))
-        keys = keys.take(self._view.lookup(keys) >= 0)
-        if not len(keys.key):
+        keys = keys[last_of(keys)]
+        keys = keys[self._view.lookup(keys) >= 0]
+        if not len(keys):
             return self
         base = self if self._store.head() is self else self._copy()
-        return base._next(keys, np.full(len(keys.key), -1, np.int32))
+        return base._next(keys, np.full(len(keys), -1, np.int32))
 
     def compact(self, *, capacity: int | None = None) -> ItemIndex:
         """Return a copy in new memory, rows by ascending id from row 0 on.
@@ -392,7 +385,7 @@ class ItemIndex:
         """
         return self._copy(capacity=capacity_for(len(self), self._store.program.mesh, capacity))
 
-    def _next(self, keys: Keys, rows: np.ndarray) -> ItemIndex:
+    def _next(self, keys: np.ndarray, rows: np.ndarray) -> ItemIndex:
         view, *unread = self._store.ids.assign(self._view, keys, rows)
         self._store.retire(self, *unread)
         return ItemIndex(self._store, view)
@@ -402,7 +395,8 @@ class ItemIndex:
         if capacity is None:
             capacity = max(self.capacity, capacity_for(len(self) + least, self._store.program.mesh) if least else 0)
         program, (keys, rows) = self._store.program, self._view.items()
-        batches = ((keys.take(part), self._store.read(rows[part])) for part in program.parts(len(rows)))
+        keys = keys.view(np.uint64) if self.kind == "strings" else keys
+        batches = ((keys[part], self._store.read(rows[part])) for part in program.parts(len(rows)))
         return ItemIndex(*fill(program, batches, capacity=capacity, kind=self.kind or kind))
 
     def _on_host(self, run: Callable[[Packed], Any], rows: np.ndarray) -> Any:

@@ -23,7 +23,7 @@ from aif_jax.checks import VersionMismatch, expect
 from aif_jax.encoding.raw import plain
 from aif_jax.encoding.vocabulary import IdKind
 from aif_jax.export.consume.files import memory
-from aif_jax.index.ids import Keys, raw_keys
+from aif_jax.index.ids import kind_of, raw_keys
 from aif_jax.readers.tables import pyarrow
 from aif_jax.store.codec import STORAGES, Storage
 
@@ -84,7 +84,7 @@ class EncodedParts:
             self.made_by = stamp._replace(version=version)
             self._stream = itertools.chain([first], self._stream)
 
-    def rows(self, width: int) -> Iterator[tuple[Keys, np.ndarray]]:
+    def rows(self, width: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield keys [n] and words uint32 [n, W = width] of each batch, once; raises as `ItemIndex.from_parts`."""
         kind, start = None, 0
         for name, columns in self._stream:
@@ -95,7 +95,7 @@ class EncodedParts:
                 at = int(np.argmax(wrong))
                 raise ValueError(f"{name}, row {at}: expected a row of {4 * width} bytes, got {lengths[at]}")
             keys = raw_keys(plain(columns["id"]), f"{name}, column 'id'", like=kind)
-            kind, start = keys.kind, start + len(keys.key)
+            kind, start = kind_of(keys), start + len(keys)
             _, ends, data = columns["row"].buffers()
             offset = int(np.frombuffer(ends, np.int32)[columns["row"].offset])
             words = np.frombuffer(data, np.uint8, len(lengths) * 4 * width, offset).view("<u4")

@@ -23,7 +23,7 @@ import numpy as np
 from aif_jax import sharding
 from aif_jax.checks import expect
 from aif_jax.features import item_specs
-from aif_jax.index.ids import FreeList, IdMap, Keys
+from aif_jax.index.ids import FreeList, IdMap, kind_of
 from aif_jax.store.codec import STORAGES, Packed, Storage, encode, pack, unpack
 from aif_jax.store.trained import Trained
 from aif_jax.types import ItemFeatures, ItemRow, Params
@@ -118,7 +118,7 @@ class Store:
 
     def __init__(self, program: ItemProgram, *, capacity: int):
         self.program = program
-        self.ids = IdMap(0, None)
+        self.ids, self.kind = IdMap(0), None  # and the kind of the raw ids, None for none so far
         self.lock = ReadWriteLock()  # of the table
         batch = program.shapes()
         self._table = Packed(words=np.zeros((0, batch.words.shape[1]), np.uint32), layout=batch.layout)
@@ -137,10 +137,9 @@ class Store:
             self.ids.numbers.give_back(pages)
         return len(self.rows.free) + self.capacity - self.rows.fresh
 
-    def fits(self, keys: Keys) -> bool:
+    def fits(self, keys: np.ndarray) -> bool:
         """Return whether a change of these ids finds room in table and id map, which holds ids of their kind."""
-        count = len(keys.key)
-        return keys.kind in (None, self.ids.kind) and count <= min(self.room, self.ids.room)
+        return kind_of(keys) in (None, self.kind) and len(keys) <= min(self.room, self.ids.room)
 
     @contextmanager
     def reading(self) -> Iterator[Packed]:

@@ -1,4 +1,4 @@
-"""Raw ids of an export, found by value: those of its vocabularies and of its index; strings of an index by two fixed hashes."""
+"""Raw ids of an export, found by value: those of its vocabularies and of its index; strings of an index by a fixed hash."""
 
 import itertools
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ import numpy as np
 
 from .files import ExportError, expect
 
-MULTIPLIER, PRIME = np.uint64(0x9E3779B97F4A7C15), np.uint32(0x01000193)
+MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 EMPTY = np.iinfo(np.int64).min
 """Marks a free slot of the id map of an index, and so is no valid id."""
 
@@ -44,7 +44,7 @@ class Ids:
                 raise ExportError(f"{self.name}: expected strings, got {other[0]!r}")
             if not self.hashed:
                 return np.fromiter(map(self._place.get, flat, itertools.repeat(-1)), np.int64, len(flat)).reshape(texts.shape)
-            raw = hashes(flat)[0].reshape(texts.shape)
+            raw = hashes(flat).reshape(texts.shape)
         ids = np.asarray(raw)
         if not ids.size or not len(self):
             return np.full(ids.shape, -1)
@@ -59,24 +59,20 @@ class Ids:
         return {text: place for place, text in enumerate(self.raw.tolist())}
 
 
-def hashes(strings: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Return two hashes of strings [n], int64 and uint32, as an index stores them: the same in every version.
-
-    Memory follows the characters.
-    """
+def hashes(strings: list[str]) -> np.ndarray:
+    """Return int64 hashes of strings [n], as an index stores them, the same in every version; memory follows the characters."""
     lengths = np.fromiter(map(len, strings), np.int64, len(strings))
     points = np.frombuffer("".join(strings).encode("utf-32-le", "surrogatepass"), np.uint32)
     order = np.argsort(-lengths, kind="stable")  # the longest first: strings with a character left are a prefix
     starts, sizes = (np.cumsum(lengths) - lengths)[order], lengths[order]
-    mixed, marks = np.full(len(strings), 0xCBF29CE484222325, np.uint64), np.full(len(strings), 0x811C9DC5, np.uint32)
+    mixed = np.full(len(strings), 0xCBF29CE484222325, np.uint64)
     for at, count in enumerate(np.searchsorted(-sizes, -np.arange(lengths.max(initial=0)), side="left").tolist()):
-        character = points[starts[:count] + at]
-        step = (mixed[:count] ^ character) * MULTIPLIER
-        mixed[:count], marks[:count] = step ^ (step >> np.uint64(32)), (marks[:count] ^ character) * PRIME
-    mixed[order], marks[order] = mixed.copy(), marks.copy()
+        step = (mixed[:count] ^ points[starts[:count] + at]) * MULTIPLIER
+        mixed[:count] = step ^ (step >> np.uint64(32))
+    mixed[order] = mixed.copy()
     mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
     ids = (mixed ^ (mixed >> np.uint64(32))).view(np.int64)
-    return np.where(ids == EMPTY, 0, ids), marks
+    return np.where(ids == EMPTY, 0, ids)
 
 
 def _strings(utf8: np.ndarray, offsets: np.ndarray, name: str) -> np.ndarray:

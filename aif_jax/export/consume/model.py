@@ -297,8 +297,7 @@ def _vocabularies(arrays: Mapping[str, np.ndarray]) -> dict[str, Ids]:
 def _index(arrays: Mapping[str, np.ndarray]) -> ExportedIndex:
     kinds = {name: array for name, array in arrays.items() if name in ("ids", "keys")}
     known = Ids(kinds, "index")
-    # Marks tell strings of one hash apart where an index is restored; here a hash is enough.
-    table = {name: array for name, array in arrays.items() if name not in kinds and name != "marks"}
+    table = {name: array for name, array in arrays.items() if name not in (*kinds, "marks")}  # marks: of earlier versions
     if other := [name for name, array in table.items() if array.shape[:1] != (len(known),)]:
         raise ExportError(f"index: expected {len(known)} rows, got another number in {other}")
     return ExportedIndex(known.raw, jax.device_put(table), known)
