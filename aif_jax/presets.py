@@ -39,14 +39,13 @@ def aif(schema: Schema, **changes: Any) -> Config:
     return _config(schema, changes, long_length=LONG_LENGTH, blocks=(_matching(schema), short, long, blocks.DotProduct()))
 
 
-def paper(schema: Schema, *, sim_fields: tuple[str, ...] = ("category",), **changes: Any) -> Config:
+def paper(schema: Schema, **changes: Any) -> Config:
     """Return the paper's blocks alone, at sizes in the range that its setting names: BEA, SIM, DIN on LSH, SimTier, L=4,096."""
     content = (blocks.LshDin(), blocks.SimTier()) if schema.content else ()
     if not content:
         logger.warning("presets.paper: the schema has no content embedding, so the model goes without LshDin, SimTier")
     sizes = dict(width=64, short_length=64, long_length=4096, towers=(256, 128), head=Mlp((128, 64)))
-    caches = (blocks.Sim(field, slots=32, length=16) for field in sim_fields)
-    return _config(schema, changes, **sizes, blocks=(blocks.Bea(), *caches, *content))
+    return _config(schema, changes, **sizes, blocks=(blocks.Bea(), blocks.Sim(slots=32, length=16), *content))
 
 
 def two_tower(schema: Schema, **changes: Any) -> Config:

@@ -364,9 +364,6 @@ def test_wrong_words_of_train(folder, tmp_path, run):
     for more, message in (
         (["--set", "width=0"], "--set: Config.width: expected at least 1, got 0"),
         (["--set", "hue=1"], "--set: expected one of the fields width, .* objectives, got 'hue'"),
-        (["--preset", "paper", "--set", 'sim_fields=["item", "item"]'], "Config.blocks: expected blocks of different names"),
-        (["--preset", "paper", "--set", 'sim_fields=["genre"]'], "--set: Sim.field: expected one of schema.behaviour_fields"),
-        (["--set", 'sim_fields=["item"]'], "--set: expected one of the fields .* got 'sim_fields'"),
         (["--set", "width"], "--set: expected FIELD=VALUE with the value in JSON, got 'width'"),
         (["--task", "Sing"], "--task: expected one of NextItem, Impressions, Cascaded, got 'Sing'"),
         (["--task", "Impressions", "candidates=4"], "--task: .*threshold"),

@@ -287,7 +287,7 @@ def test_a_config_in_json_knows_the_blocks_without_a_model(python):
 def blocks_named(source: str) -> list[str]:
     """Block classes by name."""
     classes = {name for name in aif_jax.blocks.__all__ if inspect.isclass(getattr(aif_jax.blocks, name))}
-    classes -= {"Block", "HeadInputs", "UserView", "ItemView", "Fitted"}
+    classes -= {"Block", "HeadInputs", "UserView", "ItemView"}
     names = [ast.unparse(n) for n in ast.walk(parse(source)) if isinstance(n, ast.Name | ast.Attribute)]
     return [name for name in names if name.rpartition(".")[2] in classes]
 

@@ -73,10 +73,7 @@ def test_changes_reach_any_field():
     config = presets.aif(SCHEMA, width=16, long_length=64, head=aif.heads.Mlp((8,)))
     assert (config.width, config.long_length, config.head) == (16, 64, aif.heads.Mlp((8,)))
     assert presets.two_tower(SCHEMA, head=aif.heads.Mlp((4,)), blocks=()).head == aif.heads.Mlp((4,))
-    paper = presets.paper(SCHEMA, sim_fields=("item", "category"))
-    assert [block.name for block in paper.blocks][1:3] == ["sim_item", "sim_category"]
     refused(ValueError, "Config: expected the fields schema, width, .*, got 'depth'", presets.aif, SCHEMA, depth=3)
-    refused(ValueError, "Sim.field: expected one of schema.behaviour_fields", presets.paper, SCHEMA, sim_fields=("brand",))
 
 
 def test_every_behaviour_field_is_matched():

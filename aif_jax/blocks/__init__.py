@@ -1,7 +1,7 @@
 """Approximations of user x item features, one file each; a list of them is a model, see `aif_jax.config`."""
 
 from aif_jax.blocks.bea import Bea
-from aif_jax.blocks.block import Block, Fitted, ItemView, UserView, block, with_table
+from aif_jax.blocks.block import Block, ItemView, UserView, block, with_table
 from aif_jax.blocks.dot_product import DotProduct
 from aif_jax.blocks.exact import CrossAttention, TargetAttention
 from aif_jax.blocks.item_offset import ItemOffset, popularity_offset
@@ -16,7 +16,7 @@ from aif_jax.blocks.simtier import SimTier
 from aif_jax.heads import HeadInputs
 
 __all__ = [
-    "Block", "block", "HeadInputs", "UserView", "ItemView", "Fitted", "Signatures",
+    "Block", "block", "HeadInputs", "UserView", "ItemView", "Signatures",
     "MatchingStatistics",
     "Bea", "Sim", "SimTier", "LinearMemory", "LshDin", "DotProduct",
     "CrossAttention", "TargetAttention",

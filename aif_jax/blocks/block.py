@@ -3,45 +3,19 @@
 import dataclasses
 import re
 from functools import cached_property
-from typing import Any, ClassVar, Protocol, TypeVar, dataclass_transform
+from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from aif_jax import checks, layers
+from aif_jax.blocks.signatures import Signatures
 from aif_jax.config import Config
 from aif_jax.features import empty_items
 from aif_jax.heads import BlockKernels, HeadInputs
 from aif_jax.registry import BLOCKS
 from aif_jax.types import Behaviours, ItemFeatures, ItemRow, Params, UserFeatures, UserState
-
-
-class Fitted(Protocol):
-    """Values that a model derives from the catalogue once, one for each item, such as content signatures.
-
-    Blocks with equal tables share one; histories and rows read it by item id, so the two sides cannot disagree. An item newer
-    than the fit has row 0: in its own row the value is computed from its content, in histories it counts from the next publish
-    on. A changed item keeps its fitted value until `fit_tables` runs again.
-    """
-
-    @property
-    def name(self) -> str:
-        """Its place in `params["fitted"]` and `ItemRow.fitted`."""
-        ...
-
-    def check(self, config: Config) -> None:
-        """Raise ValueError where the schema lacks what the fit needs: content, unless overridden."""
-        out = "give the data a content embedding, or leave the block out (`presets.aif` does that by itself)"
-        checks.expect(config.schema.content, type(self).__name__, "schema.content > 0", f"0: {out}")
-
-    def fit(self, items: ItemFeatures, config: Config, *, seed: int) -> Params:
-        """Fit on the items [N] of the catalogue; the result holds `table` [N, ...]."""
-        ...
-
-    def item(self, params: Params, features: ItemFeatures) -> jax.Array:
-        """Return the value of ONE item."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,7 +65,7 @@ class UserView:
         """Embeddings of the long history, float32 [L, D]; zeros for padding."""
         return self.embeddings[: self.config.long_length]
 
-    def values(self, table: Fitted, history: Behaviours) -> jax.Array:
+    def values(self, table: Signatures, history: Behaviours) -> jax.Array:
         """Return a fitted table's value for each place of a history, [S, ...]."""
         return layers.lookup(self.params["fitted"][table.name]["table"], jnp.asarray(history.item))
 
@@ -164,8 +138,8 @@ class Block:
         return re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__).lower()
 
     @property
-    def tables(self) -> tuple[Fitted, ...]:
-        """Fitted tables that it reads."""
+    def tables(self) -> tuple[Signatures, ...]:
+        """Fitted tables that it reads; blocks with equal ones share one."""
         return ()
 
     def least_history(self, config: Config) -> int:

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from aif_jax.blocks.block import Block, Fitted, UserView, block
+from aif_jax.blocks.block import Block, UserView, block
 from aif_jax.blocks.linear_memory import Summed, mean, scale, sum_events
 from aif_jax.blocks.signatures import Signatures, signs
 from aif_jax.config import Config
@@ -34,7 +34,7 @@ class LshDin(Block):
         Signatures(self.bits)
 
     @property
-    def tables(self) -> tuple[Fitted, ...]:
+    def tables(self) -> tuple[Signatures, ...]:
         return (Signatures(self.bits),)
 
     def widths(self, config: Config) -> dict[str, int]:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aif_jax import layers
-from aif_jax.blocks.block import Fitted
+from aif_jax.checks import expect
 from aif_jax.config import Config
 from aif_jax.types import ItemFeatures, Params
 
@@ -24,8 +24,12 @@ ROWS = 1 << 16  # items that are signed in one go
 
 
 @dataclasses.dataclass(frozen=True)
-class Signatures(Fitted):
-    """A fitted table of content signatures, uint32 [N, W].
+class Signatures:
+    """A fitted table of content signatures, uint32 [N, W], derived from the catalogue once.
+
+    Histories and rows read it by item id, so the two sides cannot disagree. An item newer than the fit has row 0: in its own
+    row the value is computed from its content, in histories it counts from the next publish on. A changed item keeps its value
+    until `fit_tables` runs again.
 
     Attributes:
       bits: K, a multiple of 32 from 32 to 256.
@@ -39,7 +43,13 @@ class Signatures(Fitted):
 
     @property
     def name(self) -> str:
+        """Its place in `params["fitted"]` and `ItemRow.fitted`."""
         return f"signatures_{self.bits}"
+
+    def check(self, config: Config) -> None:
+        """Raise ValueError where the schema has no content."""
+        out = "give the data a content embedding, or leave the block out (`presets.aif` does that by itself)"
+        expect(config.schema.content, type(self).__name__, "schema.content > 0", f"0: {out}")
 
     def fit(self, items: ItemFeatures, config: Config, *, seed: int) -> Params:
         """Return `projection` float32 [E, K] and `table` uint32 [N, W], zeros in row 0."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from aif_jax.blocks.block import Block, Fitted, UserView, block, expect, recent
+from aif_jax.blocks.block import Block, UserView, block, expect, recent
 from aif_jax.blocks.signatures import WORD, Signatures
 from aif_jax.config import Config
 from aif_jax.heads import BlockKernels, HeadInputs
@@ -52,7 +52,7 @@ class SimTier(Block):
         expect(self.length is None or self.length >= 1, self, "length", "None or at least 1", self.length)
 
     @property
-    def tables(self) -> tuple[Fitted, ...]:
+    def tables(self) -> tuple[Signatures, ...]:
         return (Signatures(self.bits),)
 
     def widths(self, config: Config) -> dict[str, int]:

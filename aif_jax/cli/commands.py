@@ -5,7 +5,6 @@ The docstring of a command's function is its help text.
 
 import argparse
 import dataclasses
-import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -53,10 +52,8 @@ def add_commands(commands: Any) -> None:
     add_files(one, items_required=True)
     one.add_argument("--out", type=Path, required=True, help="folder of the run: checkpoints and logs")
     one.add_argument("--preset", choices=PRESETS, default="aif", help="the model (default: %(default)s)")
-    text = """fields of the config in JSON, such as width=64 'head={"head":"Mlp","widths":[64,32]}': """ + ", ".join(
-        CONFIG_FIELDS
-    )
-    text += "; and what the preset takes too: " + ", ".join(sorted({x for name in PRESETS for x in preset_arguments(name)}))
+    text = """fields of the config in JSON, such as width=64 'head={"head":"Mlp","widths":[64,32]}': """
+    text += ", ".join(CONFIG_FIELDS)
     one.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", dest="changes", help=text)
     text = "(default: NextItem, for events of one action, or with history_actions in --columns)"
     text = f"{shared.TASK_HELP}; such as Impressions candidates=50 threshold=2 {text}"
@@ -161,16 +158,10 @@ def run_check(options: argparse.Namespace) -> int:
     return FINE if report.clean and not (options.strict and report.suspicions) else PROBLEMS
 
 
-def preset_arguments(name: str) -> list[str]:
-    """Return arguments of a preset that are no field of the config: `sim_fields` of "paper"."""
-    parameters = inspect.signature(PRESETS[name]).parameters.values()
-    return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
-
-
 def run_train(options: argparse.Namespace) -> int:
     """Train a model on files. Resumable: run the same command again."""
     task = None if options.task is None else shared.read_task(options.task)
-    changes = shared.read_fields(options.changes, "--set", [*CONFIG_FIELDS, *preset_arguments(options.preset)])
+    changes = shared.read_fields(options.changes, "--set", CONFIG_FIELDS)
     columns = shared.read_columns(options) or Columns()
     files = dict(items=options.items, users=options.users, columns=columns, **shared.flags_given(options, ["unknown"]))
     data = read(options.events, **files)
