@@ -67,7 +67,6 @@ TABLE = {
         "tests/test_jobs.py::test_a_worker_needs_the_pickle_alone",
         "tests/test_lanes.py::test_commands_keep_compiled_programs",
         "tests/test_index.py::test_every_kind_of_model_scores_from_the_table_as_from_features",
-        "tests/blocks/test_signatures.py",
         DEFINITIONS, "tests/blocks/test_sim.py", "tests/test_carry_over.py", "tests/test_distill.py",
         "tests/test_calibration.py", "tests/test_objectives.py",
         "tests/test_sparse.py", "tests/test_tier_histogram.py",

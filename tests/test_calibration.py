@@ -169,7 +169,6 @@ def test_fitting_again_and_growing_keep_their_word(data, run):
 
 
 async def test_order_by_bid_multiplies_the_calibrated_probability(world):
-    """Before and after a publish: raw, then calibrated so that the order changes."""
     made = {"scale": np.float32(3.0), "bias": np.float32(-1.0)}
     params = aif_scores.with_calibration(world.params, made)
     ids = world.ids[:40]

@@ -144,7 +144,6 @@ def test_indexes_of_the_model_before_are_refused(world, tmp_path):
 
 
 def test_a_history_with_an_item_that_went_meets_no_newcomer(world):
-    """Matching statistics and every other block: an item that went is an unknown one in the history, not who has its row."""
     after = carry_over(world.before, world.encoder, key=jax.random.key(3))
     scores, candidates = [], world.data.catalogue.features(world.encoder.vocabularies["item"].encode([60, 61, 1]))
     for item in (6, 777, 60):

@@ -159,7 +159,6 @@ def test_many_bad_values_are_found_among_many_good_ones(folder):
 
 
 def test_a_file_that_is_repeated_in_a_folder_repeats_its_ids(folder):
-    """Row 1 of the second file has the id of row 1 of the first."""
     (folder / "items").mkdir()
     for name in ("1.csv", "2.csv"):
         (folder / "items" / name).write_text(ITEMS)

@@ -70,7 +70,6 @@ def test_round_trip_of_a_model(tiny_model, tmp_path):
 
 
 def test_the_encoder_comes_back(tmp_path):
-    """A checkpoint alone encodes raw users and events, bit for bit as before."""
     encoder = damaged.encoder()
     with Checkpoints(tmp_path) as run:
         run.save(1, small(), CONFIG, encoder=encoder)
@@ -127,7 +126,6 @@ def test_every_kind_of_leaf_comes_back(tmp_path):
 
 
 def test_restored_onto_another_number_of_devices(saved, python):
-    """Written by one device, restored over four and over eight, with the contents checked."""
     code = f"""
 import jax, numpy as np
 from aif_jax import checkpoint

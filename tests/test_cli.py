@@ -21,6 +21,7 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import checkpoint, cli, export
+from aif_jax.cli import doctor
 from aif_jax.cli.options import add_flags, flags_given, meaning
 from aif_jax.cli.service import FLAGS as SERVE
 from aif_jax.registry import BLOCKS
@@ -43,7 +44,6 @@ def items(ids, *, kinds=3):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Events, items, users and checkpoints of a model, with its encoder and without."""
     folder = tmp_path_factory.mktemp("world")
     rng = np.random.default_rng(0)
     ids = np.arange(1000, 1090)
@@ -142,7 +142,6 @@ def test_modules_with_blocks_of_your_own_are_imported_first(tmp_path, monkeypatc
 
 
 def test_flags_that_are_not_given_leave_the_defaults_of_their_owners():
-    """Types, choices and help come from signature and docstring; a flag may have another name than its field."""
     parser = argparse.ArgumentParser()
     for owner, names in SERVE.items():
         add_flags(parser, owner, names)
@@ -244,7 +243,6 @@ START = 1_600_041_600  # 2020-09-14
 
 
 def test_from_files_to_an_exported_folder(folder, tmp_path, run):
-    """Train, index and export; the run's folder alone carries columns, vocabularies and the best parameters."""
     words = ["train", *files(folder), "--columns", folder / "columns.json", "--out", tmp_path / "run", *SMALL]
     words += ["--epochs", 2, "--batch-size", 64, "--requests", 50, "--buckets", 2, 4, "--id-dropout", 0.1]
     words += ["--since", "2020-09-14", "--validation", START + 5 * 86_400, "--test", "2020-09-20T12:00"]
@@ -288,7 +286,6 @@ def test_a_teacher_is_a_model_or_a_label_of_a_rankers_log(folder, trained, tmp_p
 
 
 def test_a_teacher_scores_the_retrieved_candidates_of_a_file(folder, tmp_path, run):
-    """The best checkpoint is that with the highest ranker recall on the candidates of the validation slice."""
     events = pq.read_table(folder / "events.parquet")
     lines = {name: np.repeat(events[name].to_numpy(), 12) for name in ("user", "time")}
     lines["item"] = np.random.default_rng(0).permuted(np.tile(np.arange(1000, 1095), (600, 1)), axis=1)[:, :12].ravel()
@@ -401,7 +398,6 @@ def test_help_on_columns_is_that_of_their_fields(run):
 
 @contextlib.contextmanager
 def unread():
-    """The writing end of a pipe that nobody reads."""
     reader, writer = os.pipe()
     with open(writer, "w") as file:
         os.close(reader)
@@ -436,3 +432,48 @@ def test_the_command_is_installed_and_runs_as_a_module(python):
     assert scripts == {"aif-jax": "aif_jax.cli:main"}
     said = python("import runpy, sys; sys.argv = ['aif_jax', '--help']; runpy.run_module('aif_jax', run_name='__main__')")
     assert said.startswith("usage: aif-jax")
+
+
+def test_everything_works_here(capsys):
+    assert cli.main(["doctor", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["healthy"] and report["smoke test"].startswith("a model was built, saved and loaded on ")
+    assert report["versions"]["needed"]["jax"] == jax.__version__ and report["versions"]["data"]["pyarrow"]
+
+
+def test_a_failed_check_is_named_and_gives_exit_status_one(capsys, monkeypatch):
+    monkeypatch.setattr(doctor, "smoke_test", lambda: 1 / 0)
+    assert cli.main(["doctor"]) == 1
+    said = capsys.readouterr().out
+    assert "smoke test: ZeroDivisionError: division by zero" in said
+    verdict = said[said.index("NOT WELL") :].splitlines()
+    assert verdict[0] == "NOT WELL. Reinstall, then run this again:"
+    assert verdict[1].startswith("  python -m pip install") and verdict[2] == "  aif-jax doctor"
+
+
+def test_what_is_missing_comes_with_the_command_that_installs_it(capsys, monkeypatch):
+    monkeypatch.setattr(doctor, "smoke_test", lambda: "fine")
+    needs = ["jax>=0.10", "no-such[x]>=1; extra == 'export'", 'no_other; (sys_platform != "x") and extra == "export"']
+    monkeypatch.setattr(doctor.importlib.metadata, "requires", lambda name: needs)
+    assert cli.main(["doctor"]) == 0
+    said = capsys.readouterr().out
+    assert 'export:  (missing no-such, no_other: pip install "aif_jax[export]")' in said
+    assert f"needed: jax {jax.__version__}\n" in said and "smoke test: fine\nall well. Next:\n" in said
+
+
+def test_a_checkpoint_that_comes_back_different_fails(monkeypatch):
+    real = checkpoint.load
+
+    def others(*given, **options):
+        params = jax.tree.map(lambda x: x + 1, real(*given, **options).params)
+        return checkpoint.Checkpoint(params=params, config=None, version="")
+
+    monkeypatch.setattr(checkpoint, "load", others)
+    refused(AssertionError, "Arrays are not equal", doctor.smoke_test)
+
+
+def test_a_platform_that_is_not_here_is_reported_and_fails(python):
+    code = "import sys; from aif_jax.cli import main; sys.exit(main(['doctor']))"
+    said = python(code, expect=1, env={"JAX_PLATFORMS": "no_such_platform"})
+    assert "Unable to initialize backend 'no_such_platform'" in said
+    assert "NOT WELL" in said

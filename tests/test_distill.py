@@ -117,7 +117,6 @@ def newest(data):
 
 
 def test_retrieved_candidates_are_scored_once_and_some_are_drawn_for_each_batch(data, teacher, source, tmp_path, monkeypatch):
-    """Scores are those of the model by its joint form; a second call reads them, and another ranker's are refused."""
     monkeypatch.setattr(distill, "PART", 50)
     at = np.arange(100, 220)
     given = dict(folder=tmp_path / "scores", repeats=True, progress=False)
@@ -157,7 +156,6 @@ def test_retrieved_candidates_are_scored_once_and_some_are_drawn_for_each_batch(
 
 
 def test_a_run_keeps_the_scores_of_retrieved_candidates(data, student, tmp_path):
-    """The student takes the ranker's order of what retrieval finds; the run goes on with the same call alone."""
     strong = Teacher(popular, 50.0 * losses.distill_listwise, candidates=newest(data))
     given = GIVEN | dict(out=tmp_path / "run", epochs=2)
     run = fit(student, data, teacher=strong, **given)
@@ -170,7 +168,6 @@ def test_a_run_keeps_the_scores_of_retrieved_candidates(data, student, tmp_path)
 
 
 def test_a_logged_ranker_is_a_column_of_scores():
-    """A label of the cascade teaches events whose request was logged; others train on their own labels alone."""
     events = {"user": [1, 1, 1, 2, 2], "item": [1, 2, 3, 4, 5], "time": [10, 20, 20, 10, 30]}
     data = aif.read(events, items={"item": range(1, 7), "category": [1] * 6}, columns=aif.Columns(), progress=False)
     lines = {"user": [1, 1, 1], "time": [20] * 3, "item": [3, 5, 6], "stage": ["ranked", "ranked", "retrieved"]}

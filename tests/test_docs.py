@@ -95,7 +95,6 @@ def fits(shown: str, printed: str) -> bool:
 
 
 def shell_lines(page: Path) -> list[str]:
-    """The lines of its shell blocks."""
     return [line.removeprefix("$ ") for block in fences(page, "sh", "bash", "console") for line in block.splitlines() if line]
 
 
@@ -203,7 +202,6 @@ def names_of_the_package(page: Path) -> set[str]:
 
 
 def test_own_data_takes_fourteen_names():
-    """From files to a served ranking of a real user from raw events and an exported folder."""
     names = names_of_the_package(OWN_DATA)
     assert {"aif.read", "aif.fit", "run.encoder", "run.index", "run.serve", "engine.rank", "run.export"} <= names
     assert len(names) <= MOST_NAMES, sorted(names)
@@ -241,7 +239,6 @@ def test_a_notebook_runs(path, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_is_small_and_has_what_it_printed(path):
-    """Its links lead somewhere, the front page has it, and the site gets a page of it."""
     stored = json.loads(path.read_text(encoding="utf-8"))
     codes = [cell for cell in stored["cells"] if cell["cell_type"] == "code"]
     assert path.stat().st_size < 200_000 and stored["nbformat"] == 4
@@ -294,7 +291,6 @@ def test_each_command_is_run_by_some_test():
 
 
 def test_curl_lines_of_the_reference_are_answered():
-    """Every curl line of the HTTP reference, against a service: JSON with the keys of the answer shown, or the error shown."""
     if shutil.which("curl") is None:
         pytest.skip("needs curl")
     blocks = [body for body in fences(ROOT / "docs" / "reference_http.md", "text") if body.startswith("curl")]
@@ -322,7 +318,6 @@ def told_metrics(names: set[str]) -> set[str]:
 
 
 def test_deployment_files_and_alerts_fit_the_commands_and_metrics():
-    """Manifests parse, their commands are ours, and every metric of alerts and dashboard is one of the reference."""
     alerts = (ROOT / "docs" / "reference_http.md").read_text(encoding="utf-8").partition("## Alerts")[2]
     alerting = set(re.findall(r"`(aif_\w+)[`{]", alerts))
     assert len(alerting) > 20 and alerting - told_metrics(alerting) == set()
@@ -344,7 +339,6 @@ def test_deployment_files_and_alerts_fit_the_commands_and_metrics():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: f"{page.parent.name}/{page.stem}")
 def test_no_dead_link(page):
-    """Relative links lead to a file that is there, and to a heading or an entry in it."""
     for link in re.findall(r"\]\(([^)\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
         target, _, anchor = link.partition("#")
         if not target.startswith(("https://", "mailto:")):
@@ -364,7 +358,6 @@ def leads_somewhere(page: Path, anchor: str) -> bool:
 
 
 def test_the_map_of_the_paper_and_the_picture_name_what_exists():
-    """Files of tests, and a module in every box of the picture."""
     paths = re.findall(r"`(tests/[\w/]+\.py)`", (ROOT / "docs" / "fidelity.md").read_text(encoding="utf-8"))
     assert paths and [path for path in paths if not (ROOT / path).is_file()] == []
     (picture,) = [block for block in fences(ROOT / "docs" / "how_it_works.md", "text", "") if "interaction.py" in block]
@@ -386,7 +379,6 @@ def public(module: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def reference_entries() -> list[str]:
-    """Names of docs/api.md, in its order."""
     return website("entries").names((ROOT / "docs" / "api.md").read_text(encoding="utf-8"))
 
 
@@ -422,7 +414,6 @@ def used_by(page: Path) -> set[str]:
 
 @pytest.mark.parametrize("page", [page for page in DOCS if fences(page, "python", "text")], ids=lambda page: page.stem)
 def test_pages_use_what_is_in_the_reference(page):
-    """Names that docs/api.md lists, or their attributes."""
     known = {*reference_entries(), *dict(public(aif, "aif_jax")), "aif_jax"}
     prefixes = {name: {name.rsplit(".", cut)[0] for cut in range(max(1, name.count(".")))} for name in used_by(page)}
     assert {name for name, every in prefixes.items() if not every & known} == set()
@@ -462,7 +453,6 @@ def test_a_block_tells_its_formula_paper_cost_and_use(kind):
 
 
 def test_the_page_of_formulas_has_every_block():
-    """In its headings or text, and the site draws each formula."""
     page = (ROOT / "docs" / "reference_formulas.md").read_text(encoding="utf-8")
     assert [kind.__name__ for kind in BLOCKS if not re.search(rf"\b{kind.__name__}\b", page)] == []
     pytest.importorskip("latex2mathml")
@@ -473,7 +463,6 @@ def test_the_page_of_formulas_has_every_block():
 
 @functools.cache
 def website(name: str) -> Any:
-    """A module of docs/website."""
     spec = importlib.util.spec_from_file_location(name, SITE.parent / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -521,7 +510,6 @@ def test_fields_with_one_meaning_share_a_row_and_every_error_has_one():
 
 
 def test_the_table_of_extras_is_that_of_the_project():
-    """Every extra of pyproject.toml with its packages, once."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]+) \|$", (ROOT / "docs" / "support.md").read_text(encoding="utf-8"), re.M)
     packages = {name: ", ".join(re.split(r"[<>=;]", each)[0] for each in listed) for name, listed in extras.items()}

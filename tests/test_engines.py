@@ -29,7 +29,6 @@ def environment() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def ray(environment) -> Iterator[Any]:
-    """Ray on this machine alone."""
     ray = pytest.importorskip("ray", reason="needs the extra 'ray'")
     pytest.importorskip("ray.data", reason="needs the extra 'ray'")
     given: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
@@ -41,7 +40,6 @@ def ray(environment) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def spark(environment) -> Iterator[Any]:
-    """Spark on this machine alone."""
     sql = pytest.importorskip("pyspark.sql", reason="needs the extra 'spark'")
     if shutil.which("java") is None:
         pytest.skip("no java on this machine")

@@ -196,7 +196,6 @@ def test_manifest_says_what_is_inside(made, loaded):
 
 
 def test_runs_with_what_the_page_names_and_nothing_else(made, scored, python, tmp_path, monkeypatch):
-    """Every other import is refused. There the page's own code scores, and a model with every block."""
     page = (Path(__file__).parent.parent / "docs" / "tutorial_export.md").read_text()
     assert "servers that have only `jax`, `numpy` and `flatbuffers`" in page and "`pip install jax flatbuffers`" in page
     write, check, score = re.findall(r"^```python\n(.*?)^```", page, re.S | re.M)

@@ -88,7 +88,6 @@ def test_a_loaded_run_is_the_run(data, run):
 
 @pytest.mark.parametrize("edit", ["trained", "corrected"])
 def test_ranking_in_one_call_is_the_answer_of_the_engine(data, run, edit):
-    """Of raw events in any order, with unknown and repeated candidates; with the popularity correction too."""
     run = run if edit == "trained" else run.with_popularity_correction(data)
     user, now = 3, int(data.log.time.max()) + 60
     mine = data.log.user == user

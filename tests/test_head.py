@@ -69,7 +69,6 @@ MODELS = demo.VARIANTS | {"one hidden layer": {"head": heads.Mlp((16,)), "blocks
 
 @pytest.mark.parametrize("name", [name for name in MODELS if MODELS[name].get("head") != heads.LogitSum()])
 def test_interaction_equals_the_concatenated_head(name):
-    """Split kernels, some of which enter before the candidates do, give what an MLP over the plain inputs gives."""
     model, made = demo.build(**MODELS[name])
     config, features = model.config, demo.user(model.config)
 
@@ -102,7 +101,6 @@ def test_interaction_equals_the_concatenated_head(name):
 
 @pytest.mark.parametrize("candidates", [3, 40])
 def test_a_head_without_kernels_gets_the_features_next_to_each_other(candidates):
-    """The same MLP, written as a Flax module on plain features: with the kernels of `Mlp` stacked it gives its logits."""
 
     class Plain(nn.Module):
         @nn.compact

@@ -299,7 +299,6 @@ def raw() -> aif.Trained:
 
 
 def test_raw_items_come_in_as_training_read_them(raw, tmp_path):
-    """From a file, Arrow batches or columns, by the encoder of the model: one index."""
     arrow = pa.table({name: pa.array(list(values)) for name, values in TABLE.items()})
     csv.write_csv(arrow, tmp_path / "items.csv")
     parquet.write_table(arrow, tmp_path / "items.parquet")
@@ -424,7 +423,6 @@ def test_nothing_compiles_after_the_first_update():
 
 
 def test_mesh_of_four_devices(python):
-    """Table and batches are split over devices, and rows are those of one device; the update is in place there too."""
     out = python(
         """
 import jax, numpy as np

@@ -106,7 +106,6 @@ def test_an_event_at_the_moment_itself_is_not_counted():
 
 @pytest.mark.parametrize("days", [0, 3, 11, 30])
 def test_nothing_of_the_future_changes_a_bit(days):
-    """A sample's statistics from the whole log are those of a log that ends before the sample."""
     time = START + days * DAY
     rows = np.arange(ITEMS + 1)
     whole, past = data().item_features(rows, time).floats, before(time).item_features(rows, time).floats
@@ -131,7 +130,6 @@ def test_training_batches_hold_them_as_of_each_sample():
 
 
 def test_encoded_online_equals_encoded_offline():
-    """A nearline job that knows the events so far gives each item what a training sample of that moment has."""
     time, ids = START + 9 * DAY, [3, 1, 40, 1000]
     encoder, known = data().encoder, before(START + 9 * DAY)
     assert encoder is not None

@@ -69,7 +69,6 @@ def test_which_values_get_a_slot_by_hand():
 
 @pytest.mark.parametrize(("top", "size"), [(2**31 - 2, None), (2**24, None), (None, None), (None, 6)])
 def test_values_of_any_size_have_a_slot_and_those_below_zero_none(top, size):
-    """Ids near the end of int32 sort and group like small ones."""
     value, embedded, age, mask = case(3, top=top)
     value[:5] = -7
     cache = fill_cache(value, embedded, age, mask, slots=8, length=3, size=size)

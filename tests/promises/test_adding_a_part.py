@@ -112,7 +112,6 @@ def test_it_is_served_from_the_index(own):
 
 
 def test_it_is_exported(own, tmp_path):
-    """To a folder that runs without this package, with the index in it."""
     sizes = dict(platforms=("cpu",), buckets={"b": [4], "c": [64], "n": [64]})
     digest = export.save(tmp_path / "model", own.trained, own.index, **sizes)
     loaded = export.load(tmp_path / "model", sha256=digest)
@@ -148,7 +147,6 @@ def test_the_index_holds_its_rows(block):
 
 
 def test_logits_of_another_shape_are_refused():
-    """A module that gives one logit for a model of two objectives."""
     config = demo.config(**PARTS["Experts"], objectives=("click", "like"))
     model = aif.build(config)
     params = jax.eval_shape(lambda: model.init(jax.random.key(0), None, fitted=aif.fit_tables(config, demo.catalogue())))

@@ -30,7 +30,6 @@ class Case(NamedTuple):
     blocks: tuple[Block, ...] = ()
 
     def config(self) -> aif.Config:
-        """Of the model as it is trained."""
         sizes: dict[str, Any] = {"width": 8, "towers": (8,), "head": aif.heads.Mlp((8,))}
         if self.length is not None:
             sizes |= {"long_length": self.length}
@@ -118,7 +117,6 @@ def test_every_preset_block_and_addition_is_exported():
 @pytest.mark.reliability
 @pytest.mark.timeout(3600)
 def test_exports_at_random(tmp_path):
-    """Presets x lengths x additions, drawn by seed."""
     rng = generator("exports")
     for number in range(FULL.exports):
         preset = str(rng.choice(list(presets.PRESETS)))

@@ -1,4 +1,4 @@
-"""Promise: after warm-up a request traces nothing, compiles nothing and transfers nothing that is not written down."""
+"""Promise: every bucket is compiled once, at warm-up; then a request traces, compiles and transfers nothing in secret."""
 
 import asyncio
 import sys
@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 import aif_jax
+import aif_jax as aif
 from aif_jax import Trained
 from aif_jax.serving import Request
 from tests.refusals import refused, refused_later
-from tests.serving_world import bids_for, in_batches
+from tests.serving_world import World, bids_for, in_batches
 
 
 @pytest.fixture
@@ -96,3 +97,29 @@ async def test_a_cached_request_runs_the_code_of_eight_files(world):
             threading.setprofile(None)  # type: ignore[arg-type]
     ours = {Path(file).relative_to(package).as_posix() for file in files if file.startswith(str(package))}
     assert {"serving/engine.py", "serving/scoring.py", "index/ids.py"} <= ours and len(ours) <= 8, sorted(ours)
+
+
+async def test_every_bucket_is_compiled_once():
+    world = World()
+    others = [world.other_params(seed) for seed in (1, 2)]
+    async with world.engine(buckets=(16, 64)) as engine:
+        compiled = world.programs.compiles
+        assert dict(compiled) == {"user": 1, "score": 2}
+        for count in range(0, 150, 7):
+            await engine.rank(aif.Request(user=count, context=world.ids[:count]), 8)
+        changed = np.arange(20)
+        features = world.take(changed)
+        index = world.index
+        for _ in range(3):
+            index = index.upsert(world.ids[changed], features)
+            await engine.update_index(index)
+            await engine.rank(1, 8)
+        for params in others:
+            await engine.publish(aif.Trained(engine.model, params), world.index_of(params))
+            await engine.rank(1, 8)
+        assert dict(compiled) == {"user": 1, "score": 2}
+        grown = world.index_of(others[-1], capacity=1024)
+        await engine.update_index(grown)  # other shapes: compiled beside the traffic, before the swap
+        assert dict(compiled) == {"user": 1, "score": 4}
+        await engine.rank(1, 8)
+        assert dict(compiled) == {"user": 1, "score": 4}

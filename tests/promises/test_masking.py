@@ -47,7 +47,6 @@ def test_gradients_of_an_empty_history_are_finite(variant):
 
 @pytest.fixture(scope="module")
 def every_block():
-    """The model with every block: its parameters, a user, 5 candidates and the jitted joint function."""
     model, params = demo.build()
     return params, demo.user(model.config), demo.items(5), jax.jit(model.joint)
 

@@ -43,7 +43,6 @@ def read(path, unit: str) -> aif.Dataset:
 
 
 def scaled(at: np.ndarray, unit: str) -> np.ndarray:
-    """Microseconds in `unit`."""
     return at * (PER_SECOND[unit] // 10**6) if unit == "ns" else at // (10**6 // PER_SECOND[unit])
 
 
@@ -72,7 +71,6 @@ async def fetched(source, encoder: aif.Encoder) -> list[aif.UserFeatures]:
 
 
 def from_server(url: str, prefix: str, encoder: aif.Encoder) -> list[aif.UserFeatures]:
-    """The same from a real server."""
     redis = pytest.importorskip("redis")
     with redis.Redis.from_url(url) as client:
         ValkeyFeatureWriter(client, encoder.columns, prefix=prefix).append(EVENTS | {"time": DATES})
