@@ -27,6 +27,7 @@ import numpy as np
 
 import aif_jax as aif
 from aif_jax import export
+from aif_jax.service.calls import Call
 from aif_jax.service.current import publish
 from aif_jax.service.features import Context
 from aif_jax.service.models import Models
@@ -66,9 +67,8 @@ class World:
         data = aif.read(events, items=items, columns=aif.Columns(side=("bid",)))
         sizes: dict[str, Any] = dict(width=8, short_length=4, long_length=8, towers=(8,)) if options.smoke else {}
         model = aif.build(aif.presets.aif(data.schema, **sizes))
-        encode = data.encoder.with_length(model.config.history_length)
-        own = [{name: events[name][events["user"] == user] for name in ("item", "time")} for user in users]
-        self.features = [encode.user(None, each, NOW) for each in own]
+        own = [{name: events[name][events["user"] == user].tolist() for name in ("item", "time")} for user in users]
+        self.users: list[dict[str, Any]] = [{"user": user, "events": each, "now": NOW} for user, each in enumerate(own)]
         trained = aif.Trained(model, model.init(jax.random.key(0), data.catalogue), data.encoder)
         index = aif.ItemIndex.build(trained, [items], progress=False)
         export.save(folder / NAME, trained, index, platforms=(jax.default_backend(),))
@@ -77,14 +77,9 @@ class World:
         self.config = ServingConfig(buckets=(options.candidates,), max_k=options.k)
 
     def packed(self) -> list[str]:
-        """Return the calls, by user, in JSON, their features encoded."""
-        made = []
-        for user, each in enumerate(self.features):
-            features = {"floats": each.floats} | {f"history.{name}": values for name, values in vars(each.history).items()}
-            call = {"user": user, "feature_version": 1, "features": features, "encoding": each.encoding}
-            call |= {"candidates": self.candidates, "k": self.options.k}
-            made.append(json.dumps(call, default=lambda array: np.asarray(array).tolist()))
-        return made
+        """Return the calls, by user, in JSON."""
+        more = {"feature_version": 1, "candidates": self.candidates.tolist(), "k": self.options.k}
+        return [json.dumps(each | more) for each in self.users]
 
 
 def measure(folder: Path, options: Any) -> dict[str, Any]:
@@ -155,7 +150,7 @@ async def engine(world: World) -> AsyncIterator[Callable[[int], Awaitable[None]]
     one, given = models.held[0], Candidates.of(world.candidates)
 
     async def rank(user: int) -> None:
-        request = Request(user=user, feature_version=1, context=Context(world.features[user]))
+        request = Request(user=user, feature_version=1, context=Context(Call(**world.users[user])))
         await one.engine.rank(request, world.options.k, candidates=given)
 
     try:

@@ -29,7 +29,7 @@ PASSED_ON = {
     "service/calls.py:_columns": "the message of `expect_short`",
     "service/calls.py:blaming_caller": "the engine's message", 
     "service/models.py:Models._restore": "the message of an export, behind its folder",
-    "service/features.py:UserSource._raw": "the encoder's message", "service/features.py:UserSource._encoded": "the encoder's",
+    "service/features.py:UserSource._raw": "the encoder's message",
     "store/sealed.py:as_checkpoint_error": "the message of `export.consume`",
     "checkpoint/storage.py:read": "the arrays that a checkpoint lacks, and those that it has",
     "checks.py:_refuse": "the message of its caller",

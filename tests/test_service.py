@@ -104,31 +104,6 @@ def test_answers_say_what_they_are_of(client):
     assert logits[0] is None and isinstance(logits[1], float)
 
 
-def test_encoded_features_and_raw_events_give_one_answer(client):
-    encoder = exports().encoder
-    features = encoder.with_length(12).user({"user": "ann"}, EVENTS, NOW)  # more places than the model reads
-    history = {f"history.{name}": getattr(features.history, name) for name in ("item", "action", "age", "mask")}
-    encoded = {"ids.user": features.ids["user"], "floats": features.floats, **history}
-    raw = client.score(**ANN, candidates=IDS)["logits"]
-    packed = client.score(user="ann", features=encoded, encoding=encoder.version, candidates=IDS)["logits"]
-    np.testing.assert_array_equal(raw, packed)
-    lists = {name: array.tolist() for name, array in encoded.items()}
-    np.testing.assert_array_equal(raw, client.score(user="ann", features=lists, candidates=IDS)["logits"])
-    other = refusal(client.score, user="ann", features=encoded, encoding="f" * 64, candidates=IDS)
-    assert (other.status, other.code, other.field) == (412, "FAILED_PRECONDITION", "encoding")
-    for name, value, says in (
-        ("history.item", np.full(8, 1 << 20, np.int32), "expected values in"),
-        ("floats", np.zeros(3, np.float32), "expected shape"),
-        ("ids.user", 1.5, "expected int32"),
-    ):
-        wrong = refusal(client.score, user="ann", features=encoded | {name: value}, candidates=IDS)
-        assert wrong.code == "INVALID_ARGUMENT" and wrong.field.startswith("features") and says in str(wrong), name
-    infinite = json.dumps({"user": "ann", "features": lists | {"history.age": [7e77] * 8}, "candidates": [17]})
-    status, answer = posted(client, "/v1/score", infinite.replace("7e+77", "1e999").encode())
-    assert status == 400 and "number is infinity" in answer["error"]["message"] and answer["error"]["field"] == "body"
-    assert "missing ['floats']" in str(refusal(client.score, user="a", candidates=IDS, features=history | {"ids.user": 1}))
-
-
 def test_prepare_then_rank_by_the_id_alone(client):
     version = client.prepare(**ANN, feature_version=7)["version"]
     answer = client.rank(user="ann", feature_version=7, candidates=IDS, k=5, version=version)
@@ -137,7 +112,7 @@ def test_prepare_then_rank_by_the_id_alone(client):
     np.testing.assert_array_equal(answer["ids"], client.rank(**ANN, candidates=IDS, k=5)["ids"])
     unknown = client.rank(user="nobody prepared", candidates=IDS, k=5)
     assert unknown["degraded"] and "user id alone" in unknown["reason"]
-    assert refusal(client.prepare, user="nobody").field == "features"
+    assert refusal(client.prepare, user="nobody").field == "events"
 
 
 def test_features_of_a_call_count_whatever_was_prepared(client):
@@ -209,7 +184,7 @@ def test_a_damaged_record_is_no_fault_of_the_caller():
         for call in (client.prepare, functools.partial(client.score, candidates=IDS)):
             with pytest.raises(ServiceError, match="got a user id alone") as refused:
                 call(user="ann")
-            assert (refused.value.status, refused.value.field) == (400, "features")
+            assert (refused.value.status, refused.value.field) == (400, "events")
 
 
 def test_ids_are_strings_and_a_long_text_in_any_field_is_refused():
@@ -240,11 +215,11 @@ def test_ids_are_strings_and_a_long_text_in_any_field_is_refused():
 
 def test_features_are_not_read_where_the_state_is_there(client):
     known = client.rank(**ANN, feature_version=9, candidates=IDS, k=5)
-    wrong = {"user": "ann", "features": {"colour": 1}, "candidates": IDS, "k": 5}
+    wrong = {"user": "ann", "record": {}, "events": {"colour": [1]}, "candidates": IDS, "k": 5}
     again = client.rank(**wrong, feature_version=9)
     assert again["ids"].tolist() == known["ids"].tolist() and not again["degraded"]
     for version in (None, 10):
-        assert refusal(client.rank, **wrong, feature_version=version).field == "features"
+        assert refusal(client.rank, **wrong, feature_version=version).field == "events"
 
 
 def test_a_call_ends_with_its_caller():
@@ -290,7 +265,7 @@ PLAYED = {"track": [17], "at": [NOW - 60], "what": ["play"]}
 def source(columns: aif.Columns = OWN, **rows) -> UserSource:
     vocabularies = {name: aif.Vocabulary(ids) for name, ids in (ROWS | rows).items() if ids is not None}
     schema = schema_of(columns, vocabularies)
-    return UserSource(schema, 8, aif.Encoder(schema=schema, columns=columns, vocabularies=vocabularies), None)
+    return UserSource(aif.Encoder(schema=schema, columns=columns, vocabularies=vocabularies).with_length(8), None)
 
 
 @pytest.mark.parametrize(("call", "field", "message"), [
@@ -344,8 +319,6 @@ def test_user_ids_are_of_the_kind_in_the_files():
                 source(user=ids).of(Call(user=wrong, **brought))
             assert error.value.field == "user"
     assert source(user=["", "ann"]).of(Call(user="", **call)) is not None  # the files have it
-    schema = schema_of(OWN, {name: aif.Vocabulary(ids) for name, ids in ROWS.items()})
-    assert UserSource(schema, 8, None, None).of(Call(user=7)) is None  # without an encoder nobody knows
 
 
 def test_a_user_id_alone_leaves_a_line_and_a_count(caplog):
@@ -354,7 +327,7 @@ def test_a_user_id_alone_leaves_a_line_and_a_count(caplog):
             assert client.rank(user=user, candidates=IDS, k=3)["degraded"]
         (line,) = [record for record in caplog.records if record.name == "aif_jax.serving.callables"]
         text = client.request("GET", "/metrics")[2].decode()
-    assert "features refused a request: BadCall: features: expected features, raw events or" in line.getMessage()
+    assert "features refused a request: BadCall: events: expected raw events or" in line.getMessage()
     assert "Traceback" not in caplog.text and line.exc_info is None and "who" not in caplog.text
     assert re.search(r'aif_callable_errors_total{.*reason="features BadCall".*} 2.0', text)
 

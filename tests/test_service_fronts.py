@@ -55,8 +55,8 @@ def connected(address: str) -> Iterator[Any]:
 
 
 def ask_inference(service: Any, method: str, fields: dict) -> dict:
-    groups = {f"{name}.{key}": v for name in ("record", "events", "features") for key, v in fields.get(name, {}).items()}
-    flat = {name: value for name, value in fields.items() if name not in ("record", "events", "features", "version")}
+    groups = {f"{name}.{key}": v for name in ("record", "events") for key, v in fields.get(name, {}).items()}
+    flat = {name: value for name, value in fields.items() if name not in ("record", "events", "version")}
     with connected(service.addresses["http"]) as client:
         try:
             result = client.infer(MODEL, tensors_of(flat | groups), fields.get("version", ""))
@@ -91,11 +91,10 @@ def served(kind):
 
 @pytest.fixture(params=FRONTS)
 def ask(request, served):
-    """`ask(method, **fields)` through one front, with what a call brings of ann but for its features."""
+    """`ask(method, **fields)` through one front, with what a call brings of ann."""
 
     def call(method: str, **fields: Any) -> dict:
-        brought = {"user": "ann"} if "features" in fields else ANN
-        return FRONTS[request.param](served, method, {**brought, "candidates": IDS, **fields})
+        return FRONTS[request.param](served, method, {**ANN, "candidates": IDS, **fields})
 
     return call
 
@@ -125,13 +124,6 @@ def test_orders_are_by_name_and_bids(ask, kind):
     ranked = ask("rank", k=3, **fields)
     assert list(ranked["ids"]) == IDS[np.argsort(-value, kind="stable")[:3]].tolist()
     np.testing.assert_allclose(ranked["scores"], np.sort(value)[::-1][:3], rtol=1e-4)
-
-
-def test_encoded_features_and_raw_events_give_one_answer(ask, kind):
-    features = exports(kind).encoder.with_length(8).user({"user": "ann"}, EVENTS, NOW)
-    history = {f"history.{name}": getattr(features.history, name) for name in ("item", "action", "age", "mask")}
-    encoded = {"ids.user": features.ids["user"], "floats": features.floats, **history}
-    np.testing.assert_allclose(ask("score", features=encoded)["logits"], ask("score")["logits"], atol=1e-6)
 
 
 @pytest.mark.parametrize(("fields", "code", "field", "message"), [

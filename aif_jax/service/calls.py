@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from aif_jax.checks import EncodingMismatch, VersionMismatch, expect
+from aif_jax.checks import expect
 from aif_jax.encoding.vocabulary import MOST_CHARACTERS, expect_short
 from aif_jax.serving import DeadlineExceeded, EngineClosed, NonFiniteScores, Overloaded
 from aif_jax.serving.requests import CallerError, Candidates
@@ -71,8 +71,6 @@ class Call:
       order: name of the order, see `Request.order`; None takes the engine's.
       budget: seconds from arrival to answer; None takes the engine's.
       version: version of the model that must answer, as 64 hex digits or the first 8 or more; None for the one that serves.
-      encoding: version of the encoder that made `features`; "" where the caller does not say.
-      features: encoded features by dotted name, such as "history.item".
       record: raw user attributes by column.
       now: time of the request in the time unit of the columns; None takes the clock.
       size: bytes that the call came in.
@@ -86,8 +84,6 @@ class Call:
     budget: float | None = None
     feature_version: int | str | None = None
     version: str | None = None
-    encoding: str = ""
-    features: Mapping[str, Any] | None = None
     record: Mapping[str, Any] | None = None
     events: Mapping[str, Any] | None = None
     now: int | None = None
@@ -107,8 +103,6 @@ def parse(fields: Mapping[str, Any], policy: Policy, *, size: int = 0) -> Call:
     given = {name: value for name, value in fields.items() if value is not None}
     if "user" not in given:
         raise BadCall("user", "expected an integer or a string, got none; send the user's id")
-    if "features" in given and ("events" in given or "record" in given):
-        raise BadCall("features", "expected either encoded features or a raw record and events, got both; send one of them")
     bids = given.pop("bids", None)
     values = {name: READERS[name](value, name, policy) for name, value in given.items()}
     if "exclude" in values:
@@ -156,17 +150,6 @@ def _columns(value: Any, field: str, policy: Policy) -> dict[str, Any]:
     return dict(value)
 
 
-def exact_numbers(values: list[Any], dtype: Any) -> np.ndarray:
-    """Return JSON numbers as an array of that dtype; TypeError, ValueError where one would be rounded away or overflow."""
-    array, wanted = np.asarray(values), np.dtype(dtype)
-    if array.dtype.kind not in {"b": "b", "i": "iu", "u": "iu", "f": "iuf"}[wanted.kind] and array.size:
-        raise TypeError(f"expected {wanted.name}, got {array.dtype.name}")
-    cast = array.astype(wanted)
-    if wanted.kind in "iu" and array.size and not np.array_equal(cast, array):
-        raise ValueError(f"expected integers of {8 * wanted.itemsize} bits, got larger ones")
-    return cast
-
-
 def _id(value: Any, field: str, policy: Policy) -> int | str:
     return _text(value, field, policy) if isinstance(value, str) else _integer(value, field, policy)
 
@@ -200,8 +183,7 @@ def _shown(value: Any) -> str:
 
 READERS: dict[str, Callable[[Any, str, Policy], Any]] = {
     "user": _id, "candidates": _item_ids, "exclude": _item_ids, "k": _integer, "order": _name, "budget": _seconds,
-    "feature_version": _id, "version": _name, "encoding": _text, "features": _columns, "record": _columns,
-    "events": _columns, "now": _integer, "id": _text,
+    "feature_version": _id, "version": _name, "record": _columns, "events": _columns, "now": _integer, "id": _text,
 }  # fmt: skip
 FIELDS = (*READERS, "bids")
 USER_HEADER = "x-aif-user"
@@ -264,8 +246,6 @@ def problem_of(error: BaseException) -> Failure:
         return Failure("DEADLINE_EXCEEDED", 504, text)
     if isinstance(error, EngineClosed):
         return Failure("UNAVAILABLE", 503, text, retry_after=1.0)
-    if isinstance(error, VersionMismatch):
-        return Failure("FAILED_PRECONDITION", 412, text, "encoding" if isinstance(error, EncodingMismatch) else "version")
     if isinstance(error, NonFiniteScores):
         counts = {"non_finite": error.non_finite, "unknown": error.unknown, "excluded": error.excluded}
         return Failure("INTERNAL", 500, text, "scores", counts=counts)
@@ -285,7 +265,7 @@ def blaming_caller() -> Iterator[None]:
     """Blame the caller for what the engine refuses of a request; a TypeError or ValueError elsewhere is the service's."""
     try:
         yield
-    except (BadCall, VersionMismatch):
+    except BadCall:
         raise
     except (TypeError, ValueError) as error:
         words = str(error).partition(":")[0].lower().split()

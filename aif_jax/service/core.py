@@ -108,7 +108,6 @@ class Service:
         Raises:
           BadCall, TypeError, ValueError: what the caller can correct.
           Failure: a version that is not held, a model older than the policy allows.
-          EncodingMismatch: features of another encoder.
           Overloaded, DeadlineExceeded, EngineClosed, ...: as `AsyncPreRanker.rank`.
         """
         code = "OK"

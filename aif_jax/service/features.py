@@ -1,21 +1,15 @@
-"""User features of a call: encoded features, raw events, or an id that a feature source knows."""
+"""User features of a call: raw events, or an id that a feature source knows."""
 
 import dataclasses
 
-import jax
 import numpy as np
 
-from aif_jax.checks import check_encoding
 from aif_jax.connectors.features import DAMAGE, Fetch, Record, clock, encoded
 from aif_jax.encoding.encoder import Encoder
-from aif_jax.features import behaviours, check_user_features, user_layout
-from aif_jax.schema import Schema
-from aif_jax.service.calls import BadCall, Call, exact_numbers
+from aif_jax.service.calls import BadCall, Call
 from aif_jax.serving import Request
-from aif_jax.trees import leaves_by_path
 from aif_jax.types import UserFeatures
 
-HISTORY = "history."
 PARTS = {"now": "now", "user": "record", "events": "events"}
 """What the encoder's errors begin with, and the field of a call that has it."""
 
@@ -34,24 +28,15 @@ class SourceError(RuntimeError):
 
 
 class UserSource:
-    """The features of calls for one model version: those that a call brings, or by `reads` of the feature source."""
+    """The features of calls for one model version: of raw values in a call, or by `reads` of the feature source."""
 
-    def __init__(self, schema: Schema, length: int, encoder: Encoder | None, reads: Fetch | None):
-        self._schema = schema
-        self._length = length
-        self._encoder = None if encoder is None else encoder.with_length(length)
-        self._reads = reads
-        layout = user_layout(schema)
-        self._leaves, self._tree = leaves_by_path(layout, separator="."), jax.tree.structure(layout)
+    def __init__(self, encoder: Encoder, reads: Fetch | None):
+        self._encoder, self._reads = encoder, reads
 
     def of(self, call: Call) -> UserFeatures | None:
-        """Return features that a call brings; None where it brings an id alone. Raises BadCall, EncodingMismatch."""
+        """Return features that a call brings; None where it brings an id alone. Raises BadCall."""
         self._expect_user(call.user)
-        if call.features is not None:
-            return self._encoded(call)
-        if call.record is None and call.events is None:
-            return None
-        return self._raw(call)
+        return None if call.record is None and call.events is None else self._raw(call)
 
     async def fetch(self, request: Request) -> UserFeatures:
         """Return the engine's `features`: those of the call, else those of the source; BadCall without both."""
@@ -60,10 +45,8 @@ class UserSource:
         if context.used is not None:
             return context.used
         if (reads := self._reads) is None:
-            out = "or start the service with --features"
-            raise BadCall("features", f"expected features, raw events or a call of prepare before, got a user id alone; {out}")
-        if self._encoder is None:
-            raise SourceError("the exported model has no encoder for the records of a feature source; send encoded features")
+            expected, out = "raw events or a call of prepare before", "send events, or start the service with --features"
+            raise BadCall("events", f"expected {expected}, got a user id alone; {out}")
         now = context.call.now
         try:
             context.used = await reads.encode(context.call.user, self._encoder, self.clock() if now is None else now)
@@ -73,25 +56,27 @@ class UserSource:
             raise SourceError(f"feature source: {error}") from error
         return context.used
 
-    def clock(self) -> int | None:
-        """Return the time now in the unit of the raw events; None for a model without an encoder."""
-        return None if self._encoder is None else clock(self._encoder)
+    @property
+    def kind(self) -> str | None:
+        """What user ids are: "integers", "strings", None where training read no user id."""
+        return self._encoder.vocabularies["user"].kind
+
+    def clock(self) -> int:
+        """Return the time now in the unit of the raw events."""
+        return clock(self._encoder)
 
     def _expect_user(self, user: int | str) -> None:
         """Raise BadCall for an id that no user of the files which training read can have."""
-        ids = None if self._encoder is None else self._encoder.vocabularies["user"]
-        if ids is None or ids.kind is None:
+        if self.kind is None:
             return
-        wanted = "text" if ids.kind == "strings" else "an integer"
-        if isinstance(user, str) != (ids.kind == "strings"):
+        if isinstance(user, str) != (self.kind == "strings"):
+            wanted = "text" if self.kind == "strings" else "an integer"
             raise BadCall("user", f"expected {wanted}, as in this model's files, got {user!r:.80}; send the id as they have it")
-        if user == "" != ids.raw[0]:  # ascending
+        if user == "" != self._encoder.vocabularies["user"].raw[0]:  # ascending
             raise BadCall("user", "expected the user's id, got an empty text; send the session's id for a visitor without one")
 
     def _raw(self, call: Call) -> UserFeatures:
         """Return the features of a record and events, of which a call may leave out none that the model reads."""
-        if self._encoder is None:
-            raise BadCall("events", "expected encoded features, got raw ones, for which the exported model has no encoder")
         columns = self._encoder.columns
         wanted = [*columns.user_attributes, *columns.user_floats]
         if call.record is None and wanted:
@@ -114,32 +99,3 @@ class UserSource:
             text = str(error)
             part = next((name for name in PARTS if text.startswith((f"{name}: ", f"{name}, "))), "")
             raise BadCall(PARTS.get(part, "events"), text[len(part) + 2 :] if part else text) from None
-
-    def _encoded(self, call: Call) -> UserFeatures:
-        assert call.features is not None
-        if call.encoding and self._encoder is not None:
-            check_encoding("features", expected=self._encoder.version, got=call.encoding)
-        missing, extra = sorted(self._leaves.keys() - call.features.keys()), sorted(call.features.keys() - self._leaves.keys())
-        if missing or extra:
-            raise BadCall("features", f"expected {sorted(self._leaves)}, got missing {missing}, extra {str(extra)[:200]}")
-        arrays = []
-        for name, leaf in self._leaves.items():
-            value = call.features[name]
-            try:
-                array = value if isinstance(value, np.ndarray) else exact_numbers(value, leaf.dtype)
-            except (TypeError, ValueError, OverflowError) as error:
-                raise BadCall(f"features.{name}", str(error)) from None
-            arrays.append(self._fitted(array) if name.startswith(HISTORY) else array)
-        features = dataclasses.replace(jax.tree.unflatten(self._tree, arrays), encoding=call.encoding)
-        try:
-            check_user_features(self._schema, features, batched=False, name="features")
-        except (TypeError, ValueError) as error:
-            raise BadCall("features", str(error)) from None
-        history = features.history
-        return dataclasses.replace(features, history=behaviours(history.item, history.action, history.age, history.mask))
-
-    def _fitted(self, array: np.ndarray) -> np.ndarray:
-        """Return a history of as many places as the model reads: the most recent ones, or with empty places behind."""
-        if array.ndim != 1 or len(array) == self._length:
-            return array
-        return np.pad(array[: self._length], (0, max(0, self._length - len(array))))

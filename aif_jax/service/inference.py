@@ -7,7 +7,6 @@
 | k | INT32 or INT64 [1] | with it the best k are answered, without it a logit for each candidate |
 | exclude | INT64 or BYTES [E] | optional: ids that are not ranked or scored |
 | bids, order, now, feature_version, budget | FP32 [C], BYTES [1], INT64 [1], INT64 or BYTES [1], FP64 [1] | optional |
-| features.NAME | as the model's features | optional: encoded |
 | record.COLUMN, events.COLUMN | INT64, FP64 or BYTES, [1] and [n] | optional: raw |
 
 Outputs are ids, scores and logits [at most k], or logits and mask [C]; of a model of T objectives logits are [.., T].
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from aif_jax.encoding.vocabulary import id_array
-from aif_jax.service.calls import BadCall, Failure, exact_numbers, parse
+from aif_jax.service.calls import BadCall, Failure, parse
 from aif_jax.service.core import Service
 from aif_jax.service.http import CALL, JSON, PLAIN, READ, HttpRequest, Response, Route, encode, json_response, parse_json
 from aif_jax.store.trained import __version__
@@ -73,8 +72,7 @@ class Inference:
         held = [models.named(version)] if version else models.held
         index = held[0].restored.index if held else None
         ids = "BYTES" if index is not None and index.kind == "strings" else "INT64"
-        encoder = held[0].restored.trained.encoder if held else None
-        users = "INT64" if encoder is not None and encoder.vocabularies["user"].kind == "integers" else "BYTES"
+        users = "INT64" if held and held[0].users.kind == "integers" else "BYTES"
         inputs = (("user", users, 1), ("candidates", ids, -1), ("k", "INT32", 1), ("bids", "FP32", -1), ("now", "INT64", 1))
         objectives = held[0].objectives if held else ()
         each = (-1, len(objectives)) if len(objectives) > 1 else (-1,)
@@ -193,6 +191,17 @@ def from_bytes(name: str, kind: str, shape: list[int], raw: bytes) -> np.ndarray
     if kind == "BOOL" and raw.translate(None, b"\0\1"):
         raise BadCall(name, f"expected bytes 0 and 1 of BOOL, got {raw[:8]!r}")
     return np.frombuffer(raw, dtype).reshape(shape)
+
+
+def exact_numbers(values: list[Any], dtype: Any) -> np.ndarray:
+    """Return JSON numbers as an array of that dtype; TypeError, ValueError where one would be rounded away or overflow."""
+    array, wanted = np.asarray(values), np.dtype(dtype)
+    if array.dtype.kind not in {"b": "b", "i": "iu", "u": "iu", "f": "iuf"}[wanted.kind] and array.size:
+        raise TypeError(f"expected {wanted.name}, got {array.dtype.name}")
+    cast = array.astype(wanted)
+    if wanted.kind in "iu" and array.size and not np.array_equal(cast, array):
+        raise ValueError(f"expected integers of {8 * wanted.itemsize} bits, got larger ones")
+    return cast
 
 
 def from_values(name: str, kind: str, shape: list[int], values: Any) -> np.ndarray:

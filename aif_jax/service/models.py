@@ -233,7 +233,7 @@ class Models:
         await asyncio.to_thread(restored.check_golden)
         config = dataclasses.replace(self.config, orders={**restored.orders, **self.config.orders})
         same = before is not None and before.restored.trained.config == trained.config and before.engine.config == config
-        users = UserSource(trained.config.schema, trained.config.history_length, trained.encoder, self.reads)
+        users = UserSource(trained.need_encoder(entry.folder).with_length(trained.config.history_length), self.reads)
         like = before.engine if before is not None and same else None
         engine = AsyncPreRanker(trained, restored.index, features=users.fetch, config=config, compiled_from=like)
         await engine.__aenter__()
@@ -279,6 +279,7 @@ class Models:
         except ExportError as error:
             text = str(error)
             raise ExportError(text if str(path) in text else f"{path}: {text}") from error
+        restored.trained.need_encoder(str(path))
         expect(restored.index is not None, str(path), "an export with an index", "one without; add --index")
         return restored
 
