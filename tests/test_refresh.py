@@ -98,7 +98,7 @@ def test_the_report_says_what_changed(published):
     assert report == made.report and report["vocabularies"]["item"] == {"before": 30, "after": 36}
     assert report["name"] == made.name and {"gauc", "hr@5 of new items"} <= report["gate"]["metrics"]["newest"].keys()
     assert list(report["seconds"]) == [
-        "current", "read", "warm start", "train", "additions", "gate", "served", "publish served", "index", "export",
+        "current", "read", "warm start", "train", "additions", "gate", "served", "publish served", "export",
         "publish",
     ]  # fmt: skip
 

@@ -301,22 +301,16 @@ class Refresh:
         (folder / EXPORT / KEPT).write_text(json.dumps(kept), "utf-8")
         return {"line": f"version {self.served.version[:12]} is published first"}
 
-    def index(self, folder: Path) -> dict[str, Any]:
-        """Return the index of the new version: every row is new."""
-        index = self.index_of(self.trained)
-        index.save(folder / "index")
-        return {"line": f"{len(index):,} items", "items": len(index)}
-
     def export(self, folder: Path) -> dict[str, Any]:
         """Return the folder that is published: an export with its index, and what the next refresh must know."""
-        index, made = ItemIndex.load(self.job.path("index") / "index", self.trained), folder / EXPORT
+        index, made = self.index_of(self.trained), folder / EXPORT
         export.save(made, self.trained, index, platforms=self.config.platforms)
         newest, settings = int(self.data.log.time.max()), self.settings
         periods = [self.record("read")["fixed"], [settings.first_test, newest + 1]]
         kept = {"until": settings.first_validation, "newest": newest, "task": task_record(settings.task), "periods": periods}
         (made / KEPT).write_text(json.dumps(kept | {"inputs": self.record("read")["inputs"]}), "utf-8")
         size = sum(path.stat().st_size for path in made.rglob("*") if path.is_file())
-        return {"line": f"{size:,} bytes", "bytes": size}
+        return {"line": f"{len(index):,} items, {size:,} bytes", "bytes": size}
 
     def publish(self, _: Path, *, step: str, store: str = "store") -> dict[str, Any]:
         """Publish the folder that a step made, if any, unless the killed job did."""
@@ -369,7 +363,6 @@ STEPS = (
     Step("gate", Refresh.judge),
     Step("served", Refresh.export_served, needed=Refresh.passed),
     Step("publish served", functools.partial(Refresh.publish, step="served"), needed=Refresh.passed),
-    Step("index", Refresh.index, needed=Refresh.passed),
     Step("export", Refresh.export, needed=Refresh.passed),
     Step("publish", functools.partial(Refresh.publish, step="export"), needed=Refresh.passed),
     Step("report", Refresh.report),

@@ -15,7 +15,7 @@ from tests import refresh_world as world
 from tests.killed import compile_into
 from tests.reliability.victims import CrashPoints
 
-STEPS = ("current", "read", "warm start", "train", "additions", "gate", "served", "publish served", "index", "export",
+STEPS = ("current", "read", "warm start", "train", "additions", "gate", "served", "publish served", "export",
          "publish", "report", "done")  # fmt: skip
 
 
