@@ -362,7 +362,7 @@ def test_a_stream_of_unknown_length_grows_the_table():
 def test_an_empty_index_works():
     empty = ItemIndex.build(trained(), [], batch_size=64, progress=False)
     assert len(empty) == 0 and not empty.lookup(IDS)[1].any() and len(empty.ids) == 0
-    assert len(empty.upsert(IDS, FEATURES)) == 300 and len(empty.compact()) == 0
+    assert len(empty.upsert(IDS, FEATURES)) == 300
 
 
 def test_strings_are_found_by_what_they_are():
@@ -380,7 +380,7 @@ def test_strings_are_found_by_what_they_are():
         refused(ValueError, "expected ids of at most 1024 characters, got 1025 at position 0", call, ["x" * 1025])
     less = index.delete(["007", "nothing"])
     assert len(less) == 299 and len(less.upsert(["007", "300"], part(FEATURES, slice(2)))) == 301
-    assert same(less.compact().take(["008"])[0], index.take(["008"])[0])
+    assert same(less.take(["008"])[0], index.take(["008"])[0])
 
 
 def test_two_strings_with_one_hash_are_no_catalogue(monkeypatch):
@@ -400,7 +400,6 @@ def test_what_is_refused(index):
         (lambda: index.upsert([1], bad), "ItemFeatures.content: expected finite values, got nan"),
         (lambda: make(storage="float16"), "storage: expected one of .* got 'float16'"),
         (lambda: make(batch_size=0), "batch_size: expected at least 1, got 0"),
-        (lambda: index.compact(capacity=10), "capacity: expected at least 300, got 10"),
     ):
         refused(ValueError, message, call)
 

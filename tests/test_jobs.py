@@ -203,7 +203,6 @@ def test_bad_stamps_and_sources_are_refused(encoded):
     with pytest.raises(ValueError, match="batch 0, row 0: expected a version, one of .* and a batch size, got .*'int4'"):
         world.merged([changed(encoded[0], storage=["int4"] * 64)])
     refused(ValueError, "parts: expected 701 items, got 700", world.merged, encoded, items=701)
-    refused(ValueError, "capacity: expected at least the catalogue's items, got 100", world.merged, encoded, capacity=100)
     refused(TypeError, "parts: expected an iterable of Arrow batches, got", world.merged, encoded[0])
     refused(TypeError, "parts: expected an iterable of Arrow batches, got str", world.merged, "/shared/encoded")
     refused(TypeError, "parts, batch 0: expected Arrow record batches, got int", world.merged, [7])

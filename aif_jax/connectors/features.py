@@ -136,9 +136,7 @@ class Fetch:
     async def record(self, user: Any) -> Record | None:
         """Return the record of a user; those who ask at one time share one read.
 
-        Raises:
-          TimeoutError: no answer within `timeout`.
-          Exception: whatever the source raises.
+        Raises TimeoutError: no answer within `timeout`; Exception: whatever the source raises.
         """
         loop = asyncio.get_running_loop()
         if (reading := self._reading.get(user)) is not None:

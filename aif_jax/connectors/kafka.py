@@ -28,8 +28,7 @@ class KafkaStream(UpdateStream):
       options: further settings of the client by their Kafka names, such as `{"security.protocol": "SASL_SSL", ...}`; they
         appear in no message.
 
-    Raises:
-      ImportError: confluent-kafka is missing.
+    Raises ImportError: confluent-kafka is missing.
     """
 
     def __init__(self, servers: str, topic: str, *, rejected: str | None = None, options: Mapping[str, Any] | None = None):

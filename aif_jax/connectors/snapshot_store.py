@@ -59,9 +59,7 @@ class SnapshotStore:
       options: keyword arguments of the file system, such as `key`, `secret`, `endpoint_url`, as fsspec takes them. They appear
         in no message.
 
-    Raises:
-      ImportError: fsspec, or the package of this file system, is missing.
-      ValueError: numbers out of range.
+    Raises ImportError: fsspec, or the package of this file system, is missing; ValueError: numbers out of range.
 
     Example:
       >>> import tempfile

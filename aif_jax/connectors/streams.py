@@ -5,8 +5,6 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
-
 from aif_jax.checks import expect
 from aif_jax.readers.tables import pyarrow
 
@@ -95,7 +93,9 @@ def encode(table: Any) -> bytes:
     if isinstance(table, arrow.RecordBatch):
         table = arrow.Table.from_batches([table])
     if not isinstance(table, arrow.Table):
-        table = arrow.table({name: _column(values) for name, values in table.items()})
+        table = arrow.table(
+            {name: list(values) if getattr(values, "ndim", 1) == 2 else values for name, values in table.items()}
+        )
     expect(table.num_rows, "table", "at least one row", 0)
     sink = arrow.BufferOutputStream()
     with ipc.new_stream(sink, table.schema) as writer:
@@ -138,12 +138,6 @@ def joined(changes: list[Change]) -> list[Change]:
         else Change(arrow.concat_tables([change.table for change in group]), None)
         for schema, group in groups
     ]
-
-
-def _column(values: Any) -> Any:
-    array = np.asarray(values) if not hasattr(values, "drop_null") else values
-    two = isinstance(array, np.ndarray) and array.ndim == 2
-    return list(array) if two else values if isinstance(values, list) else array
 
 
 def _tombstone(key: bytes | None, where: str) -> int | str:

@@ -106,9 +106,7 @@ def restore(
       compiled_from: another version, whose model and compiled functions are used again if the config is the same.
       sha256: SHA-256 of the manifest, as `save` returned it.
 
-    Raises:
-      ExportError: a damaged folder, or a block or head that is not registered.
-      ValueError: a model of another config.
+    Raises ExportError: a damaged folder, or a block or head that is not registered; ValueError: a model of another config.
 
     Example:
       >>> import jax, tempfile, aif_jax as aif

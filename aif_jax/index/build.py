@@ -88,14 +88,8 @@ def checked(program: ItemProgram, ids: Any, features: Any, *, kind: IdKind | Non
     return keys, jax.tree.map(np.asarray, dataclasses.replace(features, encoding=""))
 
 
-def capacity_for(items: int, mesh: object = None, capacity: int | None = None) -> int:
-    """Return rows for so many items: an eighth more and 512, rounded up to 1, 1.25, 1.5 or 1.75 times a power of two.
-
-    ValueError for a `capacity` below the number of items.
-    """
-    if capacity is not None:
-        expect(capacity >= items, "capacity", f"at least {items}", capacity)
-        return capacity
+def capacity_for(items: int, mesh: object = None) -> int:
+    """Return rows for so many items: an eighth more and 512, rounded up to 1, 1.25, 1.5 or 1.75 times a power of two."""
     wanted = max(items * 9 // 8 + 512, 1024)
     quarter = max(1, 1 << (wanted.bit_length() - 3))
     rounded = -(-wanted // quarter) * quarter

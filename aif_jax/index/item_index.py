@@ -71,9 +71,7 @@ class Manifest:
 def inspect(path: str | Path) -> Manifest:
     """Read the manifest of a snapshot.
 
-    Raises:
-      FileNotFoundError: nothing there.
-      CheckpointError: torn, altered, no index, or written by another version.
+    Raises FileNotFoundError: nothing there; CheckpointError: torn, altered, no index, or written by another version.
     """
     record = sealed.inspect(path, format=FORMAT, rebuild=REBUILD)
     try:
@@ -180,11 +178,8 @@ class ItemIndex:
         return cls(*fill(program, computed, capacity=capacity, known=known, progress=progress))
 
     @classmethod
-    def load(cls, path: str | Path, trained: Trained, *, capacity: int | None = None, mesh: Any = None) -> ItemIndex:
-        """Read a snapshot and check that it belongs to a model.
-
-        Args:
-          capacity: rows of the table; None leaves an eighth free.
+    def load(cls, path: str | Path, trained: Trained, *, mesh: Any = None) -> ItemIndex:
+        """Read a snapshot, into the least table that `build` would make, and check that it belongs to a model.
 
         Raises:
           FileNotFoundError: nothing there.
@@ -205,12 +200,12 @@ class ItemIndex:
         arrays.pop("ids/marks", None)  # of earlier versions
         expect(len(keys) == manifest.items, f"{path}", f"{manifest.items} items", len(keys), error=CheckpointError)
         wanted = leaves_by_path({"rows": program.columns()})
-        return cls._of_columns(program, keys, arrays, wanted, capacity_for(len(keys), mesh, capacity), manifest.ids)
+        return cls._of_columns(program, keys, arrays, wanted, kind=manifest.ids)
 
     @classmethod
     def from_parts(
         cls, trained: Trained, parts: Iterable[Any],
-        *, items: int | None = None, capacity: int | None = None, mesh: Any = None, progress: bool = True,
+        *, items: int | None = None, mesh: Any = None, progress: bool = True,
     ) -> ItemIndex:  # fmt: skip
         """Merge rows that `engines.ItemJob` encoded, wherever it ran, in bounded memory; equals `build` bit for bit.
 
@@ -218,7 +213,7 @@ class ItemIndex:
           parts: Arrow record batches or tables, such as `pyarrow.dataset.dataset(folder).to_batches()`. Storage and batch size
             are theirs.
           items: how many there must be, so that a lost part is noticed; None takes what is there.
-          capacity, mesh, progress: see `build`.
+          mesh, progress: see `build`.
 
         Raises:
           ImportError: pyarrow is missing.
@@ -230,7 +225,7 @@ class ItemIndex:
         program = ItemProgram(trained, storage=encoded.made_by.storage, batch_size=encoded.made_by.batch_size, mesh=mesh)
         batches = rebatch(encoded.rows(program.shapes().words.shape[1]), program.batch_size)
         stored = ((keys, program.words(words)) for keys, words in batches)
-        made = cls(*fill(program, stored, capacity=capacity, known=items, progress=progress, locate=encoded.locate))
+        made = cls(*fill(program, stored, known=items, progress=progress, locate=encoded.locate))
         expect(items in (None, len(made)), "parts", f"{items} items", len(made))
         return made
 
@@ -242,13 +237,12 @@ class ItemIndex:
         """
         program = ItemProgram(trained, storage="float32", batch_size=min(BATCH, max(len(keys), 1)), mesh=None)
         wanted = leaves_by_path(program.columns(), separator=".")
-        return cls._of_columns(program, keys, rows, wanted, capacity_for(len(keys)))
+        return cls._of_columns(program, keys, rows, wanted)
 
     @classmethod
     def _of_columns(
-        cls, program: ItemProgram, keys: np.ndarray, arrays: Any, wanted: dict[str, Any], capacity: int,
-        kind: IdKind | None = None,
-    ) -> ItemIndex:  # fmt: skip
+        cls, program: ItemProgram, keys: np.ndarray, arrays: Any, wanted: dict[str, Any], *, kind: IdKind | None = None
+    ) -> ItemIndex:
         """Return the index of distinct keys [n] and arrays [n] by name, which must be those of the program's columns."""
         expect_names(arrays, "rows", wanted)
         leaves = [
@@ -257,7 +251,7 @@ class ItemIndex:
         ]
         columns = jax.tree.unflatten(jax.tree.structure(program.columns()), leaves)
         batches = ((keys[part], program.packed(take(columns, part))) for part in program.parts(len(keys)))
-        return cls(*fill(program, batches, capacity=capacity, kind=kind))
+        return cls(*fill(program, batches, known=len(keys), kind=kind))
 
     def save(self, path: str | Path, *, positions: Mapping[int, int] | None = None) -> None:
         """Write this snapshot into a new folder, which appears complete or not at all. Updates may continue.
@@ -374,27 +368,15 @@ class ItemIndex:
         base = self if self._store.head() is self else self._copy()
         return base._next(keys, np.full(len(keys), -1, np.int32))
 
-    def compact(self, *, capacity: int | None = None) -> ItemIndex:
-        """Return a copy in new memory, rows by ascending id from row 0 on.
-
-        What it holds depends on the items alone, not on the history of updates: it equals the compact copy of a rebuild bit
-        for bit. Costs a pass over the table. Use it to give memory back after many deletions.
-
-        Args:
-          capacity: rows of the new table; None takes the least that `build` would.
-        """
-        return self._copy(capacity=capacity_for(len(self), self._store.program.mesh, capacity))
-
     def _next(self, keys: np.ndarray, rows: np.ndarray) -> ItemIndex:
         view, *unread = self._store.ids.assign(self._view, keys, rows)
         self._store.retire(self, *unread)
         return ItemIndex(self._store, view)
 
-    def _copy(self, *, least: int = 0, capacity: int | None = None, kind: Any = None) -> ItemIndex:
-        """Return a copy in new memory with room for at least so many more items."""
-        if capacity is None:
-            capacity = max(self.capacity, capacity_for(len(self) + least, self._store.program.mesh) if least else 0)
+    def _copy(self, *, least: int = 0, kind: IdKind | None = None) -> ItemIndex:
+        """Return a copy in new memory, rows by ascending key, with room for at least so many more items."""
         program, (keys, rows) = self._store.program, self._view.items()
+        capacity = max(self.capacity, capacity_for(len(self) + least, program.mesh) if least else 0)
         keys = keys.view(np.uint64) if self.kind == "strings" else keys
         batches = ((keys[part], self._store.read(rows[part])) for part in program.parts(len(rows)))
         return ItemIndex(*fill(program, batches, capacity=capacity, kind=self.kind or kind))

@@ -65,8 +65,7 @@ class EncodedParts:
     Attributes:
       made_by: as the first row says; for no rows float32, in batches of `batch_size`.
 
-    Raises:
-      TypeError, ValueError: no Arrow batches, missing columns, or a first row that no job writes.
+    Raises TypeError, ValueError: no Arrow batches, missing columns, or a first row that no job writes.
     """
 
     def __init__(self, parts: Any, *, version: str, batch_size: int):
@@ -78,8 +77,7 @@ class EncodedParts:
         if (first := next(self._stream, None)) is not None:
             name, columns = first
             stamp = RowVersion(*(columns[field][0].as_py() for field in RowVersion._fields))
-            good = isinstance(stamp.version, str) and stamp.storage in STORAGES and type(stamp.batch_size) is int
-            good = good and 1 <= stamp.batch_size <= memory()
+            good = stamp.storage in STORAGES and 1 <= stamp.batch_size <= memory()
             expect(good, f"{name}, row 0", f"a version, one of {STORAGES} and a batch size", tuple(stamp))
             self.made_by = stamp._replace(version=version)
             self._stream = itertools.chain([first], self._stream)

@@ -22,6 +22,7 @@ import numpy as np
 
 from aif_jax import sharding
 from aif_jax.checks import expect
+from aif_jax.encoding.vocabulary import IdKind
 from aif_jax.features import item_specs
 from aif_jax.index.ids import FreeList, IdMap, kind_of
 from aif_jax.store.codec import STORAGES, Packed, Storage, encode, pack, unpack
@@ -118,7 +119,8 @@ class Store:
 
     def __init__(self, program: ItemProgram, *, capacity: int):
         self.program = program
-        self.ids, self.kind = IdMap(0), None  # and the kind of the raw ids, None for none so far
+        self.ids = IdMap(0)
+        self.kind: IdKind | None = None  # of the raw ids, None for none so far
         self.lock = ReadWriteLock()  # of the table
         batch = program.shapes()
         self._table = Packed(words=np.zeros((0, batch.words.shape[1]), np.uint32), layout=batch.layout)

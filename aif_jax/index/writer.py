@@ -157,9 +157,7 @@ class IndexWriter:
     def start(cls, directory: str | Path, index: ItemIndex, **options: Any) -> IndexWriter:
         """Return a writer for a directory without snapshots; saves the first one before it returns. Arguments as the class.
 
-        Raises:
-          FileExistsError: there are snapshots in `directory`.
-          WriterConflict: another writer has the directory.
+        Raises FileExistsError: there are snapshots in `directory`; WriterConflict: another writer has the directory.
         """
         writer = cls(directory, index, **options)
         writer._lease.take()

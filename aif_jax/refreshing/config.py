@@ -40,8 +40,7 @@ class RefreshConfig(Fields):
       platforms: what the export is compiled for, see `export.save`.
       keep: exports that stay in the store.
 
-    Raises:
-      ValueError: names the field, what was expected and what came.
+    Raises ValueError: names the field, what was expected and what came.
     """
 
     unknown: Literal["skip", "error"] = "skip"

@@ -46,8 +46,7 @@ class GateConfig:
       floor: what GAUC on the newest requests must surely be above, its interval as a whole; 0.5 is a random order.
       draws, level, seed: draws, level and seed of the bootstrap over users, see `metrics.user_interval`.
 
-    Raises:
-      ValueError: a bound below 0, a level or a share outside 0 to 1.
+    Raises ValueError: a bound below 0, a level or a share outside 0 to 1.
     """
 
     gauc: float = 0.005
@@ -158,8 +157,7 @@ def measure(
       new_items: bool [R], requests for items that the old model lacks, whose HR@k is reported too; None for none.
       progress: whether to show bars.
 
-    Raises:
-      EncodingMismatch, ValueError: as `with_served_vocabulary` and `evaluate`.
+    Raises EncodingMismatch, ValueError: as `with_served_vocabulary` and `evaluate`.
     """
     data, positions, k = requests.data, requests.positions, requests.k
     served = with_served_vocabulary(trained, data.encoder)

@@ -69,8 +69,7 @@ def begin(
     An unfinished job of other arguments is removed: nothing of it was published. Before that, and before a new job, `check`
     raises for inputs that cannot be used. A job that ends before its first step is done leaves nothing behind.
 
-    Raises:
-      WriterConflict: a job runs there; names its process and host.
+    Raises WriterConflict: a job runs there; names its process and host.
     """
     leases = [Lease(folder) for folder in dict.fromkeys((work, *folders))]
     folder, record, job = work / "job", json.loads(json.dumps(arguments)), None

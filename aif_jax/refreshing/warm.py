@@ -103,8 +103,7 @@ def warm_start(trained: Trained, encoder: Encoder, catalogue: Catalogue, *, forg
       forget: whether `encoder` may lack ids of the model, whose rows are dropped.
       seed: seed of new rows and fitted tables; the seed of the model's training keeps its signatures.
 
-    Raises:
-      ValueError: a model without an encoder, or without `forget` an encoder that lacks ids of the model's.
+    Raises ValueError: a model without an encoder, or without `forget` an encoder that lacks ids of the model's.
     """
     old = trained.need_encoder("warm_start")
     for name in (a.name for a in (*old.schema.item_attributes, *old.schema.user_attributes)):
@@ -125,8 +124,7 @@ def with_served_vocabulary(trained: Trained, encoder: Encoder | None) -> Trained
       trained: any model; one of `encoder` is returned as it is.
       encoder: encoder of the features, with the same columns; None returns the model.
 
-    Raises:
-      ValueError: other columns, another width of content, or a model without an encoder.
+    Raises ValueError: other columns, another width of content, or a model without an encoder.
     """
     if encoder is None or trained.encoding == encoder.version:
         return trained

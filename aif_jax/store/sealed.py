@@ -53,9 +53,7 @@ def is_complete(folder: Path) -> bool:
 def inspect(path: str | Path, *, format: str, rebuild: str = "write it again") -> dict[str, Any]:
     """Return the manifest of a folder; reads no arrays. `rebuild` is the way out for messages.
 
-    Raises:
-      FileNotFoundError: nothing there.
-      CheckpointError: torn, altered, or of another format.
+    Raises FileNotFoundError: nothing there; CheckpointError: torn, altered, or of another format.
     """
     path = local(path)
     if not path.is_dir():

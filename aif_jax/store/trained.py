@@ -50,8 +50,7 @@ def fingerprint(params: Params, config: Config, encoder: Encoder | None = None) 
       config: with its schema and blocks.
       encoder: with its columns, vocabularies and scales; None for a model without one.
 
-    Raises:
-      ValueError: a leaf that this process does not hold whole.
+    Raises ValueError: a leaf that this process does not hold whole.
 
     Example:
       >>> import numpy as np, aif_jax as aif

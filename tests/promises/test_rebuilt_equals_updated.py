@@ -16,7 +16,6 @@ CHANGES = st.lists(
         st.tuples(st.just("upsert"), st.lists(st.tuples(st.sampled_from(range(12)), st.integers(0, 199)), max_size=9)),
         st.tuples(st.just("delete"), st.lists(st.sampled_from(range(12)), max_size=4)),
         st.tuples(st.just("hold"), st.none()),
-        st.tuples(st.just("compact"), st.none()),
     ),
     max_size=12,
 )
@@ -30,14 +29,6 @@ def world(request):
     ids = IDS if kind == "integers" else np.array([f"sku {i}" for i in IDS], np.dtypes.StringDType())
     trained = Trained(model, params).with_version("v")
     return trained, demo.items(200), ids, dict(batch_size=8, storage=storage, progress=False)
-
-
-def contents(index) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Ids and rows of an index, and its table in compact form."""
-    compact = index.compact()
-    with compact.reading() as stored:
-        table = [np.array(leaf) for leaf in jax.tree.leaves(stored)]
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(index.stored())], table
 
 
 @settings(max_examples=15, deadline=None)
@@ -60,10 +51,8 @@ def test_any_sequence_of_updates_equals_a_rebuild(world, changes):
         elif kind == "delete":
             index = index.delete(ids[what])
             state = {i: version for i, version in state.items() if i not in what}
-        elif kind == "compact":
-            index = index.compact()
         else:
             held.append((index, dict(state)))
     for snapshot, expected in [*held[-2:], (index, state)]:
         assert len(snapshot) == len(expected)
-        assert demo.same(contents(snapshot), contents(build(expected)))
+        assert demo.same(snapshot.stored(), build(expected).stored())

@@ -30,8 +30,7 @@ def load(folder: str | Path, *, buckets: Mapping[str, Sequence[int]] | None = No
         "b" users. Every size is padded up to the next bucket, so that a new count does not compile.
       sha256: digest of the manifest as `save` returned it, which pins the whole folder.
 
-    Raises:
-      ExportError: a file is missing or altered; the format or JAX is of another version.
+    Raises ExportError: a file is missing or altered; the format or JAX is of another version.
     """
     folder = local(folder)
     manifest = read_manifest(folder, sha256=sha256)
@@ -120,8 +119,7 @@ class ExportedModel:
           table: what `item` returned, put on a device, or `index.table`; compiled once for each number of rows.
           rows: integers [C] in [0, N).
 
-        Raises:
-          ExportError: rows that the table does not have.
+        Raises ExportError: rows that the table does not have.
         """
         function, rows = self.functions["interaction"], np.asarray(rows)
         expect(rows.ndim == 1 and rows.dtype.kind in "iu", "rows", "integers [C]", f"{rows.dtype}{list(rows.shape)}")
@@ -160,8 +158,7 @@ class ExportedModel:
           logits: float32 [C] or [C, T].
           bid: float32 [C], such as "side.bid" of `index.table`; None for an order that does not read it.
 
-        Raises:
-          ExportError: another order, logits or bids that do not fit.
+        Raises ExportError: another order, logits or bids that do not fit.
         """
         expect(order in self.orders, "order", f"one of {sorted(self.orders)}", repr(order))
         p = self.functions[PROBABILITY].on_host({"logits": np.asarray(logits)})
@@ -218,8 +215,7 @@ def verify(folder: str | Path, *, tolerance: float = 1e-4, sha256: str | None = 
     Returns:
       `version`; `max_abs_diff`, the largest difference of all; `functions`, the same for each function.
 
-    Raises:
-      ExportError: as `load`; an output that differs by more.
+    Raises ExportError: as `load`; an output that differs by more.
     """
     model, folder = load(folder, sha256=sha256), Path(folder)
     for name in model.manifest["files"]:
