@@ -69,11 +69,7 @@ def expect(ok: Any, name: str, expected: object, got: object, *, error: type[Exc
 
 
 def expect_types(value: Any) -> None:
-    """Raise ValueError unless the numbers, booleans, strings and tuples of these in a dataclass have their annotated types.
-
-    True is no int; NumPy numbers are refused, as JSON does not write them. Other fields are skipped, and so is a class with
-    annotations that its module cannot resolve.
-    """
+    """Raise ValueError unless numbers, booleans, strings and tuples of these in a dataclass have their annotated types."""
     for name, hint in _hints(type(value)).items():
         got = getattr(value, name)
         if not _fits(got, hint):

@@ -4,6 +4,7 @@ Histories are not split: a held-out sample's history may hold training events an
 would have seen them too.
 """
 
+import bisect
 import os
 from typing import Any, NamedTuple
 
@@ -12,8 +13,6 @@ import numpy as np
 from aif_jax.checks import BLOCK, expect
 from aif_jax.data.events import EventLog
 from aif_jax.encoding.times import TimeUnit, iso_text, seconds_of
-
-BINS = 1 << 16  # of the histogram that finds a time by its rank
 
 
 class Split(NamedTuple):
@@ -166,17 +165,5 @@ def _count(times: np.ndarray, before: int) -> int:
 
 def _time_of_rank(times: np.ndarray, rank: int) -> int:
     """Return the time with that rank in ascending order; one past the last time for the rank after the last one."""
-    if rank == len(times):
-        return int(times.max()) + 1
     low, high = int(times.min()), int(times.max())
-    while low < high:  # the time lies in [low, high]: each pass narrows that to one of BINS parts
-        width = (high - low) // BINS + 1
-        counts = np.zeros(BINS, np.int64)
-        for start in range(0, len(times), BLOCK):
-            time = times[start : start + BLOCK]
-            counts += np.bincount((time[(time >= low) & (time <= high)] - low) // width, minlength=BINS)
-        upto = np.cumsum(counts)
-        part = int(np.searchsorted(upto, rank, side="right"))
-        rank -= int(upto[part - 1]) if part else 0
-        low, high = low + part * width, min(high, low + (part + 1) * width - 1)
-    return low
+    return low + bisect.bisect_right(range(low, high + 1), rank, key=lambda time: _count(times, time + 1))

@@ -21,22 +21,9 @@ FLOOR = -(2**62) // 10**9  # 1823 in seconds: from here on times and their diffe
 def in_unit(times: Any, name: str, *, unit: TimeUnit = "s") -> np.ndarray:
     """Return times of any shape as integers in `unit`, int64, finer ones rounded down: the form that is compared.
 
-    Arrays, JSON and stores come through here, and files through `Cells.times` with the same limits.
-
-    Args:
-      times: integers in `unit`, or dates and times of any resolution: `datetime64`, `datetime`, ISO text (UTC where they name
-        no zone).
-
-    Raises:
-      TypeError: no times.
-      ValueError: a missing time, or one that cannot be in `unit`, with the likely unit.
-
-    Example:
-      >>> in_unit(["2017-11-25T00:00:10.999", "2017-11-25T01:00:11+01:00"], "now", unit="ms").tolist()
-      [1511568010999, 1511568011000]
-      >>> in_unit(1_511_544_070_999, "now")
-      Traceback (most recent call last):
-      ValueError: now: expected a time before 2100 in 's', got 1511544070999, which looks like 'ms'
+    Arrays, JSON and stores come through here, and files through `Cells.times` with the same limits: integers in `unit`, or
+    `datetime64`, `datetime`, ISO text (UTC where they name no zone). TypeError for others, ValueError for a missing time or one
+    that cannot be in `unit`.
     """
     try:
         array = np.asarray(times)
@@ -75,10 +62,6 @@ def seconds_of(value: Any, name: str, *, unit: TimeUnit = "s") -> int:
 
     A date is its first second. Raises ArgumentError for anything else, for a time that cannot be in `unit`, and for an integer
     such as 20240501, which may be meant as a date and would be in August 1970.
-
-    Example:
-      >>> seconds_of("2022-05-06", "test"), seconds_of(1_651_795_200_500, "test", unit="ms")
-      (1651795200, 1651795200)
     """
     try:
         if isinstance(value, bool | np.bool_) or np.ndim(value):
@@ -152,10 +135,6 @@ def history_order(
 
     By time (integers of `in_unit`), ties by item row, then by action; histories read it backwards. Files, feature
     stores and callers deliver the events of one moment in any order: this gives all of them one history.
-
-    Example:
-      >>> history_order(np.array([20, 10, 20]), np.array([7, 5, 6]), np.array([1, 1, 1])).tolist()
-      [1, 2, 0]
     """
     keys = [time] if user is None else [user, time]
     if user is None:

@@ -161,12 +161,7 @@ class Vocabulary:
 
 
 def new_rows(before: Vocabulary, after: Vocabulary) -> np.ndarray:
-    """Return where each row of a vocabulary is in the one after it: int32 [len(before)], -1 for a row that lost its id.
-
-    Example:
-      >>> new_rows(Vocabulary([5, 7]), Vocabulary([3, 7])).tolist()
-      [0, -1, 2]
-    """
+    """Return where each row of a vocabulary is in the one after it: int32 [len(before)], -1 for a row that lost its id."""
     place = np.full(len(before), -1, np.int32)
     place[0] = 0
     if before.kind is not None and after.kind in (before.kind, None):

@@ -154,21 +154,9 @@ def read_items(
 ) -> Iterator[tuple[np.ndarray, ItemFeatures]]:
     """Read items as features, block by block in bounded memory: for an index of the whole catalogue.
 
-    Errors as `read`; nothing is checked across blocks, such as ids that repeat.
-
-    Args:
-      items: file, folder or table in memory, with the columns that training read.
-      statistics: item statistics of raw ids [n] by column, such as `Dataset.statistic_columns` of a moment; None where they are
-        columns of the items.
-
-    Yields:
-      Raw ids [n], int64 or strings, and ItemFeatures [n]; items that the encoder does not know have row 0.
-
-    Example:
-      >>> table = {"item": [7, 8], "category": ["tea", "cup"]}
-      >>> data = read({"user": [1], "item": [7], "time": [20]}, items=table, columns=Columns())
-      >>> [ids.tolist() for ids, _ in read_items(table, data.encoder)]
-      [[7, 8]]
+    Yields raw ids [n], int64 or strings, and ItemFeatures [n]; items that the encoder does not know have row 0. Errors as
+    `read`; nothing is checked across blocks, such as ids that repeat. `statistics` gives item statistics of raw ids [n] by
+    column, such as `Dataset.statistic_columns` of a moment; None where they are columns of the items.
     """
     columns, problems = encoder.columns, Problems()
     kinds = columns.of("items", computed=statistics is None)
@@ -193,16 +181,8 @@ def read_items(
 def load_columns(source: Source, kinds: Mapping[str, Kind], *, columns: Columns | None = None) -> dict[str, np.ndarray]:
     """Read some columns into memory, for data that needs work before it is what `read` takes; errors as `read`.
 
-    Args:
-      kinds: column name to what it holds: "id", "category", "float", "number", "vector" or "time".
-      columns: for units; `Columns.text` names columns that stay text. Default: times in seconds.
-
-    Returns:
-      Name to int64 [n] or StringDType [n]; float32 [n] or [n, E]; int64 [n] seconds.
-
-    Example:
-      >>> load_columns({"movie": ["9", "7"], "rating": [4.5, 3.0]}, {"movie": "id", "rating": "float"})["rating"].tolist()
-      [4.5, 3.0]
+    `kinds` are "id", "category", "float", "number", "vector" or "time" by column; arrays int64 [n] or StringDType [n], float32
+    [n] or [n, E], int64 [n] seconds. `columns` is for units, and names what stays text.
     """
     expect(not {"bag", "value"} & set(kinds.values()), "load_columns", "kinds of columns without missing values", dict(kinds))
     return table_and_columns(source, kinds, columns=columns or Columns(), name="table")[1]
@@ -260,10 +240,9 @@ def read_tables(
     encoder: Encoder | None,
     grow: bool = False,
 ) -> Tables:
-    """Read every table once, in the order of `sources`: known ids are those of the file of items or users, else of the events.
+    """Read every table once: known ids are those of the file of items or users, else of the events.
 
-    An `encoder` says it instead; with `grow` both do, except for actions. `problems` receives what is wrong with values,
-    and ids that an items or users table has twice.
+    An `encoder` says it instead; with `grow` both do, except for actions.
     """
     tables: dict[TableName, LoadedTable] = {
         name: read_table(source, columns.of(name, computed=False), problems, columns=columns, name=name)
