@@ -36,7 +36,6 @@ from aif_jax.train.losses import Loss
 from aif_jax.train.settings import FitConfig, FitSettings
 from aif_jax.train.step import LossFn
 from aif_jax.train.tasks import Goals, Task, task_of
-from aif_jax.train.training import note
 from aif_jax.types import Params
 
 
@@ -126,8 +125,7 @@ class Run:
         positions, source = training.held_out(data, self.settings, split, **chosen)
         given = training.evaluation_options(self.settings, data, split)
         given |= {"repeats": repeats, "k": k if self.settings.task.ranks_catalogue else None, "candidates": source} | options
-        evaluation = evaluate(self.model, self.params, data, positions, **given)
-        return dataclasses.replace(evaluation, note=note(self.config, self.settings.task, evaluation.k))
+        return evaluate(self.model, self.params, data, positions, **given)
 
     def edit(self, data: Dataset, change: Edit, **options: Any) -> Run:
         """Return a run whose model is changed by a function `(trained, data, **options) -> Trained`, such as of `train.edits`.

@@ -20,7 +20,7 @@ from aif_jax.run import Run
 from aif_jax.train.loop import JsonLines
 from aif_jax.train.settings import FitConfig, FitSettings
 from aif_jax.train.tasks import Cascaded, Impressions, NextItem
-from aif_jax.train.training import cuts, held_out, note, samples_line, samples_of, validation
+from aif_jax.train.training import cuts, held_out, samples_line, samples_of, validation
 from experiments.datasets.synthetic import synthetic_world
 from tests import demo
 from tests.demo import FIT, fit, same
@@ -341,8 +341,6 @@ def test_a_run_by_dates_resumes_is_evaluated_and_says_its_samples(data, small, t
     samples = samples_of(data, run.settings)
     assert samples_line(samples, run.settings) in said and f"{samples.earlier:,} before {since} (since)" in said
     assert samples.earlier >= 200 and samples.train < 600
-    lacks = "hr@10 and ndcg@10 are of scores before the SVD term and the popularity correction; with them: "
-    assert f"{lacks}run.with_svd(data).with_popularity_correction(data).evaluate(data)" in said
     whole = NextItem().positions(data, min_history=1, **run.settings.span("train"))
     assert len(whole) == samples.train and data.log.time[whole].min() >= np.datetime64(since, "s").astype(int)
     assert settings_of(run.folder)["first_test"] == int(time[1000]) and settings_of(run.folder)["since"] == int(time[200])
@@ -352,14 +350,4 @@ def test_a_run_by_dates_resumes_is_evaluated_and_says_its_samples(data, small, t
         fit(small, data, progress=False, **given)
     assert samples_line(samples, run.settings) in caplog.text
     refused(ValueError, r"fit.since: expected .*the run has", fit, small, data, progress=False, **given | {"since": None})
-    evaluation = run.evaluate(data, k=10, progress=False)
-    assert evaluation.requests == samples.test and "with them: run.with_svd(data)" in str(evaluation)
-    assert run.evaluate(data, k=None, progress=False).note == ""
-
-
-def test_the_note_names_what_is_lacking(listed):
-    config = demo.config(schema=listed.schema, **demo.SMALL)
-    assert note(config, NextItem(), 5).startswith("hr@5 and ndcg@5 are of scores before the SVD term and the popularity")
-    lacks = "before the SVD term; with it: run.with_svd(data).evaluate(data)"
-    assert note(config, NextItem(logq_correction=True), 5).endswith(lacks)
-    assert note(config, NextItem(), None) == note(config, Impressions(candidates=3, threshold=2), None) == ""
+    assert run.evaluate(data, k=10, progress=False).requests == samples.test

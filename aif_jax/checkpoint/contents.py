@@ -38,7 +38,6 @@ class Checkpoint:
       opt_state: optimizer state; None if `load` got no template for it.
       position: position of the data stream, as given to `save`.
       metrics: figures of this step by name.
-      run: name of the training run that wrote it, None for none.
     """
 
     params: Params
@@ -49,7 +48,6 @@ class Checkpoint:
     opt_state: Any = None
     position: Any = None
     metrics: dict[str, float] | None = None
-    run: str | None = None
     settings: dict[str, Any] | None = None
     items: ItemFeatures | None = None
 
@@ -142,7 +140,6 @@ def load(path: str | Path, *, config: Config | None = None, like: Mapping[str, A
         opt_state=trees.get("opt_state"),
         position=record.get("position"),
         metrics=metrics,
-        run=record.get("run"),
         settings=record.get("settings"),
         items=_parsed(path, trees, "items", lambda tree: ItemFeatures(**tree)) if "items" in trees else None,
     )
@@ -163,7 +160,7 @@ def settings_of(path: str | Path) -> dict[str, Any] | None:
 
 def pack(
     params: Params, config: Config, encoder: Encoder | None, step: int, opt_state: Any, position: Any, metrics: Any,
-    *, run: str | None = None, settings: Mapping[str, Any] | None = None, items: ItemFeatures | None = None,
+    *, settings: Mapping[str, Any] | None = None, items: ItemFeatures | None = None,
 ) -> storage.Payload:  # fmt: skip
     """Return trees and record of a checkpoint, checked and hashed; see `storage.pack`."""
     encoding_for(config, encoder)
@@ -181,7 +178,6 @@ def pack(
         "step": int(step),
         "position": position,
         "metrics": {name: float(figure) for name, figure in metrics.items()} if metrics else None,
-        "run": run,
     }
     if settings is not None:
         record["settings"] = dict(settings)
@@ -211,8 +207,7 @@ class Checkpoints:
       directory: made when the first checkpoint is saved.
       keep_last: how many of the latest steps stay.
       keep_best: such as ("gauc", "max"): the best step by that metric stays too. None keeps the latest alone.
-      run: name of the run, saved in every checkpoint; a checkpoint of another run is refused. None takes any.
-      settings: settings of the run as plain JSON, saved in every checkpoint.
+      settings: settings of the run as plain JSON, saved in every checkpoint; one with others is refused. None takes any.
       items: features of the encoder's items, see `Trained`, saved in every checkpoint.
 
     Example:
@@ -230,14 +225,13 @@ class Checkpoints:
 
     def __init__(
         self, directory: str | Path, *, keep_last: int = 3, keep_best: tuple[str, Literal["max", "min"]] | None = None,
-        run: str | None = None, settings: Mapping[str, Any] | None = None, items: ItemFeatures | None = None,
+        settings: Mapping[str, Any] | None = None, items: ItemFeatures | None = None,
     ):  # fmt: skip
         expect(keep_last >= 1, "keep_last", "at least 1", keep_last)
         expect(keep_best is None or keep_best[1] in ("max", "min"), "keep_best", "(metric, 'max' or 'min')", keep_best)
         self.directory = local(directory)
         self.keep_last = keep_last
         self.keep_best = keep_best
-        self.run = run
         self._settings = settings
         self._items = items
         self._saving: Future[None] | None = None
@@ -302,7 +296,7 @@ class Checkpoints:
         self.wait()
         if self._folder(step).exists():
             raise FileExistsError(f"{self._folder(step)}: expected a new step, got {step}, saved already; resume from it")
-        own: dict[str, Any] = {"run": self.run, "settings": self._settings, "items": self._items}
+        own: dict[str, Any] = {"settings": self._settings, "items": self._items}
         ready = pack(params, config, encoder, step, opt_state, position, metrics, **own)
         if processes.several():
             storage.write(self._folder(step), ready)
@@ -326,7 +320,7 @@ class Checkpoints:
         if number is None or number not in self.steps:
             raise FileNotFoundError(f"{self.directory}: expected step {step}, found steps {self.steps}; take one of them")
         found = load(self._folder(int(number)), config=config, like=like)
-        self._expect_own(int(number), found.step, found.run)
+        self._expect_own(int(number), found.step, found.settings)
         return found
 
     def wait(self) -> None:
@@ -349,17 +343,16 @@ class Checkpoints:
     def _folder(self, step: int) -> Path:
         return self.directory / str(step)
 
-    def _expect_own(self, step: int, found: Any, run: Any) -> None:
+    def _expect_own(self, step: int, found: Any, settings: Any) -> None:
         """Raise unless the record in a step's folder is of that step and this run."""
-        if found != step or (self.run is not None and run != self.run):
-            expected, got = ("" if self.run is None else f" of the run {name}" for name in (self.run, run))
-            where = self._folder(step)
-            raise CheckpointError(f"{where}: expected step {step}{expected}, got step {found}{got}; {storage.DAMAGED}")
+        ours = self._settings is None or settings == self._settings
+        got = f"step {found}{'' if ours else ' of a run with other settings'}; {storage.DAMAGED}"
+        expect(ours and found == step, str(self._folder(step)), f"step {step}", got, error=CheckpointError)
 
     def _metrics(self, step: int) -> dict[str, float]:
         try:
             _, record = storage.inspect(self._folder(step))
-            self._expect_own(step, record.get("step"), record.get("run"))
+            self._expect_own(step, record.get("step"), record.get("settings"))
             return metrics_of(self._folder(step), record) or {}
         except (FileNotFoundError, CheckpointError):
             if step in self.steps:

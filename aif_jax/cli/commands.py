@@ -29,7 +29,6 @@ from aif_jax.scores import objective_names
 from aif_jax.store.folders import expect_nothing, local
 from aif_jax.train.evaluate import Evaluation
 from aif_jax.train.settings import FitConfig
-from aif_jax.train.training import note
 
 CONFIG_FIELDS = [field.name for field in dataclasses.fields(Config) if field.name not in ("schema", "blocks", "assembled")]
 BUILD = ("storage", "batch_size")
@@ -184,9 +183,7 @@ def run_train(options: argparse.Namespace) -> int:
     else:
         print(f"validation: {', '.join(f'{name} {value:.4f}' for name, value in run.metrics.items())}")
         if test is not None:
-            print(f"test: {dataclasses.replace(test, note='')}")
-        if text := note(run.config, run.settings.task, run.settings.k):
-            print(text)
+            print(f"test: {test}")
     return FINE
 
 

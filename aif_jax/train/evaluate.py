@@ -64,7 +64,6 @@ class Evaluation:
         that has the label "ranker". In training, a teacher is that ranker.
       kept: how many candidates the log's own pre-ranking passed on, the mean over requests; a quarter of a teacher's.
       objectives: figures of each of several objectives by name; the figures above are of the first.
-      note: terms fitted after training that the scores lack, and the call that adds them; "" for none.
       by_user: figures by name before they are averaged, for `intervals`; and baselines' figures on the same requests and
         candidates, such as "baseline.popularity.gauc".
       inputs: digests and settings that decide requests and candidates, for `against`.
@@ -85,7 +84,6 @@ class Evaluation:
     ranker_recall: float | None = None
     kept: int | None = None
     objectives: Mapping[str, Evaluation] = dataclasses.field(default_factory=dict)
-    note: str = ""
     by_user: Mapping[str, metrics.ByUser] = dataclasses.field(default_factory=dict, repr=False, compare=False)
     inputs: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
@@ -126,7 +124,7 @@ class Evaluation:
         bounds = {name: f" [{sure[name].low:.3f}, {sure[name].high:.3f}]" if name in sure else "" for name in values}
         shown = ", ".join(f"{name} {value:.4f}{bounds[name]}" for name, value in values.items() if BASELINE not in name)
         of = "" if self.kept is None else f"; ranker_recall: the ranker's top {RANKER_TOP} among {self.kept:,} kept"
-        lines = [f"{shown} ({self.requests:,} requests of {self.users:,} users{of}){self.note and '; '}{self.note}"]
+        lines = [f"{shown} ({self.requests:,} requests of {self.users:,} users{of})"]
         for baseline in dict.fromkeys(name.split(".")[1] for name in values if name.startswith(BASELINE)):
             prefix = f"{BASELINE}{baseline}."
             theirs = {name.removeprefix(prefix): part for name, part in self.by_user.items() if name.startswith(prefix)}

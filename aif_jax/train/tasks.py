@@ -74,11 +74,6 @@ class NextItem(Fields):
         """Candidates after the first that log-loss and calibration are of: as many as in training."""
         return self.negatives
 
-    @property
-    def lacks_correction(self) -> bool:
-        """Whether scores lack the popularity correction: candidates are drawn by popularity alone, the loss not corrected."""
-        return not self.logq_correction and not self.uniform
-
     def positions(self, data: Dataset, *, min_history: int, since: int | None, before: int | None) -> np.ndarray:
         """Return events of known items in a span of time, those that histories hold."""
         positions = _with_history(data, min_history=min_history, since=since, before=before)

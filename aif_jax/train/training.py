@@ -31,7 +31,6 @@ from aif_jax.encoding.times import iso_text, seconds_of
 from aif_jax.model import PreRanker, fit_tables
 from aif_jax.scores import objective_names
 from aif_jax.sharding import processes
-from aif_jax.store.sealed import seal
 from aif_jax.store.trained import check_params
 from aif_jax.train import distillation
 from aif_jax.train.baselines import baseline_scores
@@ -150,20 +149,6 @@ def plan(feed: Pipeline, settings: FitSettings, samples: Samples) -> Iterator[st
         yield f"validation: {times:,} evaluation{'s' * (times > 1)} of {requests:,} requests{whole}"
     if items <= (settings.k or 0):
         yield f"hr@{settings.k} is 1 for every model: the catalogue has {items:,} items; take a smaller k"
-
-
-def note(config: Config, task: Task, k: int | None) -> str:
-    """Return which terms the catalogue figures of a run lack, and the next call; "" where they lack none."""
-    if k is None or not isinstance(task, NextItem):
-        return ""
-    terms = {} if config.find("pure_svd") else {"the SVD term": "with_svd(data)"}
-    if not config.find("item_offset") and task.lacks_correction:
-        terms["the popularity correction"] = "with_popularity_correction(data)"
-    if not terms:
-        return ""
-    calls = ".".join(["run", *terms.values(), "evaluate(data)"])
-    them = "them" if len(terms) > 1 else "it"
-    return f"hr@{k} and ndcg@{k} are of scores before {' and '.join(terms)}; with {them}: {calls}"
 
 
 def say(line: str, *, progress: bool) -> None:
@@ -324,8 +309,6 @@ def train(
                 every=settings.evaluate_every or feed.steps_per_epoch, seconds=SAVE_SECONDS, evaluate=validate,
             )  # fmt: skip
             loop(state, step, batches, total=left, on_log=on_log, log=JsonLines(folder / LOG), save=saving, progress=progress)
-        if settings.validates and (text := note(config, task, settings.k)):
-            say(text, progress=progress)
         if processes.first():
             checkpoints.tidy()
         return final(checkpoints, settings)
@@ -333,7 +316,7 @@ def train(
 
 def expect_lacks_correction(task: Task, name: str) -> NextItem:
     """Return the task; ValueError for one whose scores the popularity correction does not fit."""
-    fits = isinstance(task, NextItem) and task.lacks_correction
+    fits = isinstance(task, NextItem) and not (task.logq_correction or task.uniform)
     expect(fits, name, "a NextItem task with candidates by popularity, not corrected", task)
     return task  # type: ignore[return-value]
 
@@ -417,7 +400,7 @@ def checkpoints_of(
     best = settings.keep_best
     keep_best = None if best is None else (best, "min" if best in LOWER_IS_BETTER else "max")
     record = settings.to_json() if record is None else record
-    return Checkpoints(folder, keep_best=keep_best, run=seal(record), settings=record, items=items)
+    return Checkpoints(folder, keep_best=keep_best, settings=record, items=items)
 
 
 def final(checkpoints: Checkpoints, settings: FitSettings) -> Checkpoint:
