@@ -170,7 +170,10 @@ def test_warm_counts_neither_trace_nor_transfer_unasked(made, scored):
     model = load(made[0])
     rows = model.item(items)
     table = jax.device_put(rows)
-    model.warm_up(table=table)
+    state = model.user(features)
+    for count in (64, 99):  # the first calls of each bucket
+        model.interaction(state, {name: value[:count] for name, value in rows.items()})
+        model.score(state, table, np.arange(count))
     with jax.no_tracing(), jax.transfer_guard("disallow"):
         state = model.user(features)
         for count in (1, 63, 77, 99):

@@ -90,12 +90,9 @@ def encode(table: Any) -> bytes:
       ValueError: columns of different lengths, no rows, or more bytes than a message may have.
     """
     arrow, ipc = pyarrow(), pyarrow("pyarrow.ipc")
-    if isinstance(table, arrow.RecordBatch):
-        table = arrow.Table.from_batches([table])
-    if not isinstance(table, arrow.Table):
-        table = arrow.table(
-            {name: list(values) if getattr(values, "ndim", 1) == 2 else values for name, values in table.items()}
-        )
+    if isinstance(table, Mapping):
+        table = {name: list(values) if getattr(values, "ndim", 1) == 2 else values for name, values in table.items()}
+    table = arrow.table(table)
     expect(table.num_rows, "table", "at least one row", 0)
     sink = arrow.BufferOutputStream()
     with ipc.new_stream(sink, table.schema) as writer:

@@ -1,7 +1,7 @@
 """One exported function: reads it, checks its inputs by the manifest, pads symbolic axes to buckets, runs it."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -91,7 +91,6 @@ class Function:
         self.inputs = {entry["name"]: _input(entry) for entry in spec["inputs"]}
         self.outputs = {entry["name"]: _input(entry) for entry in spec["outputs"]}
         self.ignored = frozenset(spec["ignored"])
-        self.used_axes = {dim for entry in self.inputs.values() for dim in entry.shape if isinstance(dim, str)}
         self.exported = exported = deserialize(raw, name)
         self._run = jax.jit(lambda params, inputs: exported.call(params, inputs))
 
@@ -114,46 +113,37 @@ class Function:
             return {k: np.zeros(_sized(entry.shape, whole | {over: 0}), entry.dtype) for k, entry in self.outputs.items()}
         return {k: np.concatenate([part[k] for part in parts]) for k in parts[0]} if len(parts) > 1 else parts[0]
 
-    def take(self, given: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-        """Return the inputs named, checked for names, dtypes and values; inputs that the model does not read are dropped."""
-        names = list(names)
-        missing = [name for name in names if name not in given]
-        extra = [name for name in given if name not in self.inputs and name not in self.ignored]
+    def prepared(self, inputs: Mapping[str, Any], *, prefix: str = "") -> tuple[dict[str, Any], dict[str, int]]:
+        """Return the inputs of that prefix, checked, and the size of every symbolic axis.
+
+        Inputs and places that the model does not read are left out.
+        """
+        names = [name for name in self.inputs if name.startswith(prefix)]
+        missing = [name for name in names if name not in inputs]
+        extra = [name for name in inputs if name not in self.inputs and name not in self.ignored]
         if missing or extra:
             raise ExportError(f"{self.name} inputs: expected {sorted(names)}, missing {missing}, unknown {extra}")
-        taken = {}
+        given: dict[str, Any] = {}
+        sizes: dict[str, int] = {}
         for name in names:
-            value, wanted = given[name], self.inputs[name]
+            value, wanted, where = inputs[name], self.inputs[name], f"{self.name} input {name}"
             if wanted.size is not None or wanted.finite or not isinstance(value, jax.Array):
                 value = np.asarray(jax.device_get(value))
-            expect(value.dtype == wanted.dtype, f"{self.name} input {name}", f"dtype {wanted.dtype}", value.dtype)
-            if isinstance(value, np.ndarray):
-                wanted.check(f"{self.name} input {name}", value)
-            taken[name] = value
-        return taken
-
-    def prepared(self, inputs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, int]]:
-        """Return all inputs, checked, and the size of every symbolic axis; places that the model does not read are cut off."""
-        given = self.take(inputs, self.inputs)
-        sizes: dict[str, int] = {}
-        for name, value in given.items():
-            shape = self.inputs[name].shape
-            fits = len(shape) == value.ndim and all(
+            expect(value.dtype == wanted.dtype, where, f"dtype {wanted.dtype}", value.dtype)
+            fits = len(wanted.shape) == value.ndim and all(
                 (sizes.setdefault(want, got) if isinstance(want, str) else want) == got
-                for want, got in zip(shape, value.shape, strict=True)
+                for want, got in zip(wanted.shape, value.shape, strict=True)
             )
             if not fits:
-                expected = [sizes.get(dim, dim) if isinstance(dim, str) else dim for dim in shape]
-                raise ExportError(f"{self.name} input {name}: expected shape {expected}, got {list(value.shape)}")
+                expected = [sizes.get(dim, dim) if isinstance(dim, str) else dim for dim in wanted.shape]
+                raise ExportError(f"{where}: expected shape {expected}, got {list(value.shape)}")
+            if isinstance(value, np.ndarray):
+                wanted.check(where, value)
+            given[name] = value
         most = {a: high for a, size in sizes.items() if (high := self.axes[a].maximum) is not None and size > high}
         if most:
             given = {k: v[tuple(slice(most.get(str(dim))) for dim in self.inputs[k].shape)] for k, v in given.items()}
         return given, sizes | most
-
-    def zeros(self, sizes: Mapping[str, int], *, prefix: str = "") -> dict[str, np.ndarray]:
-        """Return inputs of zeros, for warming up; names without the prefix that they have."""
-        entries = {name: entry for name, entry in self.inputs.items() if name.startswith(prefix)}
-        return {name[len(prefix) :]: np.zeros(_sized(entry.shape, sizes), entry.dtype) for name, entry in entries.items()}
 
     def _pad(self, given: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
         padded = {}

@@ -130,7 +130,7 @@ class ExportedModel:
         if rows.size and (rows.min() < 0 or rows.max() >= size):
             raise ExportError(f"rows: expected values in [0, {size}), got {rows.min()} to {rows.max()}")
         given = {f"state.{name}": value for name, value in flatten(state).items()}
-        states = jax.device_put(function.take(given, [name for name in function.inputs if name.startswith("state.")]))
+        states = jax.device_put(function.prepared(given, prefix="state.")[0])
         columns = {name: table[name] for name in needed}
         blocks = [np.zeros((0, *function.outputs["logits"].shape[1:]), np.float32)]  # type: ignore[arg-type]
         for start, stop, bucket in function.axes["c"].blocks(len(rows)):
@@ -165,17 +165,6 @@ class ExportedModel:
         given = {name: values for name, values in p.items() if name.startswith("p.")}
         given |= {} if bid is None else {"bid": np.asarray(bid)}
         return self.functions[f"{ORDER}{order}"].on_host(given)["scores"]
-
-    def warm_up(self, *, table: Mapping[str, Any] | None = None) -> ExportedModel:
-        """Compile user function and interaction at their buckets, before requests come; `score` too for a `table`."""
-        user, interaction = self.functions["user"], self.functions["interaction"]
-        for length in user.axes["l"].buckets if "l" in user.used_axes else (1,):
-            state = self.user(user.zeros({"l": length}))
-            for count in interaction.axes["c"].buckets:
-                self.interaction(state, interaction.zeros({"c": count}, prefix="rows."))
-                if table is not None:
-                    self.score(state, table, np.zeros(count, np.int32))
-        return self
 
     def encode(self, name: str, raw: Any) -> np.ndarray:
         """Encode raw ids of a vocabulary as int32 rows of the same shape, 0 for unknown ones; ExportError for other kinds.
