@@ -28,8 +28,8 @@ OF_VARIANTS = (
     "tests/promises/test_decomposition.py::test_every_trained_parameter_gets_a_gradient",
     "tests/promises/test_decomposition.py::test_other_users_of_a_batch",
     "tests/promises/test_decomposition.py::test_staged_equals_joint",
-    "tests/promises/test_masking.py::test_gradients_of_an_empty_history_are_finite",
-    "tests/promises/test_masking.py::test_padding_changes_nothing_and_an_empty_history_is_finite",
+    "tests/promises/test_decomposition.py::test_gradients_of_an_empty_history_are_finite",
+    "tests/promises/test_decomposition.py::test_padding_changes_nothing_and_an_empty_history_is_finite",
 )
 """Tests of `demo.VARIANTS`, each a case by name; the others are in `standing`."""
 EXPORTED = "tests/promises/test_exported_equals_joint.py::test_exported_equals_joint"

@@ -61,20 +61,28 @@ def popular(positions, rows):
     return (-np.asarray(rows) / 10).astype(np.float32)
 
 
-def test_a_student_takes_the_order_of_its_teacher(data, student, tmp_path):
-    strong = dict(teacher=Teacher(popular, 50.0 * losses.distill_listwise), epochs=2)
-    run, plain = (fit(student, data, out=out, **(GIVEN | more)) for out, more in ((tmp_path / "run", strong), (None, {})))
-    positions, rows = np.arange(100, 160), np.tile(np.arange(1, 61, dtype=np.int32), (60, 1))
-    wanted = popular(positions, rows)
-    agreed = []
-    for one in (run, plain):
-        scores = distill.model_scores(one.model, one.params, data)(positions, rows)
-        agreed.append(np.corrcoef(scores.ravel(), wanted.ravel())[0, 1])
+def newest(data):
+    """Retrieval that finds the same eight items for all, the last ones of the catalogue."""
+    return lambda positions: np.tile(np.arange(53, 61, dtype=np.int32), (len(positions), 1))
+
+
+@pytest.mark.parametrize("retrieved", [False, True])
+def test_a_student_takes_the_order_of_its_teacher(data, student, tmp_path, retrieved):
+    """Of the candidates of the task, or of what retrieval finds: then the run keeps its scores."""
+    teacher = Teacher(popular, 50.0 * losses.distill_listwise, candidates=newest(data) if retrieved else None)
+    given = GIVEN | dict(out=tmp_path / "run", epochs=2)
+    run, plain = fit(student, data, teacher=teacher, **given), fit(student, data, **GIVEN)
+    positions, rows = np.arange(100, 160), np.tile(np.arange(53 if retrieved else 1, 61, dtype=np.int32), (60, 1))
+    scores = [distill.model_scores(one.model, one.params, data)(positions, rows) for one in (run, plain)]
+    agreed = [np.corrcoef(one.ravel(), popular(positions, rows).ravel())[0, 1] for one in scores]
     assert agreed[0] > 0.7 > agreed[1] + 0.2
     assert run.settings.teacher.endswith("test_distill.popular")
     assert run.settings.loss == "Goal(listwise_softmax + pointwise_bce, 'label') + Goal(50 * distill_listwise, 'teacher')"
     assert aif.Run.load(tmp_path / "run").settings == run.settings and plain.settings.teacher is None
-    refused(ValueError, "teacher", fit, student, data, out=tmp_path / "run", **GIVEN | dict(epochs=2))
+    assert ("newest" in (run.settings.candidates or "")) == retrieved
+    assert not retrieved or (run.settings.teacher_candidates == 40 and list((tmp_path / "run" / "ranker_scores").iterdir()))
+    other = dataclasses.replace(teacher, candidates=None) if retrieved else None
+    refused(ValueError, "candidates" if retrieved else "teacher", fit, student, data, teacher=other, **given)
 
 
 def test_a_loss_of_labels_by_name_keeps_its_goals():
@@ -109,11 +117,6 @@ def test_what_does_not_fit_is_refused(data, student, teacher):
         (Teacher("score"), "Teacher.ranker: expected data with a cascade"),
     ):
         refused(ValueError, wanted, fit, student, data, teacher=given, **GIVEN)
-
-
-def newest(data):
-    """Retrieval that finds the same eight items for all, the last ones of the catalogue."""
-    return lambda positions: np.tile(np.arange(53, 61, dtype=np.int32), (len(positions), 1))
 
 
 def test_retrieved_candidates_are_scored_once_and_some_are_drawn_for_each_batch(data, teacher, source, tmp_path, monkeypatch):
@@ -153,18 +156,6 @@ def test_retrieved_candidates_are_scored_once_and_some_are_drawn_for_each_batch(
     assert (other[:, 4:] != rows[:, 4:]).any()
     missing, unknown, _ = taught(np.array([99]), SampleKey(0, 0, 0))
     assert not missing[0, 4:].any() and np.isnan(unknown["teacher"]).all()
-
-
-def test_a_run_keeps_the_scores_of_retrieved_candidates(data, student, tmp_path):
-    strong = Teacher(popular, 50.0 * losses.distill_listwise, candidates=newest(data))
-    given = GIVEN | dict(out=tmp_path / "run", epochs=2)
-    run = fit(student, data, teacher=strong, **given)
-    positions, rows = np.arange(100, 160), np.tile(np.arange(53, 61, dtype=np.int32), (60, 1))
-    scores = distill.model_scores(run.model, run.params, data)(positions, rows)
-    assert np.corrcoef(scores.ravel(), popular(positions, rows).ravel())[0, 1] > 0.7
-    assert list((tmp_path / "run" / "ranker_scores").iterdir())
-    assert "newest" in run.settings.candidates and run.settings.teacher_candidates == 40
-    refused(ValueError, "candidates", fit, student, data, teacher=dataclasses.replace(strong, candidates=None), **given)
 
 
 def test_a_logged_ranker_is_a_column_of_scores():

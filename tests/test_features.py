@@ -48,14 +48,6 @@ def test_real_features_have_the_specs(schema):
         assert shapes(demo.catalogue().items) == shapes(item_specs(schema, lead=(50,)))
 
 
-def test_a_model_compiles_for_the_specs_and_reads_features_of_any_encoder():
-    model, params = demo.build(**demo.VARIANTS["base"])
-    logits = jax.eval_shape(model.joint, params, user_specs(SCHEMA, length=24), item_specs(SCHEMA, lead=(5,)))
-    assert logits.shape == (5,)
-    items = dataclasses.replace(demo.items(3), encoding="tuesday")
-    assert jax.eval_shape(model.joint, params, user(encoding="monday"), items).shape == (3,)
-
-
 def test_empty_features_are_zeros_and_valid():
     for features in (empty_user(SCHEMA, length=4), empty_items(SCHEMA, 2)):
         assert all(isinstance(leaf, np.ndarray) and not leaf.any() for leaf in jax.tree.leaves(features))

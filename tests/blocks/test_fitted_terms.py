@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -79,18 +80,23 @@ def test_a_table_that_does_not_fit_is_refused(data, run, block, width):
 
 def half_of(block, params, item: int) -> list | float:
     """The value of an item's half, by its row."""
-    config = parts.config(block)
+    config = demo.config(blocks=(block,))
     features = jax.tree.map(lambda leaf: leaf[0], aif.empty_items(config.schema, 1))
     features.ids["item"] = np.int32(item)
     (value,) = block.item(params, ItemView(config=config, params={}, features=features, vector=jnp.zeros(8))).values()
     return value.tolist()
 
 
+def of(block, half):
+    """A state, or rows, of which one block's half is known."""
+    return types.SimpleNamespace(blocks={block.name: half})
+
+
 def test_offsets_of_items_by_hand():
     block, params = ItemOffset(), {"table": jnp.array([-100.0, 0.5, 2.0])}
     offsets = [half_of(block, params, item) for item in (0, 1, 2, 3, -1)]
     assert offsets == [-100.0, 0.5, 2.0, -100.0, -100.0]  # newer ones: as the unknown item
-    terms = block.score(params, parts.state(block, {}), parts.rows(block, {"offset": jnp.array([0.5, -100.0])}), {})
+    terms = block.score(params, of(block, {}), of(block, {"offset": jnp.array([0.5, -100.0])}), {})
     assert terms.offset.tolist() == [0.5, -100.0] and terms.pairs == ()
 
 
@@ -110,7 +116,7 @@ def test_a_corrected_training_is_not_corrected_again(data, run):
 
 def test_halves_by_hand():
     block, params = PureSvd(width=2, length=3, decay=1.0), {"table": jnp.array(TABLE)}
-    config = parts.config(block)
+    config = demo.config(blocks=(block,))
     user = parts.user(config, [True, True, True, True], item=np.array([1, 2, 9, 3], np.int32))
     half = block.user(params, user)
     np.testing.assert_allclose(half["sum"], TABLE[1] + TABLE[2] / 2, rtol=1e-6)  # 9 is newer than the fit, 3 is past the length
@@ -119,7 +125,7 @@ def test_halves_by_hand():
 
     factors = [half_of(block, params, item) for item in (0, 1, 3, 4, -1)]
     assert factors == [[0, 0], [1, 0], [3, 3], [0, 0], [0, 0]]
-    terms = block.score(params, parts.state(block, half), parts.rows(block, {"factor": jnp.array(TABLE)}), {})
+    terms = block.score(params, of(block, half), of(block, {"factor": jnp.array(TABLE)}), {})
     np.testing.assert_allclose(terms.offset, TABLE @ half["sum"], rtol=1e-6)
     assert terms.pairs == ()
 

@@ -33,7 +33,7 @@ def halves(item, category, action, age, mask, *, few=False, values=50):
     """The user half of many candidates, or the one for few; histories have 160 places: more values are sorted."""
     sized = [aif.Attribute(name=name, size=values) for name in ("item", "category")]
     schema = dataclasses.replace(demo.schema(), item_attributes=tuple(sized))
-    config = parts.config(BLOCK, schema=schema, long_length=160)
+    config = demo.config(blocks=(BLOCK,), schema=schema, long_length=160)
     view = parts.user(config, mask, candidates=5 if few else None, item=item, action=action, age=age)
     table = jnp.append(category, 0).astype(jnp.int32)  # category of each item: items are numbered by place here
     view.params["fitted"] = {"fields": {"category": table}}
