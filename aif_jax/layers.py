@@ -121,12 +121,8 @@ def fold_events(step: Callable, shared: Any, own: Any, events: Any, mask: jax.Ar
     Args:
       step: `(shared, own, chunk, total) -> (total, out)` of ONE user; padding must add nothing, and its `out` be zeros.
       shared, own: pytrees that all users share, and of this user.
-      events: pytree of arrays [L, ...]; a chunk has some places of them, zeros past the end.
-      mask: bool [L], where there is an event.
-      total: the total before the first chunk, a pytree.
-
-    Returns:
-      The last total, and the `out` of all places [L, ...].
+      events, mask: pytree of arrays [L, ...], zeros past the end; bool [L], where there is an event.
+      total: the total before the first chunk, a pytree; returned with the `out` of all places [L, ...].
     """
 
     def of_all(shared: Any, own: Any, events: Any, mask: jax.Array, total: Any) -> tuple[Any, Any]:

@@ -131,12 +131,7 @@ def with_teacher(loss: Any, term: Loss, objectives: tuple[str, ...] = ()) -> Goa
 
 
 def scores_of(teacher: Trained | Scores, data: Dataset) -> Scores:
-    """Return the teacher as a function whose scores are checked.
-
-    Raises:
-      ValueError: a teacher of several objectives; scores of another shape or that are not finite, when it is called.
-      EncodingMismatch: a teacher of data of another encoder.
-    """
+    """Return the teacher as a function whose scores are checked; ValueError, EncodingMismatch for one that does not fit."""
     if isinstance(teacher, Trained):
         check_encoding("teacher", expected=data.encoding, got=teacher.config.schema.encoding)
         several = objective_names(teacher.config.objectives)
@@ -202,11 +197,8 @@ def rank_retrieved(
 ) -> RankedCandidates:  # fmt: skip
     """Return a ranker's scores of each request's item and its retrieved candidates, each once; a killed call resumes by part.
 
-    Args:
-      positions: int64 [R] of the log, ascending.
-      folder: folder of the parts; ValueError for parts of another ranker, retrieval or data.
-      name: ranker and retrieval in words, for that check.
-      repeats: whether users come back to items; if not, items that they have met are no candidates.
+    `positions` ascend. Unless users come back to items (`repeats`), items that they have met are no candidates. ValueError for
+    a folder with parts of another ranker or retrieval, by its name in words, or of other data.
     """
     wide = np.shape(retrieval(positions[:1]) if callable(retrieval) else retrieval)[-1:]
     expect(bool(wide) and wide[0] > 0, "Teacher.candidates", "rows [B, N] of at least one candidate", f"shape {wide}")
@@ -229,11 +221,7 @@ def rank_retrieved(
 
 
 def logged_ranks(data: Dataset, label: str, positions: np.ndarray) -> RankedCandidates:
-    """Return a logged ranker's scores: a label of `Dataset.cascade`, for the requests of some events.
-
-    Raises:
-      ValueError: data without a cascade, or without such a label; no event whose request is logged.
-    """
+    """Return a logged ranker's scores, a label of `Dataset.cascade`; ValueError for none, or no event of a logged request."""
     cascade, log = data.cascade, data.log
     expect(cascade is not None, "Teacher.ranker", "data with a cascade for the label of a ranker", f"{data!r}")
     assert cascade is not None
@@ -250,11 +238,9 @@ def distilled(
 ) -> CandidateSource:
     """Return the same candidates with the ranker's logits as one more label; a label without a name is called `LABEL`.
 
-    Args:
-      scores: a function of any candidates; or retrieved candidates with scores: `source`'s candidates among them get their
-        scores, and `count` others are drawn without replacement for each list, whose other labels are unknown (NaN).
-      name: ranker and retrieval in words, for the description.
-      offset: float32 [N] the popularity correction of each catalogue row, which becomes `log_q`; None keeps that of `source`.
+    Of retrieved candidates those of `source` get their scores, and `count` others are drawn without replacement for each list,
+    whose other labels are unknown (NaN). `name` is ranker and retrieval in words, for the description. The popularity
+    correction `offset`, float32 [N], becomes `log_q`; None keeps that of `source`.
     """
 
     def lists(positions: np.ndarray, draw: SampleKey) -> CandidateLists:

@@ -51,22 +51,8 @@ def platt(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return scale and bias float32 [] of one objective, fitted on held-out entries on the host in float64.
 
-    Args:
-      scores: raw logits of the model, any shape.
-      labels: 0 or 1, the same shape.
-      where: bool, true where an entry counts; rank of `scores` and broadcastable to it.
-      weights: how many entries of the population each stands for, as `where`: 1 for a positive and 1 / (n q) for a negative
-        that n draws from q gave. None for 1.
-      rate: share of the population's negatives that these entries hold, where all are kept alike.
-
-    Raises:
-      ValueError: shapes, scores, weights or a rate that do not fit; entries of one class only; scores that do not rise with the
-        labels, whose calibration would reverse the order.
-
-    Example:
-      >>> scale, bias = platt([-1.0, -1.0, 1.0, 1.0] * 25, [0, 1, 0, 1] * 24 + [0, 0, 1, 1], rate=0.5)
-      >>> round(float(scale), 2), round(float(bias), 2)
-      (0.08, -0.69)
+    Arguments as `metrics.calibration`; `rate` is the share of the population's negatives that these entries hold. Raises
+    ValueError for what does not fit, entries of one class, or scores that do not rise with the labels: it would reverse them.
     """
     expect(0 < rate <= 1, "calibration rate", "a share above 0 and at most 1", rate)
     entries = weighted_entries(scores, labels, where, weights)

@@ -348,15 +348,11 @@ def catalogue_scores(
     model: PreRanker, params: Params, data: Dataset, positions: np.ndarray, *, repeats: bool | None = None,
     batch_size: int = 128, chunk: int = CHUNK, progress: bool = True,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:  # fmt: skip
-    """Yield scores of the whole catalogue by the first objective for the user of each event int64 [R], some events at a time.
+    """Yield int64 [b] indices into `positions` and float32 [b, N] scores of the whole catalogue by the first objective.
 
-    With item statistics the events come by time, and statistics are as of the first event of a batch, as in an index that was
-    refreshed just before it. Memory: the item rows of the catalogue, twice while they are computed; `SCORES` scores on the
-    host, or those of one user; and a program that scores `chunk` pairs of user and item at a time.
-
-    Yields:
-      int64 [b] indices into `positions`, and float32 [b, N] scores: -inf for row 0, and unless users come back to items
-      (`repeats`; None takes `data.repeats`) for items that the user has met, but for the event's own.
+    -inf for row 0, and unless users come back to items (`repeats`; None takes `data.repeats`) for items that the user has met,
+    but for the event's own. With item statistics the events come by time, and statistics are as of the first event of a batch,
+    as in an index that was refreshed just before it. At most `SCORES` scores are held, and `chunk` pairs scored at a time.
     """
     repeats = data.repeats if repeats is None else repeats
     log, total, length = data.log, len(data.catalogue), model.config.history_length

@@ -94,9 +94,7 @@ class FitSettings(FitConfig):
     """A `FitConfig` with what model, data and task decided: the record of a run, which every checkpoint of it carries.
 
     Attributes:
-      task: task of the run.
-      first_validation, first_test: first seconds of the slices, which `validation` and `test` came to.
-      since, without: moments in seconds.
+      first_validation, first_test, since, without: moments in seconds.
       loss, optimizer, teacher, candidates, start: names or digests of the arguments of `fit`; None for none.
       teacher_candidates: `distillation.Teacher.count`.
     """

@@ -187,13 +187,7 @@ def span_of(span: tuple[Any, Any] | None, data: Dataset, name: str) -> tuple[int
 def resolve_settings(
     config: FitConfig, data: Dataset, model: Config, *, task: Task, out: Path | None, **names: Any
 ) -> FitSettings:
-    """Return the settings of a run: what the config leaves open follows from data, model and task.
-
-    Args:
-      model: config of the model.
-      out: folder of a run to resume, whose `buckets` are taken for "auto"; None for none.
-      names: `loss`, `optimizer`, `teacher`, `candidates` and `start` of the settings.
-    """
+    """Return the settings of a run: what the config leaves open follows from data, model, task, and the run in `out`."""
     decided = cuts(task, data, config) | {
         "task": task, "validation": None, "test": None, "k": config.k if task.ranks_catalogue else None,
         "repeats": bool(data.repeats if config.repeats is None else config.repeats),
