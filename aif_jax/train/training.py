@@ -326,24 +326,20 @@ def with_scores(
     progress: bool,
 ) -> CandidateSource:  # fmt: skip
     """Return the candidates of a run with a ranker's scores; those of retrieved ones are kept in a folder."""
-    given: dict[str, Any] = {"name": settings.ranking, "count": settings.teacher_candidates}
-    if distillation.teaches_corrected(teacher.loss):
-        given["offset"] = correction_of(data, settings)
-    if isinstance(ranker := teacher.ranker, str):
-        ranked = distillation.logged_ranks(data, ranker, positions)
-        share = len(ranked.positions) / len(positions)
-        say(f"ranker: {share:.1%} of the samples have scores of {ranker!r}", progress=progress)
-        return distillation.distilled(source, ranked, **given)
-    scores = distillation.scores_of(ranker, data)
-    if teacher.candidates is None:
-        return distillation.distilled(source, scores, **given)
-    expected, out = "one process, which scores them", "score them by a run of one"
-    expect(not processes.several(), "Teacher.candidates", expected, f"several; {out}")
+    offset = correction_of(data, settings) if distillation.teaches_corrected(teacher.loss) else None
     found: Any = teacher.candidates
-    options: dict[str, Any] = {"name": settings.ranking, "repeats": settings.repeats, "progress": progress}
-    return distillation.distilled(
-        source, distillation.rank_retrieved(scores, data, positions, found, folder=folder, **options), **given
-    )
+    if isinstance(teacher.ranker, str):
+        scores = distillation.logged_ranks(data, teacher.ranker, positions)
+        share = len(scores.positions) / len(positions)
+        say(f"ranker: {share:.1%} of the samples have scores of {teacher.ranker!r}", progress=progress)
+    else:
+        scores = distillation.scores_of(teacher.ranker, data)
+        if found is not None:
+            expected, out = "one process, which scores them", "score them by a run of one"
+            expect(not processes.several(), "Teacher.candidates", expected, f"several; {out}")
+            options: dict[str, Any] = {"name": settings.ranking, "repeats": settings.repeats, "progress": progress}
+            scores = distillation.rank_retrieved(scores, data, positions, found, folder=folder, **options)
+    return distillation.distilled(source, scores, name=settings.ranking, count=settings.teacher_candidates, offset=offset)
 
 
 def with_ranker(data: Dataset, settings: FitSettings, teacher: Teacher, *, folder: Path, progress: bool) -> Dataset:
