@@ -147,7 +147,7 @@ class Run:
         See `edit`, and `blocks.popularity_offset` for `untrained`.
 
         Raises:
-          ValueError: a run of another task than `NextItem`, a corrected one, or one whose sampler is partly uniform.
+          ValueError: a run of another task than `NextItem`, or a corrected one.
         """
         task = training.expect_lacks_correction(self.settings.task, "with_popularity_correction")
         given: dict[str, Any] = {"before": self.settings.first_validation, "power": task.power, "untrained": untrained}

@@ -45,9 +45,6 @@ def test_probabilities_by_hand():
     sampler = NegativeSampler([100, 1, 16, 0, 81], power=0.75)
     np.testing.assert_allclose(sampler.probabilities, np.array([0, 1, 8, 0, 27]) / 36, rtol=1e-12)
     np.testing.assert_allclose(NegativeSampler([9, 0, 5, 1], power=0).probabilities, [0, 1 / 3, 1 / 3, 1 / 3])
-    mixed = NegativeSampler([100, 1, 16, 0, 81], power=0.75, uniform=0.5)
-    np.testing.assert_allclose(mixed.probabilities, 0.5 * sampler.probabilities + [0, 0.125, 0.125, 0.125, 0.125])
-    np.testing.assert_allclose(NegativeSampler([0, 0, 0, 3], uniform=1.0).probabilities, [0, 1 / 3, 1 / 3, 1 / 3])
 
 
 def test_draws_follow_the_probabilities():

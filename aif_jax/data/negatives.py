@@ -82,10 +82,10 @@ class SeenPairs:
 
 
 class NegativeSampler:
-    """Draws item rows with probability proportional to count ** power, some of them uniformly.
+    """Draws item rows with probability proportional to count ** power.
 
-    Row 0, the unknown item, is never drawn, nor is an item without a count, except with power 0 or a uniform share: nothing in
-    training pushes down the scores of items that are never drawn.
+    Row 0, the unknown item, is never drawn, nor is an item without a count, except with power 0: nothing in training pushes
+    down the scores of items that are never drawn.
 
     Attributes:
       probabilities: float64 [N], sum to 1; for correcting a sampled softmax.
@@ -93,11 +93,9 @@ class NegativeSampler:
     Args:
       counts: [N] how often each catalogue row occurs among the TRAINING events.
       power: 1 for popularity as it is, 0 for uniform.
-      uniform: share of the draws that are uniform over all items, those without a count among them.
 
     Raises:
-      TypeError, ValueError: counts that are not finite numbers of at least 0, an invalid share, or fewer than two items
-        that can be drawn.
+      TypeError, ValueError: counts that are not finite numbers of at least 0, or fewer than two items that can be drawn.
 
     Example:
       >>> sampler = NegativeSampler([0, 1, 16], power=0.75)
@@ -107,21 +105,16 @@ class NegativeSampler:
       [[2, 2, 2], [1, 1, 1]]
     """
 
-    def __init__(self, counts: Any, *, power: float = 0.75, uniform: float = 0.0):
+    def __init__(self, counts: Any, *, power: float = 0.75):
         counts = np.asarray(counts, np.float64)
         expect_array(counts, "counts", dtype=np.float64, shape=(None,))
         expect_finite(counts, "counts", minimum=0)
         expect(0 <= power < np.inf, "power", "a finite value of at least 0", power)
-        expect(0 <= uniform <= 1, "uniform", "a share from 0 to 1", uniform)
-        weights, items = counts**power, np.arange(len(counts)) > 0
-        weights[~items] = 0
-        drawable = np.count_nonzero(weights) if uniform < 1 else 0
-        drawable = max(drawable, np.count_nonzero(items) if uniform > 0 else 0)
-        expect(drawable >= 2, "counts", "at least 2 items to draw as negatives: with an event, or any if uniform", drawable)
-        self.probabilities = (1 - uniform) * weights / max(weights.sum(), np.finfo(np.float64).tiny)
-        if uniform > 0:
-            self.probabilities[items] += uniform / np.count_nonzero(items)
-            self.probabilities /= self.probabilities.sum()
+        weights = counts**power
+        weights[:1] = 0
+        drawable = np.count_nonzero(weights)
+        expect(drawable >= 2, "counts", "at least 2 items with an event to draw as negatives", drawable)
+        self.probabilities = weights / weights.sum()
         self._cumulative = np.cumsum(self.probabilities)
         self._cumulative /= self._cumulative[-1]  # exactly 1, so that no draw falls after the last item
 

@@ -46,15 +46,12 @@ class NextItem(Fields):
       negatives: sampled candidates of each event in training.
       evaluated: the same in evaluation.
       power: candidates are drawn with probability proportional to popularity ** power.
-      uniform: share of the training candidates that are drawn uniformly from the whole catalogue, items that training never
-        meets among them; candidates in evaluation are drawn by popularity alone.
       logq_correction: correct the loss for how often the sampler draws a candidate (logQ), to rank the whole catalogue.
     """
 
     negatives: int = 15
     evaluated: int = 99
     power: float = 0.75
-    uniform: float = 0.0
     logq_correction: bool = False
 
     loss = listwise_softmax + pointwise_bce
@@ -67,7 +64,6 @@ class NextItem(Fields):
         expect_types(self)
         for field in ("negatives", "evaluated"):
             expect(getattr(self, field) >= 1, f"NextItem.{field}", "at least 1", getattr(self, field))
-        expect(0 <= self.uniform <= 1, "NextItem.uniform", "a share from 0 to 1", self.uniform)
 
     @property
     def calibration_negatives(self) -> int:
@@ -83,8 +79,8 @@ class NextItem(Fields):
 
     def source(self, data: Dataset, *, before: int, held_out: bool = False, repeats: bool | None = None) -> CandidateSource:
         """Return event's item and negatives by popularity before a time; `repeats` as for `candidates.sampled_negatives`."""
-        uniform, negatives = (0.0, self.evaluated) if held_out else (self.uniform, self.negatives)
-        sampler = NegativeSampler(counts_before(data, before), power=self.power, uniform=uniform)
+        negatives = self.evaluated if held_out else self.negatives
+        sampler = NegativeSampler(counts_before(data, before), power=self.power)
         options: dict[str, Any] = {"logq_correction": self.logq_correction and not held_out, "repeats": repeats}
         return sampled_negatives(data, sampler=sampler, negatives=negatives, **options)
 

@@ -310,8 +310,8 @@ def train(
 
 def expect_lacks_correction(task: Task, name: str) -> NextItem:
     """Return the task; ValueError for one whose scores the popularity correction does not fit."""
-    fits = isinstance(task, NextItem) and not (task.logq_correction or task.uniform)
-    expect(fits, name, "a NextItem task with candidates by popularity, not corrected", task)
+    fits = isinstance(task, NextItem) and not task.logq_correction
+    expect(fits, name, "a NextItem task, not corrected", task)
     return task  # type: ignore[return-value]
 
 
