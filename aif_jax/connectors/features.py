@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 from aif_jax.checks import expect
 from aif_jax.encoding.columns import Columns
 from aif_jax.encoding.encoder import Encoder
-from aif_jax.encoding.raw import column_of, expect_1d, plain
+from aif_jax.encoding.raw import column_of, expect_1d
 from aif_jax.encoding.times import PER_SECOND, in_unit
 from aif_jax.encoding.vocabulary import as_ids
 from aif_jax.serving.metrics import Histogram
@@ -56,7 +56,7 @@ def by_user(events: Any, columns: Columns) -> list[tuple[UserId, list[Event]]]:
     """
     found: dict[str, list[Any]] = {}
     for name in (columns.user, *event_columns(columns)):
-        values, where = plain(column_of(events, name)), f"events, column {name!r}"
+        values, where = column_of(events, name), f"events, column {name!r}"
         if name == columns.time:
             found[name] = expect_1d(in_unit(values, where, unit=columns.time_unit), where, "time").tolist()
         else:

@@ -114,7 +114,9 @@ def sampled_negatives(
 
     def lists(positions: np.ndarray, draw: SampleKey) -> CandidateLists:
         at = expect_integers(positions, "positions", size=len(dataset.log))
-        target = _targets(dataset, at)
+        target = dataset.log.item[at]
+        got = f"the unknown item at position {at[np.argmin(target)] if len(at) else 0}; see data.sample_positions"
+        expect(target.all(), "positions", "samples of known items", got)
         seen = None if repeats else SeenPairs(dataset, at)
         drawn = sampler.sample(len(target), negatives, avoid=target, seen=seen, **draw._asdict())
         rows = np.concatenate([target[:, None], drawn], axis=1)
@@ -239,16 +241,6 @@ def _repeated(rows: np.ndarray, action: np.ndarray) -> np.ndarray:
     ascending, repeated = np.take_along_axis(rows, order, axis=-1), np.zeros(rows.shape, np.bool_)
     np.put_along_axis(repeated, order[..., 1:], ascending[..., 1:] == ascending[..., :-1], axis=-1)
     return repeated
-
-
-def _targets(dataset: Dataset, positions: np.ndarray) -> np.ndarray:
-    """Return int32 [B] the items of samples, all of them known."""
-    target = dataset.log.item[positions]
-    unknown = positions[target == 0]
-    if len(unknown):
-        got = f"the unknown item at position {unknown[0]}; see data.sample_positions"
-        raise ValueError(f"positions: expected samples of known items, got {got}")
-    return target
 
 
 def logged(dataset: Dataset, *, repeats: bool | None = None) -> CandidateSource:

@@ -15,7 +15,7 @@ import numpy as np
 
 from aif_jax.checks import ArgumentError, expect
 from aif_jax.encoding.columns import Columns
-from aif_jax.encoding.raw import column_of, drop_missing, expect_1d, flat_lists, floats_of, is_arrow, names_in, plain, select
+from aif_jax.encoding.raw import column_of, drop_missing, expect_1d, flat_lists, floats_of, names_in, select
 from aif_jax.encoding.times import PER_SECOND, history_order, in_unit
 from aif_jax.encoding.vocabulary import Vocabulary, as_ids, id_array, new_rows
 from aif_jax.features import behaviours
@@ -144,7 +144,7 @@ class Encoder:
         """
         columns = self.columns
         column = columns.item_id
-        raw = as_ids(self._as_read(plain(column_of(table, column)), column, "item", f"column {column!r}"), column)
+        raw = as_ids(self._as_read(column_of(table, column), column, "item", f"column {column!r}"), column)
         rows = {
             name: self._rows(column_of(table, column), column, name) for column, name in columns.vocabularies("items").items()
         }
@@ -196,9 +196,6 @@ class Encoder:
     def action_rows(self, raw: Any) -> np.ndarray:
         """Return int32 [n] actions 1, 2, ... of raw values; 0 for one that `Columns.actions` or the vocabulary lacks."""
         name = f"events, column {self.columns.action!r}"
-        if is_arrow(raw):  # a few actions, each many times
-            coded = raw.dictionary_encode()
-            return self.action_rows(plain(coded.dictionary))[plain(coded.indices)]
         if not self.columns.actions:
             return self.vocabularies["action"].encode(raw, name)
         first = raw[0] if len(raw) else 0
@@ -219,7 +216,7 @@ class Encoder:
         name = self.columns.user
         if events is None or name not in names_in(events):
             return
-        users = plain(column_of(events, name))
+        users = column_of(events, name)
         users = users if isinstance(users, list) else users.tolist()
         user = users[0] if user is None and users else user
         if users.count(user) == len(users):
@@ -309,7 +306,7 @@ class Encoder:
         lengths = {name: len(values) for name, values in raw.items()}
         expect(len(set(lengths.values())) == 1, "events", "columns of one length", lengths)
         where = f"events, column {columns.time!r}"
-        time = expect_1d(in_unit(plain(raw[columns.time]), where, unit=columns.time_unit), where, "time")
+        time = expect_1d(in_unit(raw[columns.time], where, unit=columns.time_unit), where, "time")
         if len(time) and (last := int(time.max()) // per_second) > now + self.max_skew:
             expected = f"times up to the request's, {self.max_skew} s of clock skew allowed"
             got = f"one {last - now} s later at position [{int(np.argmax(time))}]"
@@ -331,7 +328,7 @@ class Encoder:
         """Return item row and action of some events, int32 each."""
         columns = self.columns
         name = f"events, column {columns.item!r}"
-        values = self._as_read(plain(select(raw[columns.item], at)), columns.item, "item", name)
+        values = self._as_read(select(raw[columns.item], at), columns.item, "item", name)
         item = expect_1d(self.vocabularies["item"].encode(values, name), name)
         if columns.action is None:
             return item, np.ones(len(item), np.int32)
