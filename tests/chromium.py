@@ -27,17 +27,13 @@ class Browser:
         flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
         flags += ["--hide-scrollbars", "--remote-debugging-pipe", f"--user-data-dir={folder}", "--window-size=1200,1000"]
         shell = f'exec "$@" 3<&{commands} 4>&{answers}'  # the browser reads and writes the files of these numbers
-        self._process = subprocess.Popen(
-            ["bash", "-c", shell, "bash", str(PROGRAM), *flags, "about:blank"],
-            pass_fds=(commands, answers),
-            stderr=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-        )
+        command, silent = ["bash", "-c", shell, "bash", str(PROGRAM), *flags, "about:blank"], subprocess.DEVNULL
+        self._process = subprocess.Popen(command, pass_fds=(commands, answers), stderr=silent, stdout=silent)
         os.close(commands)
         os.close(answers)
-        pages = [t for t in self.send("Target.getTargets")["targetInfos"] if t["type"] == "page"]
-        self._session = None
-        self._session = self.send("Target.attachToTarget", targetId=pages[0]["targetId"], flatten=True)["sessionId"]
+        self._session: dict[str, str] = {}
+        page = next(target for target in self.send("Target.getTargets")["targetInfos"] if target["type"] == "page")
+        self._session = {"sessionId": self.send("Target.attachToTarget", targetId=page["targetId"], flatten=True)["sessionId"]}
         for domain in ("Page", "Runtime", "Log"):
             self.send(f"{domain}.enable")
 
@@ -53,9 +49,7 @@ class Browser:
     def send(self, method: str, **parameters: Any) -> Any:
         """The answer to a command."""
         self._number += 1
-        message = {"id": self._number, "method": method, "params": parameters}
-        if getattr(self, "_session", None):
-            message["sessionId"] = self._session
+        message = {"id": self._number, "method": method, "params": parameters} | self._session
         os.write(self._write, json.dumps(message).encode() + b"\0")
         while True:
             answer = self._message()
@@ -63,10 +57,6 @@ class Browser:
                 assert "error" not in answer, answer
                 return answer["result"]
             self._note(answer)
-
-    def open(self, url: str) -> None:
-        """Loads a page."""
-        self.send("Page.navigate", url=url)
 
     def run(self, script: str) -> Any:
         """The value of an expression."""

@@ -235,10 +235,6 @@ def test_statistics_by_action_are_those_of_the_moment_wherever_they_are_read():
         np.testing.assert_array_equal(of_sample[1:], encoded.floats)
     np.testing.assert_array_equal(data.catalogue.floats, data.catalogue_at(START + 2 * HOUR + 1).floats)  # after the last event
     assert not data.catalogue.floats[0].any()
-    table |= data.statistic_columns([1, 2, 3], START + HOUR)
-    of_index = ItemIndex.build(trained_on(data), table, batch_size=16, progress=False)
-    same = ItemIndex.build(trained_on(data), data.catalogue_at(START + HOUR), batch_size=16, progress=False)
-    jax.tree.map(np.testing.assert_array_equal, of_index.take([1, 2, 3])[0], same.take([1, 2, 3])[0])
 
 
 def test_they_travel_with_schema_and_encoder():

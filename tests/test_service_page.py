@@ -38,7 +38,7 @@ def test_the_page_in_a_browser(tmp_path):
     with running(root, where=where) as service, service.client() as client, Browser(tmp_path / "profile") as browser:
         for user in range(40):
             client.rank(**{**ANN, "user": f"u{user}"}, candidates=IDS, k=5)
-        browser.open(service.addresses["http"])
+        browser.send("Page.navigate", url=service.addresses["http"])
         browser.until("document.querySelector('#state.bad') && document.querySelector('#state').innerText.includes('Bearer')")
         browser.problems.clear()  # those of the refusal
         browser.run("token.value = 'open sesame'; token.dispatchEvent(new Event('change'))")

@@ -1,6 +1,9 @@
-"""What blocks give to the head, from the features of a user and of items: their definitions, one pair at a time."""
+"""What blocks give to the head, from the features of a user and of items: their definitions, one pair at a time; and the
+forms of `Sim` and `MatchingStatistics` on their own.
+"""
 
 import dataclasses
+import functools
 import math
 import types
 
@@ -8,15 +11,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+import aif_jax as aif
 from aif_jax import blocks, heads, layers
+from aif_jax.blocks import MatchingStatistics, matching, sim
 from aif_jax.blocks.block import own
 from aif_jax.blocks.linear_memory import sum_softmax, sum_softmax_trained
 from aif_jax.export.functions import axis_bounds
 from aif_jax.trees import leaves_by_path
 from tests import demo
+from tests.blocks import parts
 from tests.reference import bridge, lsh, memory, simtier
-from tests.reference import sim as slots
+from tests.reference import matching as matching_reference
+from tests.reference import sim as sim_reference
 from tests.reference.losses import softmax
 
 SHORT, LONG, WIDTH = 6, 24, 8
@@ -54,9 +63,9 @@ def by_tiers(block, seen):
 
 def by_slots(block, seen):
     value, history = demo.catalogue().ids[block.field], seen.history
-    cache = slots.user_half(value[history.item], seen.embedded, history.age, seen.mask, block.slots, block.length)
+    cache = sim_reference.user_half(value[history.item], seen.embedded, history.age, seen.mask, block.slots, block.length)
     wanted = value[seen.items]
-    return np.concatenate([slots.lookup(cache, seen.query, wanted), slots.flags(cache, wanted)], 1)
+    return np.concatenate([sim_reference.lookup(cache, seen.query, wanted), sim_reference.flags(cache, wanted)], 1)
 
 
 CASES = {
@@ -164,3 +173,175 @@ def test_the_form_for_training_has_the_same_values_and_gradients(scale, length):
         kept = mask[..., None] if ours.shape == values.shape else True  # embeddings of masked places take no gradient
         np.testing.assert_allclose(np.where(kept, ours, 0), np.where(kept, usual, 0), rtol=1e-3, atol=1e-4)
     assert np.all(np.isfinite(gradient[1])) and not got.moments[3].any()
+
+
+D, H = 6, 3
+fill_cache = jax.jit(sim.fill_cache, static_argnames=("slots", "length", "size"))
+read = jax.jit(sim.read)
+
+
+@jax.jit
+def flags(cache, value):
+    """The slot features of every candidate, as `Sim.score` puts them together."""
+    return jnp.eye(1, sim.FLAGS) + sim.own_slot(cache, value).astype(jnp.float32) @ sim.slot_flags(cache)
+
+
+def case(seed=0, length=30, values=6, kept=0.8, top=None):
+    rng = np.random.default_rng(seed)
+    value = rng.integers(0, values, length).astype(np.int32) if top is None else rng.integers(top - values, top, length)
+    return (
+        value.astype(np.int32),
+        rng.normal(size=(length, D)).astype(np.float32),
+        np.sort(rng.random(length) * 1e6).astype(np.float32),
+        rng.random(length) < kept,
+    )
+
+
+def check(cache, expected, slots):
+    np.testing.assert_array_equal(cache.value, [s["value"] for s in expected] + [-1] * (slots - len(expected)))
+    np.testing.assert_array_equal(cache.count, [s["count"] for s in expected] + [0] * (slots - len(expected)))
+    np.testing.assert_array_equal(cache.age, [s["age"] for s in expected] + [0] * (slots - len(expected)))
+    for q, slot in enumerate(expected):
+        filled = len(slot["entries"])
+        np.testing.assert_array_equal(cache.mask[q], np.arange(cache.mask.shape[1]) < filled)
+        np.testing.assert_array_equal(cache.entries[q, :filled], slot["entries"])
+        assert np.all(cache.entries[q, filled:] == 0)
+    assert not np.any(cache.mask[len(expected) :]) and np.all(cache.entries[len(expected) :] == 0)
+
+
+@pytest.mark.parametrize(
+    ("slots", "kept_each", "length", "values", "kept"),
+    [(4, 3, 30, 6, 0.8), (2, 1, 30, 6, 0.8), (16, 8, 30, 6, 0.8), (5, 40, 30, 3, 0.8), (8, 3, 5, 9, 0.8), (3, 2, 12, 6, 0.0)],
+)
+@pytest.mark.parametrize("size", [None, 10, 2**29])
+def test_cache_matches_the_reference(slots, kept_each, length, values, kept, size):
+    """By one sort key where value and place fit into 32 bits (size 10), by two where not or where it is not known."""
+    value, embedded, age, mask = case(0, length, values, kept)
+    cache = fill_cache(value, embedded, age, mask, slots=slots, length=kept_each, size=size)
+    assert cache.entries.shape == (slots, kept_each, D)
+    assert (cache.value.dtype, cache.count.dtype, cache.mask.dtype) == (jnp.int32, jnp.int32, jnp.bool_)
+    check(cache, sim_reference.user_half(value, embedded, age, mask, slots, kept_each), slots)
+
+
+def test_which_values_get_a_slot_by_hand():
+    """7 stands twice and later than 5, 3 once and latest, 9 only in padding, 0 is unknown."""
+    value = np.array([3, 7, 5, 0, 0, 0, 7, 5, 9], np.int32)
+    mask = np.arange(9) < 8
+    cache = fill_cache(value, np.eye(9, dtype=np.float32), np.arange(9, dtype=np.float32), mask, slots=4, length=1)
+    assert cache.value.tolist() == [7, 5, 3, -1]
+    assert cache.count.tolist() == [2, 2, 1, 0]
+    assert cache.age.tolist() == [1, 2, 0, 0]
+    assert cache.entries[0, 0].tolist() == np.eye(9)[1].tolist()
+
+
+@pytest.mark.parametrize(("top", "size"), [(2**31 - 2, None), (2**24, None), (None, None), (None, 6)])
+def test_values_of_any_size_have_a_slot_and_those_below_zero_none(top, size):
+    value, embedded, age, mask = case(3, top=top)
+    value[:5] = -7
+    cache = fill_cache(value, embedded, age, mask, slots=8, length=3, size=size)
+    check(cache, sim_reference.user_half(value, embedded, age, mask, 8, 3), 8)
+
+
+@pytest.mark.parametrize("candidates", [1, 7, 300])
+@pytest.mark.parametrize(("slots", "kept_each"), [(4, 3), (3, 16)])
+def test_read_and_flags_match_the_reference(candidates, slots, kept_each):
+    value, embedded, age, mask = case(6)
+    rng = np.random.default_rng(7)
+    query = 3 * rng.normal(size=(candidates, D)).astype(np.float32)
+    wanted = rng.integers(-1, 8, candidates).astype(np.int32)
+    wanted[0] = value[mask & (value > 0)][0]
+    kernel = rng.normal(size=(D, H)).astype(np.float32)
+    cache = fill_cache(value, embedded, age, mask, slots=slots, length=kept_each)
+    slow = sim_reference.user_half(value, embedded, age, mask, slots, kept_each)
+    expected = sim_reference.lookup(slow, query, wanted) @ kernel
+    assert np.any(expected != 0)
+    np.testing.assert_allclose(read(cache, query, wanted, kernel), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(flags(cache, wanted), sim_reference.flags(slow, wanted), rtol=1e-5, atol=1e-6)
+
+
+ACTIONS = 4
+BLOCK = MatchingStatistics(("item", "category"), recent_events=3)
+FEATURES = matching.STATISTICS + ACTIONS
+ITSELF = jnp.eye(FEATURES)
+compare = jax.jit(matching.compare)
+
+
+@jax.jit
+def look_up(halves, wanted, kernel=ITSELF):
+    """The statistics of every field, times a kernel: [C, F, H]."""
+    return jnp.stack([matching.look_up(half, wanted[:, f], kernel) for f, half in enumerate(halves)], 1)
+
+
+@functools.partial(jax.jit, static_argnames=("few", "values"))
+def halves(item, category, action, age, mask, *, few=False, values=50):
+    """The user half of many candidates, or the one for few; histories have 160 places: more values are sorted."""
+    sized = [aif.Attribute(name=name, size=values) for name in ("item", "category")]
+    schema = dataclasses.replace(demo.schema(), item_attributes=tuple(sized))
+    config = demo.config(blocks=(BLOCK,), schema=schema, long_length=160)
+    view = parts.user(config, mask, candidates=5 if few else None, item=item, action=action, age=age)
+    table = jnp.append(category, 0).astype(jnp.int32)  # category of each item: items are numbered by place here
+    view.params["fitted"] = {"fields": {"category": table}}
+    return BLOCK.user({}, view)
+
+
+def history(seed, length, values, kept=0.8):
+    """Each event is an item of its category: `item` repeats as often as `category`, so that both fields have runs."""
+    rng = np.random.default_rng(seed)
+    categories = rng.integers(0, values, 40).astype(np.int32)
+    item = rng.integers(0, 40, length).astype(np.int32)
+    age = np.sort(rng.exponential(1e6, length)).astype(np.float32)
+    return item, categories, rng.integers(-1, ACTIONS + 1, length).astype(np.int32), age, rng.random(length) < kept
+
+
+def expected(item, categories, action, age, mask, wanted):
+    """The reference for each candidate and field; an unknown action is counted in no action."""
+    fields = (item, categories[item])
+    options = dict(recent_events=BLOCK.recent_events, actions=ACTIONS)
+    made = [
+        [matching_reference.statistics(v, action, age, mask, w, **options) for v, w in zip(fields, row, strict=True)]
+        for row in wanted
+    ]
+    return np.array(made)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    length=st.sampled_from([1, 17, 150]),
+    values=st.integers(1, 6),
+    kept=st.sampled_from([0.0, 0.5, 1.0]),
+)
+def test_all_forms_are_the_definition(seed, length, values, kept):
+    item, categories, action, age, mask = history(seed, length, values, kept)
+    rng = np.random.default_rng(seed + 1)
+    candidates = rng.integers(0, 40, 8)
+    wanted = np.stack([candidates, categories[candidates]], 1).astype(np.int32)
+    wanted[0] = [39, 5]
+    slow = expected(item, categories, action, age, mask, wanted)
+    found = compare(halves(item, categories, action, age, mask, few=True), wanted)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, slow, rtol=2e-5, atol=1e-6)
+    kernel = rng.normal(size=(FEATURES, 3)).astype(np.float32)
+    for kind, size in ((matching.Table, 160), (matching.Sorted, 161)):
+        made = halves(item, categories, action, age, mask, values=size)
+        assert [type(half) for half in made] == [kind, kind]
+        found = look_up(made, wanted)
+        assert found.dtype == jnp.float32
+        np.testing.assert_allclose(found, slow, rtol=2e-5, atol=1e-6)
+        for few in (1, 100):  # candidates: fewer than values, and more
+            some = np.resize(wanted, (few, 2))
+            np.testing.assert_allclose(look_up(made, some, kernel), np.resize(slow, (few, *slow.shape[1:])) @ kernel, atol=1e-4)
+
+
+def test_matching_statistics_by_hand():
+    """Item 7 met twice: last at place 1, two days ago, once among the last 3 events, by actions 2 and 1."""
+    item, action = np.array([3, 7, 3, 0, 7], np.int32), np.array([1, 2, 1, 1, 1], np.int32)
+    age, mask = np.array([1, 2, 3, 4, 5], np.float32) * 86400, np.array([True, True, True, True, True])
+    categories = np.zeros(40, np.int32)
+    categories[[3, 7]] = 5
+    found = look_up(halves(item, categories, action, age, mask), np.array([[7, 5], [9, 4], [0, 0]], np.int32))
+    of_item = [1, np.log(3), 2 / 5, 1 / 2, np.log(3), np.log(2), 0, np.log(2), np.log(2), 0]
+    of_category = [1, np.log(5), 4 / 5, 1, np.log(2), np.log(4), 0, np.log(4), np.log(2), 0]
+    np.testing.assert_allclose(found[0], [of_item, of_category], rtol=1e-6)
+    assert BLOCK.widths(demo.config()) == {"statistics": 2 * FEATURES} == {"statistics": 2 * found.shape[-1]}
+    assert not np.any(found[1:])  # values that were not met, and row 0, whatever stands in the history
