@@ -13,7 +13,6 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import blocks, train
-from aif_jax.checkpoint import Checkpoints
 from aif_jax.data.candidates import impressions, sampled_negatives
 from aif_jax.data.negatives import NegativeSampler, item_counts
 from aif_jax.data.pipeline import Pipeline, to_device
@@ -167,12 +166,12 @@ def test_a_bad_batch_stops_the_run(feed):
 
 def test_wrong_policies_are_refused(feed, tmp_path):
     refused(ValueError, "loop log_every: expected at least 1, got 0", run, feed.batches(), log_every=0)
-    refused(ValueError, "Saving.every: expected at least 1, got 0", Saving, Checkpoints(tmp_path), feed.config, every=0)
+    refused(ValueError, "Saving.every: expected at least 1, got 0", Saving, aif.Checkpoints(tmp_path), feed.config, every=0)
 
 
 def test_checkpoints_come_every_n_steps_and_at_the_end_and_are_resumed(feed, tmp_path):
     whole, _ = run(feed.batches())
-    with Checkpoints(tmp_path / "a", keep_last=9) as checkpoints:
+    with aif.Checkpoints(tmp_path / "a", keep_last=9) as checkpoints:
         run(feed.batches(), save=Saving(checkpoints, feed.config, every=10))
         assert checkpoints.steps == [10, 20, 24]
         assert checkpoints.restore(10).position == list(feed.batches())[9].cursor
@@ -185,7 +184,7 @@ def test_checkpoints_come_every_n_steps_and_at_the_end_and_are_resumed(feed, tmp
                 raise KeyboardInterrupt
             yield fed
 
-    with Checkpoints(tmp_path / "b") as checkpoints:
+    with aif.Checkpoints(tmp_path / "b") as checkpoints:
         state, cursor = train.resume(fresh(), checkpoints, config=feed.config)
         assert same(state, fresh()) and cursor is None
         refused(KeyboardInterrupt, "", run, dies(), save=Saving(checkpoints, feed.config, every=7))
@@ -198,7 +197,7 @@ def test_checkpoints_come_every_n_steps_and_at_the_end_and_are_resumed(feed, tmp
 
 
 def test_batches_made_ahead_are_not_in_the_cursor(feed, tmp_path):
-    with Checkpoints(tmp_path) as checkpoints, to_device(feed.batches(), ahead=5) as batches:
+    with aif.Checkpoints(tmp_path) as checkpoints, to_device(feed.batches(), ahead=5) as batches:
         run((fed for fed, _ in zip(batches, range(8), strict=False)), save=Saving(checkpoints, feed.config))
         assert checkpoints.restore().position == list(feed.batches())[7].cursor
 
@@ -206,7 +205,7 @@ def test_batches_made_ahead_are_not_in_the_cursor(feed, tmp_path):
 def test_figures_go_to_logs_and_choose_the_best_checkpoint(feed, tmp_path):
     figures = iter([0.5, 0.7, 0.6])
     log = JsonLines(tmp_path / "log.jsonl")
-    with Checkpoints(tmp_path / "run", keep_last=1, keep_best=("gauc", "max")) as checkpoints:
+    with aif.Checkpoints(tmp_path / "run", keep_last=1, keep_best=("gauc", "max")) as checkpoints:
         saving = Saving(checkpoints, feed.config, every=10, evaluate=lambda state: {"gauc": next(figures)})
         run(feed.batches(), save=saving, log_every=6, log=log)
         assert (checkpoints.steps, checkpoints.best) == ([20, 24], 20)
@@ -216,7 +215,7 @@ def test_figures_go_to_logs_and_choose_the_best_checkpoint(feed, tmp_path):
 
 def test_the_clock_saves_between_evaluations_and_such_a_step_is_never_the_best(feed, tmp_path, spend):
     ticking = lambda *given: spend(1.0, step(*given))  # noqa: E731
-    with Checkpoints(tmp_path / "run", keep_last=9, keep_best=("gauc", "max")) as checkpoints:
+    with aif.Checkpoints(tmp_path / "run", keep_last=9, keep_best=("gauc", "max")) as checkpoints:
         evaluate = lambda state: {"gauc": 1 / int(state.step)}  # noqa: E731
         run(feed.batches(), step=ticking, save=Saving(checkpoints, feed.config, every=10, seconds=4.0, evaluate=evaluate))
         judged = [step for step in checkpoints.steps if checkpoints.restore(step).metrics]
@@ -225,7 +224,7 @@ def test_the_clock_saves_between_evaluations_and_such_a_step_is_never_the_best(f
 
 def test_figures_of_the_last_evaluation_are_in_the_log_where_the_last_batch_is_skipped(feed, tmp_path):
     """Figures of any float type: a NumPy or JAX scalar ends no run."""
-    with Checkpoints(tmp_path) as checkpoints:
+    with aif.Checkpoints(tmp_path) as checkpoints:
         figures = {"gauc": np.float32(0.5), "auc": jnp.float32(0.25)}
         saving = Saving(checkpoints, feed.config, every=100, evaluate=lambda state: figures)
         _, rows = run(with_problems(feed, {6: "empty"}, 7), save=saving, log_every=6)
@@ -237,7 +236,7 @@ def test_figures_of_the_last_evaluation_are_in_the_log_where_the_last_batch_is_s
 
 
 def test_an_evaluation_is_no_training_time_in_the_rates(feed, tmp_path, spend):
-    with Checkpoints(tmp_path) as checkpoints:
+    with aif.Checkpoints(tmp_path) as checkpoints:
         evaluate = lambda state: spend(100.0, {"gauc": 0.5})  # noqa: E731
         given = dict(save=Saving(checkpoints, feed.config, every=4, evaluate=evaluate), log_every=50)
         _, rows = run(itertools.islice(feed.batches(), 8), step=lambda *given: spend(1.0, step(*given)), **given)

@@ -15,7 +15,6 @@ import pytest
 import aif_jax as aif
 from aif_jax import cli
 from aif_jax import output as progress
-from aif_jax.index import ItemIndex
 from aif_jax.output import hidden, say, track
 from aif_jax.train.tasks import NextItem
 from tests.test_cli import FLAGS, SMALL, files, folder, run  # noqa: F401 fixtures
@@ -98,12 +97,12 @@ def test_fit_evaluate_and_index_show_bars_on_a_terminal_and_nothing_when_silent(
     monkeypatch.setattr(sys, "stderr", terminal)
     task, config = NextItem(negatives=3, evaluated=20), aif.FitConfig(epochs=1, requests=60, k=10)
     trained = aif.fit(small, data, config, task=task)
-    ItemIndex.build(aif.Trained(small, trained.params, data.encoder), data.catalogue, batch_size=64)
+    aif.ItemIndex.build(aif.Trained(small, trained.params, data.encoder), data.catalogue, batch_size=64)
     shown = terminal.getvalue()
     for bar in ("train: .* 3/3 ", "score: .* 1/1 ", "rank: .* 1/1 ", "item index: .*/90 "):
         assert re.search(bar, shown), bar
     aif.fit(small, data, config, task=task, progress=False)
-    ItemIndex.build(aif.Trained(small, trained.params, data.encoder), data.catalogue, batch_size=64, progress=False)
+    aif.ItemIndex.build(aif.Trained(small, trained.params, data.encoder), data.catalogue, batch_size=64, progress=False)
     trained.evaluate(data, progress=False)
     assert terminal.getvalue() == shown and capsys.readouterr().out == ""
 

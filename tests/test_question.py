@@ -9,7 +9,6 @@ import pytest
 import aif_jax as aif
 from aif_jax.blocks import MatchingStatistics
 from aif_jax.data import split_by_time
-from aif_jax.data.events import EventLog
 from aif_jax.data.negatives import SeenPairs, item_counts
 from aif_jax.metrics import ByUser
 from experiments.study import datasets, question, records, rules
@@ -53,7 +52,7 @@ def met_once(data: datasets.StudyData, name: str) -> datasets.StudyData:
     """Each user's first event with an item alone, so that nobody comes back."""
     log, users = data.dataset.log, len(data.dataset.users)
     first = np.sort(np.unique(log.user.astype(np.int64) * len(data.dataset.items) + log.item, return_index=True)[1])
-    kept = EventLog(*(column[first] for column in (log.user, log.item, log.action, log.time)), users=users)
+    kept = aif.EventLog(*(column[first] for column in (log.user, log.item, log.action, log.time)), users=users)
     dataset = dataclasses.replace(data.dataset, log=kept, repeats=None)
     return datasets.StudyData(name=name, dataset=dataset, split=split_by_time(kept), sim_fields=data.sim_fields)
 
@@ -144,7 +143,7 @@ def test_blocks_train_on_the_past_alone_and_judge_each_user_once():
     rng = np.random.default_rng(0)
     user = np.repeat(np.arange(1, 41), 30)
     time = rng.integers(0, 1000, 40)[user - 1] + rng.integers(0, 300, len(user))  # of each user a while of their own
-    log = EventLog(user, rng.integers(1, 9, len(user)), np.ones(len(user), int), time)
+    log = aif.EventLog(user, rng.integers(1, 9, len(user)), np.ones(len(user), int), time)
     parts = question.rolling(log, blocks=(0.4, 0.7), last=5)
     assert [part.name for part in parts] == ["from 0.4", "from 0.7"]
     judged = [set(log.user[part.held].tolist()) for part in parts]
@@ -163,7 +162,7 @@ def test_blocks_train_on_the_past_alone_and_judge_each_user_once():
 
 def test_rules_by_hand(smoke):
     """The latest met item first, then the others by their training events; what has none comes last, or first."""
-    log = EventLog([1, 1, 1, 2], [4, 5, 6, 3], [1, 1, 1, 1], [10, 20, 30, 10])
+    log = aif.EventLog([1, 1, 1, 2], [4, 5, 6, 3], [1, 1, 1, 1], [10, 20, 30, 10])
     popularity, at = np.array([0, 0, 7, 2, 1, 1, 0]), np.array([2])
     orders = {rule: np.argsort(-rules.scores(rule, log, at, popularity)[0, 2:], kind="stable") + 2 for rule in rules.RULES}
     assert orders[rules.POPULARITY].tolist() == [2, 3, 4, 5, 6] and orders[rules.UNPOPULARITY].tolist() == [6, 4, 5, 3, 2]

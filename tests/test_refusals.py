@@ -17,16 +17,13 @@ from aif_jax.blocks.signatures import fit_projection
 from aif_jax.catalogue import Catalogue
 from aif_jax.connectors import Fetch
 from aif_jax.connectors.features import by_user
-from aif_jax.data.events import EventLog
 from aif_jax.data.negatives import NegativeSampler
 from aif_jax.data.pipeline import prefetch
 from aif_jax.data.split import sample_positions, split_by_time, time_cuts
 from aif_jax.encoding.columns import Columns
-from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.heads import LogitSum, Mlp
 from aif_jax.refreshing import GateConfig
 from aif_jax.registry import BLOCKS, HEADS
-from aif_jax.schema import Attribute, Schema
 from aif_jax.service.calls import Policy
 from aif_jax.service.current import parse_current
 from aif_jax.service.process import Listening, source_of
@@ -36,13 +33,13 @@ from aif_jax.train.edits import platt, svd_factors
 from aif_jax.train.tasks import Goal, Goals
 from tests import demo
 
-ITEM, CATEGORY = Attribute(name="item", size=10), Attribute(name="category", size=4)
-TAGS = Attribute(name="tags", size=5, length=3)
-BARE = Schema(item_attributes=(Attribute(name="item", size=5), Attribute(name="category", size=3)))
-FOUR = Schema(item_attributes=(Attribute(name="item", size=4), Attribute(name="category", size=3)))
+ITEM, CATEGORY = aif.Attribute(name="item", size=10), aif.Attribute(name="category", size=4)
+TAGS = aif.Attribute(name="tags", size=5, length=3)
+BARE = aif.Schema(item_attributes=(aif.Attribute(name="item", size=5), aif.Attribute(name="category", size=3)))
+FOUR = aif.Schema(item_attributes=(aif.Attribute(name="item", size=4), aif.Attribute(name="category", size=3)))
 BITS = "signature bits: expected a multiple of 32 from 32 to 256"
 TEN_DAYS = int(np.datetime64("2022-05-01", "s").astype(int)) + 86_400 * np.arange(10)
-LOG = EventLog([1] * 7, [1] * 7, [1] * 7, range(7), users=3)
+LOG = aif.EventLog([1] * 7, [1] * 7, [1] * 7, range(7), users=3)
 SAMPLER, STEP = NegativeSampler([0, 1, 1]), {"seed": 0, "epoch": 0, "step": 0}
 EXPOSED = Goals(Goal(losses.pointwise_bce, "click", stages=("exposed",)))
 TWO = [[1.0, 2.0], [3.0, 4.0]], [[0, 1], [1, 0]]
@@ -51,7 +48,7 @@ LONG = "x" * 1025
 
 
 def schema(**changes):
-    return Schema(**{"item_attributes": (ITEM, CATEGORY, TAGS)} | changes)
+    return aif.Schema(**{"item_attributes": (ITEM, CATEGORY, TAGS)} | changes)
 
 
 def record(**changes):
@@ -59,7 +56,7 @@ def record(**changes):
 
 
 def log(*columns, users=3):
-    return EventLog(*columns, users=users)
+    return aif.EventLog(*columns, users=users)
 
 
 def each(call, owner, expected, **values):
@@ -76,12 +73,12 @@ def calibrated(scores=(0.0, 1.0, 0.5, 2.0), labels=(0, 1, 1, 0), **options):
 
 REFUSED = [  # call, error (ValueError where none is named), message: "..." stands for any text
     # schema and catalogue
-    (lambda: Attribute(name="", size=3), "Attribute.name...non-empty"),
-    (lambda: Attribute(name="a/b", size=3), "Attribute.name...a/b"),
-    (lambda: Attribute(size=1, name="x"), "'x'.size: expected at least 2...got 1"),
-    (lambda: Attribute(length=0, name="x", size=3), "'x'.length: expected at least 1, got 0"),
+    (lambda: aif.Attribute(name="", size=3), "Attribute.name...non-empty"),
+    (lambda: aif.Attribute(name="a/b", size=3), "Attribute.name...a/b"),
+    (lambda: aif.Attribute(size=1, name="x"), "'x'.size: expected at least 2...got 1"),
+    (lambda: aif.Attribute(length=0, name="x", size=3), "'x'.length: expected at least 1, got 0"),
     (lambda: schema(item_attributes=(CATEGORY,)), "single-valued 'item'"),
-    (lambda: schema(item_attributes=(ITEM, Attribute(name="category", size=4, length=2))), "single-valued 'category'"),
+    (lambda: schema(item_attributes=(ITEM, aif.Attribute(name="category", size=4, length=2))), "single-valued 'category'"),
     (lambda: schema(item_attributes=(ITEM, CATEGORY, ITEM)), "names that differ"),
     (lambda: schema(user_attributes=(ITEM,)), "names that differ"),
     (lambda: schema(behaviour_fields=("item",)), "behaviour_fields: expected 'category'"),
@@ -90,7 +87,7 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
     (lambda: demo.schema().item_attribute("gender"), KeyError, "'item', 'category', 'tags'...got 'gender'"),
     *each(schema, "Schema", "at least 2...", actions=[1]),
     *each(schema, "Schema", "...", user_floats=[-1], item_floats=[-2], content=[-3]),
-    (lambda: Schema.from_json({**demo.schema().to_json(), "colour": 1}), TypeError, "colour"),
+    (lambda: aif.Schema.from_json({**demo.schema().to_json(), "colour": 1}), TypeError, "colour"),
     (lambda: Catalogue.from_items(FOUR, [1, 2], ids={"category": [1.5, 2]}),
      TypeError, "ids['category']: expected integers, got dtype float64"),
     (lambda: Catalogue.from_items(FOUR, [1, 2], ids={"category": [2**32 + 1, 2]}),
@@ -147,7 +144,7 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
     *each(blocks.Sim, "Sim", "str", field=[7]),
     *each(blocks.SimTier, "SimTier", "int or None", length=[512.0]),
     *each(blocks.MatchingStatistics, "MatchingStatistics", "tuple[str, ...]", fields=[("item", 8.0)]),
-    (lambda: Attribute(name="item", size="9"), "Attribute.size: expected int, got '9'"),
+    (lambda: aif.Attribute(name="item", size="9"), "Attribute.size: expected int, got '9'"),
     (lambda: dataclasses.replace(BARE, content=4.0), "Schema.content: expected int, got 4.0"),
     *each(ServingConfig, "ServingConfig", "tuple[int, ...]", buckets=[512]),
     *each(ServingConfig, "ServingConfig", "float or None", budget=["1s"]),
@@ -213,11 +210,11 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
     (lambda: Columns(bag_length=1), "Columns.bag_length: expected at least 2"),
     (lambda: Columns.from_json({"colour": 1}), "Columns: expected the fields user, ...colour"),
     *((lambda wrong=wrong: Columns(item_statistics=wrong), "item_statistics") for wrong in ((0,), (7, 7), (9, 3), ("day",))),
-    (lambda: Vocabulary([1, 2]).encode(["1"]), TypeError, "expected integers like the vocabulary, got dtype <U1"),
-    (lambda: Vocabulary(["a"]).encode([1]), TypeError, "expected strings like the vocabulary, got dtype int64"),
-    (lambda: Vocabulary([1, 2]).encode([1.0]), TypeError, "expected integers like the vocabulary, got dtype float64"),
-    (lambda: Vocabulary([1.0, float("nan")]), TypeError, "expected integers or strings, got dtype float64"),
-    (lambda: Vocabulary(["a", "b"]).encode(["a", "z", 7]), TypeError, "got int after str at position 2"),
+    (lambda: aif.Vocabulary([1, 2]).encode(["1"]), TypeError, "expected integers like the vocabulary, got dtype <U1"),
+    (lambda: aif.Vocabulary(["a"]).encode([1]), TypeError, "expected strings like the vocabulary, got dtype int64"),
+    (lambda: aif.Vocabulary([1, 2]).encode([1.0]), TypeError, "expected integers like the vocabulary, got dtype float64"),
+    (lambda: aif.Vocabulary([1.0, float("nan")]), TypeError, "expected integers or strings, got dtype float64"),
+    (lambda: aif.Vocabulary(["a", "b"]).encode(["a", "z", 7]), TypeError, "got int after str at position 2"),
     # logs, splits, orders, negatives
     (lambda: log([0, 1], [1, 1], [1, 1], [1, 1]),
      "user: expected values in [1, 3)... got 0 at position 0; row 0 is the unknown"),

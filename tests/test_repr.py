@@ -2,9 +2,6 @@
 
 import aif_jax as aif
 from aif_jax import blocks
-from aif_jax.data.events import EventLog
-from aif_jax.index import ItemIndex
-from aif_jax.serving import AsyncPreRanker
 from tests import demo
 from tests.test_sampling import of_log
 
@@ -40,19 +37,19 @@ def test_model_names_its_functions():
 
 def test_dataset_and_log():
     times = [1_500_000_000, 1_500_000_100, 1_600_000_000, 1_500_000_000]
-    log = EventLog([1, 1, 1, 2], [1, 2, 1, 2], [1] * 4, times, users=4)
+    log = aif.EventLog([1, 1, 1, 2], [1, 2, 1, 2], [1] * 4, times, users=4)
     data = of_log(log, items=2, actions=2)
     assert repr(data) == f"Dataset('mine': 3 users, 2 items, 4 events, {data.schema!r})"
     assert repr(log) == "EventLog(4 events, 3 users, 2017-07-14 to 2020-09-13; events of a user: median 1, at most 3)"
-    assert "1 users, second 3 to second 7; events" in repr(EventLog([1, 1], [1, 1], [1, 1], [3, 7]))
-    assert repr(EventLog([], [], [], [], users=2)) == "EventLog(0 events, 1 users)"
+    assert "1 users, second 3 to second 7; events" in repr(aif.EventLog([1, 1], [1, 1], [1, 1], [3, 7]))
+    assert repr(aif.EventLog([], [], [], [], users=2)) == "EventLog(0 events, 1 users)"
 
 
 def test_index_and_engine():
     model, params = demo.build(**demo.VARIANTS["base"])  # compiles soonest
-    index = ItemIndex.build(aif.Trained(model, params), demo.catalogue(), batch_size=64, progress=False)
+    index = aif.ItemIndex.build(aif.Trained(model, params), demo.catalogue(), batch_size=64, progress=False)
     assert repr(index).startswith("ItemIndex(49 items, capacity=") and index.version[:12] in repr(index)
     assert "storage='float32'" in repr(index) and "bytes a row" in repr(index)
     unknown = aif.empty_user(model.config.schema, length=model.config.history_length)
-    engine = AsyncPreRanker(aif.Trained(model, params), index, features=lambda request: unknown)
+    engine = aif.AsyncPreRanker(aif.Trained(model, params), index, features=lambda request: unknown)
     assert "version=not started" in repr(engine) and "pending=0/64" in repr(engine)

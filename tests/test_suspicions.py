@@ -13,10 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import aif_jax as aif
-from aif_jax.encoding.columns import Columns
 from aif_jax.encoding.encoder import Encoder, bulk_of, scale_of
 
-COLUMNS = Columns(
+COLUMNS = aif.Columns(
     action="event", actions=("view", "buy"), item_attributes=("brand",), item_bags=("tags",), item_floats=("price",),
     side=("bid",), user_attributes=("city",), user_floats=("age",),
 )  # fmt: skip
@@ -135,7 +134,7 @@ def test_one_event_of_a_second_file_again(tmp_path):
 def test_profile_by_hand():
     events = {"user": [1, 1, 1, 2], "item": [7, 8, 8, 9], "time": [1_600_000_000, 1_600_000_060, 1_600_000_060, 1_700_000_000]}
     items = {"item": [7, 8], "category": ["tea", "cup"], "price": [1.0, 3.0]}
-    report = aif.check(events, items=items, columns=Columns(item_floats=("price",)))
+    report = aif.check(events, items=items, columns=aif.Columns(item_floats=("price",)))
     profile = report.profile
     assert (profile.events, profile.first, profile.last) == (4, "2020-09-13 12:26:40", "2023-11-14 22:13:20")
     assert (profile.per_user["min"], profile.per_user["max"]) == (1, 3) and profile.per_item["max"] == 2
@@ -145,7 +144,7 @@ def test_profile_by_hand():
     assert columns["events", "item"].values == 3 and columns["events", "item"].unknown == 0.25
     assert columns["items", "price"].quantiles["max"] == 3 and columns["items", "price"].values is None
     items["brand"] = [None, "x"]
-    missing = aif.check(events, items=items, columns=Columns(item_attributes=("brand",))).profile.columns[-1]
+    missing = aif.check(events, items=items, columns=aif.Columns(item_attributes=("brand",))).profile.columns[-1]
     assert (missing.column, missing.values, missing.missing, missing.unknown) == ("brand", 1, 0.5, 0)
     assert str(report).splitlines()[-1].startswith("1 problem, 1 suspicion (items: 2 rows, events: 4 rows")
     assert "profile: 4 events, 2020-09-13 12:26:40 to 2023-11-14 22:13:20 (UTC), 25 % of them duplicates" in str(report)
@@ -200,7 +199,7 @@ def test_a_thousand_of_one_kind_hide_no_other():
 
 def test_a_null_is_no_action():
     events = {"user": [1, 1, 1], "item": [7, 8, 7], "time": [10, 20, 30], "event": ["view", None, "buy"]}
-    columns, items = Columns(action="event"), {"item": [7, 8], "category": ["tea", "cup"]}
+    columns, items = aif.Columns(action="event"), {"item": [7, 8], "category": ["tea", "cup"]}
     (problem,) = aif.check(events, items=items, columns=columns).problems
     assert str(problem) == "events, row 2, column 'event': null: expected an action in every event, got nothing"
 

@@ -10,8 +10,6 @@ import pytest
 
 import aif_jax as aif
 from aif_jax.blocks import Bea
-from aif_jax.checks import EncodingMismatch, VersionMismatch
-from aif_jax.store.trained import fingerprint
 
 SCHEMA = aif.Schema(item_attributes=(aif.Attribute(name="item", size=9), aif.Attribute(name="category", size=3)))
 CONFIG = aif.Config(schema=SCHEMA, blocks=(Bea(bridges=4),))
@@ -23,12 +21,12 @@ def changed(**groups):
 
 
 def test_it_is_a_hash_of_contents():
-    version = fingerprint(PARAMS, CONFIG)
+    version = aif.fingerprint(PARAMS, CONFIG)
     assert len(version) == 64 and set(version) <= set("0123456789abcdef")
     again = {"fitted": {"lsh": jnp.ones((2, 2))}, "item": {"kernel": jnp.arange(6.0).reshape(2, 3)}}
-    assert fingerprint(again, aif.Config.from_json(CONFIG.to_json())) == version
+    assert aif.fingerprint(again, aif.Config.from_json(CONFIG.to_json())) == version
     fortran = changed(item={"kernel": np.asfortranarray(PARAMS["item"]["kernel"])})
-    assert fingerprint(fortran, CONFIG) == version
+    assert aif.fingerprint(fortran, CONFIG) == version
 
 
 @pytest.mark.parametrize(
@@ -44,21 +42,21 @@ def test_it_is_a_hash_of_contents():
     ids=["shape", "dtype", "path", "one bit of each", "signature matrix", "an empty leaf more"],
 )
 def test_every_part_of_the_parameters_counts(other):
-    assert fingerprint(other, CONFIG) != fingerprint(PARAMS, CONFIG)
+    assert aif.fingerprint(other, CONFIG) != aif.fingerprint(PARAMS, CONFIG)
 
 
 def test_config_schema_encoder_and_the_data_of_random_keys_count():
     more = CONFIG.replace(schema=dataclasses.replace(SCHEMA, actions=5))
-    assert len({fingerprint(PARAMS, config) for config in (CONFIG, CONFIG.replace(blocks=(Bea(bridges=5),)), more)}) == 3
+    assert len({aif.fingerprint(PARAMS, config) for config in (CONFIG, CONFIG.replace(blocks=(Bea(bridges=5),)), more)}) == 3
     encoders = [None, *(types.SimpleNamespace(version=version) for version in ("ab", "cd", "ab"))]
-    versions = [fingerprint(PARAMS, CONFIG, encoder) for encoder in encoders]
+    versions = [aif.fingerprint(PARAMS, CONFIG, encoder) for encoder in encoders]
     assert len(set(versions)) == 3 and versions[1] == versions[3]
-    versions = {fingerprint({"key": jax.random.key(seed)}, CONFIG) for seed in (1, 2)}
-    assert len(versions | {fingerprint({"key": jax.random.key_data(jax.random.key(1))}, CONFIG)}) == 3
+    versions = {aif.fingerprint({"key": jax.random.key(seed)}, CONFIG) for seed in (1, 2)}
+    assert len(versions | {aif.fingerprint({"key": jax.random.key_data(jax.random.key(1))}, CONFIG)}) == 3
 
 
 def test_a_mismatch_names_both_versions():
-    error = VersionMismatch("index", expected="aaa", got="bbb")
-    assert isinstance(error, ValueError) and issubclass(EncodingMismatch, VersionMismatch)
+    error = aif.VersionMismatch("index", expected="aaa", got="bbb")
+    assert isinstance(error, ValueError) and issubclass(aif.EncodingMismatch, aif.VersionMismatch)
     assert (error.expected, error.got) == ("aaa", "bbb")
     assert str(error).startswith("index: expected version aaa, got bbb")

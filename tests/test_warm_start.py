@@ -9,7 +9,6 @@ import pytest
 
 import aif_jax as aif
 from aif_jax.blocks import Block, LshDin, block
-from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.train.edits import grow_vocabulary
 from tests import demo
 from tests.own_block import Decay
@@ -63,7 +62,7 @@ def params():
 def larger(model):
     """Vocabularies before and after two new ids, one in the middle; where old ids went; parameters and config."""
     _, params, raw = model
-    before, after = Vocabulary(raw), Vocabulary([*raw, 241, 7])
+    before, after = aif.Vocabulary(raw), aif.Vocabulary([*raw, 241, 7])
     rows = np.append(0, after.encode(before.raw))
     return before, after, rows, *grow_vocabulary(params, "item", rows, len(after), jax.random.key(0), config=CONFIG)
 

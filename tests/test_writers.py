@@ -12,7 +12,6 @@ import pytest
 
 import aif_jax as aif
 from aif_jax.checkpoint import CheckpointError
-from aif_jax.checks import VersionMismatch
 from aif_jax.index import IndexWriter, WriterConflict, snapshots
 from aif_jax.index import writer as writer_files
 from aif_jax.store import sealed
@@ -266,6 +265,6 @@ def test_a_new_version_catches_up_in_a_directory_of_its_own(world):
     np.testing.assert_array_equal(new.index.take(new.index.ids)[0]["vector"] * 6, old.index.take(old.index.ids)[0]["vector"])
     new.close()
     old.close()
-    refused(VersionMismatch, "", IndexWriter.resume, world.directory.parent / "new", aif.Trained(MODEL, PARAMS))
+    refused(aif.VersionMismatch, "", IndexWriter.resume, world.directory.parent / "new", aif.Trained(MODEL, PARAMS))
     resumed = IndexWriter.resume(world.directory.parent / "new", aif.Trained(MODEL, new_params))
     assert same(resumed.index.stored(), new.index.stored()) and resumed.positions == {0: 9}

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
 import aif_jax as aif
-from aif_jax.serving import AsyncPreRanker, Candidates, DeadlineExceeded, Request, ServingConfig
 from tests import writer_world
 from tests.reliability import coded, damaged
 from tests.reliability.sizes import RUNS
@@ -49,15 +48,15 @@ class World:
         self.given: Any = None
         self.features: Any = None
 
-        async def features(request: Request) -> Any:
+        async def features(request: aif.Request) -> Any:
             return coded.user_features(3) if self.features is None else self.features
 
-        async def retrieval(request: Request) -> Any:
+        async def retrieval(request: aif.Request) -> Any:
             return self.given
 
-        config = ServingConfig(buckets=(16, 64), max_k=K, fallback=False, callable_timeout=None)
+        config = aif.ServingConfig(buckets=(16, 64), max_k=K, fallback=False, callable_timeout=None)
         trained = aif.Trained(coded.MODEL, coded.params(1))
-        self.engine = AsyncPreRanker(trained, coded.index(1), features=features, retrieval=retrieval, config=config)
+        self.engine = aif.AsyncPreRanker(trained, coded.index(1), features=features, retrieval=retrieval, config=config)
         self.loop.run_until_complete(self.engine.__aenter__())
 
     def call(self, method: str, *arguments: Any, **options: Any) -> Any:
@@ -75,7 +74,7 @@ def world() -> Iterator[World]:
 
 def ids_in(value: Any) -> Any:
     """What candidates hold as ids, good or bad; None for what has no length."""
-    value = value.ids if isinstance(value, Candidates) else value
+    value = value.ids if isinstance(value, aif.Candidates) else value
     return value if isinstance(value, list | tuple) or isinstance(value, np.ndarray) and value.ndim else None
 
 
@@ -108,7 +107,7 @@ def candidate_arrays(draw: Any) -> Any:
         "strings": lambda: list(map(str, good)) or ["1"],
         "junk": lambda: draw(junk),
         "array": lambda: draw(arrays_of.arrays(dtypes, arrays_of.array_shapes(min_dims=0, max_dims=2, max_side=4))),
-        "bids": lambda: Candidates(np.array(good, np.int64), draw(arrays_of.arrays(np.float64, size))),
+        "bids": lambda: aif.Candidates(np.array(good, np.int64), draw(arrays_of.arrays(np.float64, size))),
     }
     return kinds[draw(st.sampled_from(list(kinds)))]()
 
@@ -121,7 +120,7 @@ def check_candidates(world: World, data: Any) -> None:
 
     parts = [plain_ids(batch) for batch in batches]
     with np.errstate(all="ignore"):  # the engine reads bids as float32
-        bids = [(batch.bids.astype(np.float32), batch.ids) for batch in batches if isinstance(batch, Candidates)]
+        bids = [(batch.bids.astype(np.float32), batch.ids) for batch in batches if isinstance(batch, aif.Candidates)]
     good_bids = all((np.isfinite(b) & (b >= 0)).all() and len(b) == len(ids) for b, ids in bids)
     empty = [given is not None and len(given) == 0 for given in map(ids_in, batches)]
     given = in_batches(*batches) if streamed else batches[0]
@@ -129,9 +128,9 @@ def check_candidates(world: World, data: Any) -> None:
         try:
             if method == "rank":
                 world.given = given
-                answer = world.call("rank", Request(user=1), K)
+                answer = world.call("rank", aif.Request(user=1), K)
             else:
-                answer = world.call("score", Request(user=1), given)
+                answer = world.call("score", aif.Request(user=1), given)
         except REFUSED as error:
             assert str(error)
             assert None in parts or not good_bids, f"good candidates were refused: {error}"
@@ -164,8 +163,8 @@ def check_requests(world: World, data: Any) -> None:
     either = isinstance(k, bool) or isinstance(budget, bool)  # Python's integers 0 and 1
     good_order = order is None or order == "logit"
     try:
-        answer = world.call("rank", Request(user=user, feature_version=feature_version, order=order), k, budget=budget)
-    except DeadlineExceeded:
+        answer = world.call("rank", aif.Request(user=user, feature_version=feature_version, order=order), k, budget=budget)
+    except aif.DeadlineExceeded:
         assert good_budget and budget is not None and budget < 10
     except REFUSED as error:
         assert str(error) and (either or not good_order or not good_k or not good_budget), f"refused: {error}"
@@ -211,7 +210,7 @@ def check_features(world: World, data: Any) -> None:
     if good is None:
         world.features = 0  # None means the default here
     try:
-        answer = world.call("rank", Request(user=1), K)
+        answer = world.call("rank", aif.Request(user=1), K)
     except REFUSED as error:
         assert str(error) and not fits, f"good features were refused: {error}"
         return
