@@ -36,49 +36,12 @@ def labels():
     return hnp.arrays(np.float32, SHAPE, elements=st.sampled_from([0.0, 1.0]))
 
 
-def test_pointwise_bce_by_hand():
-    # sigmoid(log 3) = 3/4: a positive costs log(4/3), a negative log 4; at logit 0 both cost log 2.
-    scores = jnp.array([math.log(3), math.log(3), 0.0])
-    expected = (math.log(4 / 3) + math.log(4) + math.log(2)) / 3
-    np.testing.assert_allclose(losses.pointwise_bce(scores, jnp.array([1, 0, 1])), expected, rtol=1e-6)
-    # The mean is over valid entries, not over all.
-    where = jnp.array([True, False, False])
-    np.testing.assert_allclose(losses.pointwise_bce(scores, jnp.array([1, 0, 1]), where=where), math.log(4 / 3), rtol=1e-6)
-    # A soft label of 1/2 costs the mean of the two.
-    half = losses.pointwise_bce(scores[:1], jnp.array([0.5]))
+def test_pointwise_bce_of_a_soft_label_and_of_confident_scores():
+    # sigmoid(log 3) = 3/4: a positive costs log(4/3), a negative log 4; a label of 1/2 costs the mean of the two.
+    half = losses.pointwise_bce(jnp.array([math.log(3)]), jnp.array([0.5]))
     np.testing.assert_allclose(half, (math.log(4 / 3) + math.log(4)) / 2, rtol=1e-6)
-    # Small losses of confident scores are kept.
     np.testing.assert_allclose(losses.pointwise_bce(jnp.array([30.0]), jnp.array([1])), math.exp(-30), rtol=1e-5)
     np.testing.assert_allclose(losses.pointwise_bce(jnp.array([-500.0]), jnp.array([True])), 500.0, rtol=1e-6)
-
-
-def test_listwise_softmax_by_hand():
-    # exp(scores) = 1, 2, 5 and 1, 1 (third masked): softmax 1/8, 2/8, 5/8 and 1/2, 1/2.
-    scores = jnp.log(jnp.array([[1.0, 2.0, 5.0], [1.0, 1.0, 9.0]]))
-    y = jnp.array([[0, 1, 1], [1, 0, 0]])
-    where = jnp.array([[True, True, True], [True, True, False]])
-    first = (math.log(8 / 2) + math.log(8 / 5)) / 2
-    np.testing.assert_allclose(losses.listwise_softmax(scores, y, where=where), (first + math.log(2)) / 2, rtol=1e-6)
-    # A third list without a positive changes nothing; nor does one whose positive is masked.
-    for extra, keep in (([0, 0, 0], [True, True, True]), ([1, 0, 0], [False, True, True])):
-        more = jnp.vstack([scores, scores[:1]]), jnp.vstack([y, jnp.array([extra])])
-        value = losses.listwise_softmax(*more, where=jnp.vstack([where, jnp.array([keep])]))
-        np.testing.assert_allclose(value, (first + math.log(2)) / 2, rtol=1e-6)
-
-
-def test_log_q_by_hand_and_up_to_a_constant():
-    # exp(s - log q) = 1/1, 2/4, 5/10 = 1, 1/2, 1/2.
-    scores, q = jnp.log(jnp.array([[1.0, 2.0, 5.0]])), jnp.array([[1.0, 4.0, 10.0]])
-    y = jnp.array([[1, 0, 0]])
-    np.testing.assert_allclose(losses.listwise_softmax(scores, y, log_q=jnp.log(q)), math.log(2), rtol=1e-6)
-    np.testing.assert_allclose(losses.listwise_softmax(scores, y, log_q=jnp.log(7 * q)), math.log(2), rtol=1e-6)
-
-
-def test_distillation_by_hand():
-    # t = 2: teacher 3/4, 1/4 (a third is masked), student uniform. KL = 3/4 log(3/2) + 1/4 log(1/2), times 4.
-    teacher, where = jnp.array([[2 * math.log(3), 0.0, 50.0]]), jnp.array([[True, True, False]])
-    value = losses.distill_listwise(jnp.zeros((1, 3)), teacher, where=where, temperature=2.0)
-    np.testing.assert_allclose(value, 4 * (0.75 * math.log(1.5) + 0.25 * math.log(0.5)), rtol=1e-5)
 
 
 @settings(max_examples=40, deadline=None)

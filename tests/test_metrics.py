@@ -41,84 +41,26 @@ def candidate_lists(draw):
     return scores, draw(hnp.arrays(np.bool_, shape)), draw(hnp.arrays(np.bool_, shape)), draw(st.integers(1, 6))
 
 
-def test_auc_by_hand():
-    # Positives .35 and .8, negatives .1 and .4: three of four pairs won.
-    assert metrics.auc([0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1]) == 3 / 4
-    # Positives 1 and 2, negatives 1, 1 and 2: wins 0 and 2, ties 2 and 1: (2 + 3 / 2) / 6.
-    assert metrics.auc([1, 2, 1, 1, 2], [1, 1, 0, 0, 0]) == 3.5 / 6
-    assert metrics.auc([5.0] * 7, [1, 0, 0, 1, 0, 0, 0]) == 0.5
+def test_auc_of_infinite_scores_and_of_lists():
     assert metrics.auc([0.0, -0.0], [1, 0]) == 0.5
     assert metrics.auc([-np.inf, 0.0, np.inf], [0, 1, 1]) == 1.0
     assert metrics.auc([[1.0, 2.0], [3.0, 9.0]], [[0, 1], [0, 1]], where=[[True, True], [True, False]]) == 0.5
 
 
-def test_gauc_by_hand():
-    """
-    | group | positives | negatives | AUC | entries |
-    | 1     | 3         | 1, 2, 4   | 2/3 | 4       |
-    | 2     | 5, 5      | 5         | 1/2 | 3       |
-    | 3     | 8         |           | -   | 1       |
-    | 4     |           | 7, 6      | -   | 2       |
-    """
-    scores = [3, 1, 2, 4, 5, 5, 5, 8, 7, 6]
-    labels = [1, 0, 0, 0, 1, 1, 0, 1, 0, 0]
-    groups = [1, 1, 1, 1, 2, 2, 2, 3, 4, 4]
-    impressions = metrics.gauc(scores, labels, groups)
-    close(impressions.value, (4 * 2 / 3 + 3 * 1 / 2) / 7)
-    assert (impressions.used, impressions.left_out) == (2, 2)
-    # Masked entries weigh nothing, and group 3 without its only entry is not even left out.
-    where = np.array([True, True, False, True, True, True, True, False, True, True])
-    masked = metrics.gauc(scores, labels, groups, where=where)
-    close(masked.value, (3 * 1 / 2 + 3 * 1 / 2) / 6)
-    assert (masked.used, masked.left_out) == (2, 1)
-    # Names serve as groups.
-    assert metrics.gauc(scores, labels, [f"user {g}" for g in groups]) == impressions
-    # One group for each list of candidates, masked.
-    rows = metrics.gauc([[1, 2], [4, 3]], [[0, 1], [0, 1]], np.array([[0], [1]]))
-    assert rows == (0.5, 2, 0)
+def test_groups_are_names_or_one_for_each_list():
+    scores, labels, groups = [3, 1, 2, 4, 5, 5, 5, 8, 7, 6], [1, 0, 0, 0, 1, 1, 0, 1, 0, 0], [1, 1, 1, 1, 2, 2, 2, 3, 4, 4]
+    assert metrics.gauc(scores, labels, [f"user {g}" for g in groups]) == metrics.gauc(scores, labels, groups)
+    assert metrics.gauc([[1, 2], [4, 3]], [[0, 1], [0, 1]], np.array([[0], [1]])) == (0.5, 2, 0)
 
 
-def test_recall_by_hand():
-    """
-    | list | ranked labels          | recall@2 |
-    | 1    | 0 1 1 0                | 1/2      |
-    | 2    | 0 0 1                  | 0        |
-    | 3    | no positive            | -        |
-    | 4    | 1 then a tie of 0 1 0  | 2/3      |   (one more positive is last)
-    | 5    | a tie of 1 0 0         | 2/3      |
-    """
-    lists = [
-        ([4, 3, 2, 1], [0, 1, 1, 0]),
-        ([1, 3, 2], [1, 0, 0]),
-        ([1, 2], [0, 0]),
-        ([9, 5, 5, 5, 1], [1, 0, 1, 0, 1]),
-        ([7, 7, 7], [1, 0, 0]),
-    ]
-    scores, labels = np.full((5, 6), 99.0), np.ones((5, 6), int)  # the padding would be the best of all
-    where = np.zeros((5, 6), bool)
-    for row, (s, y) in enumerate(lists):
-        scores[row, : len(s)], labels[row, : len(s)], where[row, : len(s)] = s, y, True
-    recall = metrics.recall_at_k(scores, labels, k=2, where=where)
-    close(recall, ((1 / 2 + 0 + (1 + 1 / 3) / 3 + 2 / 3) / 4, 4, 1))
-
-
-def test_log_loss_and_calibration_by_hand():
-    scores = [math.log(3), math.log(3), 0.0, -math.log(3)]  # 3/4, 3/4, 1/2, 1/4
-    labels = [1, 0, 1, 0]
-    close(metrics.log_loss(scores, labels), (math.log(4 / 3) + math.log(4) + math.log(2) + math.log(4 / 3)) / 4)
-    two = metrics.calibration(scores, labels, bins=2)  # [0, 1/2): 1/4; [1/2, 1]: the others
-    close(two.ratio, 2.25 / 2)
-    close(two.predicted, [1 / 4, 2 / 3])
-    close(two.observed, [0, 2 / 3])
-    close(two.error, (1 * 1 / 4 + 3 * 0) / 4)
-    assert two.entries.tolist() == [1, 3]
-    assert np.isnan(metrics.calibration(scores, labels, bins=10).predicted[0])
-    # Infinite logits are certain: free where right, infinitely costly where wrong.
+def test_log_loss_and_calibration_of_certain_and_of_missing_entries():
+    """Infinite logits are certain: free where right, infinitely costly where wrong. A ratio needs a positive, the error not."""
+    assert np.isnan(metrics.calibration([math.log(3), 0.0], [1, 0], bins=10).predicted[0])
     assert metrics.log_loss([np.inf, -np.inf], [1, 0]) == 0
     assert metrics.log_loss([np.inf, -np.inf], [1, 1]) == np.inf
     assert metrics.calibration([np.inf, -np.inf], [1, 0])[:2] == (1, 0)
     close(metrics.log_loss([1e4, -1e4], [0, 1]), 1e4)
-    without = metrics.calibration([0.0, 0.0], [0, 0])  # a ratio needs a positive, the error does not
+    without = metrics.calibration([0.0, 0.0], [0, 0])
     assert math.isnan(without.ratio) and without.error == 0.5
 
 

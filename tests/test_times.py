@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import aif_jax as aif
 from aif_jax.connectors.features import by_user
-from aif_jax.encoding.times import PER_SECOND, history_order, in_unit, rescaled, seconds_of
+from aif_jax.encoding.times import PER_SECOND, history_order, in_unit, seconds_of
 from tests.refusals import refused
 
 NOON = 1_651_838_400  # 2022-05-06T12:00:00
@@ -104,9 +104,3 @@ def test_the_order_is_that_of_a_plain_sort(events):
     assert [events[i] for i in by_user] == sorted(events)
     of_one = places[history_order(time, item, action)]
     assert [events[i][1:] for i in of_one] == sorted(event[1:] for event in events)
-
-
-@given(st.integers(-(2**62) // 10**9, 4_102_444_800), st.sampled_from(list(PER_SECOND)), st.sampled_from(list(PER_SECOND)))
-def test_rescaled_is_exact_and_rounds_down(second, given_unit, unit):
-    value = second * PER_SECOND[given_unit]
-    assert int(rescaled(np.int64(value), given=given_unit, unit=unit)) == value * PER_SECOND[unit] // PER_SECOND[given_unit]
