@@ -27,7 +27,7 @@ from aif_jax.registry import BLOCKS, HEADS
 from aif_jax.service.calls import Policy
 from aif_jax.service.current import parse_current
 from aif_jax.service.process import Listening, source_of
-from aif_jax.serving import Request, ServingConfig, geometric
+from aif_jax.serving import Request, ServingConfig
 from aif_jax.train import losses
 from aif_jax.train.edits import platt, svd_factors
 from aif_jax.train.tasks import Goal, Goals
@@ -352,8 +352,6 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
       for call in ({"user": LONG}, {"feature_version": LONG})),
     *((lambda ids=ids: Request(user=3, exclude=ids), TypeError, "Request.exclude") for ids in ([1.5], [1, "a"])),
     *((lambda ids=ids: Request(user=3, exclude=ids), "Request.exclude") for ids in ([[1]], 7, [LONG])),
-    *((lambda smallest=smallest: geometric(smallest, 4), "smallest") for smallest in (0, 5)),
-    (lambda: geometric(1, 4, ratio=1.0), "ratio"),
     # connectors and the service
     (lambda: Fetch(None, None, timeout=0), "timeout: expected None or more than 0"),
     (lambda: Fetch(None, None, share=0), "share: expected more than 0 seconds"),

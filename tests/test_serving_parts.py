@@ -10,19 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aif_jax.serving import Timeline, geometric, prometheus_text
+from aif_jax.serving import Timeline, prometheus_text
 from aif_jax.serving.metrics import BOUNDS, Histogram, Metrics
 from aif_jax.serving.users import ENTRY_BYTES, LEAF_BYTES, SingleFlight, StateCache, StateKey
 from experiments.services import draw
 from tests.beside import meanwhile
-
-
-@given(st.integers(1, 300), st.integers(0, 5000), st.floats(1.1, 3.0))
-def test_geometric_buckets_waste_at_most_their_ratio(smallest, more, ratio):
-    sizes = geometric(smallest, smallest + more, ratio=ratio)
-    assert sizes[0] == smallest and sizes[-1] == smallest + more
-    for low, high in zip(sizes, sizes[1:], strict=False):
-        assert low < high <= max(low * ratio, low + 1)
 
 
 def key(user, feature=None, version="v"):

@@ -123,7 +123,12 @@ class App:
         try:
             response = await self._answer(scope["method"], scope["path"], headers, read)
         except Exception as error:
-            response = problem_response(reported(error), plain=scope["path"].startswith(PLAIN))
+            problem = reported(error)
+            body = {"error": problem.message} if scope["path"].startswith(PLAIN) else problem.to_json()
+            more = problem.headers
+            if problem.retry_after is not None:  # HTTP has whole seconds
+                more += ((b"retry-after", str(max(1, round(problem.retry_after))).encode()),)
+            response = json_response(body, status=problem.status)._replace(headers=more)
         shown = [(b"content-type", response.kind.encode()), (b"content-length", str(len(response.body)).encode())]
         shown += [*response.headers, *([(b"connection", b"close")] if unread else [])]
         await send({"type": "http.response.start", "status": response.status, "headers": shown})
@@ -244,15 +249,6 @@ async def _cancel_on_disconnect(work: Awaitable[Response], receive: Any) -> Resp
 def json_response(value: Any, *, status: int = 200) -> Response:
     """Return an answer in JSON."""
     return Response(status, JSON, encode(value))
-
-
-def problem_response(problem: Failure, *, plain: bool = False) -> Response:
-    """Return an error as JSON; one that may be tried again says when, in whole seconds as HTTP has them."""
-    headers = problem.headers
-    if problem.retry_after is not None:
-        headers = (*headers, (b"retry-after", str(max(1, round(problem.retry_after))).encode()))
-    body = {"error": problem.message} if plain else problem.to_json()
-    return json_response(body, status=problem.status)._replace(headers=headers)
 
 
 def encode(value: Any) -> bytes:

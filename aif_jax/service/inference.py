@@ -193,31 +193,24 @@ def from_bytes(name: str, kind: str, shape: list[int], raw: bytes) -> np.ndarray
     return np.frombuffer(raw, dtype).reshape(shape)
 
 
-def exact_numbers(values: list[Any], dtype: Any) -> np.ndarray:
-    """Return JSON numbers as an array of that dtype; TypeError, ValueError where one would be rounded away or overflow."""
-    array, wanted = np.asarray(values), np.dtype(dtype)
-    if array.dtype.kind not in {"b": "b", "i": "iu", "u": "iu", "f": "iuf"}[wanted.kind] and array.size:
-        raise TypeError(f"expected {wanted.name}, got {array.dtype.name}")
-    cast = array.astype(wanted)
-    if wanted.kind in "iu" and array.size and not np.array_equal(cast, array):
-        raise ValueError(f"expected integers of {8 * wanted.itemsize} bits, got larger ones")
-    return cast
-
-
 def from_values(name: str, kind: str, shape: list[int], values: Any) -> np.ndarray:
     """Return a tensor from a list of plain values, flat or nested; raises BadCall."""
     if not isinstance(values, list):
         raise BadCall(name, f"expected `data`, a list, or `parameters` with `binary_data_size`, got {type(values).__name__}")
     try:
-        array = np.array(values, object).ravel() if kind == "BYTES" else exact_numbers(values, DTYPES[kind])
-    except (TypeError, ValueError, OverflowError) as error:
+        given = np.array(values, object if kind == "BYTES" else None)
+    except ValueError as error:
         raise BadCall(name, f"expected values of {kind}: {error}") from None
-    if array.size != math.prod(shape):
-        raise BadCall(name, f"expected {math.prod(shape)} values for {shape}, got {array.size}")
+    if given.size != math.prod(shape):
+        raise BadCall(name, f"expected {math.prod(shape)} values for {shape}, got {given.size}")
     if kind == "BYTES":
-        if strange := [value for value in array if not isinstance(value, str)]:
+        if strange := [value for value in given.flat if not isinstance(value, str)]:
             raise BadCall(name, f"expected texts for BYTES, got {strange[0]!r:.80}")
-        array = id_array(array.tolist())
+        return id_array(given.ravel().tolist()).reshape(shape)
+    dtype = np.dtype(DTYPES[kind])
+    array = given.astype(dtype) if np.can_cast(given.dtype, dtype, "same_kind") or not given.size else None
+    if array is None or not (dtype.kind == "f" or np.array_equal(array, given)):
+        raise BadCall(name, f"expected values of {kind}, got {given.dtype.name} that do not fit")
     return array.reshape(shape)
 
 

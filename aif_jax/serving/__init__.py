@@ -4,7 +4,7 @@ A request goes through `engine`, `pending`, `users` (its state), `callables` (yo
 `programs`, and the model version of `versions`.
 """
 
-from aif_jax.serving.config import ServingConfig, geometric
+from aif_jax.serving.config import ServingConfig
 from aif_jax.serving.engine import AsyncPreRanker
 from aif_jax.serving.metrics import prometheus_text
 from aif_jax.serving.programs import compute_inline
@@ -23,7 +23,7 @@ from aif_jax.serving.requests import (
 )
 
 __all__ = [
-    "AsyncPreRanker", "ServingConfig", "geometric", "compute_inline",
+    "AsyncPreRanker", "ServingConfig", "compute_inline",
     "Request", "Candidates", "Ranking", "Scores", "Answer",
     "Overloaded", "DeadlineExceeded", "EngineClosed", "CallableError", "NonFiniteScores",
     "Timeline", "prometheus_text",

@@ -2,32 +2,11 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from aif_jax.checks import expect, expect_types
 from aif_jax.scores import Order
-
-
-def geometric(smallest: int, largest: int, *, ratio: float = 2.0) -> tuple[int, ...]:
-    """Return bucket sizes from `smallest` to `largest`, each at most `ratio` times the one before, in multiples of 8.
-
-    At most a share 1 - 1 / ratio of a bucket is padding.
-
-    Example:
-      >>> geometric(128, 1000)
-      (128, 256, 512, 1000)
-
-    Raises:
-      ValueError: sizes below 1, out of order, or a ratio of 1 or less.
-    """
-    ordered = 1 <= smallest <= largest
-    expect(ordered, "geometric", "1 <= smallest <= largest", f"smallest={smallest}, largest={largest}")
-    expect(ratio > 1, "geometric ratio", "above 1", ratio)
-    sizes = [smallest]
-    while sizes[-1] < largest:
-        grown = max(math.floor(sizes[-1] * ratio / 8) * 8, sizes[-1] + 1)
-        sizes.append(min(grown, largest))
-    return tuple(sizes)
 
 
 def batch_sizes(largest: int) -> tuple[int, ...]:
@@ -71,7 +50,7 @@ class ServingConfig:
       ValueError: names the field, what was expected and what came.
     """
 
-    buckets: tuple[int, ...] = (*geometric(128, 8192), 10_240, 16_384)
+    buckets: tuple[int, ...] = (128, 256, 512, 1024, 2048, 4096, 8192, 10_240, 16_384)
     max_k: int = 512
     history_lengths: tuple[int, ...] = ()
     max_pending: int = 64
@@ -94,28 +73,23 @@ class ServingConfig:
     drain_timeout: float = 10.0
 
     def __post_init__(self):
-        def expect_field(ok: bool, field: str, expected: str) -> None:
-            expect(ok, f"ServingConfig.{field}", expected, repr(getattr(self, field)))
-
         expect_types(self)
-        sizes = self.buckets
-        expect_field(len(sizes) > 0 and _counts(sizes), "buckets", "at least one size of 1 or more")
-        expect_field(all(a < b for a, b in zip(sizes, sizes[1:], strict=False)), "buckets", "ascending sizes")
-        expect_field(_counts(self.history_lengths), "history_lengths", "lengths of 1 or more")
-        threads = ("callable_threads", "user_threads", "score_threads")
-        for field in ("max_k", "max_pending", "max_hung", "batch_size", *threads):
-            expect_field(_counts((getattr(self, field),)), field, "an integer of at least 1")
-        for field in ("reserve", "cache_bytes", "prepare_ttl", "drain_timeout"):
-            expect_field(0 <= getattr(self, field) < math.inf, field, "0 or more")
-        for field in ("budget", "callable_timeout", "max_stale"):
-            value = getattr(self, field)
-            expect_field(value is None or 0 < value < math.inf, field, "None or more than 0 seconds")
-        functions = isinstance(self.orders, Mapping) and all(map(callable, self.orders.values()))
-        way_out = 'such as {"value": lambda p, bid: p["click"] * bid}; a service has those that its model was exported with'
-        expect_field(functions, "orders", f"functions f(p, bid) by name, {way_out}")
-        share = self.max_unknown
-        expect_field(share is None or 0 <= share <= 1, "max_unknown", "None or a share from 0 to 1")
+        for names, fits, expected in CHECKS:
+            for name in names.split():
+                expect(fits(value := getattr(self, name)), f"ServingConfig.{name}", expected, repr(value))
 
 
-def _counts(values: tuple[int, ...]) -> bool:
-    return all(value >= 1 for value in values)
+WAY_OUT = 'such as {"value": lambda p, bid: p["click"] * bid}; a service has those that its model was exported with'
+CHECKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("buckets", lambda sizes: len(sizes) > 0 and min(sizes) >= 1, "at least one size of 1 or more"),
+    ("buckets", lambda sizes: list(sizes) == sorted(set(sizes)), "ascending sizes"),
+    ("history_lengths", lambda lengths: all(length >= 1 for length in lengths), "lengths of 1 or more"),
+    ("max_k max_pending max_hung batch_size", lambda count: count >= 1, "an integer of at least 1"),
+    ("callable_threads user_threads score_threads", lambda count: count >= 1, "an integer of at least 1"),
+    ("reserve cache_bytes prepare_ttl drain_timeout", lambda value: 0 <= value < math.inf, "0 or more"),
+    ("budget callable_timeout max_stale", lambda v: v is None or 0 < v < math.inf, "None or more than 0 seconds"),
+    ("orders", lambda orders: isinstance(orders, Mapping), f"functions f(p, bid) by name, {WAY_OUT}"),
+    ("orders", lambda orders: all(map(callable, orders.values())), f"functions f(p, bid) by name, {WAY_OUT}"),
+    ("max_unknown", lambda share: share is None or 0 <= share <= 1, "None or a share from 0 to 1"),
+)
+"""Names of fields, what each must be, and the words for it."""
