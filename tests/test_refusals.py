@@ -208,7 +208,7 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
     (lambda: Columns(bag_length=True), "Columns.bag_length: expected int, got True"),
     (lambda: Columns(item_floats=("price", 1)), "Columns.item_floats: expected tuple[str, ...], got ('price', 1)"),
     (lambda: Columns(bag_length=1), "Columns.bag_length: expected at least 2"),
-    (lambda: Columns.from_json({"colour": 1}), "Columns: expected the fields user, ...colour"),
+    (lambda: Columns(**{"colour": 1}), "Columns: expected the fields user, ...colour"),
     *((lambda wrong=wrong: Columns(item_statistics=wrong), "item_statistics") for wrong in ((0,), (7, 7), (9, 3), ("day",))),
     (lambda: aif.Vocabulary([1, 2]).encode(["1"]), TypeError, "expected integers like the vocabulary, got dtype <U1"),
     (lambda: aif.Vocabulary(["a"]).encode([1]), TypeError, "expected strings like the vocabulary, got dtype int64"),

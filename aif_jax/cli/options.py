@@ -224,7 +224,7 @@ def read_columns(options: argparse.Namespace) -> Columns | None:
     if options.columns is None and not settings:
         return None
     with as_usage("columns" if options.columns is None else f"--columns {options.columns}"):
-        return Columns.from_json((read_json(options.columns, "--columns") or {}) | settings)
+        return Columns(**(read_json(options.columns, "--columns") or {}) | settings)
 
 
 def read_json(path: Path | None, option: str) -> dict[str, Any] | None:

@@ -36,14 +36,6 @@ class ItemStatistics:
     Args:
       schema: half-lives, actions that count apart, and how many items there are.
       log: events of any action.
-
-    Example:
-      >>> from aif_jax.schema import Attribute
-      >>> item, category = Attribute(name="item", size=3), Attribute(name="category", size=2)
-      >>> schema = Schema(item_attributes=(item, category), item_floats=4, item_statistics=(3600,))
-      >>> statistics = ItemStatistics(schema, EventLog([1, 1, 1], [1, 1, 2], [1, 1, 1], [0, 3600, 7200]))
-      >>> np.expm1(4 * statistics.at([1, 2], [7200, 7200])).round(3).tolist()
-      [[2.0, 0.75, 2.0, 1.0], [0.0, 0.0, 0.0, 0.0]]
     """
 
     def __init__(self, schema: Schema, log: EventLog):

@@ -164,16 +164,11 @@ class Columns(Fields):
         return {"item": self.item_floats, "user": self.user_floats}
 
     def to_json(self) -> dict[str, Any]:
-        """Return a dict of plain JSON values; `Columns.from_json` reads it back."""
+        """Return a dict of plain JSON values, the arguments of the same columns."""
         # what is not set is left out: columns without such fields keep the fingerprint that they had
         left_out = {name for name in ("item_statistics", "history_actions", "position") if not getattr(self, name)}
         fields = {name: value for name, value in vars(self).items() if name not in left_out}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Columns:
-        """Return the columns that `to_json` wrote."""
-        return cls(**value)
 
     def _listed(self, file: TableName) -> list[tuple[str, Kind]]:
         columns: dict[TableName, list[tuple[tuple[str | None, ...], Kind]]] = {

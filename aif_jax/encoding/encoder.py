@@ -247,7 +247,7 @@ class Encoder:
         try:
             encoder = cls(
                 schema=Schema.from_json(record["schema"]),
-                columns=Columns.from_json(record["columns"]),
+                columns=Columns(**record["columns"]),
                 vocabularies={name: Vocabulary.from_arrays(part) for name, part in parts.items()},
                 scales={name: tuple(map(float, scale)) for name, scale in record["scales"].items()},
                 length=record["length"],
@@ -317,22 +317,17 @@ class Encoder:
         if np.count_nonzero(kept) > self.length:  # those of the first moment stay, so that ties are ordered before they are cut
             kept &= time >= np.partition(time[kept], -self.length)[-self.length]
         at = slice(None) if kept.all() else np.flatnonzero(kept)
-        item, action = self._event_rows(raw, at)
+        name = f"events, column {columns.item!r}"
+        values = self._as_read(select(raw[columns.item], at), columns.item, "item", name)
+        item = expect_1d(self.vocabularies["item"].encode(values, name), name)
+        action = np.ones(len(item), np.int32)
+        if columns.action is not None:
+            action = expect_1d(self.action_rows(select(raw[columns.action], at)), f"events, column {columns.action!r}")
         time = time[at]
         order = history_order(time, item, action)
         latest = slice(None, -self.length - 1, -1)
         item, action, time = (values[order][latest] for values in (item, action, time))
         return item, action, time if per_second == 1 else time // per_second
-
-    def _event_rows(self, raw: Mapping[str, Any], at: np.ndarray | slice) -> tuple[np.ndarray, np.ndarray]:
-        """Return item row and action of some events, int32 each."""
-        columns = self.columns
-        name = f"events, column {columns.item!r}"
-        values = self._as_read(select(raw[columns.item], at), columns.item, "item", name)
-        item = expect_1d(self.vocabularies["item"].encode(values, name), name)
-        if columns.action is None:
-            return item, np.ones(len(item), np.int32)
-        return item, expect_1d(self.action_rows(select(raw[columns.action], at)), f"events, column {columns.action!r}")
 
     def _rows(self, values: Any, column: str, name: str, *, file: str = "") -> np.ndarray:
         """Return int32 rows of a categorical column, [n] or [n, bag length]; 0 where a value is missing."""

@@ -433,7 +433,7 @@ def _places(value: Any, path: tuple = ()) -> Iterator[tuple]:
 
 
 SETTINGS: dict[str, tuple[Any, Callable[[Any], Any]]] = {
-    "columns": (ENCODER.columns.to_json(), aif.Columns.from_json),
+    "columns": (ENCODER.columns.to_json(), lambda given: aif.Columns(**given)),
     "schema": (ENCODER.schema.to_json(), aif.Schema.from_json),
     "config": (aif.presets.aif(ENCODER.schema).to_json(), aif.Config.from_json),
     "encoder": (ENCODER.to_record(), lambda record: aif.Encoder.from_record(record, ENCODER.to_arrays())),
