@@ -49,7 +49,6 @@ class Follower:
         self._max_rejected, self._rejected_in_a_row = max_rejected, 0
         self._age: dict[int, float] = {}
         self._committed: dict[int, int] | None = None  # what it starts from is published too
-        self._published: Any = None
         stream.begin(writer.positions)
 
     def step(self, seconds: float = 0.0) -> int:
@@ -153,11 +152,10 @@ class Follower:
         saved = dict(self.writer.saved_positions)
         if saved == self._committed:
             return
-        if self._store is not None and saved != self._published:
+        if self._store is not None:
             try:
                 self._store.publish(snapshots(self.writer.directory)[-1])
                 self.counters["published"] += 1
-                self._published = saved
             except (OSError, ValueError) as error:
                 self.counters["failed_publications"] += 1
                 logger.warning("a snapshot was not published, tried again with the next: %s", error)
