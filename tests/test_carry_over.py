@@ -66,19 +66,6 @@ def world():
         yield types.SimpleNamespace(before=before, encoder=data.encoder, data=data, old_data=old_data)
 
 
-def test_what_an_id_without_a_row_gets(world):
-    """Ids that went and ids never seen are encoded alike: row 0, in histories, as candidates and as users."""
-    encode = world.encoder
-    assert encode.vocabularies["item"].encode([6, 99]).tolist() == [0, 0]
-    events = {"item": [6, 99, 1], "time": [BASE, BASE + 1, BASE + 2], "event": ["view"] * 3}
-    user = encode.user({"user": "cem"}, events, BASE + 2000)
-    assert user.history.item[:3].tolist() == [int(encode.vocabularies["item"].encode([1])[0]), 0, 0] and user.ids["user"] == 0
-    _, features = encode.items(items_of([6, 1]))
-    assert features.ids["item"].tolist()[0] == 0 and features.ids["item"][1] > 0
-    assert features.ids["brand"][0] > 0 and (features.content[0] != 0).any()  # its other features stay
-    assert features.ids["category"].tolist()[0] == 0  # the second day has no cup
-
-
 def rows_at(tree, name, size):
     """Leaves of a tree that have a row for each of a vocabulary: path to array."""
     flat = jax.tree_util.tree_leaves_with_path(tree)
