@@ -198,7 +198,7 @@ def evaluate(
         ranks = rank_catalogue(model, params, data, positions, k=1, repeats=repeats, progress=progress).ranks
         by_user |= _hits(ranks, users, k)
         inputs["repeats"] = repeats
-        more |= {"k": k, "hit_rate": float((ranks < k).mean()), "ndcg": float(_gains(ranks, k).mean())}
+        more |= {"k": k, "hit_rate": by_user[f"hr@{k}"].mean, "ndcg": by_user[f"ndcg@{k}"].mean}
     if (ranked := _ranked(model, params, data, positions, lists, scores, repeats, batch_size, progress)) is not None:
         requests, found, logits = ranked
         passed = (found.rows > 0) & (found.labels[STAGE] < STAGES.index("retrieved"))
@@ -241,14 +241,10 @@ def _order(scores: np.ndarray, labels: np.ndarray, users: np.ndarray, where: np.
     return {"auc": metrics.auc_by_user(scores, labels, **given), "gauc": metrics.gauc_by_user(scores, labels, **given)}
 
 
-def _gains(ranks: np.ndarray, k: int) -> np.ndarray:
-    """Return NDCG@k of each request by the rank of its item in the catalogue: one item counts."""
-    return np.where(ranks < k, 1 / np.log2(ranks + 2), 0)
-
-
 def _hits(ranks: np.ndarray, users: np.ndarray, k: int) -> dict[str, metrics.ByUser]:
-    """Return HR@k and NDCG@k of ranks [R] in the catalogue."""
-    return {f"hr@{k}": metrics.mean_by_user(ranks < k, users), f"ndcg@{k}": metrics.mean_by_user(_gains(ranks, k), users)}
+    """Return HR@k and NDCG@k of ranks [R] in the catalogue, where one item counts."""
+    gains = np.where(ranks < k, 1 / np.log2(ranks + 2), 0)
+    return {f"hr@{k}": metrics.mean_by_user(ranks < k, users), f"ndcg@{k}": metrics.mean_by_user(gains, users)}
 
 
 def _inputs_of(data: Dataset, positions: np.ndarray, lists: CandidateLists, calibration_negatives: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@
     )
 
 If a batch has several labels by name (`candidates.Labels`), a goal reads one of them; NaN is an unknown label, which does not
-count unless the goal has a value for `missing`.
+count.
 """
 
 from __future__ import annotations
@@ -224,7 +224,6 @@ class Goal:
         objective is over all candidates: the logit of the product (ESMM).
       within: a label: only candidates that have it positive count, and a conditional objective is taught its own logit.
       stages: only candidates of these stages count, of `data.cascade.STAGES`; () for all.
-      missing: what an unknown label means, such as 0.0 for candidates that were not shown; None leaves them out.
     """
 
     loss: Loss
@@ -233,7 +232,6 @@ class Goal:
     objective: str | None = None
     within: str | None = None
     stages: tuple[str, ...] = ()
-    missing: float | None = None
 
     def __post_init__(self):
         expect(isinstance(self.loss, Loss), "Goal.loss", "a losses.Loss", type(self.loss).__name__, error=TypeError)
@@ -242,8 +240,8 @@ class Goal:
 
     def __repr__(self) -> str:
         """Return what a record of a run shows."""
-        fields = ("objective", "within", "stages", "missing")
-        options = [f"{name}={value!r}" for name in fields if (value := getattr(self, name)) not in (None, ())]
+        fields = ("objective", "within", "stages")
+        options = [f"{name}={value!r}" for name in fields if (value := getattr(self, name))]
         return ", ".join([f"Goal({self.loss!r}, {self.target!r}", *options]) + ")"
 
 
@@ -325,8 +323,6 @@ class Goals:
         expect(isinstance(labels, Mapping) and wanted <= set(labels), f"{goal!r}", f"labels {sorted(wanted)}", got)
         targets = jnp.asarray(labels[goal.target])
         valid = jnp.broadcast_to(jnp.asarray(where), targets.shape)
-        if goal.missing is not None:
-            targets = jnp.where(jnp.isnan(targets), jnp.asarray(goal.missing, targets.dtype), targets)
         if goal.within is not None:
             valid &= jnp.asarray(labels[goal.within]) > 0
         if goal.stages:
