@@ -70,7 +70,6 @@ class PreRanker(NamedTuple):
 
 USER = Component(user.init, user.apply)
 ITEM = Component(item.init, item.apply)
-INTERACTION = Component(interaction.init, interaction.apply)
 
 
 def build(config: Config) -> PreRanker:
@@ -89,27 +88,20 @@ def build(config: Config) -> PreRanker:
     return _built(config, config.schema.encoding, repr(config.to_json()))  # equal configs may be of two encoders, and 1 is 1.0
 
 
-def assemble(
-    config: Config,
-    *,
-    user: Component | layers.Module = USER,
-    item: Component | layers.Module = ITEM,
-    interaction: Component = INTERACTION,
-) -> PreRanker:
-    """Return a pre-ranker from three components, for replacing whole towers.
+def assemble(config: Config, *, user: Component | layers.Module = USER, item: Component | layers.Module = ITEM) -> PreRanker:
+    """Return a pre-ranker with towers of yours; what reads pairs of user and item is a head or a block.
 
     A Flax module as `user` or `item` replaces the MLP of that tower: from the tower's inputs [w] of ONE user or item to the
-    vector [D]; blocks stay as they are. An NNX module is one by `nnx.bridge.to_linen`. A module over pairs is a head.
+    vector [D]; blocks stay as they are. An NNX module is one by `nnx.bridge.to_linen`.
 
-    Each component's `init(key, config)` gives the parameter group of its name (the interaction's is "head"); `apply` sees all
-    groups. A component of yours that reads what the blocks of the config made calls them as `aif_jax.user`, `aif_jax.item` and
-    `aif_jax.interaction` do. One that reads embedding rows of other ids than those of its features trains with `sparse=None`,
-    see `train.make_step`.
+    Each component's `init(key, config)` gives the parameter group of its name; `apply` sees all groups. A component of yours
+    calls the blocks of the config as `aif_jax.user` and `aif_jax.item` do. One that reads embedding rows of other ids than its
+    features hold trains with `sparse=None`, see `train.make_step`.
 
     The config of the model names the functions that replace the package's (`Config.assembled`). What is saved of the model is
     opened with `model=` alone, by `aif.open`, `Run.load` and `export.restore`; commands cannot open it.
     """
-    given = {"user": (user, USER), "item": (item, ITEM), "interaction": (interaction, INTERACTION)}
+    given = {"user": (user, USER), "item": (item, ITEM)}
     others = [part for part, (one, ours) in given.items() if isinstance(one, layers.Module) or one.apply is not ours.apply]
     config = config.replace(assembled=tuple(f"{part}={_name(given[part][0])}" for part in others))
     hinted = user is USER or isinstance(user, layers.Module)  # a component of yours need not know how many candidates follow

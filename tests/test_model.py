@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 import aif_jax as aif
-from aif_jax import blocks, interaction, item, user
+from aif_jax import blocks, item, user
 from tests import demo
 from tests.refusals import refused
 
@@ -129,7 +129,6 @@ def test_assemble_takes_a_tower_of_your_own():
         config,
         user=aif.Component(own_init, own_user),
         item=aif.Component(item.init, item.apply),
-        interaction=aif.Component(interaction.init, interaction.apply),
     )
     params, features, items = demo.init(model), demo.user(config), demo.items(3)
     plain = aif.build(config)

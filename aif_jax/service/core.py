@@ -13,7 +13,6 @@ import jax
 import numpy as np
 
 from aif_jax.interaction import contributions
-from aif_jax.model import INTERACTION
 from aif_jax.service.calls import BadCall, Call, Failure, Policy, blaming_caller, problem_of
 from aif_jax.service.features import Context
 from aif_jax.service.models import LoadedModel, Models
@@ -189,8 +188,8 @@ MAX_EXPLAINED = 100  # rows that are explained
 async def explain(service: Service, call: Call) -> dict[str, Any]:
     """Return the answer of "rank", its spans, and what each block contributed to each logit.
 
-    The contributions are computed from the features of the call. They are none where those are not known, because the state
-    came from an earlier call, and for a model whose interaction is not that of this package.
+    The contributions are computed from the features of the call: none where those are not known, because the state came from an
+    earlier call.
     """
     reply = await service.answer("rank", call)
     fields = reply.fields()
@@ -203,7 +202,7 @@ async def explain(service: Service, call: Call) -> dict[str, Any]:
 def _parts(reply: Reply, ids: np.ndarray) -> dict[str, list[float]]:
     restored = reply.served.restored
     model, index = restored.trained.model, restored.index
-    if index is None or getattr(model.interaction, "func", None) is not INTERACTION.apply or not len(ids):
+    if index is None or not len(ids):
         return {}
     # every count of rows has one compiled function
     rows, known = index.take(np.resize(ids, MAX_EXPLAINED))
