@@ -111,9 +111,8 @@ class Slow:
 
 
 def read_log(folder: Path) -> list[Any]:
-    """The records of a request log, file by file; features as arrays by dotted name."""
-    rows = pq.read_table(folder).to_pylist()
-    return [types.SimpleNamespace(**row | {"features": row["features"] and dict(row["features"])}) for row in rows]
+    """The records of a request log, file by file."""
+    return [types.SimpleNamespace(**row) for row in pq.read_table(folder).to_pylist()]
 
 
 def connected(address: str, said: bytes = b"") -> socket.socket:

@@ -64,15 +64,15 @@ def test_records_say_what_was_answered(logged):
     assert first.ids == IDS[best].tolist() and first.candidates == IDS.tolist() and first.k == 5
     np.testing.assert_allclose(first.logits, expected[best], atol=1e-5)
     assert first.version == exports().index["one"].version and json.loads(first.stages)["total"] > 0
-    assert abs(first.time - time.time()) < 600 and first.encoding == exports().encoder.version and first.raw is not None
+    assert abs(first.time - time.time()) < 600 and first.raw is not None
     assert records["s1"].bids == [1.0] * 3 and records["s1"].ids is None and records["s1"].raw is not None
-    assert records["r2"].raw is None and records["r2"].features is not None  # from the feature source
-    assert records["r3"].raw is None and records["r3"].features is None  # the state was there already
+    assert records["r2"].raw is None  # from the feature source
+    assert records["r3"].raw is None  # the state was there already
     (file,) = logged.glob("*.parquet")
     assert pq.read_schema(file).equals(log_schema())
 
 
-def test_a_record_keeps_the_features_that_the_answer_used(served, tmp_path):
+def test_a_record_keeps_the_raw_values_that_the_answer_used(served, tmp_path):
     """Those of an earlier call under the feature version, not those that a later one brings in vain."""
     shorter = ANN | {"events": {name: values[:1] for name, values in EVENTS.items()}}
     with noted(served, RequestLog(tmp_path)) as client:
@@ -82,14 +82,14 @@ def test_a_record_keeps_the_features_that_the_answer_used(served, tmp_path):
         late = client.rank(**shorter, feature_version="7b", candidates=IDS, k=5, id="late")
     assert first["scores"].tolist() == again["scores"].tolist() != other["scores"].tolist() == late["scores"].tolist()
     records = {record.id: record for record in read_log(tmp_path)}
-    assert (records["again"].features, records["again"].raw) == (None, None)
+    assert records["again"].raw is None
     versions = {name: record.feature_version for name, record in records.items()}
     assert versions == {"first": '"7a"', "again": '"7a"', "other": None, "late": '"7b"'}
-    masks = (np.array(records[name].features["history.mask"]) for name in ("first", "other", "late"))
-    assert [(mask > 0).sum() for mask in masks] == [2, 1, 1]
+    raw = {name: json.loads(records[name].raw) for name in ("first", "other", "late")}
+    assert {name: len(one["events"]["item"]) for name, one in raw.items()} == {"first": 2, "other": 1, "late": 1}
 
 
-def test_a_record_keeps_no_features_where_a_stand_in_answers(served, tmp_path, monkeypatch):
+def test_a_record_keeps_no_raw_values_where_a_stand_in_answers(served, tmp_path, monkeypatch):
     engine = served.service.models.held[0].engine
 
     async def failed(*_):
@@ -100,7 +100,7 @@ def test_a_record_keeps_no_features_where_a_stand_in_answers(served, tmp_path, m
         answer = client.rank(**ANN | {"user": "stood in for"}, candidates=IDS, k=5)
     assert answer["degraded"] and "unknown user" in answer["reason"]
     (record,) = read_log(tmp_path)
-    assert (record.features, record.raw) == (None, None) and record.degraded
+    assert record.raw is None and record.degraded
 
 
 def test_a_record_says_what_a_call_excluded_and_that_it_had_no_candidates(served, tmp_path):
@@ -130,7 +130,7 @@ def test_a_log_never_holds_up_a_call(tmp_path, monkeypatch):
     blocked = []
     monkeypatch.setattr(log_module, "record_of", lambda seen: blocked.append(seen) or time.sleep(0.2))
     monkeypatch.setattr(log_module, "_size", lambda seen: 100)
-    log = RequestLog(tmp_path, waiting=2)
+    log = RequestLog(tmp_path, waiting_bytes=250)
     start = time.monotonic()
     for _ in range(50):
         log.observe(None)

@@ -11,7 +11,7 @@ from typing import Any
 
 from aif_jax.checks import expect
 from aif_jax.cli import options as shared
-from aif_jax.cli.options import FINE, PROBLEMS, UsageError
+from aif_jax.cli.options import FINE, UsageError
 from aif_jax.connectors import Follower, SnapshotStore
 from aif_jax.connectors.kafka import FORM, open_stream
 from aif_jax.export.consume.files import MANIFEST
@@ -170,7 +170,6 @@ KEEP = inspect.signature(SnapshotStore).parameters["keep"].default
 
 SNAPSHOTS = {
     "list": "Prints the names of all complete snapshots, oldest first, and of the current one as JSON.",
-    "current": "Prints the name of the current snapshot; exit code 1 for an empty store.",
     "publish": "Uploads and verifies a folder, makes it current and prints its name; removes old snapshots, down to --keep.",
     "fetch": "Downloads a snapshot and checks every file. Prints the local folder.",
     "collect": "Removes the oldest snapshots, down to --keep, and day-old interrupted uploads; prints their names.",
@@ -205,10 +204,9 @@ def run_snapshots(options: argparse.Namespace) -> int:
     with shared.open_store(options.url, keep=options.keep) as store:
         actions: dict[str, Callable[[], list[Any]]] = {
             "list": lambda: [json.dumps({"current": store.current(), "snapshots": store.names()})],
-            "current": lambda: [] if (name := store.current()) is None else [name],
             "publish": lambda: [store.publish(options.folder)],
             "fetch": lambda: [store.fetch(options.directory, options.name)],
         }
         lines = actions.get(options.action, store.collect)()
     print(*lines, sep="\n", end="\n" if lines else "")
-    return PROBLEMS if options.action == "current" and not lines else FINE
+    return FINE

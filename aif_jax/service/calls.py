@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import hashlib
-import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
@@ -202,7 +201,6 @@ def affinity_key(user: int | str) -> str:
     return hashlib.sha256(str(user).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-logger = logging.getLogger(__name__)
 RETRY_SECONDS = 0.05  # that a refused caller is told to wait: about the time of a few requests
 
 
@@ -250,14 +248,6 @@ def problem_of(error: BaseException) -> Failure:
         counts = {"non_finite": error.non_finite, "unknown": error.unknown, "excluded": error.excluded}
         return Failure("INTERNAL", 500, text, "scores", counts=counts)
     return Failure("INTERNAL", 500, f"the service failed: {type(error).__name__}")
-
-
-def reported(error: BaseException) -> Failure:
-    """Return `problem_of`, for whoever answers the caller: errors of the service are logged."""
-    problem = problem_of(error)
-    if problem.code == "INTERNAL":
-        logger.error("a call failed: %s", error, exc_info=error)
-    return problem
 
 
 @contextlib.contextmanager

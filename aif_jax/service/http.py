@@ -4,12 +4,13 @@ import asyncio
 import contextlib
 import functools
 import hmac
+import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from aif_jax.service.calls import BadCall, Call, Failure, parse, reported
+from aif_jax.service.calls import BadCall, Call, Failure, parse, problem_of
 from aif_jax.service.core import METHODS, Service, explain
 from aif_jax.serving.metrics import Part, prometheus_text
 
@@ -33,6 +34,7 @@ def service_text(service: Service) -> str:
     return prometheus_text({"counters": counters, "gauges": flags}, *parts)
 
 
+logger = logging.getLogger(__name__)
 JSON = "application/json"
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 PAGE = {
@@ -123,7 +125,9 @@ class App:
         try:
             response = await self._answer(scope["method"], scope["path"], headers, read)
         except Exception as error:
-            problem = reported(error)
+            problem = problem_of(error)
+            if problem.code == "INTERNAL":  # the service is at fault
+                logger.error("a call failed: %s", error, exc_info=error)
             body = {"error": problem.message} if scope["path"].startswith(PLAIN) else problem.to_json()
             more = problem.headers
             if problem.retry_after is not None:  # HTTP has whole seconds

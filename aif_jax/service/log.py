@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from aif_jax.checks import ArgumentError, expect
 from aif_jax.readers.tables import pyarrow
 from aif_jax.service.core import Reply
 from aif_jax.service.http import encode
 from aif_jax.store.folders import new_file
-from aif_jax.trees import leaves_by_path
 
 logger = logging.getLogger(__name__)
 FILE = "requests-{start:020d}-{process}-{number:08d}.parquet"  # a container's processes have the same number each time
@@ -34,22 +32,22 @@ class RequestLog:
     Args:
       folder: folder of the files; made where it is missing.
       share: share of the calls that are logged, 0 to 1.
-      waiting: records that may wait for the thread; with more, calls are not logged and `counters["log_dropped"]` counts them.
-      waiting_bytes: the same in bytes of memory, those of the next file, which has at most half of them, included.
+      waiting_bytes: memory of the calls that wait for the thread or the next file, which has at most half of it; with more,
+        calls are not logged and `counters["log_dropped"]` counts them.
 
     Raises:
       ImportError: pyarrow is missing.
       ArgumentError: a share outside [0, 1].
     """
 
-    def __init__(self, folder: str | Path, *, share: float = 1.0, waiting: int = 4096, waiting_bytes: int = 256 << 20):
+    def __init__(self, folder: str | Path, *, share: float = 1.0, waiting_bytes: int = 256 << 20):
         expect(0 <= share <= 1, "log_share", "0 to 1", share, error=ArgumentError)
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.counters = {"log_records": 0, "log_dropped": 0, "log_failed": 0}
         self._share = share
         self._schema = log_schema()
-        self._waiting: queue.Queue[tuple[Reply, int] | None] = queue.Queue(waiting)
+        self._waiting: queue.SimpleQueue[tuple[Reply, int] | None] = queue.SimpleQueue()
         self._most = waiting_bytes
         self._came = self._went = 0  # bytes, each counted by one thread
         # Files sort by their start: after those of an earlier process, also where the clock was set back meanwhile.
@@ -62,14 +60,12 @@ class RequestLog:
         """Hand an answer to the thread, or drop it."""
         if self._share < 1 and random.random() >= self._share:
             return
-        try:
-            size = _size(reply)
-            if self._came - self._went + size > self._most:
-                raise queue.Full
-            self._waiting.put_nowait((reply, size))
-            self._came += size
-        except queue.Full:
+        size = _size(reply)
+        if self._came - self._went + size > self._most:
             self.counters["log_dropped"] += 1
+            return
+        self._came += size
+        self._waiting.put((reply, size))
 
     def close(self) -> None:
         """Write what waits and end the thread."""
@@ -114,21 +110,18 @@ class RequestLog:
 
 def record_of(reply: Reply) -> dict[str, Any]:
     """Return what is logged of an answer, by column."""
-    call, answer, used = reply.call, reply.answer, reply.features
+    call, answer = reply.call, reply.answer
     candidates: Any = call.candidates
     ranked = reply.method == "rank"
     ids, logits = (answer.ids[answer.mask], answer.logits[answer.mask]) if ranked else (None, answer.logits)
     given = {"record": call.record, "events": call.events, "now": call.now}
     known = {name: value for name, value in given.items() if value is not None}
-    leaves = {} if used is None else leaves_by_path(used, separator=".")
     return {
         "id": call.id, "time": time.time(), "method": reply.method, "version": answer.version, "user": json.dumps(call.user),
         "k": call.k or 0, "order": reply.order, "candidates": _of(candidates.ids, "i"),
         "candidate_texts": _of(candidates.ids, "T"), "bids": candidates.bids, "ids": _of(ids, "i"), "id_texts": _of(ids, "T"),
         "logits": logits.ravel(), "degraded": answer.degraded, "reason": answer.reason, "stages": json.dumps(answer.stages),
-        "encoding": "" if used is None else used.encoding,
-        "features": [(name, np.ravel(leaf).astype(np.float64)) for name, leaf in leaves.items()] or None,
-        "raw": encode(known).decode() if known.keys() - {"now"} and used is not None else None,
+        "raw": encode(known).decode() if known.keys() - {"now"} and reply.features is not None else None,
         "exclude": _of(call.exclude, "i"), "exclude_texts": _of(call.exclude, "T"),
         "feature_version": None if call.feature_version is None else json.dumps(call.feature_version),
     }  # fmt: skip
@@ -155,12 +148,10 @@ def log_schema() -> Any:
         "degraded": arrow.bool_(),
         "reason": text,
         "stages": text,  # seconds by stage, JSON
-        "encoding": text,
-        "features": arrow.map_(text, arrow.list_(arrow.float64())),  # that the answer used; null of an earlier call's state
-        "raw": text,  # record, events and now that these were made from, JSON; null for a call without
+        "raw": text,  # record, events and now that the answer used, JSON; null of an earlier call's state, and of a source
         "exclude": integers,  # ids that were not to be ranked; null of texts, and for a call without
         "exclude_texts": texts,
-        "feature_version": text,  # as JSON: another record of this version and user may have the features
+        "feature_version": text,  # as JSON: another record of this version and user may have the raw values
     }
     return arrow.schema(columns)
 
