@@ -9,8 +9,8 @@ from typing import Any
 
 from aif_jax.checks import expect
 from aif_jax.connectors.snapshot_store import SnapshotStore
-from aif_jax.connectors.streams import Change, Message, StreamError, UpdateStream, decode, joined
-from aif_jax.index import IndexWriter
+from aif_jax.connectors.streams import Message, StreamError, UpdateStream, decode, joined
+from aif_jax.index import IndexWriter, ItemIndex
 from aif_jax.index.ids import kind_of, raw_keys
 from aif_jax.index.writer import snapshots
 
@@ -104,22 +104,25 @@ class Follower:
         if written := [message.time for message in new if message.time is not None]:
             self._age[partition] = max(0.0, time.time() - min(written))
 
-    def _apply(self, changes: list[Change], position: int, partition: int) -> None:
+    def _apply(self, changes: list[Any], position: int, partition: int) -> None:
         """Apply messages of one partition in order, all or none; `position` is that of the last, or of poison without any."""
         before = self.writer.positions.get(partition)
         if before is not None and before >= position and not changes:
             return
         updates, kind = [], self.writer.index.kind
         for change in joined(changes):  # all are read before one is applied
-            if change.table is None:
-                raw_keys(change.deleted, "ids", like=kind)
-                updates.append((None, change.deleted))
-            else:
-                items = self._encoder.items(change.table)
-                kind = kind_of(raw_keys(items[0], "ids", like=kind)) or kind
-                updates.append((items, None))
+            deletes = isinstance(change, list)
+            arguments = (change,) if deletes else self._encoder.items(change)
+            kind = kind_of(raw_keys(arguments[0], "ids", like=kind)) or kind
+            updates.append((ItemIndex.delete if deletes else ItemIndex.upsert, arguments))
+
+        def applied(index: ItemIndex) -> ItemIndex:
+            for update, arguments in updates:
+                index = update(index, *arguments)
+            return index
+
         try:
-            self.writer.update(updates, position=position, partition=partition)
+            self.writer.update(applied, position=position, partition=partition)
         except OSError as error:
             if self.writer.positions.get(partition, position - 1) < position:
                 raise  # not applied

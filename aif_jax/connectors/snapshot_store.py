@@ -121,7 +121,8 @@ class SnapshotStore:
                         expect(stays, self.url, "files that were not rolled back", f"{got}; {out}", error=SnapshotError)
                         self._point(name, manifest)
                     return name
-        name = f"{self._next():010d}-{secrets.token_hex(4)}"
+        numbers = [int(name.partition("-")[0]) for name in (*self._listed(), self.current() or "0")]  # complete or not
+        name = f"{1 + max(numbers):010d}-{secrets.token_hex(4)}"
         for file, relative in zip(files, entries, strict=True):
             place = self._path(name, relative)
             self._make_parent(place)
@@ -276,11 +277,6 @@ class SnapshotStore:
             got = f"{raw[:80]!r}; publish again"
             raise SnapshotError(f"{self.url}: {CURRENT}: expected the name of a snapshot, got {got}") from error
         return pointer
-
-    def _next(self) -> int:
-        """Return a number above those of all snapshots, complete or not."""
-        names = [*self._listed(), self.current() or "0"]
-        return 1 + max(int(name.partition("-")[0]) for name in names)
 
     def _listed(self) -> dict[str, dict[str, float]]:
         """Return the files of every snapshot, complete or not, and their times: now if the file system does not tell."""

@@ -68,17 +68,6 @@ class MessageError(ValueError):
     """A message that is no Arrow IPC stream of raw columns, and no tombstone."""
 
 
-class Change(NamedTuple):
-    """Content of a message.
-
-    Attributes:
-      table, deleted: Arrow table of raw columns, or raw item ids; the other one is None.
-    """
-
-    table: Any
-    deleted: Any
-
-
 def encode(table: Any) -> bytes:
     """Return raw items by column as the value of a message.
 
@@ -107,11 +96,14 @@ def tombstone_key(item: int | str) -> bytes:
     return json.dumps(item).encode()
 
 
-def decode(message: Message) -> Change:
-    """Return the content of a message. Raises MessageError for one that is torn, foreign or too large."""
+def decode(message: Message) -> Any:
+    """Return the content of a message: an Arrow table of raw columns, or a list of raw item ids that are deleted.
+
+    Raises MessageError for one that is torn, foreign or too large.
+    """
     where = f"message {message.position} of partition {message.partition}"
     if message.value is None:
-        return Change(None, [_tombstone(message.key, where)])
+        return [_tombstone(message.key, where)]
     expect(len(message.value) <= MAX_BYTES, where, f"at most {MAX_BYTES} bytes", len(message.value), error=MessageError)
     arrow, ipc = pyarrow(), pyarrow("pyarrow.ipc")
     try:
@@ -122,19 +114,13 @@ def decode(message: Message) -> Change:
         first = str(error).partition("\n")[0]
         raise MessageError(f"{where}: expected an Arrow IPC stream, got {message.value[:16]!r}...: {first}") from error
     expect(table.num_rows, where, "rows", "a table of 0", error=MessageError)
-    return Change(table, None)
+    return table
 
 
-def joined(changes: list[Change]) -> list[Change]:
-    """Return the same changes in the same order: neighbours of one kind, and of one schema, in one."""
-    arrow = pyarrow()
-    groups = itertools.groupby(changes, lambda change: None if change.table is None else change.table.schema)
-    return [
-        Change(None, [item for change in group for item in change.deleted])
-        if schema is None
-        else Change(arrow.concat_tables([change.table for change in group]), None)
-        for schema, group in groups
-    ]
+def joined(changes: list[Any]) -> list[Any]:
+    """Return the same contents in the same order: neighbours of one kind, and of one schema, in one."""
+    groups = itertools.groupby(changes, lambda change: getattr(change, "schema", None))
+    return [sum(group, []) if schema is None else pyarrow().concat_tables(group) for schema, group in groups]
 
 
 def _tombstone(key: bytes | None, where: str) -> int | str:

@@ -122,7 +122,11 @@ def restore(
     folder = local(folder, "folder")
     manifest = consume.read_manifest(folder, sha256=sha256)
     golden = consume.checked_arrays(folder, manifest, manifest["golden"])
-    orders = {name: _order(folder, manifest, f"{ORDER}{name}") for name in manifest.get("orders", ())}
+    orders = {}
+    for name in manifest.get("orders", ()):
+        spec = manifest["functions"][f"{ORDER}{name}"]
+        inputs = tuple(entry["name"] for entry in spec["inputs"])
+        orders[name] = ExportedOrder(f"{ORDER}{name}", consume.checked(folder, manifest, spec.get("file")), inputs)
     trained, index = _trained(folder, manifest, model=model, compiled_from=compiled_from).on_device(), None
     if manifest.get("index"):
         arrays = consume.checked_arrays(folder, manifest, manifest["index"])
@@ -155,11 +159,6 @@ def _trained(
     if model is None and compiled_from is not None and compiled_from.trained.config == config:
         model = compiled_from.trained.model._replace(config=config)  # equal configs may be of two encoders
     return Trained(model_of(config, model), params, encoder, manifest.get("settings"), features).with_version(version)
-
-
-def _order(folder: Path, manifest: Mapping[str, Any], name: str) -> ExportedOrder:
-    spec = manifest["functions"][name]
-    return ExportedOrder(name, consume.checked(folder, manifest, spec.get("file")), tuple(e["name"] for e in spec["inputs"]))
 
 
 def _filled(layout: Any, golden: Mapping[str, np.ndarray], function: str) -> Any:

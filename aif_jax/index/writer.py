@@ -20,7 +20,7 @@ import re
 import socket
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -228,28 +228,18 @@ class IndexWriter:
           TypeError, ValueError: items that do not fit, a position that is no integer; nothing has changed then.
           OSError, WriterConflict: a snapshot could not be saved. The update is in all the same; a later one tries again.
         """
-        return self.update([((ids, features), None)], position=position, partition=partition)
+        return self.update(lambda index: index.upsert(ids, features), position=position, partition=partition)
 
     def delete(self, ids: Any, *, position: int, partition: int = 0) -> bool:
         """Apply a deletion; arguments, returns and errors as `upsert`. No ids move the position alone."""
-        return self.update([(None, ids)], position=position, partition=partition)
+        return self.update(lambda index: index.delete(ids), position=position, partition=partition)
 
-    def update(self, changes: Sequence[tuple[Any, Any]], *, position: int, partition: int = 0) -> bool:
-        """Apply several changes of one partition, in order, as one: all of them are in, or none.
-
-        Args:
-          changes: pairs of what `ItemIndex.upsert` takes as (ids, features), and None; or of None and ids to delete.
-          position: in the stream, of the last of them.
-
-        Returns and raises as `upsert`.
-        """
+    def update(self, change: Callable[[ItemIndex], ItemIndex], *, position: int, partition: int = 0) -> bool:
+        """Apply a function of the index, such as several changes of one partition as one; returns and raises as `upsert`."""
         ((partition, position),) = positions_by_partition({partition: position}).items()
         if partition in self._positions and position <= self._positions[partition]:
             return False
-        index = self.index
-        for upserted, deleted in changes:
-            index = index.delete(deleted) if upserted is None else index.upsert(*upserted)
-        self.index = index
+        self.index = change(self.index)
         self._positions[partition] = position
         self._unsaved += 1
         self._untried += 1
