@@ -1,6 +1,6 @@
 """Raw item ids as the 64-bit keys of the id map: int64 of integers, as they are, uint64 of strings, by a fixed hash.
 
-Of 10^7 strings two share a hash with probability 3e-6; a build refuses them as a repeated id.
+Of 10^7 strings two share a hash with probability 3e-6: a build refuses them as repeated, an update takes one for the other.
 
 *Map.* Keys to table rows: a hash table in NumPy whose versions share nearly all of their memory.
 
