@@ -486,8 +486,6 @@ def test_the_page_of_commands_leaves_out_hidden_flags_and_says_nothing_twice():
     assert "SUPPRESS" not in page and "``" not in page
     flags = [line for line in lines if line.startswith("- `--")]
     sections = dict(re.findall(r"^## (.*)\n+((?:(?!## ).*\n)*)", page, re.M))
-    assert "([shared](#shared-arguments)), the [columns of the files](#columns-of-the-files)" in sections["aif-jax train"]
-    assert "- `--learning-rate NUMBER`, `--weight-decay NUMBER`: learning rate and weight decay" in sections["aif-jax train"]
     named = {flag for flag in re.findall(r"`(--[\w-]+)", sections["Shared arguments"])}
     assert len(named) == sections["Shared arguments"].count("\n- ") + 1, "one meaning for each shared flag"
     twice = {line for line in flags if flags.count(line) > 1}

@@ -193,44 +193,24 @@ def test_figures_have_intervals_and_two_models_are_compared_on_the_same_users(da
 
 START = 1_700_000_000
 ITEMS = 40
-TASK = train.NextItem(negatives=4, evaluated=20, power=0.0)  # candidates are drawn from all items alike
 
 
-@pytest.fixture(scope="module")
-def popular() -> aif.Dataset:
-    """Every event draws its item from one distribution, whoever the user is."""
-    rng = np.random.default_rng(0)
-    chance = 0.9 ** np.arange(ITEMS)
-    items = rng.choice(np.arange(1, ITEMS + 1), 3000, p=chance / chance.sum())
-    events = {"user": rng.integers(1, 41, 3000), "item": items, "time": START + 60 * np.arange(3000)}
-    catalogue = {"item": np.arange(1, ITEMS + 1), "category": np.ones(ITEMS, np.int64)}
-    return aif.read(events, items=catalogue, columns=aif.Columns(), progress=False)
-
-
-def test_where_popularity_is_all_it_is_as_good_as_a_model(popular):
-    model = aif.build(aif.presets.two_tower(popular.schema, width=4, sequence=False, short_length=8))
-    config = aif.FitConfig(epochs=2, batch_size=64, k=None, learning_rate=0.02)
-    run = aif.fit(model, popular, config, task=TASK, progress=False)
-    positions = split_by_time(popular.log, min_history=1).test
-    before = int(popular.log.time[positions].min())
-    source, scores = TASK.source(popular, before=before, held_out=True), baseline_scores(popular, before=before)
-    given = dict(k=5, candidates=source, baselines=scores, progress=False)
-    got = train.evaluate(run.model, run.params, popular, positions, **given)
-    figures = got.figures()
-    assert figures["baseline.popularity.gauc"] > max(0.7, got.gauc - 0.02)
-    assert figures["baseline.popularity.hr@5"] > got.hit_rate - 0.05
-    assert abs(figures["baseline.latest.gauc"] - 0.5) < abs(figures["baseline.popularity.gauc"] - 0.5)
-    assert set(got.intervals()) == set(figures)
-    lines = str(got).splitlines()
+def test_baselines_are_evaluated_beside_the_model(data, small, params, positions):
+    scores = baseline_scores(data, before=int(data.log.time[positions].min()))
+    got = train.evaluate(small, params, data, positions, k=5, baselines=scores, progress=False)
+    figures, lines = got.figures(), str(got).splitlines()
+    assert "baseline.latest.gauc" in figures and set(got.intervals()) == set(figures)
     assert len(lines) == 3 and lines[1].startswith(f"baseline popularity: auc {figures['baseline.popularity.auc']:.4f}, gauc ")
     gap = got.gauc - figures["baseline.popularity.gauc"]
     assert f"; the model's gauc {gap:+.4f} [" in lines[1] and "baseline" not in lines[0]
     assert list(got.against(got)) == [name for name in figures if "baseline" not in name]
-    rows, labels, _ = source(positions, SampleKey(0, 0, 0))
+    rows, labels, _ = sampled_before(data, positions)(positions, SampleKey(0, 0, 0))
     given = scores["popularity"][rows], labels
     assert figures["baseline.popularity.auc"] == pytest.approx(metrics.auc(*given))
-    by_user = metrics.gauc(*given, popular.log.user[positions][:, None])
+    by_user = metrics.gauc(*given, data.log.user[positions][:, None])
     assert figures["baseline.popularity.gauc"] == pytest.approx(by_user.value)
+    ranks = catalogue_ranks(scores["popularity"], data, positions, repeats=data.repeats)
+    assert figures["baseline.popularity.hr@5"] == (ranks < 5).mean()
 
 
 def test_scores_are_of_earlier_events():
@@ -247,11 +227,11 @@ def test_scores_are_of_earlier_events():
 
 
 @pytest.mark.parametrize("repeats", [False, True])
-def test_ranks_count_ties_and_leave_out_what_the_user_has_met(popular, repeats):
-    log = popular.log
+def test_ranks_count_ties_and_leave_out_what_the_user_has_met(data, repeats):
+    log = data.log
     positions = np.flatnonzero(log.time > np.quantile(log.time, 0.9))[::7]
-    scores = np.random.default_rng(0).integers(0, 9, len(popular.catalogue)).astype(np.float64)
-    for position, rank in zip(positions, catalogue_ranks(scores, popular, positions, repeats=repeats), strict=True):
+    scores = np.random.default_rng(0).integers(0, 9, len(data.catalogue)).astype(np.float64)
+    for position, rank in zip(positions, catalogue_ranks(scores, data, positions, repeats=repeats), strict=True):
         target, user = log.item[position], log.user[position]
         others = set(range(1, len(scores))) - {int(target)}
         if not repeats:

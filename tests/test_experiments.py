@@ -63,16 +63,14 @@ def test_quickstart(tmp_path):
     assert recalls["ranker"] == got["models"]["ranker"]["share"][0] == 1
     assert got["recall_gain"][0] == pytest.approx(recalls["aif"] - recalls["two_tower"])
     assert (got["candidates"], got["kept"], got["requests"], got["dataset"]) == (40, 10, 40, "synthetic")
-    parts = {"data and retrieval", "ranker", "pre-rankers", "index", "start engines", "picture"}
-    parts |= {"requests one at a time", "requests at once"}
-    assert set(got["seconds_by_part"]) == set(got["cpu_seconds_by_part"]) == parts
+    assert set(got["seconds_by_part"]) == set(got["cpu_seconds_by_part"]) >= {"ranker", "index", "requests at once"}
     assert 0.9 * got["seconds"] < sum(got["seconds_by_part"].values()) <= got["seconds"]
     assert (tmp_path / "quickstart.png").stat().st_size > 10_000
     assert "40 retrieved candidates are cut to 10" in printed
     assert printed.endswith("  aif-jax check --events EVENTS --items ITEMS\n")
 
 
-def test_quickstart_refuses_wrong_flags(capsys):
+def test_quickstart_refuses_wrong_flags_and_names_a_wrong_file(tmp_path, capsys):
     for words, message in (
         (["--retrieval-ms", "-1"], "--retrieval-ms: expected at least 0, got -1"),
         (["--sped", "up"], "unrecognized arguments: --sped up"),
@@ -80,9 +78,6 @@ def test_quickstart_refuses_wrong_flags(capsys):
     ):
         refused(SystemExit, "2", quickstart.main, words)
         assert message in capsys.readouterr().err
-
-
-def test_quickstart_names_a_wrong_file(tmp_path):
     (tmp_path / "ratings.csv").write_text("userId,movieId,rating,timestamp\n1,2,five,3\n")
     (tmp_path / "movies.csv").write_text("movieId,title,genres\n2,Film (1999),Drama\n")
     refused(ValueError, "ratings.csv.*line 2.*five", quickstart.main, ["--data", str(tmp_path)])
