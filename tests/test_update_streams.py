@@ -224,7 +224,7 @@ def test_a_stream_of_another_kind_stops_the_follower(following):
 def test_messages_that_are_gone_are_noticed(kafka_address, tmp_path):
     name = topic_of(tmp_path)
     Broker(kafka_address, name).send(b"x")
-    after = "expected messages after {}, it has 0 to"
+    after = "expected messages after {}, got 0 to"
     for positions, message in (({0: 50}, after.format(50)), ({0: 1000}, after.format(1000)), ({7: 0}, r"got no \[7\]")):
         with contextlib.closing(KafkaStream(kafka_address, name)) as stream, pytest.raises(StreamError, match=message):
             stream.begin(positions)

@@ -58,17 +58,14 @@ class KafkaStream(UpdateStream):
         """Begin, as `UpdateStream.begin`; StreamError also where the topic is not there, or was made again."""
         positions = positions_by_partition(positions)
         partitions = self._partitions()
-        if gone := [partition for partition in positions if partition not in partitions]:
-            raise StreamError(
-                f"topic {self._topic!r}: expected partitions {sorted(positions)}, got no {gone}; rebuild the snapshot"
-            )
+        gone = [partition for partition in positions if partition not in partitions]
+        wanted, got = f"partitions {sorted(positions)}", f"no {gone}; rebuild the snapshot"
+        expect(not gone, f"topic {self._topic!r}", wanted, got, error=StreamError)
         for partition, position in positions.items():
             first, end = self._consumer.get_watermark_offsets(self._place(partition), SECONDS)
-            if not first <= position + 1 <= end:
-                place = f"partition {partition} of topic {self._topic!r}"
-                raise StreamError(
-                    f"{place}: expected messages after {position}, it has {first} to {end - 1}; rebuild the snapshot"
-                )
+            there, got = first <= position + 1 <= end, f"{first} to {end - 1}; rebuild the snapshot"
+            place = f"partition {partition} of topic {self._topic!r}"
+            expect(there, place, f"messages after {position}", got, error=StreamError)
         self._next = {partition: positions.get(partition, -1) + 1 for partition in partitions}
         self._consumer.assign([self._start(partition, positions.get(partition)) for partition in partitions])
         self._refreshed = time.monotonic()

@@ -21,7 +21,7 @@ from aif_jax.store.codec import Packed
 from aif_jax.trees import take
 from aif_jax.types import ItemFeatures
 
-BATCH = 1024
+BATCH, PIECE = 1024, 1 << 14  # items that the item function takes at a time, and that are read from a catalogue
 IN_FLIGHT = 2  # batches computed or waiting while the next one is prepared: bounds memory, keeps the device busy
 ItemBatches: TypeAlias = Iterable[Any]
 """Pairs of raw ids [n] and `ItemFeatures` with a leading axis [n], or with an encoder raw columns [n], such as Arrow record
@@ -121,7 +121,9 @@ def item_batches(program: ItemProgram, catalogue: Any) -> tuple[Iterator[Batch],
     known = None
     if isinstance(catalogue, Catalogue):
         check_encoding("Catalogue", expected=program.trained.encoding, got=catalogue.schema.encoding)
-        catalogue, known = _rows(catalogue, max(program.batch_size, 1 << 14)), len(catalogue) - 1
+        whole, known = catalogue, len(catalogue) - 1
+        places = (slice(start, min(start + PIECE, known)) for start in range(0, known, PIECE))
+        catalogue = ((whole.raw[at], whole.features(np.arange(at.start + 1, at.stop + 1))) for at in places)
     elif isinstance(catalogue, str | Path):
         catalogue = read_items(catalogue, program.trained.need_encoder(f"catalogue {catalogue}"))
     elif _by_column(catalogue):
@@ -145,12 +147,6 @@ def _stream(program: ItemProgram, entries: ItemBatches) -> Iterator[Batch]:
 def _by_column(table: Any) -> bool:
     """Return whether this is raw values by column: a mapping, an Arrow batch or table, a data frame."""
     return isinstance(table, Mapping) or hasattr(table, "columns") or hasattr(table, "column")
-
-
-def _rows(catalogue: Catalogue, size: int) -> Iterator[tuple[np.ndarray, ItemFeatures]]:
-    for start in range(0, len(catalogue.raw), size):
-        raw = catalogue.raw[start : start + size]
-        yield raw, catalogue.features(np.arange(start + 1, start + 1 + len(raw)))
 
 
 def _join(batches: list[Any]) -> Any:
