@@ -1,7 +1,6 @@
 """Your Parquet and CSV files: reading, what a wrong file gets, tomorrow's files, items for an index."""
 
 import dataclasses
-import datetime
 import gzip
 import re
 import sys
@@ -162,7 +161,6 @@ def test_a_file_without_a_header_is_asked_for_one(tmp_path):
     (pa.array([-1]), "ms", -1),  # the second before 1970 began
     (pa.array([1_500_000_000_999], pa.timestamp("ms")), "s", 1_500_000_000),
     (pa.array([-1], pa.timestamp("ns", "UTC")), "s", -1),
-    (pa.array([datetime.date(1970, 1, 2)]), "s", 86_400),
 ])  # fmt: skip
 def test_times(times, unit, seconds):
     events = {"user": ["a"], "item": [1], "time": times}

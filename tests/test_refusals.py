@@ -179,7 +179,7 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
     *each(blocks.Sim, "Sim", "at least 1", slots=[0], length=[0]),
     *each(blocks.SimTier, "SimTier", "2 to 64", tiers=[1, 65]),
     (lambda: blocks.SimTier(length=0), "SimTier.length: expected None or at least 1, got 0"),
-    (lambda: blocks.SimTier(bits=48), "signature bits: expected a multiple of 32 from 32 to 256, got 48"),
+    (lambda: blocks.SimTier(bits=48), f"{BITS}, got 48"),
     *((lambda bits=bits: blocks.LshDin(bits=bits), f"{BITS}, got {bits}") for bits in (0, 48, 512)),
     *((lambda bits=bits: blocks.Signatures(bits), f"{BITS}, got {bits}") for bits in (0, 31, 48, 288)),
     (lambda: fit_projection(np.eye(3)[:1], bits=32), "at least 2 rows with content, got 1"),

@@ -18,9 +18,8 @@ STEP = {"seed": 3, "epoch": 1, "step": 7}
 
 def of_log(log: EventLog, *, items: int, actions: int) -> Dataset:
     """A data set of a log and so many known items, which have one category."""
-    schema = Schema(
-        item_attributes=(Attribute(name="item", size=items + 1), Attribute(name="category", size=2)), actions=actions
-    )
+    attributes = Attribute(name="item", size=items + 1), Attribute(name="category", size=2)
+    schema = Schema(item_attributes=attributes, actions=actions)
     known = Vocabulary(np.arange(items))
     catalogue = Catalogue.from_items(schema, known.raw, ids={"category": [1] * items})
     users, floats = Vocabulary(10 * np.arange(1, log.users)), np.zeros([log.users, 0], np.float32)

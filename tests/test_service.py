@@ -248,9 +248,8 @@ def test_errors_name_the_field(client):
         assert field in (error.field, None), (fields, str(error))
 
 
-OWN = aif.Columns(
-    user="listener", item="track", time="at", action="what", actions=("play", "skip"), user_attributes=("country",)
-)  # fmt: skip
+NAMES = {"user": "listener", "item": "track", "time": "at", "action": "what"}
+OWN = aif.Columns(**NAMES, actions=("play", "skip"), user_attributes=("country",))
 ROWS = {"user": ["ann", "bob"], "item": [17, 18], "category": ["x"], "country": ["DE", "JP"]}
 PLAYED = {"track": [17], "at": [NOW - 60], "what": ["play"]}
 

@@ -54,9 +54,8 @@ async def test_excluded_items_are_not_ranked(world, kind):
     """They are counted apart from unknown ones; a repeat of an excluded item is excluded too."""
     ids = np.concatenate([world.ids[:150], [5], world.ids[3:5]]) if kind != "whole" else np.append(world.ids[:40], 5)
     logits = world.logits(3, ids)
-    exclude = np.append(
-        ids[np.argsort(-logits, kind="stable")[:6:2]], [7, world.ids[200]]
-    )  # of the best, and two that never came
+    best = ids[np.argsort(-logits, kind="stable")[:6:2]]
+    exclude = np.append(best, [7, world.ids[200]])  # of the best, and two that never came
     left = ids[~np.isin(ids, exclude)]
     async with world.engine() as engine:
         for given in (exclude, exclude.tolist(), np.concatenate([exclude, exclude])):
@@ -146,9 +145,8 @@ async def test_batched_requests_get_the_answers_of_single_ones(world):
         if 666 in ids:
             raise LookupError("a broken shard")
 
-    async with world.engine(
-        batch_size=4, score_threads=1, buckets=(32,), index=WatchedIndex(world.index, break_on_one)
-    ) as engine:
+    index = WatchedIndex(world.index, break_on_one)
+    async with world.engine(batch_size=4, score_threads=1, buckets=(32,), index=index) as engine:
         users = [(name, name % 3) for name in range(11)]
         contexts = [world.ids[:13], bids_for(world.ids[:20]), world.ids[5:15]]
         requests = [Request(user=name, context=contexts[kind]) for name, kind in users]
@@ -567,9 +565,8 @@ def test_a_batch_gives_the_same_one_by_one_and_together(world):
         length, config = history_length(world.user(3)), ServingConfig(buckets=(32,), max_k=8, batch_size=2)
         users = [UserSide(state, length, None) for state in programs.user(world.params, length, 2)(np.stack(words))]
         rows = [np.arange(20, dtype=np.int32), np.arange(9, 25, dtype=np.int32)]
-        snapshot = build_snapshot(
-            programs, world.params, users[:1], world.index, config, orders_of(world.model.config, "bid", {})
-        )
+        orders = orders_of(world.model.config, "bid", {})
+        snapshot = build_snapshot(programs, world.params, users[:1], world.index, config, orders)
         best, logits = snapshot.run(users, 32, snapshot.inputs(rows, [None, None], LOGIT, 32))
         packed.append([part.positions.tolist() for part in snapshot.best(best)])
         bits.append(np.asarray(logits))

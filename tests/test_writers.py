@@ -95,16 +95,6 @@ def test_an_update_that_does_not_fit_changes_nothing(world):
     stream.close()
 
 
-def test_snapshots_by_time(world):
-    now = [0.0]
-    stream = world.start(every_updates=None, every_seconds=10, clock=lambda: now[0])
-    for number, at in enumerate((3.0, 9.9, 10.0, 12.0, 20.0), 1):
-        now[0] = at
-        world.apply(stream, number)
-    assert world.positions() == [0, 3, 5]
-    stream.close()
-
-
 class Disk:
     """Stands for `sealed.write`: full or slow as told."""
 
