@@ -214,7 +214,7 @@ class Refresh:
         own, log = self._own_rows("item", data), data.histories
         if settings.id_dropout:
             table = np.asarray(old.params["embedding"]["item"])
-            known = (table[np.maximum(own, 0)] != table[0]).any(1)  # items for which the served model has a row of their own
+            known = (table[np.maximum(own, 0)] != table[0]).any(1)  # items that the served model has a row for
             made = edits.unseen_items(made, data, before=before, known=known)
             added.append("unseen items")
         if (term := old.config.find("pure_svd")) is not None:
