@@ -96,7 +96,7 @@ def assemble(config: Config, *, user: Component | layers.Module = USER, item: Co
 
     Each component's `init(key, config)` gives the parameter group of its name; `apply` sees all groups. A component of yours
     calls the blocks of the config as `aif_jax.user` and `aif_jax.item` do. One that reads embedding rows of other ids than its
-    features hold trains with `sparse=None`, see `train.make_step`.
+    features hold trains with `sparse=()`, see `train.make_step`.
 
     The config of the model names the functions that replace the package's (`Config.assembled`). What is saved of the model is
     opened with `model=` alone, by `aif.open`, `Run.load` and `export.restore`; commands cannot open it.

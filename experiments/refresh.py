@@ -131,7 +131,7 @@ class Arm:
         self.model = aif.build(config.replace(blocks=(*config.blocks, aif.blocks.ItemOffset())))
         self.served = map_ids(self.model, self.model.config, data.encoding)
         self.optimizer = optax.adamw(RATE, weight_decay=1e-5)
-        self.step = make_step(self.model, self.optimizer, loss=LOSS, sparse=aif.train.SparseConfig())
+        self.step = make_step(self.model, self.optimizer, loss=LOSS)
         self._compiled = False
         params = jax.eval_shape(lambda key: self.model.init(key, data.catalogue), jax.random.key(0))
         row = jax.eval_shape(jax.vmap(self.model.item, (None, 0)), params, data.catalogue.features([0]))

@@ -23,7 +23,7 @@ from aif_jax import train
 from aif_jax.data.pipeline import Batch
 from aif_jax.features import behaviours
 from aif_jax.train import losses
-from aif_jax.train.optimizers import MIN_ROWS, SparseConfig
+from aif_jax.train.optimizers import MIN_ROWS
 from aif_jax.types import Params
 from experiments import common, drawn
 
@@ -36,7 +36,7 @@ class Trainer:
 
     def __init__(self, config: aif.Config, batches: list[Batch], *, fitted: Params):
         model = aif.build(config)
-        self.step = train.make_step(model, ADAM, loss=losses.pointwise_bce, sparse=SparseConfig())
+        self.step = train.make_step(model, ADAM, loss=losses.pointwise_bce)
         params = jax.jit(lambda key, fitted: model.init(key, None, fitted=fitted))(jax.random.key(0), fitted)
         self.batches = itertools.cycle([jax.tree.map(jax.numpy.asarray, batch) for batch in batches])
         self.state = train.init_state(params, ADAM)

@@ -131,7 +131,7 @@ def run(folder: Path, steps: int, count: int, address: str, index: int) -> None:
     model, feed, optimizer, params = world(index, count)
     mesh = sharding.row_mesh()
     state = sharding.place_state(train.init_state(params, optimizer), mesh)
-    sparse = train.SparseConfig(tables=("item",))
+    sparse = ("item",)
     step = train.make_step(model, optimizer, loss=train.losses.listwise_softmax, sparse=sparse)
     with Checkpoints(folder / "run") as checkpoints:
         state, cursor = train.resume(state, checkpoints, config=model.config)

@@ -44,7 +44,7 @@ def joint(params, user, items):
 
 
 model = aif.build(demo.config(blocks=()))._replace(joint=joint)
-step = train.make_step(model, OPTIMIZER, loss=losses.pointwise_bce, sparse=None)
+step = train.make_step(model, OPTIMIZER, loss=losses.pointwise_bce, sparse=())
 
 
 def with_problems(feed, problems: dict[int, str], stop: int | None = None):

@@ -57,7 +57,7 @@ def train(work):
         model, feed, optimizer, params = training.world(job.rank, job.count)
         mesh = sharding.row_mesh()
         state = sharding.place_state(train.init_state(params, optimizer), mesh)
-        sparse = train.SparseConfig(tables=("item",))
+        sparse = ("item",)
         step = train.make_step(model, optimizer, loss=train.losses.listwise_softmax, sparse=sparse)
         state, cursor = train.resume(state, job.checkpoints, config=model.config)
         mark = Path(work["folder"]) / "killed"

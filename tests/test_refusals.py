@@ -149,7 +149,6 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
     *each(ServingConfig, "ServingConfig", "tuple[int, ...]", buckets=[512]),
     *each(ServingConfig, "ServingConfig", "float or None", budget=["1s"]),
     *each(train.NextItem, "NextItem", "int", negatives=["15"]),
-    *each(train.SparseConfig, "SparseConfig", "int", min_rows=[1e6]),
     *((lambda value=value: demo.config(blocks=(value,)), TypeError,
        f"Config.blocks: expected values of classes made by the decorator `block`, got {value!r}")
       for value in ("bea", blocks.Bea, blocks.Signatures(), None)),
@@ -308,7 +307,6 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
     (lambda: losses.pointwise_bce + 1.0, TypeError, "unsupported operand"),
     (lambda: math.nan * losses.pointwise_bce, "weight: expected a finite number, got nan"),
     (lambda: train.NextItem(negatives=0), "NextItem.negatives: expected at least 1, got 0"),
-    (lambda: train.SparseConfig(min_rows=0), "min_rows: expected at least 1, got 0"),
     (lambda: GateConfig(gauc=-1.0), "GateConfig.gauc: expected at least 0"),
     (lambda: GateConfig(overlap=2.0), "overlap: expected a share"),
     (lambda: GateConfig(level=1.0), "level"),

@@ -31,7 +31,7 @@ from tests import process_training as training
 model, feed, optimizer, params = training.world(index, count)
 mesh = sharding.row_mesh()
 place = lambda: sharding.place_state(train.init_state(params, optimizer), mesh)
-step = train.make_step(model, optimizer, loss=train.losses.listwise_softmax, sparse=train.SparseConfig(tables=("item",)))
+step = train.make_step(model, optimizer, loss=train.losses.listwise_softmax, sparse=("item",))
 said = {}
 
 def batches(number):

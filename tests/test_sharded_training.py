@@ -5,7 +5,7 @@ import dataclasses, tempfile
 import jax, numpy as np, optax
 import aif_jax as aif
 from aif_jax import checkpoint, sharding, train
-from aif_jax.train import SparseConfig, losses
+from aif_jax.train import losses
 from tests import demo
 from tests.test_sparse import batch_of
 
@@ -18,7 +18,7 @@ params = demo.init(model, items=items)
 batches = [batch_of(config, seed=seed, samples=16) for seed in range(4)]
 fresh = lambda: train.init_state(params, optimizer)
 item = lambda state: state.trained["embedding"]["item"]
-given = dict(loss=losses.pointwise_bce, sparse=SparseConfig(tables=("item",)))
+given = dict(loss=losses.pointwise_bce, sparse=("item",))
 step = train.make_step(model, optimizer, **given)
 
 def run(state, batches, step=step):

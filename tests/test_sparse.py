@@ -12,13 +12,13 @@ import pytest
 import aif_jax as aif
 from aif_jax import train
 from aif_jax.data.pipeline import Batch
-from aif_jax.train import SparseConfig, losses, optimizers, rowwise_adagrad
+from aif_jax.train import losses, optimizers, rowwise_adagrad
 from aif_jax.train import step as step_module
 from aif_jax.train import step as training
 from tests import demo
 from tests.reference import optimizers as reference
 
-ITEM = SparseConfig(tables=("item",))
+ITEM = ("item",)
 
 
 def batch_of(config: aif.Config, *, seed: int, samples: int = 6, candidates: int = 2) -> Batch:
@@ -60,9 +60,9 @@ def test_every_model_takes_the_step_of_the_dense_form(name):
     """Every table read through its rows, ids as they are: SIM's comparison, a history's categories, the bags of candidates."""
     model, params = demo.build(**demo.VARIANTS[name])
     optimizer, batches = optax.sgd(0.3), [batch_of(model.config, seed=1)]
-    every = SparseConfig(min_rows=1)
+    every = tuple(model.config.schema.table_sizes)
     assert optimizers.sparse_tables(model.config.schema, every) == ("item", "category", "tags", "gender", "interests")
-    dense, expected = run(model, params, optimizer, batches, sparse=None, part=None)
+    dense, expected = run(model, params, optimizer, batches, sparse=(), part=None)
     got, metrics = run(model, params, optimizer, batches, sparse=every, part=4)
     assert_close(got.params, dense.params)
     assert metrics[0] == pytest.approx(expected[0], rel=1e-4)
@@ -73,8 +73,8 @@ def test_the_size_of_the_parts_changes_nothing(part):
     model, params = demo.build(**demo.SMALL)
     batches = [batch_of(model.config, seed=s) for s in (1, 2)]
     optimizer = optax.adagrad(0.1)
-    expected, _ = run(model, params, optimizer, batches, sparse=None, part=None)
-    for sparsely in (None, ITEM):
+    expected, _ = run(model, params, optimizer, batches, sparse=(), part=None)
+    for sparsely in ((), ITEM):
         got, _ = run(model, params, optimizer, batches, sparse=sparsely, part=part)
         assert_close((got.trained, got.opt_state), (expected.trained, expected.opt_state))
 
@@ -120,7 +120,7 @@ class CountedExecutor(ThreadPoolExecutor):
         return super().submit(*given)
 
 
-@pytest.mark.parametrize("sparse", [None, ITEM])
+@pytest.mark.parametrize("sparse", [(), ITEM])
 def test_shares_of_a_batch_give_the_same_bits_on_any_number_of_cores(sparse, monkeypatch):
     model, params = demo.build(**demo.SMALL)
     batch, optimizer, results = batch_of(model.config, seed=1, samples=13), optax.adam(0.1), []
@@ -182,7 +182,7 @@ def test_parts_hold_samples_of_like_length():
 def test_where_a_zero_gradient_changes_nothing_the_whole_table_is_that_of_the_dense_optimizer(optimizer):
     model, params = demo.build(**demo.SMALL)
     batches = [batch_of(model.config, seed=s, samples=2) for s in range(4)]
-    dense, expected = run(model, params, optimizer, batches, sparse=None)
+    dense, expected = run(model, params, optimizer, batches, sparse=())
     got, metrics = run(model, params, optimizer, batches, sparse=ITEM)
     assert_close((got.trained, got.opt_state), (dense.trained, dense.opt_state))
     np.testing.assert_allclose([m["grad_norm"] for m in metrics], [m["grad_norm"] for m in expected], rtol=1e-4)
@@ -192,7 +192,7 @@ def test_lazy_adam_is_dense_adam_on_rows_that_every_batch_names():
     model, params = demo.build(**demo.SMALL)
     batches = [batch_of(model.config, seed=1)] * 4
     optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.adamw(0.01, weight_decay=0.1))
-    dense, _ = run(model, params, optimizer, batches, sparse=None)
+    dense, _ = run(model, params, optimizer, batches, sparse=())
     got, _ = run(model, params, optimizer, batches, sparse=ITEM)
     rows = items_of(batches[0])
     others = np.setdiff1d(np.arange(50), rows)
@@ -312,7 +312,7 @@ def test_ids_out_of_range_read_and_train_row_0():
     ids = batch.items.ids | {"item": np.array(batch.items.ids["item"])}
     ids["item"][0], ids["item"][1] = -3, 50
     batch = dataclasses.replace(batch, items=dataclasses.replace(batch.items, ids=ids))
-    dense, _ = run(model, params, optax.sgd(0.3), [batch], sparse=None)
+    dense, _ = run(model, params, optax.sgd(0.3), [batch], sparse=())
     got, _ = run(model, params, optax.sgd(0.3), [batch], sparse=ITEM)
     assert_close(got.trained, dense.trained)
     assert not np.allclose(dense.params["embedding"]["item"][0], params["embedding"]["item"][0])
@@ -336,10 +336,10 @@ def test_a_tower_that_reads_a_row_outside_the_batch_does_not_train_on_another_on
         state = train.loop(train.init_state(params, optimizer), step, [batch], progress=False)
     assert int(state.skipped) == 1 and "step 1 changed nothing: loss nan" in caplog.text
     jax.tree.map(np.testing.assert_array_equal, state.params, params)
-    assert "reads an embedding row outside the batch needs sparse=None" in caplog.text
-    with pytest.raises(FloatingPointError, match="reads an embedding row outside the batch needs sparse=None"):
+    assert "reads an embedding row outside the batch needs sparse=()" in caplog.text
+    with pytest.raises(FloatingPointError, match="reads an embedding row outside the batch needs sparse=\\(\\)"):
         train.loop(train.init_state(params, optimizer), step, [batch], max_skipped=0, progress=False)
-    whole, values = run(model, params, optimizer, [batch], sparse=None)
+    whole, values = run(model, params, optimizer, [batch], sparse=())
     assert np.isfinite(values[0]["loss"]) and int(whole.skipped) == 0
 
 
@@ -356,9 +356,9 @@ def test_a_step_that_is_not_finite_changes_no_row():
 
 def test_config_names_what_is_wrong_and_an_optimizer_that_mixes_rows_is_refused():
     schema = demo.schema()
-    assert optimizers.sparse_tables(schema, None) == () and optimizers.sparse_tables(schema, SparseConfig()) == ()
-    with pytest.raises(ValueError, match=r"expected names among \['category', 'gender', 'interests', 'item', 'tags'\], got"):
-        optimizers.sparse_tables(schema, SparseConfig(tables=("behaviour.age",)))
+    assert optimizers.sparse_tables(schema, ()) == () and optimizers.sparse_tables(schema, "auto") == ()
+    with pytest.raises(ValueError, match=r"names among \['category', 'gender', 'interests', 'item', 'tags'\], got"):
+        optimizers.sparse_tables(schema, ("behaviour.age",))
     model, params = demo.build(**demo.SMALL)
     optimizer = optax.adafactor(0.1, min_dim_size_to_factor=2)
     with pytest.raises(ValueError, match="expected one row for each of the 50 rows of table 'item'"):

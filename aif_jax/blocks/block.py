@@ -109,7 +109,7 @@ class Block:
         a block that fits something refuses to grow. Trained arrays do not grow.
 
     `user` and `item` may read embedding rows of ids that the features hold. A block that reads others must be trained with
-    `sparse=None`, see `train.make_step`: under sparse updates these rows are NaN.
+    `sparse=()`, see `train.make_step`: under sparse updates these rows are NaN.
 
     Example:
       >>> import jax, jax.numpy as jnp, aif_jax as aif

@@ -119,7 +119,8 @@ def add_flags(parser: Any, documented: Any, names: Iterable[str] | Mapping[str, 
         elif bool in kinds:
             option["action"] = argparse.BooleanOptionalAction
         elif any(typing.get_origin(kind) is tuple for kind in (hint, *kinds)) and words:
-            option |= {"type": number_or_text, "nargs": "*", "metavar": f"{words[0]}|NUMBER"}
+            numbers = any(int in typing.get_args(kind) for kind in kinds)
+            option |= {"type": number_or_text, "nargs": "*", "metavar": f"{words[0]}|{'NUMBER' if numbers else 'NAME'}"}
         elif typing.get_origin(hint) is tuple:
             numbers = typing.get_args(hint)[0] is int
             option |= {"type": int if numbers else str, "nargs": "*", "metavar": "NUMBER" if numbers else "NAME"}

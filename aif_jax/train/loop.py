@@ -81,7 +81,7 @@ class JsonLines:
 
 LogFn: TypeAlias = Callable[[int, dict[str, float]], None]
 """Receives the step and the values of a log entry."""
-OUTSIDE = "a block or tower of yours that reads an embedding row outside the batch needs sparse=None"
+OUTSIDE = "a block or tower of yours that reads an embedding row outside the batch needs sparse=()"
 GROUPS = ("trained", "fitted")  # of a state's fields, those that are parameters
 
 

@@ -18,16 +18,15 @@ compiled for a few sizes, each half of the one before; the smallest that holds t
 Sources: lazy Adam as in TensorFlow Addons and torch.optim.SparseAdam.
 """
 
-import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from aif_jax.blocks.block import recent
-from aif_jax.checks import expect, expect_types
+from aif_jax.checks import expect
 from aif_jax.config import Config
 from aif_jax.layers import behaviour_fields
 from aif_jax.schema import Schema
@@ -79,23 +78,6 @@ Slots = dict[str, jax.Array]
 """Scratch by table: int32 [N]. What it holds before a step does not matter."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SparseConfig:
-    """Which embedding tables get sparse updates.
-
-    Attributes:
-      min_rows: tables with at least so many rows.
-      tables: exactly these instead, by name.
-    """
-
-    min_rows: int = MIN_ROWS
-    tables: tuple[str, ...] | None = None
-
-    def __post_init__(self):
-        expect_types(self)
-        expect(self.min_rows >= 1, "SparseConfig.min_rows", "at least 1", self.min_rows)
-
-
 @record
 class UniqueIds:
     """The unique ids of a batch for one table, U of them, in no particular order."""
@@ -106,16 +88,14 @@ class UniqueIds:
     count: jax.Array  # int32 [] U
 
 
-def sparse_tables(schema: Schema, sparse: SparseConfig | None) -> tuple[str, ...]:
-    """Return names of the tables that get sparse updates. Raises ValueError for a name that is no table of the schema."""
-    if sparse is None:
-        return ()
+def sparse_tables(schema: Schema, sparse: tuple[str, ...] | Literal["auto"]) -> tuple[str, ...]:
+    """Return names of the tables that get sparse updates, for "auto" those of `MIN_ROWS` or more; ValueError for no table."""
     sizes = schema.table_sizes
-    if sparse.tables is None:
-        return tuple(name for name, size in sizes.items() if size >= sparse.min_rows)
-    unknown = set(sparse.tables) - sizes.keys()
-    expect(not unknown, "SparseConfig.tables", f"names among {sorted(sizes)}", sorted(unknown))
-    return sparse.tables
+    if sparse == "auto":
+        return tuple(name for name, size in sizes.items() if size >= MIN_ROWS)
+    unknown = set(sparse) - sizes.keys()
+    expect(not unknown, "sparse", f"'auto' or a tuple of names among {sorted(sizes)}", sorted(unknown))
+    return sparse
 
 
 def ids_of(table: str, params: Params, users: UserFeatures, items: ItemFeatures, *, config: Config) -> jax.Array:
@@ -211,7 +191,7 @@ def _map_rows(f: Callable, opt_state: Any, counts: Mapping[str, int], *rest: Any
         if name is None:
             return others[-1] if others else leaf
         expected = f"one row for each of the {counts[name]} rows of table {name!r}"
-        got = f"shape {leaf.shape}; such an optimizer needs sparse=None"
+        got = f"shape {leaf.shape}; such an optimizer needs sparse=()"
         expect(leaf.shape[:1] == (counts[name],), f"optimizer state {jax.tree_util.keystr(path)}", expected, got)
         return f(leaf, name, *others)
 

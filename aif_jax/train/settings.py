@@ -12,7 +12,6 @@ import numpy as np
 from aif_jax.checkpoint import CheckpointError
 from aif_jax.checks import Fields, expect, expect_types
 from aif_jax.registry import from_plain
-from aif_jax.train.optimizers import SparseConfig
 from aif_jax.train.tasks import TASKS, NextItem, Task
 
 LOWER_IS_BETTER = ("log_loss", "calibration_error")
@@ -26,7 +25,7 @@ class FitConfig(Fields):
       epochs: how often every sample comes.
       batch_size: samples a step.
       learning_rate, weight_decay: learning rate and weight decay of AdamW under a warm-up and a cosine decay.
-      sparse: which tables get sparse updates, see `make_step`; by default tables of 20,000 rows or more.
+      sparse: names of the tables that get sparse updates, see `make_step`; "auto" takes those of 20,000 rows or more.
       buckets: shorter lengths of the history, such as 128, 256, 512, 1024 for one of 2,048: samples of like length share a
         batch, which costs less padding, see `Pipeline`. Each length compiles once more; without any, all are padded to one.
         "auto" chooses from the histories and the number of steps (`data.lengths.choose_lengths`), or resumes with the run's.
@@ -57,7 +56,7 @@ class FitConfig(Fields):
     batch_size: int = 256
     learning_rate: float = 1e-2
     weight_decay: float = 0.1
-    sparse: SparseConfig | None = SparseConfig()
+    sparse: tuple[str, ...] | Literal["auto"] = "auto"
     buckets: tuple[int, ...] | Literal["auto"] = "auto"
     id_dropout: float = 0.0
     seed: int = 0
@@ -87,6 +86,7 @@ class FitConfig(Fields):
         expect_field(not self.replay or self.since is not None, "replay", "0 without since")
         listed = isinstance(self.buckets, tuple) and all(type(each) is int and each >= 1 for each in self.buckets)
         expect_field(listed or self.buckets == "auto", "buckets", "'auto' or a tuple of lengths")
+        expect_field(isinstance(self.sparse, tuple) or self.sparse == "auto", "sparse", "'auto' or a tuple of names of tables")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -149,9 +149,8 @@ class FitSettings(FitConfig):
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> FitSettings:
         """Return the settings that `to_json` wrote."""
-        task, sparse = dict(value["task"]), value.get("sparse")
-        parts = {"task": TASKS[task.pop("name")](**task), "sparse": sparse and from_plain(SparseConfig, sparse, "sparse")}
-        return from_plain(cls, {**value, **parts}, "settings")
+        task = dict(value["task"])
+        return from_plain(cls, {**value, "task": TASKS[task.pop("name")](**task)}, "settings")
 
     def span(self, split: str) -> dict[str, int | None]:
         """Return the first second of a slice, "train", "validation" or "test", and the first after it."""

@@ -29,7 +29,7 @@ from aif_jax.model import PreRanker
 from aif_jax.sharding.processes import in_order
 from aif_jax.train import optimizers
 from aif_jax.train.losses import Loss
-from aif_jax.train.optimizers import Slots, SparseConfig, UniqueIds, join_tables, row_ids, split_tables, take_rows
+from aif_jax.train.optimizers import Slots, UniqueIds, join_tables, row_ids, split_tables, take_rows
 from aif_jax.train.tasks import Goals
 from aif_jax.types import Array, Params, record
 
@@ -173,7 +173,7 @@ def make_step(
     optimizer: optax.GradientTransformation,
     *,
     loss: LossFn,
-    sparse: SparseConfig | None = SparseConfig(),  # noqa: B008 frozen
+    sparse: tuple[str, ...] | Literal["auto"] = "auto",
     part: int | Literal["auto"] | None = "auto",
 ) -> StepFn:
     """Return the compiled training step of a model.
@@ -185,9 +185,9 @@ def make_step(
       optimizer: any Optax transformation; for tables under `sparse` it must treat rows apart, see `train.optimizers`.
       loss: a `losses.Loss`, `Goals` for labels by name, or any function `f(scores, labels, *, where)` of float32, float32 and
         bool [B, C] that returns [] (with `log_q=`, float32 [B, C], where the batch has it), which takes the batch whole.
-      sparse: which embedding tables get sparse updates; None updates every table whole, for a block or tower that reads
-        embedding rows that no feature of its batch names: under sparse updates they are NaN. A run may resume with another
-          choice.
+      sparse: names of the embedding tables that get sparse updates; "auto" takes those of 20,000 rows or more. () updates every
+        table whole, for a block or tower that reads embedding rows that no feature of its batch names: under sparse updates
+        they are NaN. A run may resume with another choice.
       part: samples of a part, for a `Loss` or `Goals`; None takes the batch whole; "auto" takes parts on one CPU.
 
     Example:
