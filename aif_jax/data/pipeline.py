@@ -267,16 +267,13 @@ class Pipeline:
         problem = problem_of(batch)
         if problem is not None and (problem != "empty" or self.process_count == 1):
             return dataclasses.replace(fed, problem=problem)
-        batch = batch if not self.id_dropout else self._hidden(batch, draw, share)
+        if self.id_dropout:
+            item = np.asarray(batch.items.ids["item"])
+            hidden = draw.random(HIDDEN).random((self.batch_size, item.shape[1]))[share] < self.id_dropout
+            ids = {**batch.items.ids, "item": np.where(hidden, 0, item).astype(item.dtype)}
+            batch = dataclasses.replace(batch, items=dataclasses.replace(batch.items, ids=ids))
         mask = np.asarray(batch.users.history.mask)
         return dataclasses.replace(fed, batch=batch, problem=problem, places=mask.size, events=int(np.count_nonzero(mask)))
-
-    def _hidden(self, batch: Batch, draw: SampleKey, share: slice) -> Batch:
-        """Return the share of a whole batch without the item ids of some candidates."""
-        item = np.asarray(batch.items.ids["item"])
-        hidden = draw.random(HIDDEN).random((self.batch_size, item.shape[1]))[share] < self.id_dropout
-        ids = {**batch.items.ids, "item": np.where(hidden, 0, item).astype(item.dtype)}
-        return dataclasses.replace(batch, items=dataclasses.replace(batch.items, ids=ids))
 
 
 def make_batch(

@@ -128,6 +128,6 @@ def _lines(
     columns = data.columns
     ids = (columns.user, columns.item)
     reading = Columns(time_unit=columns.time_unit, text=(*(name for name in columns.text if name in ids), *text))
-    every: Any = dict.fromkeys(ids, "id") | {columns.time: "time"} | kinds
+    every: Any = {**dict.fromkeys(ids, "id"), columns.time: "time", **kinds}
     lines, table = table_and_columns(source, every, columns=reading, name=name)
     return lines, table, data.users.encode(table[columns.user]), data.items.encode(table[columns.item])
