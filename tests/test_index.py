@@ -17,7 +17,9 @@ from aif_jax.export.consume.ids import hashes
 from aif_jax.index import ItemIndex, capacity_for, verify
 from aif_jax.index import ids as ids_module
 from aif_jax.index.ids import EMPTY, IdMap
+from aif_jax.index.item_index import FORMAT
 from aif_jax.index.store import ItemProgram
+from aif_jax.store import sealed
 from aif_jax.store.codec import Half, Packed, Scaled, decode, encode, pack, unpack
 from tests import demo
 from tests.beside import meanwhile
@@ -491,6 +493,11 @@ def test_an_empty_index_and_strings_go_to_disk_and_back(tmp_path):
     back = ItemIndex.load(tmp_path / "a", TRAINED)
     assert (verify(tmp_path / "empty").items, verify(tmp_path / "a").ids) == (0, "strings")
     assert back.lookup(["bb", "", "b"])[1].tolist() == [True, True, False]
+    trees, record = sealed.read(tmp_path / "a", format=FORMAT), sealed.inspect(tmp_path / "a", format=FORMAT)
+    trees["ids"]["marks"] = np.arange(3, dtype=np.uint32)  # a second hash, as earlier versions wrote
+    record = {name: value for name, value in record.items() if name not in ("files", "arrays", "sha256")}
+    sealed.write(tmp_path / "older", trees, record, format=FORMAT)
+    assert same(ItemIndex.load(tmp_path / "older", TRAINED).stored(), index.stored())
     assert same(*(each.upsert(["c"], features([4])).delete(["a"]).stored() for each in (back, index)))
 
 

@@ -143,8 +143,9 @@ def map_ids(base: PreRanker, config: Config, features: str) -> PreRanker:
     """Return a model for features of another encoder (version `features`, sizes of `config`): `params[ROWS]` maps its ids."""
     encoding = base.config.schema.encoding
 
-    def ids(params: Params, given: dict[str, Any]) -> dict[str, Any]:
-        return {name: jnp.asarray(params[ROWS][name])[values] for name, values in given.items()}
+    def own(params: Params, features: Any, **changes: Any) -> Any:
+        ids = {name: jnp.asarray(params[ROWS][name])[values] for name, values in features.ids.items()}
+        return dataclasses.replace(features, ids=ids, encoding=encoding, **changes)
 
     def init(*given: Any, **options: Any) -> Params:
         attributes = (*config.schema.item_attributes, *config.schema.user_attributes)
@@ -152,12 +153,10 @@ def map_ids(base: PreRanker, config: Config, features: str) -> PreRanker:
 
     def user(params: Params, features: UserFeatures) -> Any:
         item = jnp.asarray(params[ROWS]["item"])[features.history.item]
-        history = dataclasses.replace(features.history, item=item)
-        own_ids = ids(params, features.ids)
-        return base.user(params, dataclasses.replace(features, ids=own_ids, history=history, encoding=encoding))
+        return base.user(params, own(params, features, history=dataclasses.replace(features.history, item=item)))
 
     def item(params: Params, features: ItemFeatures) -> Any:
-        return base.item(params, dataclasses.replace(features, ids=ids(params, features.ids), encoding=encoding))
+        return base.item(params, own(params, features))
 
     def joint(params: Params, features: UserFeatures, items: ItemFeatures) -> jax.Array:
         return base.interaction(params, user(params, features), jax.vmap(item, (None, 0))(params, items))
