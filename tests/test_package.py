@@ -280,7 +280,6 @@ def test_a_config_in_json_knows_the_blocks_without_a_model(python):
 
 
 def blocks_named(source: str) -> list[str]:
-    """Block classes by name."""
     classes = {name for name in aif_jax.blocks.__all__ if inspect.isclass(getattr(aif_jax.blocks, name))}
     classes -= {"Block", "HeadInputs", "UserView", "ItemView"}
     names = [ast.unparse(n) for n in ast.walk(parse(source)) if isinstance(n, ast.Name | ast.Attribute)]
@@ -325,7 +324,6 @@ def test_a_room_can_be_overlooked():
 
 
 def lines_in(folder: str) -> int:
-    """Lines of the Python files of a folder."""
     return sum(len(path.read_text().splitlines()) for path in (ROOT / folder).rglob("*.py"))
 
 

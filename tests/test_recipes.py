@@ -13,7 +13,6 @@ SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 
 
 def release(folder: Path, ratings: list[tuple], movies: dict[int, tuple[str, str]], tags: list[tuple] = ()) -> Path:
-    """A release in GroupLens's layout."""
     folder.mkdir()
     tables = {
         "ratings.csv": [("userId", "movieId", "rating", "timestamp"), *ratings],

@@ -110,7 +110,6 @@ def fit_code(epochs: int = 1) -> str:
 
 
 def write_files(folder: Path) -> None:
-    """Writes events and items."""
     rng = np.random.default_rng(0)
     users, ids = rng.integers(0, 30, 900), rng.integers(100, 161, 900)
     events = [f"{user},{item},{1_700_000_000 + 60 * at}" for at, (user, item) in enumerate(zip(users, ids, strict=True))]

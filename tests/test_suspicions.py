@@ -151,7 +151,6 @@ def test_profile_by_hand():
 
 
 def wrong(draw) -> dict[str, dict[str, list]]:
-    """Data with some wrong values."""
     data = tables()
     data["events"] = {name: values[:40] for name, values in data["events"].items()}
     values = {

@@ -57,7 +57,6 @@ class Broker:
         return f"kafka://{self.address}/{self.name}"
 
     def open(self) -> Noted:
-        """A stream to follow."""
         return Noted(self.address, self.name)
 
     def send(self, value: bytes | None, *, key: bytes | None = None, partition: int = 0) -> None:
@@ -69,7 +68,6 @@ class Broker:
         assert not self.producer.flush(20)
 
     def rejected(self) -> list[bytes | None]:
-        """Values of rejected messages."""
         stream = KafkaStream(self.address, f"{self.name}.rejected", rejected="none")
         stream.begin({})
         found, until = [], time.monotonic() + 3
@@ -97,7 +95,6 @@ def broker(kafka_address, tmp_path):
 
 
 def topic_of(folder: Path) -> str:
-    """A topic of a test's own."""
     return "".join(c if c.isalnum() else "-" for c in folder.name)
 
 

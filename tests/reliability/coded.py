@@ -38,7 +38,6 @@ def interaction(params: Any, state: Any, rows: Any) -> jax.Array:
 
 
 def params(version: int) -> dict[str, Any]:
-    """The parameters of a version."""
     return {"version": np.float32(version), "fitted": {}}
 
 
@@ -46,7 +45,6 @@ MODEL = aif.build(CONFIG)._replace(init=lambda *given, **options: params(0), use
 
 
 def user_features(number: int) -> aif.UserFeatures:
-    """The features of a user."""
     empty = aif.empty_user(SCHEMA, length=CONFIG.history_length)
     return aif.UserFeatures(ids=empty.ids, floats=np.array([number], np.float32), history=empty.history)
 

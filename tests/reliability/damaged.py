@@ -48,7 +48,6 @@ class Format:
 
 
 def files_of(folder: Path) -> list[Path]:
-    """Every file, in order."""
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
@@ -178,7 +177,6 @@ def _data(number: int = 0) -> aif.Dataset:
 
 
 def encoder(number: int = 0) -> aif.Encoder:
-    """The encoder of these data."""
     made = _data(number).encoder
     assert made is not None
     return made.with_length(4)

@@ -50,7 +50,6 @@ class Fronted(NamedTuple):
     proxy: str
 
     def connect(self, said: bytes = b"") -> socket.socket:
-        """A connection to the proxy that has sent some bytes."""
         return connected(self.proxy, said)
 
     def good(self) -> None:

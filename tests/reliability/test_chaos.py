@@ -35,7 +35,6 @@ HANGS = ("waits", "swallows cancellation", "spins", "hangs in its cleanup")
 
 
 def error_of(kind: type[BaseException]) -> BaseException:
-    """An exception of a class."""
     return kind(*UNICODE.get(kind, (RAISED,)))
 
 
@@ -47,7 +46,6 @@ class Deeds:
         self.seconds = seconds
 
     def plainly(self, deed: Any) -> None:
-        """In a plain function."""
         if isinstance(deed, type):
             raise error_of(deed)
         if deed == "spins":
@@ -58,7 +56,6 @@ class Deeds:
             self.over.wait(self.seconds)
 
     async def asynchronously(self, deed: Any) -> None:
-        """In a coroutine or an async generator."""
         if isinstance(deed, type):
             raise error_of(deed)
         end = time.monotonic() + self.seconds

@@ -92,7 +92,6 @@ def plain_ids(value: Any) -> list[int] | None:
 
 @st.composite
 def candidate_arrays(draw: Any) -> Any:
-    """Candidates of every kind, good and bad."""
     good = draw(st.lists(ids, max_size=70))
     dtypes = st.sampled_from(["int64", "float32", "bool", "<U3", "S2", "M8[s]", "complex64", "int8"])
     place, size = draw(st.integers(0, len(good))), draw(st.sampled_from([len(good), len(good), len(good) + 1]))
@@ -337,7 +336,6 @@ def check_encoder_user(world: Any, data: Any) -> None:
 
 
 def check_encoder_items(world: Any, data: Any) -> None:
-    """Any raw items."""
     count = data.draw(st.integers(0, 5))
     odd = data.draw(st.sampled_from([None, None, "item", "category", "brand", "tags", "price", "bid"]))
     good = {

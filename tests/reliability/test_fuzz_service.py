@@ -26,7 +26,6 @@ class Mutations:
         self.rng = rng
 
     def pick(self, values: Any) -> Any:
-        """One of some values."""
         return values[int(self.rng.integers(len(values)))]
 
     def fields(self, value: Any) -> Any:
@@ -61,7 +60,6 @@ class Mutations:
         return bytes(data)
 
     def text(self, fields: Any) -> bytes:
-        """A JSON body."""
         text = json.dumps(fields).encode()
         return self.bytes(text) if self.rng.random() < 0.4 else text
 

@@ -50,7 +50,6 @@ class Road:
 
     @classmethod
     def drawn(cls, rng: np.random.Generator) -> Road:
-        """One at random."""
         impressions = bool(rng.random() < 0.4)
         chosen = [name for name in ADDITIONS if rng.random() < 0.5 and not (impressions and name == "catalogue")]
         return cls(
@@ -63,7 +62,6 @@ class Road:
         )
 
     def columns(self) -> aif.Columns:
-        """Which column is what."""
         return aif.Columns(
             user="visitor", item="sku", time="at_ms", time_unit="ms", action="what", actions=("shown", "clicked", "bought"),
             category="rubric", item_attributes=("maker",), behaviour_fields=("maker",), item_bags=("labels",), bag_length=3,
@@ -227,7 +225,6 @@ class ImpressionLog:
     unit: TimeUnit
 
     def columns(self) -> aif.Columns:
-        """Which column is what."""
         return aif.Columns(
             user="visitor", item="sku", time="at", time_unit=self.unit, action="what", actions=ACTIONS,
             history_actions=ACTIONS[1:], category="rubric", item_key="article", item_statistics=(86_400,),
@@ -242,7 +239,6 @@ class ImpressionLog:
         return range(LEAVERS * max(0, days - FIRST_DAYS) // 2, GOODS)
 
     def items(self, days: int) -> dict[str, list]:
-        """The items file after some days."""
         return {"article": [f"SKU-{item}" for item in self.goods(days)], "rubric": [self.rubric(n) for n in self.goods(days)]}
 
     def events(self, days: int) -> dict[str, list]:
@@ -277,7 +273,6 @@ class ImpressionLog:
         return {"events": folder / "log", "items": folder / "items.parquet"}
 
     def moment(self, ms: int) -> int:
-        """A time in the unit of the columns."""
         return ms if self.unit == "ms" else ms // 1000
 
 
@@ -364,7 +359,6 @@ def walk_impressions(folder: Path, log: ImpressionLog, rng: np.random.Generator)
 
 
 def ask_until(stop: threading.Event, service: Running, call: dict[str, Any], answers: list[dict[str, Any]]) -> None:
-    """Makes one call again and again while versions change."""
     with service.client() as client:
         while not stop.is_set():
             answers.append(client.score(**call))
