@@ -191,11 +191,13 @@ def load_columns(source: Source, kinds: Mapping[str, Kind], *, columns: Columns 
 def table_and_columns(
     source: Source, kinds: Mapping[str, Kind], *, columns: Columns, name: str
 ) -> tuple[LoadedTable, dict[str, np.ndarray]]:
-    """Return table, which knows the place of each row, and `load_columns` of its columns."""
+    """Return table, which knows the place of each row, and `load_columns` of its columns whose values may not be missing."""
     problems = Problems()
     table = read_table(source, kinds, problems, columns=columns, name=name)
     arrays: dict[str, np.ndarray] = {}
     for column, kind in kinds.items():
+        if kind in ("bag", "value"):
+            continue
         if kind in CODED:
             vocabulary, (rows,) = encode_columns(column, [(table, column)], problems)
             arrays[column] = vocabulary.raw[rows - 1] if len(vocabulary.raw) else vocabulary.raw
