@@ -44,7 +44,7 @@ TABLE = {
     "docs": ("tests/test_docs.py",),
     "experiments": (
         "tests/test_cascade_data.py", 
-        "tests/test_datasets.py", "tests/test_experiments.py", "tests/test_fetch.py", "tests/test_peers.py",
+        "tests/test_datasets.py", "tests/test_experiments.py", "tests/test_peers.py",
         "tests/test_plots.py", "tests/test_question.py", "tests/test_ranker_recall.py", "tests/test_recipes.py",
         "tests/test_scale_out_serving.py",
         "tests/test_scripts.py", "tests/test_study.py", "tests/test_synthetic.py",
@@ -53,7 +53,7 @@ TABLE = {
     "standing": (
         *OF_VARIANTS, EXPORTED, HEAD,
         "tests/reliability/", "tests/test_clients.py",
-        "tests/test_export_untrusted.py",
+        "tests/test_export.py::test_deep_sparse_and_many_files_are_refused",
         "tests/test_feature_sources.py", "tests/test_several_processes.py",
         "tests/test_service_fronts.py",
         "tests/test_service_log.py", "tests/test_service_mirror.py", "tests/test_service_nearline.py",

@@ -76,7 +76,7 @@ def test_a_test_with_two_lanes_is_refused():
     ("aif_jax/run.py::aif_jax.run.fit", (), (), "default"),
     ("tests/test_docs.py::test_page_runs[scale]", (), (), "docs"),
     ("tests/test_question.py::test_smoke", (), ("tmp_path",), "experiments"),
-    ("tests/test_fetch.py::test_any", (), ("server",), "experiments"),
+    ("tests/test_datasets.py::test_any", (), ("server",), "experiments"),
     ("tests/test_folders.py::test_any", (), ("python",), "standing"),
     ("tests/test_package.py::test_any", (), ("python",), "default"),
     ("tests/reliability/test_storm.py::test_storm", (), (), "standing"),
