@@ -28,11 +28,6 @@ def alike(length):
 histogram = jax.jit(simtier.histogram, static_argnames="tiers")
 
 
-def test_tiers_by_hand():
-    """32 bits, 4 tiers of 8 bits: 32 and 24 equal bits are in the last, 23 and 16 in the third, 0 in the first."""
-    assert simtier.tier(jnp.array([0, 8, 9, 16, 17, 32]), bits=32, tiers=4).tolist() == [3, 3, 2, 2, 1, 0]
-
-
 @pytest.mark.usefixtures("lightly")
 @pytest.mark.parametrize(
     ("bits", "tiers", "length", "candidates"),
