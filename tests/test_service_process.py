@@ -105,7 +105,7 @@ def test_a_port_that_is_taken_is_found_before_anything_is_compiled(capsys):
 
 
 @pytest.mark.usefixtures("compiles")
-@pytest.mark.parametrize("package", ["uvicorn", "httptools", "orjson", "pyarrow"])
+@pytest.mark.parametrize("package", ["uvicorn", "httptools", "orjson", "uvloop", "pyarrow"])
 def test_a_missing_package_is_found_before_anything_is_compiled(package, tmp_path, monkeypatch, capsys):
     folder = str(exports().root / "one")
     monkeypatch.setitem(sys.modules, package, None)

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import hashlib
 from collections import Counter
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -77,12 +77,11 @@ class Service:
         self.observers = list(observers)
         self.calls: Counter[tuple[str, str]] = Counter()  # by method and code
         self.latest: tuple[str, Timeline] | None = None  # version and stages of the latest answer
-        self.ready = False
-        self.draining = False
+        self.state: Literal["starting", "ready", "draining"] = "starting"
 
     async def __aenter__(self) -> Service:
         await self.models.start()
-        self.ready = True
+        self.state = "ready"
         return self
 
     async def __aexit__(self, *error: object) -> None:
@@ -90,15 +89,14 @@ class Service:
 
     async def close(self) -> None:
         """Stop being ready, answer the calls in flight, and close the engines."""
-        self.ready = False
-        self.draining = True
+        self.state = "draining"
         await self.models.close()
 
     @property
     def unready(self) -> str | None:
         """Why no traffic should come; None where it may."""
-        if not self.ready:
-            return "draining" if self.draining else "starting"
+        if self.state != "ready":
+            return self.state
         return next((why for share, served in self.models.shares if share and (why := self._stale(served))), None)
 
     async def answer(self, method: str, call: Call) -> Reply:

@@ -70,12 +70,11 @@ class Inference:
         """Return versions, inputs and outputs of the model; raises Failure for a version that is not held."""
         models = self._service.models
         held = [models.named(version)] if version else models.held
-        index = held[0].restored.index if held else None
-        ids = "BYTES" if index is not None and index.kind == "strings" else "INT64"
-        users = "INT64" if held and held[0].users.kind == "integers" else "BYTES"
+        first = held[0]
+        ids = "BYTES" if getattr(first.restored.index, "kind", "") == "strings" else "INT64"
+        users = "INT64" if first.users.kind == "integers" else "BYTES"
         inputs = (("user", users, 1), ("candidates", ids, -1), ("k", "INT32", 1), ("bids", "FP32", -1), ("now", "INT64", 1))
-        objectives = held[0].objectives if held else ()
-        each = (-1, len(objectives)) if len(objectives) > 1 else (-1,)
+        each = (-1, len(first.objectives)) if len(first.objectives) > 1 else (-1,)
         outputs = (("ids", ids, -1), ("scores", "FP32", -1), ("logits", "FP32", *each), ("mask", "BOOL", -1))
         listed = [[{"name": n, "datatype": kind, "shape": shape} for n, kind, *shape in part] for part in (inputs, outputs)]
         versions = [served.version for served in held]

@@ -81,9 +81,11 @@ def serve(service: Service, where: Listening) -> None:
     that cannot be read: all before anything is compiled.
     """
     server_package()
+    with needs_extra("a service needs uvloop", "service"):
+        import uvloop  # HTTP takes half the time of asyncio's loop
     where.tls()
     bind(where.host, where.http_port).close()
-    with hidden(), asyncio.Runner(loop_factory=loop_factory()) as runner:  # its log says what is compiled
+    with hidden(), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # its log says what is compiled
         runner.run(run(service, where))
 
 
@@ -94,15 +96,6 @@ def server_package() -> Any:
         import orjson  # noqa: F401  which a call imports
         import uvicorn
     return uvicorn
-
-
-def loop_factory() -> Any:
-    """Make uvloop's event loop, where it is installed: HTTP takes half the time of asyncio's. None for asyncio's."""
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    return uvloop.new_event_loop
 
 
 def source_of(name: str) -> Any:
@@ -146,7 +139,7 @@ async def listening(service: Service, where: Listening) -> AsyncIterator[dict[st
         scheme, host = "http" if where.certificate is None else "https", f"[{where.host}]" if ":" in where.host else where.host
         yield {"http": f"{scheme}://{host}:{bound.getsockname()[1]}"}
     finally:
-        service.ready, service.draining = False, True
+        service.state = "draining"
         if not running.done():
             await asyncio.sleep(where.drain_delay)
         server.should_exit = True
@@ -163,7 +156,7 @@ async def run(service: Service, where: Listening) -> None:
     assert task is not None
 
     def told() -> None:
-        if not (stop.is_set() or service.ready or service.draining):
+        if service.state == "starting" and not stop.is_set():
             task.cancel()  # nobody is served yet
         stop.set()
 
