@@ -68,7 +68,7 @@ class Broker:
         assert not self.producer.flush(20)
 
     def rejected(self) -> list[bytes | None]:
-        stream = KafkaStream(self.address, f"{self.name}.rejected", rejected="none")
+        stream = KafkaStream(self.address, f"{self.name}.rejected")
         stream.begin({})
         found, until = [], time.monotonic() + 3
         while time.monotonic() < until and not found:

@@ -19,24 +19,21 @@ FORM = "kafka://HOST:PORT/TOPIC"
 
 
 class KafkaStream(UpdateStream):
-    """A topic; only committed messages of transactions are read.
+    """A topic; only committed messages of transactions are read. Rejected ones go to the topic of its name with ".rejected".
 
     Args:
       servers: "host:port,...".
       topic: with the item's id as key, so that the messages of one come by one partition.
-      rejected: topic of rejected messages; None is the topic's name with ".rejected".
       options: further settings of the client by their Kafka names, such as `{"security.protocol": "SASL_SSL", ...}`; they
         appear in no message.
 
     Raises ImportError: confluent-kafka is missing.
     """
 
-    def __init__(self, servers: str, topic: str, *, rejected: str | None = None, options: Mapping[str, Any] | None = None):
+    def __init__(self, servers: str, topic: str, *, options: Mapping[str, Any] | None = None):
         with needs_extra("streams of Kafka need confluent-kafka", "kafka"):
             import confluent_kafka
-        expect(topic != rejected, "rejected", "another topic than that of the stream", rejected)
-        self._client, self._topic = confluent_kafka, topic
-        self._rejected = rejected or f"{topic}.rejected"
+        self._client, self._topic, self._rejected = confluent_kafka, topic, f"{topic}.rejected"
         self._options = {"bootstrap.servers": servers, **(options or {})}
         settings = {
             "group.id": "aif-jax",
