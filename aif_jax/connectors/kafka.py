@@ -143,15 +143,9 @@ class KafkaStream(UpdateStream):
 
 
 def open_stream(url: str, options: Mapping[str, Any] | None = None) -> KafkaStream:
-    """Return the stream at a URL, for command lines.
+    """Return the stream at `kafka://HOST:PORT[,HOST:PORT...]/TOPIC`, for command lines; `options` as for `KafkaStream`.
 
-    Args:
-      url: `kafka://HOST:PORT[,HOST:PORT...]/TOPIC`.
-      options: settings of the client by their Kafka names.
-
-    Raises:
-      ValueError: a URL of another form; a password in it is not shown.
-      ImportError: confluent-kafka is missing.
+    Raises ValueError for a URL of another form, whose password is not shown, ImportError without confluent-kafka.
     """
     parts = urlsplit(url)
     topic = parts.path.strip("/")

@@ -69,14 +69,10 @@ class MessageError(ValueError):
 
 
 def encode(table: Any) -> bytes:
-    """Return raw items by column as the value of a message.
+    """Return raw items as the value of a message: a mapping of columns (arrays or lists), an Arrow record batch or table.
 
-    Args:
-      table: a mapping of columns (arrays or lists), an Arrow record batch or an Arrow table.
-
-    Raises:
-      ImportError: pyarrow is missing.
-      ValueError: columns of different lengths, no rows, or more bytes than a message may have.
+    Raises ValueError for columns of different lengths, no rows, or more bytes than a message may have, ImportError without
+    pyarrow.
     """
     arrow, ipc = pyarrow(), pyarrow("pyarrow.ipc")
     if isinstance(table, Mapping):

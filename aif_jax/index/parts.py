@@ -121,8 +121,7 @@ def _read(batches: Iterable[Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     arrow, names = pyarrow(), ("id", "row", *RowVersion._fields)
     for number, batch in enumerate(batches):
         name = f"batch {number}"
-        if not hasattr(batch, "schema"):
-            raise TypeError(f"parts, {name}: expected Arrow record batches, got {type(batch).__name__}")
+        expect(hasattr(batch, "schema"), f"parts, {name}", "Arrow record batches", type(batch).__name__, error=TypeError)
         if not batch.num_rows:
             continue
         present = batch.schema.names

@@ -53,8 +53,6 @@ def redacted(url: str) -> str:
 def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield an empty folder, which gets the name `path` when the block ends well and is removed when the block raises.
 
-    Files are forced to disk before the rename, so no half-written folder ever has the name. The parents of `path` are made.
-
     Raises:
       FileExistsError: something is at `path`, before or after the block; it stays as it is.
       ValueError: a URL.
