@@ -24,7 +24,7 @@ class ServiceError(RuntimeError):
     def __init__(self, status: int, error: dict[str, Any]):
         super().__init__(f"{error.get('code')}: {error.get('message')}")
         self.status, self.code, self.field = status, error.get("code", ""), error.get("field", "")
-        self.retry_after, self.counts = error.get("retry_after"), error.get("counts", {})
+        self.retry_after = error.get("retry_after")
 
 
 def packed(fields: dict[str, Any]) -> bytes:

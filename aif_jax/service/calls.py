@@ -213,7 +213,6 @@ class Failure(Exception):
       status: HTTP status code.
       field: part of the call that is at fault, "" for none.
       retry_after: seconds until another try may succeed; None for no hint.
-      counts: candidates by what kept them from a score.
       headers: more headers of the answer.
     """
 
@@ -222,12 +221,11 @@ class Failure(Exception):
     message: str
     field: str = ""
     retry_after: float | None = None
-    counts: Mapping[str, int] | None = None
     headers: tuple[tuple[bytes, bytes], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the body of an HTTP answer."""
-        more = {name: value for name in ("field", "counts", "retry_after") if (value := getattr(self, name)) not in ("", None)}
+        more = {name: value for name in ("field", "retry_after") if (value := getattr(self, name)) not in ("", None)}
         return {"error": {"code": self.code, "message": self.message} | more}
 
 
@@ -245,8 +243,7 @@ def problem_of(error: BaseException) -> Failure:
     if isinstance(error, EngineClosed):
         return Failure("UNAVAILABLE", 503, text, retry_after=1.0)
     if isinstance(error, NonFiniteScores):
-        counts = {"non_finite": error.non_finite, "unknown": error.unknown, "excluded": error.excluded}
-        return Failure("INTERNAL", 500, text, "scores", counts=counts)
+        return Failure("INTERNAL", 500, text, "scores")
     return Failure("INTERNAL", 500, f"the service failed: {type(error).__name__}")
 
 
