@@ -20,7 +20,7 @@ def world():
 
 
 def everything(world):
-    data, fields = world.dataset, [f.name for f in dataclasses.fields(world.dataset.log)]
+    data, fields = world.dataset, ("user", "item", "action", "time", "offsets")
     arrays = [getattr(data.log, f) for f in fields] + [data.catalogue.content, data.catalogue.ids["category"]]
     return [*arrays, world.popularity, world.topic, world.observable]
 
