@@ -5,15 +5,10 @@ An edit of the scores removes a calibration, which was fitted on the scores befo
 `before` is the end of the training events, in seconds since 1970. An edit raises EncodingMismatch for data that another encoder
 than the model's made, and ValueError where it adds to the config of a model of `assemble`, whose functions it would replace.
 
-*Calibration.* Sampling shifts the logits of a model. If a sample keeps every positive and a share r of the negatives, its odds
-are 1 / r times the odds outside, so the logit is too high by -log r, whatever the features: this is corrected analytically. If
-each negative was drawn with a known rate, an entry counts for 1 / rate entries of the population. The rest (a loss that teaches
-the order, an overconfident model) is fitted on held-out entries by Platt scaling, two numbers an objective that keep the order:
-
-    logit' = scale * logit + bias
-
-They are stored in `params["fitted"]["calibration"]`, so version, checkpoint and export include them; training never changes
-them.
+*Calibration.* If a sample keeps every positive and a share r of the negatives, its odds are 1 / r times the odds outside, so
+the logit is too high by -log r: this is corrected analytically. A negative that was drawn with a known rate counts for 1 / rate
+entries. The rest is fitted on held-out entries by Platt scaling, two numbers an objective that keep the order, in
+`params["fitted"]["calibration"]`: logit' = scale * logit + bias.
 
 Sources: Platt 1999; Guo et al. 2017 (arXiv 1706.04599); the correction for sampled negatives, He et al. 2014.
 """

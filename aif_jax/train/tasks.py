@@ -1,6 +1,6 @@
 """Training tasks: which events are samples, with which candidates and labels, under which loss.
 
-*Goals.* Losses of several labels: for each objective, for each stage of the cascade, and of a ranker's scores, added up.
+*Goals.* Losses of several labels, added up: for each objective, for each stage of the cascade, and of a ranker's scores.
 
     loss = Goals(
         Goal(pointwise_bce, "click"),
