@@ -1,7 +1,7 @@
 """Heads: from the features of (user, candidate) pairs to logits. A head is one value in the config, like a block.
 
 Blocks give features [C, w] times kernels [w, H] of the head's `first_layer`, if it has one: then terms all candidates share
-are computed once, and a block that is linear in a user-side matrix takes the kernel in before the candidates: w V W = w (V W).
+are computed once, and a block that is linear in a user's matrix V takes the kernel K in before the candidates: a V K = a (V K).
 A head without one gets the features, next to each other.
 """
 
@@ -71,7 +71,7 @@ class Head:
     their product. w is the sum of all widths. Terms that blocks add to the logit are added past the head.
 
     A Flax linen module of parameters alone (no dropout, no batch statistics) is a head too: decorate it, and its
-    `__call__(features [C, w])` gives the logits [C, T]; for T > 1 by a field of your own.
+    `__call__(features [C, w])` gives the logits [C, T]; for T > 1 by a field of yours that says T.
 
     Example:
       >>> import flax.linen as nn, aif_jax as aif

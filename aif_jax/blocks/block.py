@@ -99,9 +99,9 @@ class Block:
         training   training_logit(params, display_positions)      added to the logits, with `reads_display_positions` alone
 
     `params` is what `init` and `fit` returned, in one dict. `widths` names the features of a pair that the block gives to the
-    head; `score` gives their sum after each is multiplied by its kernel, `kernels[n]` [widths[n], H]. A head that reads the
-    features themselves gives rows of an identity as kernels; H is then the width of all features of the block. States and rows
-    are pytrees of arrays.
+    head; `score` always returns the sum of features @ `kernels[n]`, of shape [widths[n], H]. For a head without `first_layer`
+    (Flax) the kernels are slices of an identity, so the same code returns the block's features, next to each other. States and
+    rows are pytrees of arrays.
 
     Attributes:
       reads_display_positions: whether it has a `training_logit`.

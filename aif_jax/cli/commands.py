@@ -51,7 +51,7 @@ def add_commands(commands: Any) -> None:
     add_files(one, items_required=True)
     one.add_argument("--out", type=Path, required=True, help="folder of the run: checkpoints and logs")
     one.add_argument("--preset", choices=PRESETS, default="aif", help="the model (default: %(default)s)")
-    text = """fields of the config in JSON, such as width=64 'head={"head":"Mlp","widths":[64,32]}': """
+    text = """fields of the config in JSON (blocks: in Python), such as width=64 'head={"head":"Mlp","widths":[64,32]}': """
     text += ", ".join(CONFIG_FIELDS)
     one.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", dest="changes", help=text)
     text = "(default: NextItem, for events of one action, or with history_actions in --columns)"

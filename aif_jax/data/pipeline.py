@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 @record
 class Batch:
-    """B samples of one user and C candidates each.
+    """B samples, each of one user with C candidates.
 
     Attributes:
       users, items: features [B] and [B, C].
@@ -56,7 +56,7 @@ class PrefetchedBatch:
     """A batch for the training step, with its metadata on the host.
 
     Attributes:
-      batch: None if there is a problem.
+      batch: None if there is a problem, but see `problem`.
       positions: int64 [B] of its samples in the log, if known.
       place: (epoch, batch of it), counted from 0.
       cursor: plain JSON; `Pipeline.batches(cursor)` continues after this batch. None where the source cannot resume.

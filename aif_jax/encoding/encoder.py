@@ -32,7 +32,7 @@ CONTENT = "content"  # the column of content embeddings that come from elsewhere
 class Encoder:
     """Everything that turns raw data into features; it travels with the model.
 
-    `aif.read` makes it from your files, checkpoints and exports keep it. `Dataset.user_features` encodes samples by the same
+    `aif.read` makes it from your files, checkpoints and exports keep it. `Dataset.user_features` cuts samples by the same
     rules, so a request gets the features that a sample of the same moment would have had:
 
     | raw | becomes |

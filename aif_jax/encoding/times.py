@@ -131,7 +131,7 @@ def likely_unit(value: int) -> str:
 def history_order(
     time: np.ndarray, item: np.ndarray, action: np.ndarray, *, user: np.ndarray | None = None
 ) -> np.ndarray | slice:
-    """Return THE order of events, of the rows of one user or by `user` [n]: an index [n] that sorts them oldest first.
+    """Return THE order of one user's events or, given `user` [n], user by user: an index [n] that sorts them oldest first.
 
     By time (integers of `in_unit`), ties by item row, then by action; histories read it backwards. Files, feature
     stores and callers deliver the events of one moment in any order: this gives all of them one history.

@@ -1,7 +1,7 @@
 """Your own files as a `Dataset`: say which column is what, and read. Every file is read once.
 
 Distinct values of all tables become vocabularies, codes become their rows. Parquet says whether ids are integers or text; in
-CSV they are integers where one column of the vocabulary begins with nothing else.
+CSV they are integers if the first values of any column of the vocabulary are all integers.
 """
 
 import dataclasses
@@ -65,8 +65,8 @@ def read(
       earlier: a trained model to go on with, see `refreshing.warm_start`: its encoder with the new ids. Items that left the
         items file keep the features that the model knew (`Trained.items`), with the item statistics of today.
       unknown: for ids that the encoder, or the file of items or users, lacks: "error", or "skip", which leaves out events of
-        unknown users and rows of unknown items. Events with an unknown item stay in histories as row 0, as in serving. A
-        warning says how many there are.
+        unknown users and lines of the items file with an unknown item. Events with an unknown item stay in histories as row 0,
+        as in serving. A warning says how many there are.
       name: name of the data set; default: the name of the events file.
       repeats: whether users come back to items; None estimates it from the events, see `Dataset`. A line of the log says it.
 
@@ -109,7 +109,7 @@ def read(
             vocabularies=tables.vocabularies,
             scales={
                 f"{which}/{name}": scale_of(table.floats(name))
-                for which, name, table in tables.floats(columns)
+                for which, name, table in tables.float_columns(columns)
                 if columns.scale and name in columns.floats[which]
             },
         )
@@ -224,7 +224,7 @@ class Tables:
     vocabularies: Mapping[str, Vocabulary]
     distinct: Mapping[tuple[TableName, str], Distinct]
 
-    def floats(self, columns: Columns) -> Iterator[tuple[str, str, LoadedTable]]:
+    def float_columns(self, columns: Columns) -> Iterator[tuple[str, str, LoadedTable]]:
         """Yield ("item" or "user", column, table) of every float column that is there."""
         names = {"item": (*columns.item_floats, *columns.side), "user": columns.user_floats}
         for which, file in FLOATS.items():
@@ -242,7 +242,7 @@ def read_tables(
 ) -> Tables:
     """Read every table once: known ids are those of the file of items or users, else of the events.
 
-    An `encoder` says it instead; with `grow` both do, except for actions.
+    With an `encoder` its ids are the known ones; with `grow` those of both, except for actions.
     """
     tables: dict[TableName, LoadedTable] = {
         name: read_table(source, columns.of(name, computed=False), problems, columns=columns, name=name)
@@ -291,7 +291,7 @@ def encode_columns(
 ) -> tuple[Vocabulary, list[np.ndarray]]:
     """Return the vocabulary of some columns and int32 rows of each in it; their codes are dropped.
 
-    It has the ids of `given`, else of the last column that has any; with `grow` of both.
+    It has the ids of `given`, else of the last column that has any: the events' come first; with `grow` of both.
     """
     held = [table.codes.pop(column) for table, column in members]
     kind = given.kind if given is not None else None

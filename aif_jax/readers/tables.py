@@ -253,7 +253,7 @@ def _in_memory(source: Any, wanted: Sequence[str], problems: Problems, name: str
 def _numbered(
     file: File, types: Mapping[str, Any], parts: Iterable[Any], problems: Problems, broken: set[int] | None = None
 ) -> Iterator[TableBatch]:
-    """Yield Arrow record batches with the numbers of their rows; `broken` has the numbers of rows that they leave out."""
+    """Yield Arrow record batches with the numbers of their rows; `broken` gets numbers of rows that the parser leaves out."""
     first = 1
     for part in parts:
         rows = np.arange(first, first + part.num_rows + len(broken or ()))
@@ -289,11 +289,11 @@ def _array(values: Any, name: str) -> Any:
 def _text(text: TextFile, wanted: Sequence[str], problems: Problems) -> Iterator[TableBatch]:
     arrow, csv = pyarrow(), pyarrow("pyarrow.csv")
     file = File(str(text.path), first_line=1 if text.names else 2)
-    header = file.first_line or 0
+    first_line = file.first_line or 0
     broken: set[int] = set()
 
     def refuse(row: Any) -> str:
-        number = row.number + 1 - header
+        number = row.number + 1 - first_line
         broken.add(number)
         got = f"{row.actual_columns} in {row.text.replace(UNIT_SEPARATOR.decode(), text.separator)!r}"
         problems.add("wrong number of fields", file, [number], None, f"{row.expected_columns}", got)
@@ -607,7 +607,7 @@ class LoadedTable:
         self.rounded: set[str] = set()  # "time" columns with times that are finer than `Columns.time_unit`
         self._arrays: dict[str, list[np.ndarray]] = {name: [] for name, kind in kinds.items() if kind not in CODED}
         self._parts: list[tuple[File, int, range | np.ndarray]] = []  # file, first row here, number of each row in the file
-        self._fitting: set[str] = set()  # columns of the file in turn
+        self._fitting: set[str] = set()  # columns of the current file whose type is right
 
     def add(self, batch: TableBatch, problems: Problems) -> None:
         """Append a batch; `problems` receives every value that is not of its column's kind."""

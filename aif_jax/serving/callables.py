@@ -44,7 +44,7 @@ class TimeLimitedCall:
         self._free = asyncio.Semaphore(config.callable_threads)
         self._timeout = config.callable_timeout
         self._max_hung = config.max_hung
-        self._left: dict[asyncio.Future[Any], float] = {}  # calls that may outlive their requests, and from when on they did
+        self._left: dict[asyncio.Future[Any], float] = {}  # calls, and when each counts as hung: inf while its request lives
         self.errors: Counter[str] = Counter()
         self._logged: dict[str, tuple[float, int]] = {}  # by type: when its last line was, and how many errors there were then
 

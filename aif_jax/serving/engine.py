@@ -45,7 +45,7 @@ from aif_jax.store.trained import Trained
 
 T = TypeVar("T")
 ADMITTED = 0.75
-"""Share of a request's budget that work before it may take: the rest is for retrieval, its own work and what was misjudged."""
+"""Share of a request's budget that earlier requests' queued work may use: the rest is for retrieval and its own work."""
 
 
 class AsyncPreRanker:
@@ -352,7 +352,7 @@ class AsyncPreRanker:
             self._users.leave(job, user)
             for call in calls:
                 call.cancel()  # of those that have not ended
-            if calls:  # of requests that were too late too, or the reserve would not grow
+            if calls:  # late requests count too: otherwise the reserve would never grow
                 self._metrics.observe_scoring(time.perf_counter() - job.submitted)
         for scored in results:
             for span in scored.spans:
@@ -367,7 +367,8 @@ class AsyncPreRanker:
         The pieces and batches of a request are padded to one size, and each is scored alone, since two programs may differ in
         the last bit of equal candidates; only a batch that is larger than those before it takes a larger size.
         """
-        before, job.candidates_there = job.candidates_there or job.timeline.arrival, time.perf_counter()
+        before = job.candidates_there or job.timeline.arrival
+        job.candidates_there = time.perf_counter()
         if not whole:
             job.timeline.add("retrieval", before, job.candidates_there)
         batch, exclude = Candidates.of(given), job.request.exclude

@@ -1,4 +1,4 @@
-"""What an engine computes in threads, together what waits for one; candidates are looked up, then scored."""
+"""What an engine computes in threads, where tasks that wait for one are batched; candidates are looked up, then scored."""
 
 import asyncio
 import bisect
@@ -93,7 +93,7 @@ class Batches:
         self._calls.put(True)
 
     def _work(self) -> None:
-        """Compute, in a thread, whenever it is called, until nothing waits; who gets the last answer finds the thread free."""
+        """Compute, in a thread, whenever it is called, until nothing waits; it is free before its last answer leaves."""
         while self._calls.get():
             batch = self._take()
             while batch:

@@ -78,7 +78,7 @@ class StateCache:
 
     def get(self, key: StateKey) -> Any | None:
         """Return the state of that key, or None; counts a hit or a miss."""
-        if (state := self._young(key, self._limit(key))) is None:
+        if (state := self._young(key, self._age_limit(key))) is None:
             self.misses += 1
             return None
         self._entries.move_to_end(key)
@@ -87,7 +87,7 @@ class StateCache:
 
     def __contains__(self, key: StateKey) -> bool:
         """Return whether `get` would find it, counting nothing."""
-        return self._young(key, self._limit(key)) is not None
+        return self._young(key, self._age_limit(key)) is not None
 
     def stale(self, user: Hashable, version: str) -> Any | None:
         """Return the latest state of a user for that model version, whatever its feature version, or None."""
@@ -118,7 +118,7 @@ class StateCache:
         for key in [key for key in self._entries if key.version != version]:
             self._drop(key)
 
-    def _limit(self, key: StateKey) -> float:
+    def _age_limit(self, key: StateKey) -> float:
         return self._max_age if key.feature_version is not None else min(self._ttl, self._max_age)
 
     def _young(self, key: StateKey, limit: float) -> Any | None:
@@ -234,7 +234,7 @@ class UserStates:
 
     @property
     def seconds(self) -> float:
-        """Time that one more request in the queue adds to its wait, where some have a state in the cache."""
+        """Seconds that one queued request adds to the wait of a new one, where some have a state in the cache."""
         return self._computed * self._batches.seconds
 
     def serve(self, version: str) -> None:
@@ -248,7 +248,7 @@ class UserStates:
         return key in self.cache or key in self.running
 
     def join(self, job: PendingRequest, *, prepare: bool = False) -> UserSide | Computation:
-        """Return the user's state from the cache, or the computation of it, started where none may be shared; needs a `leave`.
+        """Return the user's state from the cache, or a computation, started if no running one can be shared; needs a `leave`.
 
         Requests share a state where their feature version is known, or where `prepare` makes or made it.
         """
@@ -260,14 +260,14 @@ class UserStates:
             return cached
         keep = key
         if request.feature_version is None and not prepare and key not in self.running:
-            key, keep = key._replace(feature_version=job), key._replace(feature_version=_FOR_STALE_USE)
+            key, keep = key._replace(feature_version=job), key._replace(feature_version=_FOR_STALE_USE)  # a key nobody else has
         self._metrics.counters["cache_joins"] += key in self.running
         return self.running.join(key, lambda: self._make(job, version, keep))
 
     def leave(self, job: PendingRequest, user: UserSide | Computation) -> None:
         """Let a computation that was only late run on, to fill the cache; ends one that nobody waits for."""
         if isinstance(user, Computation):
-            self.running.leave(user, keep=job.reason is not None)
+            self.running.leave(user, keep=job.stand_in is not None)
 
     async def state_or_fallback(self, job: PendingRequest, user: UserSide | Computation) -> UserSide:
         """Wait for the user's state until scoring needs the time left; then return a stale or an unknown user's, or raise."""
@@ -353,7 +353,7 @@ def compute_states(
 ) -> list[tuple[Any, UnknownCounts, Span]]:
     """Return the states on the device of users of one version and length of history, in a thread, which waits for the device.
 
-    So a backlog forms where requests can be cancelled, and not in the device's queue before the interactions of others.
+    Waiting here keeps a backlog in our queue, where requests can be cancelled, not ahead of interactions on the device.
     """
     began = time.perf_counter()
     with jax.profiler.TraceAnnotation("aif.user"):
