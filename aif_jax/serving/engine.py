@@ -434,7 +434,8 @@ class AsyncPreRanker:
         unknown, excluded = sum(each.unknown for each in rows), sum(each.excluded for each in rows)
         counts = {"candidates": sum(len(each.all) for each in rows), "unknown": unknown, "excluded": excluded}
         names = "candidates", "unknown_candidates", "excluded_candidates", "non_finite_scores"
-        self._metrics.counters.update(dict(zip(names, (*counts.values(), non_finite), strict=True)))
+        for name, count in zip(names, (*counts.values(), non_finite), strict=True):
+            self._metrics.counters[name] += count
         if non_finite and not some:
             message = f"scores: expected finite ones, got NaN or infinity for all {non_finite} known candidates"
             raise NonFiniteScores(message, non_finite=non_finite, unknown=unknown, excluded=excluded)

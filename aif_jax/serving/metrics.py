@@ -106,7 +106,8 @@ class Metrics:
     def observe_unknown(self, known: UnknownCounts) -> None:
         """Count the events and attributes of one user's features, and those that the model does not know."""
         names = ("history_events", "unknown_events", "unknown_actions", "unknown_attributes")
-        self.counters.update(dict(zip(names, known, strict=True)))
+        for name, count in zip(names, known, strict=True):
+            self.counters[name] += count
 
     def observe(self, stages: dict[str, float]) -> None:
         """Count the seconds of each stage of one request."""
