@@ -110,7 +110,7 @@ def test_items_without_training_events_may_keep_their_place(data, run):
 
 def test_a_corrected_training_is_not_corrected_again(data, run):
     settings = dataclasses.replace(run.settings, task=NextItem(logq_correction=True))
-    expected = "with_popularity_correction: expected a NextItem task with candidates by popularity, not corrected"
+    expected = "with_popularity_correction: expected a NextItem task, not corrected, got NextItem"
     refused(ValueError, expected, dataclasses.replace(run, settings=settings).with_popularity_correction, data)
 
 
