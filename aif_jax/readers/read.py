@@ -417,7 +417,7 @@ def suspicions_of(tables: Tables, columns: Columns, events: Events) -> Iterator[
             bags, length = tables.tables[which].count - distinct.missing, columns.bag_length
             got = f"{distinct.cut:,} of {bags:,} rows have more values than the first {length}, which Columns.bag_length keeps"
             yield Suspicion(kind="cut bag", file=tables.tables[which].label.name, column=column, got=got)
-    for _, name, table in tables.floats(columns):
+    for _, name, table in tables.float_columns(columns):
         rows = np.flatnonzero(~np.isnan(table.floats(name)))
         values = table.floats(name)[rows].astype(np.float64)
         low, high = bulk_of(values) if len(values) else (0.0, 0.0)
