@@ -114,6 +114,7 @@ def write(folder, name, changes=()):
     ("100k", "|53|", "|?|", ", line 1, column 'age'", "a whole number of 0 or more", "'?'"),
     ("1m", "7::10::3::100", "7:10::3::100", ", line 3", "4", "3 in '7:10::3::100'"),
     ("1m", "7::10", "7\x1f10", "", "text without '\\x1f'", "some; use another separator"),
+    ("1m", "7::10::3::100\n", "7::10::3::1", "", "a line end after the last line", "'7::10::3::1'"),
     ("csv", "rating,timestamp", "stars,timestamp", ", column 'rating'", "a column of this name",
      "the columns 'userId', 'movieId', 'stars', 'timestamp'"),
     ("csv", "7,10,3,", "7,10,3.3,", ", line 4, column 'rating'", "a rating of 0.5, 1, 1.5, ..., 5", "3.3"),

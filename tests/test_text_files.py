@@ -1,4 +1,4 @@
-"""Text files that their name does not describe: other separators, no header, other encodings."""
+"""Text files that their name does not describe: other separators, no header, other encodings, files that were cut off."""
 
 import re
 
@@ -31,7 +31,7 @@ def test_values_are_what_python_reads(tmp_path, rows, separator, end, header):
     fields = [(str(a), str(b), f"{c[0]}{c[1]}{c[2]}", d) for a, b, c, d in rows]
     lines = [separator.join(NAMES)] * header + [separator.join(f) for f in fields]
     path.write_bytes("".join(line + end for line in lines).encode())
-    file = TextFile(path=path, names=() if header else NAMES, separator=separator)
+    file = TextFile(path=path, names=() if header else NAMES, separator=separator, whole=True)
     got = load_columns(file, KINDS, columns=Columns(text=("action",)))
     assert got["user"].tolist() == [int(f[0]) for f in fields]
     assert got["change"].tolist() == [int(f[1]) for f in fields]
@@ -95,6 +95,19 @@ def test_an_empty_and_a_missing_file_are_named(tmp_path):
     refused(ValueError, message, load_columns, tmp_path / "bad.csv", {"a": "id"})
     for source in (tmp_path / "no.csv", TextFile(path=tmp_path / "no.dat", names=("a",))):
         refused(FileNotFoundError, r"no\.(csv|dat): expected a file", load_columns, source, {"a": "id"})
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.csv.gz"])
+def test_a_file_that_was_cut_off(tmp_path, name):
+    import gzip
+
+    opener = gzip.open if name.endswith(".gz") else open
+    with opener(tmp_path / name, "wb") as file:
+        file.write(b"1,2\n1,345")
+    text = {"path": tmp_path / name, "names": ("a", "b")}
+    assert load_columns(TextFile(**text), {"a": "id"})["a"].tolist() == [1, 1]
+    with pytest.raises(ValueError, match=r"cut off: expected a line end after the last line, got '1,345'"):
+        load_columns(TextFile(**text, whole=True), {"a": "id"})
 
 
 def test_blocks_are_bounded(tmp_path):

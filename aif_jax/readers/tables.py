@@ -163,6 +163,7 @@ class TextFile:
     separator: str = ","  # between fields, one or more characters
     encoding: str = "utf8"
     quoted: bool = True  # whether double quotes keep separators within a field
+    whole: bool = False  # refuses a last line without a line end, which may have been cut off
 
 
 Source: TypeAlias = PathLike | TextFile | Mapping[str, Any] | Any
@@ -317,6 +318,8 @@ def _text(text: TextFile, wanted: Sequence[str], problems: Problems) -> Iterator
         )
         with opened(refuse, convert_options=convert) as reader:
             yield from _numbered(file, types, reader, problems, broken)
+        if text.whole and (tail := _unended(text.path)):
+            problems.add("cut off", file, None, None, "a line end after the last line", repr(tail))
     except (arrow.ArrowException, OSError) as error:
         expected = f"text {'without' if text.names else 'with'} a header in {text.encoding}"
         problems.add("unreadable file", file, None, None, expected, _first_line(error))
@@ -340,6 +343,15 @@ def _characters(text: TextFile) -> Any:
 
     arrow = pyarrow()
     return arrow.TransformInputStream(arrow.input_stream(str(text.path)), translate)
+
+
+def _unended(path: PathLike) -> str:
+    """Return the last line of a file if it has no line end, else ""."""
+    with pyarrow().input_stream(str(path)) as stream:
+        tail = b""
+        while data := stream.read(1 << 20):
+            tail = data[-60:]
+    return "" if tail.endswith(b"\n") else tail.rpartition(b"\n")[2].decode("utf8", "replace")
 
 
 def _present(file: File, schema: Any, wanted: Sequence[str], problems: Problems) -> dict[str, Any]:

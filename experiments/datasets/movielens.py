@@ -24,7 +24,7 @@ import numpy as np
 from aif_jax import Columns, Dataset, Vocabulary
 from aif_jax.readers import TextFile
 from experiments.datasets.content import Content, clusters, lookup
-from experiments.datasets.tables import UNKNOWN, Table, dataset, one_file
+from experiments.datasets.tables import UNKNOWN, Table, dataset, one_file, text_file
 
 Layout = Literal["100k", "1m", "csv", "recbole"]
 RATINGS: dict[Layout, str] = {"100k": "u.data", "1m": "ratings.dat", "csv": "ratings.csv", "recbole": "*.inter"}
@@ -134,10 +134,10 @@ def _ratings(folder: Path, layout: Layout, movies: Movies, users: dict[str, Any]
     if layout == "recbole":
         file, columns = _recbole(folder, ".inter"), ("user_id:token", "item_id:token", "rating:float", "timestamp:float")
     elif layout == "csv":
-        file, columns = TextFile(path=folder / "ratings.csv"), names
+        file, columns = text_file(folder / "ratings.csv"), names
     else:
         separator = {"100k": "\t", "1m": "::"}[layout]
-        file, columns = TextFile(path=folder / RATINGS[layout], names=names, separator=separator, quoted=False), names
+        file, columns = text_file(folder / RATINGS[layout], names=names, separator=separator, quoted=False), names
     user, movie, stars, time = columns
     table = Table(file, {user: "id", movie: "id", stars: "float", time: "time"})
     doubled = table[stars] * 2
@@ -155,7 +155,7 @@ def _ratings(folder: Path, layout: Layout, movies: Movies, users: dict[str, Any]
 def _movies(folder: Path, layout: Layout) -> Movies:
     if layout == "100k":
         names = ("movieId", "title", "release date", "video release date", "IMDb URL", *GENRES_100K)
-        file = TextFile(path=folder / "u.item", names=names, separator="|", encoding="latin-1", quoted=False)
+        file = text_file(folder / "u.item", names=names, separator="|", encoding="latin-1", quoted=False)
         table = Table(file, {"movieId": "id", "release date": "text"} | dict.fromkeys(GENRES_100K, "text"))
         for name in GENRES_100K:
             table.expect(np.isin(table[name], ["0", "1"]), name, "a genre flag of 0 or 1")
@@ -169,9 +169,9 @@ def _movies(folder: Path, layout: Layout) -> Movies:
         return _checked(table, columns[0], genres, table[columns[1]])
     if layout == "1m":
         names = ("movieId", "title", "genres")
-        file = TextFile(path=folder / "movies.dat", names=names, separator="::", encoding="latin-1", quoted=False)
+        file = text_file(folder / "movies.dat", names=names, separator="::", encoding="latin-1", quoted=False)
     else:
-        file = TextFile(path=folder / "movies.csv")
+        file = text_file(folder / "movies.csv")
     table = Table(file, {"movieId": "id", "title": "text", "genres": "text"})
     found = map(TITLE_YEAR.search, table["title"])
     genres = [text.split("|") for text in table["genres"]]
@@ -198,7 +198,7 @@ def _users(folder: Path, layout: Layout) -> dict[str, Any] | None:
         path, separator, names = "users.dat", "::", (*columns, "zip code")
         if layout == "100k":
             path, separator, names = "u.user", "|", ("userId", "age", "gender", "occupation", "zip code")
-        file = TextFile(path=folder / path, names=names, separator=separator, encoding="latin-1", quoted=False)
+        file = text_file(folder / path, names=names, separator=separator, encoding="latin-1", quoted=False)
     user, gender, age, occupation = columns
     table = Table(file, {user: "id", gender: "text", age: "text", occupation: "text"})
     table.expect_once(user)
@@ -208,4 +208,4 @@ def _users(folder: Path, layout: Layout) -> dict[str, Any] | None:
 
 
 def _recbole(folder: Path, suffix: str) -> TextFile:
-    return TextFile(path=one_file(folder, "*.inter").with_suffix(suffix), separator="\t", quoted=False)
+    return text_file(one_file(folder, "*.inter").with_suffix(suffix), separator="\t", quoted=False)

@@ -133,6 +133,11 @@ def _nulls(table: Mapping[str, Any] | None, kinds: Mapping[str, Kind]) -> dict[s
     }
 
 
+def text_file(path: Path, **options: Any) -> TextFile:
+    """Return a text file whose last line has a line end; one without may be cut off."""
+    return TextFile(path=path, whole=True, **options)
+
+
 def one_file(folder: Path, pattern: str) -> Path:
     """Return the only file of a pattern. Raises ValueError unless there is exactly one."""
     found = sorted(folder.glob(pattern))

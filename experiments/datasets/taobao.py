@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from aif_jax import Columns, Dataset
-from aif_jax.readers import TextFile
 from experiments.datasets.content import Content
-from experiments.datasets.tables import Table, coded, dataset, one_file
+from experiments.datasets.tables import Table, coded, dataset, one_file, text_file
 
 BEHAVIOURS = ("pv", "cart", "fav", "buy")  # actions 1 to 4
 COLUMNS = {"user": "id", "item": "id", "category": "id", "behaviour": "text", "time": "time"}
@@ -35,7 +34,7 @@ def read(path: str | os.PathLike, *, content: Content | None = None, between: tu
     """
     folder = Path(path)
     file = one_file(folder, "*.csv") if folder.is_dir() else folder
-    table = Table(TextFile(path=file, names=tuple(COLUMNS)), COLUMNS)
+    table = Table(text_file(file, names=tuple(COLUMNS)), COLUMNS)
     behaviour = table.words("behaviour", BEHAVIOURS)
     kept = np.ones(len(table), bool) if between is None else (table["time"] >= between[0]) & (table["time"] < between[1])
     if not kept.any():
