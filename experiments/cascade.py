@@ -26,7 +26,7 @@ import numpy as np
 import aif_jax as aif
 from aif_jax import Dataset, metrics, train
 from aif_jax.blocks import DotProduct
-from aif_jax.data.candidates import CandidateLists, SampleKey
+from aif_jax.data.candidates import BatchKey, CandidateLists
 from aif_jax.data.cascade import STAGE
 from aif_jax.data.split import time_cuts
 from aif_jax.train.evaluate import list_scores
@@ -183,7 +183,7 @@ class Held(NamedTuple):
     def of(cls, data: Dataset, task: Any, span: tuple[int, int | None]) -> Held:
         """Return requests of a span of time."""
         positions = task.positions(data, min_history=1, since=span[0], before=span[1])
-        lists = aif.data.logged(data)(positions, SampleKey(0, 0, 0))
+        lists = aif.data.logged(data)(positions, BatchKey(0, 0, 0))
         assert isinstance(lists.labels, dict)
         return cls(positions, lists, lists.labels[WHOLE], lists.labels[CLICK])
 

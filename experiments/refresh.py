@@ -35,7 +35,7 @@ import optax
 import aif_jax as aif
 from aif_jax import Dataset, Trained, metrics
 from aif_jax.blocks import ItemOffset, popularity_offset, with_table
-from aif_jax.data.candidates import SampleKey, SourceFn, sampled_negatives
+from aif_jax.data.candidates import BatchKey, SourceFn, sampled_negatives
 from aif_jax.data.negatives import NegativeSampler, counts_before
 from aif_jax.data.pipeline import Pipeline
 from aif_jax.output import track
@@ -155,7 +155,7 @@ class Arm:
         """Return trained parameters, and CPU seconds of this process, without those of the step that compiles."""
         feed = Pipeline(
             dataset=self.data, positions=positions, config=self.model.config, batch_size=BATCH, epochs=epochs, seed=seed,
-            candidates=source or TASK.source(self.data, before=before),
+            source=source or TASK.source(self.data, before=before),
         )  # fmt: skip
         state, began, steps, counted = init_state(params, self.optimizer), time.process_time(), 0, 0
         for fed in feed.batches():
@@ -224,7 +224,7 @@ def _hours(first: int, before: int, count: int) -> Iterator[tuple[int, int]]:
 def by_hour(arm: Arm, hours: list[Hour], lists: Requests, whole: Requests, new: np.ndarray) -> dict[str, metrics.ByUser]:
     """Return the metrics of a day whose requests were answered by the model of their hour."""
     data, at = arm.data, lists.positions
-    users, found = data.log.user[at], lists.candidates(at, SampleKey(0, 0, 0))
+    users, found = data.log.user[at], lists.candidates(at, BatchKey(0, 0, 0))
     scores, ranks = np.zeros(found.rows.shape, np.float32), np.zeros(len(at), np.int64)
     for hour in hours:
         mine = np.flatnonzero((data.log.time[at] >= hour.first) & (data.log.time[at] < hour.before))

@@ -109,7 +109,7 @@ def world(process_index: int, process_count: int) -> tuple[Any, Any, Any, Any]:
     positions = sample_positions(data.log, min_history=1)
     source = sampled_negatives(data, sampler=NegativeSampler(item_counts(data, positions)), negatives=3)
     feed = Pipeline(
-        dataset=data, positions=positions, candidates=source, config=model.config, batch_size=64, epochs=30, seed=1,
+        dataset=data, positions=positions, source=source, config=model.config, batch_size=64, epochs=30, seed=1,
         process_index=process_index, process_count=process_count,
     )  # fmt: skip
     return model, feed, train.default_optimizer(STEPS), init_params(model, data, seed=0)

@@ -9,9 +9,9 @@ import pytest
 
 from aif_jax.data import split as split_module
 from aif_jax.data.candidates import (
+    BatchKey,
     CandidateLists,
     CandidateSource,
-    SampleKey,
     describe,
     impressions,
     retrieved,
@@ -24,7 +24,7 @@ from aif_jax.data.split import sample_positions
 from tests import test_sampling
 from tests.refusals import refused
 
-DRAW = SampleKey(seed=3, epoch=1, step=7)
+DRAW = BatchKey(seed=3, epoch=1, step=7)
 #          user 1: request at 10 (three shown), at 20 (one), at 30 (two);  user 2: request at 30 (two), at 40 (one)
 USER = [1, 1, 1, 1, 1, 1, 2, 2, 2]
 TIME = [10, 10, 10, 20, 30, 30, 30, 30, 40]
@@ -74,14 +74,14 @@ def test_of_a_long_list_the_positives_are_kept_and_the_rest_is_drawn():
     source = impressions(data, candidates=3, threshold={"click": 2, "like": 3})
     drawn = set()
     for step in range(30):
-        rows, labels, _ = source(np.array([0, 1]), SampleKey(0, 0, step))
+        rows, labels, _ = source(np.array([0, 1]), BatchKey(0, 0, step))
         assert rows[0].tolist() == [8, 0, 0] and rows[1, 1:].tolist() == [6, 7]  # in the order of the log
         assert labels["click"][1].tolist() == [0, 1, 1] and labels["like"][1].tolist() == [0, 1, 0]
-        np.testing.assert_array_equal(source(np.array([0, 1]), SampleKey(0, 0, step)).rows, rows)
+        np.testing.assert_array_equal(source(np.array([0, 1]), BatchKey(0, 0, step)).rows, rows)
         drawn.add(int(rows[1, 0]))
     assert drawn == {1, 2, 3, 4, 5}
     many = impressions(data, candidates=1, threshold=2)
-    assert {int(many(np.array([1]), SampleKey(0, 0, step)).rows[0, 0]) for step in range(30)} == {6, 7}
+    assert {int(many(np.array([1]), BatchKey(0, 0, step)).rows[0, 0]) for step in range(30)} == {6, 7}
     assert impressions(data, candidates=8, threshold=2)(np.array([1]), DRAW).rows.tolist() == [[1, 2, 3, 4, 5, 6, 7, 0]]
     assert impressions(data, candidates=7, threshold=2)(np.array([1]), DRAW).rows.tolist() == [[1, 2, 3, 4, 5, 6, 7]]
 

@@ -10,7 +10,7 @@ from pyarrow import feather
 import aif_jax as aif
 from aif_jax import data as sources
 from aif_jax import train
-from aif_jax.data.candidates import SampleKey
+from aif_jax.data.candidates import BatchKey
 from aif_jax.data.cascade import RANKER, STAGES, Cascade, from_columns
 from aif_jax.train.losses import distill_listwise
 from aif_jax.train.tasks import Cascaded, Goal, Goals
@@ -129,7 +129,7 @@ def test_lists_have_so_many_of_each_stage(data):
     counts = {"exposed": 4, "ranked": 6, "retrieved": 5}
     source = sources.staged(data, counts)
     at = cascade.positions[:40]
-    lists = source(at, SampleKey(0, 0, 0))
+    lists = source(at, BatchKey(0, 0, 0))
     assert lists.rows.shape == (40, 15) and set(lists.labels) == {"stage", "click", "long_view", RANKER, WHOLE}
     starts = np.cumsum([0, *counts.values()])
     for (name, count), start in zip(counts.items(), starts, strict=False):
@@ -140,7 +140,7 @@ def test_lists_have_so_many_of_each_stage(data):
             own, kept = cascade.rows[request][cascade.stage[request] == STAGES.index(name)], rows[rows > 0]
             assert len(kept) == min(count, np.count_nonzero(own)) == len(set(kept)) and set(kept) <= set(own)
     assert lists.labels["click"][0, 0] == cascade.labels["click"][0, np.argmax(cascade.rows[0] == lists.rows[0, 0])]
-    again, other = source(at, SampleKey(0, 0, 0)), source(at, SampleKey(0, 0, 1))
+    again, other = source(at, BatchKey(0, 0, 0)), source(at, BatchKey(0, 0, 1))
     assert np.array_equal(again.rows, lists.rows) and not np.array_equal(other.rows, lists.rows)
     assert source.description["counts"] == counts and source.description["kind"] == "staged"
     other = dataclasses.replace(cascade, labels={**cascade.labels, RANKER: cascade.labels[RANKER] + 1})  # a later ranker's log
@@ -149,9 +149,9 @@ def test_lists_have_so_many_of_each_stage(data):
     earlier = dataclasses.replace(data.cascade, stage=np.minimum(data.cascade.stage, 0))
     changed = sources.staged(dataclasses.replace(data, cascade=earlier), counts).description
     assert {name for name in changed if changed[name] != source.description[name]} == {"sha256"}
-    assert np.array_equal(sources.logged(data)(at, SampleKey(0, 0, 0)).rows, cascade.rows[:40])
+    assert np.array_equal(sources.logged(data)(at, BatchKey(0, 0, 0)).rows, cascade.rows[:40])
     other = np.setdiff1d(np.arange(len(data.log)), cascade.positions)[:1]
-    refused(ValueError, "positions: expected first events of requests of the cascade", source, other, SampleKey(0, 0, 0))
+    refused(ValueError, "positions: expected first events of requests of the cascade", source, other, BatchKey(0, 0, 0))
     for wrong, message in (({"shown": 3}, "counts: expected numbers"), ({}, "counts")):
         refused(ValueError, message, sources.staged, data, wrong)
 
@@ -274,12 +274,12 @@ def test_met_candidates_are_left_out_where_nobody_comes_back(data):
     sample = np.arange(len(at))[:, None]
     gone = met.contains(sample, cascade.rows[:60]) & (cascade.stage[:60] > 0)
     assert gone.any() and (met.contains(sample, cascade.rows[:60]) & (cascade.stage[:60] == 0)).any()
-    whole = sources.logged(once)(at, SampleKey(0, 0, 0))
+    whole = sources.logged(once)(at, BatchKey(0, 0, 0))
     np.testing.assert_array_equal(whole.rows, np.where(gone, 0, cascade.rows[:60]))
-    np.testing.assert_array_equal(sources.logged(once, repeats=True)(at, SampleKey(0, 0, 0)).rows, cascade.rows[:60])
+    np.testing.assert_array_equal(sources.logged(once, repeats=True)(at, BatchKey(0, 0, 0)).rows, cascade.rows[:60])
     counts = {"exposed": 4, "ranked": 6, "retrieved": 5}
     source, plain = sources.staged(once, counts), sources.staged(data, counts)
-    lists, usual = source(at, SampleKey(0, 0, 0)), plain(at, SampleKey(0, 0, 0))
+    lists, usual = source(at, BatchKey(0, 0, 0)), plain(at, BatchKey(0, 0, 0))
     there = (lists.rows > 0) & (lists.labels["stage"] > 0)
     assert not (met.contains(sample, lists.rows) & there).any()
     assert (met.contains(sample, usual.rows) & (usual.rows > 0) & (usual.labels["stage"] > 0)).any()

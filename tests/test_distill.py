@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import aif_jax as aif
-from aif_jax.data.candidates import SampleKey, describe, sampled_negatives
+from aif_jax.data.candidates import BatchKey, describe, sampled_negatives
 from aif_jax.data.negatives import NegativeSampler, item_counts
 from aif_jax.data.pipeline import make_batch
 from aif_jax.train import Goal, Goals, NextItem, Teacher, losses, predict
@@ -46,8 +46,8 @@ def test_the_labels_hold_the_scores_of_the_teacher(data, teacher, source):
     """The same candidates; scores of histories of like length read together are those of whole ones."""
     at = np.flatnonzero(data.log.history_end(np.arange(len(data.log))) > 0)[::40]
     taught = distill.distilled(source, distill.scores_of(teacher, data), name=teacher.version)
-    rows, labels, log_q = taught(at, SampleKey(0, 0, 0))
-    plain = source(at, SampleKey(0, 0, 0))
+    rows, labels, log_q = taught(at, BatchKey(0, 0, 0))
+    plain = source(at, BatchKey(0, 0, 0))
     np.testing.assert_array_equal(rows, plain.rows)
     np.testing.assert_array_equal(labels["label"], plain.labels)
     assert log_q is None
@@ -143,7 +143,7 @@ def test_retrieved_candidates_are_scored_once_and_some_are_drawn_for_each_batch(
     refused(ValueError, message, distill.rank_retrieved, counted, data, at, newest(data), name="another", **given)
 
     taught = distill.distilled(source, ranked, name="one", count=5)
-    rows, labels, _ = taught(at[:40], SampleKey(0, 0, 0))
+    rows, labels, _ = taught(at[:40], BatchKey(0, 0, 0))
     assert rows.shape == (40, 4 + 5) and np.isnan(labels["label"][:, 4:]).all()
     scores = {(place, row): ranked.scores[place, at] for (place, at), row in np.ndenumerate(ranked.rows[:40]) if row}
     for place in range(40):
@@ -152,9 +152,9 @@ def test_retrieved_candidates_are_scored_once_and_some_are_drawn_for_each_batch(
         assert len(set(rows[place, 4:][rows[place, 4:] > 0])) == (rows[place, 4:] > 0).sum()
         known = [scores.get((place, row), np.nan) for row in kept]
         np.testing.assert_array_equal(labels["teacher"][place][rows[place] > 0], np.float32(known))
-    other, _, _ = taught(at[:40], SampleKey(0, 1, 0))
+    other, _, _ = taught(at[:40], BatchKey(0, 1, 0))
     assert (other[:, 4:] != rows[:, 4:]).any()
-    missing, unknown, _ = taught(np.array([99]), SampleKey(0, 0, 0))
+    missing, unknown, _ = taught(np.array([99]), BatchKey(0, 0, 0))
     assert not missing[0, 4:].any() and np.isnan(unknown["teacher"]).all()
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import metrics, train
-from aif_jax.data.candidates import CandidateLists, SampleKey, impressions
+from aif_jax.data.candidates import BatchKey, CandidateLists, impressions
 from aif_jax.data.events import EventLog
 from aif_jax.data.split import split_by_time
 from aif_jax.train.baselines import baseline_scores, catalogue_ranks
@@ -38,7 +38,7 @@ def one_by_one(model, params, data, position: int) -> np.ndarray:
 
 
 def test_figures_are_the_metrics_of_the_joint_scores(data, small, params, positions):
-    lists = sampled_before(data, positions)(positions, SampleKey(3, 0, 0))
+    lists = sampled_before(data, positions)(positions, BatchKey(3, 0, 0))
     few = np.arange(0, len(positions), 9)
     scores = list_scores(small, params, data, positions, lists, batch_size=32, progress=False)
     for i in few:
@@ -82,7 +82,7 @@ def test_negatives_are_of_the_past(data):
     """An item whose first event is later than the evaluated ones is never drawn."""
     log = data.log
     positions = np.flatnonzero((log.time > np.quantile(log.time, 0.3)) & (log.time < np.quantile(log.time, 0.35)))
-    rows = sampled_before(data, positions)(positions, SampleKey(0, 0, 0)).rows[:, 1:]
+    rows = sampled_before(data, positions)(positions, BatchKey(0, 0, 0)).rows[:, 1:]
     earlier = np.unique(log.item[log.time < log.time[positions].min()])
     assert set(np.unique(rows)) <= set(earlier.tolist()) < set(range(len(data.catalogue)))
 
@@ -204,7 +204,7 @@ def test_baselines_are_evaluated_beside_the_model(data, small, params, positions
     gap = got.gauc - figures["baseline.popularity.gauc"]
     assert f"; the model's gauc {gap:+.4f} [" in lines[1] and "baseline" not in lines[0]
     assert list(got.against(got)) == [name for name in figures if "baseline" not in name]
-    rows, labels, _ = sampled_before(data, positions)(positions, SampleKey(0, 0, 0))
+    rows, labels, _ = sampled_before(data, positions)(positions, BatchKey(0, 0, 0))
     given = scores["popularity"][rows], labels
     assert figures["baseline.popularity.auc"] == pytest.approx(metrics.auc(*given))
     by_user = metrics.gauc(*given, data.log.user[positions][:, None])
@@ -260,6 +260,6 @@ def test_a_run_is_evaluated_beside_baselines_of_before_the_slice():
     assert not any("baseline" in name for name in run.metrics) and len(str(got).splitlines()) == 4
     scores = train.baseline_scores(data, before=run.settings.first_test, thresholds={"click": 2})
     positions = task.positions(data, min_history=1, since=run.settings.first_test, before=None)
-    rows, labels, _ = task.source(data, before=0)(positions, SampleKey(0, 0, 0))
+    rows, labels, _ = task.source(data, before=0)(positions, BatchKey(0, 0, 0))
     expected = metrics.gauc(scores["click_rate"][rows], labels, data.log.user[positions][:, None], where=rows > 0).value
     assert figures["baseline.click_rate.gauc"] == pytest.approx(expected)

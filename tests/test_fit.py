@@ -12,7 +12,7 @@ import aif_jax as aif
 from aif_jax import train
 from aif_jax.checkpoint import Checkpoints, settings_of
 from aif_jax.checks import EncodingMismatch
-from aif_jax.data.candidates import SampleKey
+from aif_jax.data.candidates import BatchKey
 from aif_jax.data.cascade import Cascade
 from aif_jax.data.negatives import SeenPairs
 from aif_jax.data.split import split_by_time, time_cuts
@@ -249,7 +249,7 @@ def test_a_run_follows_its_data_where_nobody_comes_back(data, small, tmp_path, c
     assert cursor["pipeline"]["candidates"]["repeats"] is False
     positions, source = held_out(once, made.settings, "test")
     sample = np.arange(len(positions))[:, None]
-    assert not SeenPairs(data, positions).contains(sample, source(positions, SampleKey(0, 0, 0)).rows[:, 1:]).any()
+    assert not SeenPairs(data, positions).contains(sample, source(positions, BatchKey(0, 0, 0)).rows[:, 1:]).any()
     left_out, kept = (made.evaluate(once, k=10, progress=False, **options) for options in ({}, {"repeats": True}))
     assert left_out == made.evaluate(data, k=10, progress=False) != kept  # as in training, whatever the data say
     assert left_out.inputs["repeats"] is False and kept.inputs["repeats"] is True

@@ -119,7 +119,7 @@ def test_training_batches_hold_them_as_of_each_sample():
     sampler = NegativeSampler(item_counts(data(), np.arange(len(data().log))))
     source = candidates.sampled_negatives(data(), sampler=sampler, negatives=3)
     positions = np.flatnonzero(data().log.time > START + DAY)
-    feed = Pipeline(dataset=data(), positions=positions, candidates=source, config=trained().model.config, batch_size=6, seed=3)
+    feed = Pipeline(dataset=data(), positions=positions, source=source, config=trained().model.config, batch_size=6, seed=3)
     fed = next(iter(feed.batches()))
     assert fed.batch is not None and fed.positions is not None
     rows, floats = np.asarray(fed.batch.items.ids["item"]), np.asarray(fed.batch.items.floats)

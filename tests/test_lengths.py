@@ -107,7 +107,7 @@ def test_the_plan_names_steps_and_what_validation_costs(data, model, small_world
     run = fit(model, data, buckets=(), progress=False, **GIVEN)
     positions = run.settings.task.positions(data, min_history=1, **run.settings.span("train"))
     source = run.settings.task.source(data, before=run.settings.first_validation)
-    feed = Pipeline(dataset=data, positions=positions, candidates=source, config=run.config, batch_size=8)
+    feed = Pipeline(dataset=data, positions=positions, source=source, config=run.config, batch_size=8)
     lines = list(training.plan(feed, run.settings, training.samples_of(data, run.settings)))
     assert len(lines) == 2 and lines[0].startswith("batches: ") and lines[1].startswith("validation: ")
     samples = training.Samples(train=8, validation=40, test=0, earlier=0, short=0, unknown=0)

@@ -62,7 +62,7 @@ _, first_validation, _ = time_cuts(log.time)
 positions = sample_positions(log, min_history=1, before=first_validation, file={folder!r} + ".positions.npy")
 sampler = NegativeSampler(item_counts(dataset, positions))
 feed = Pipeline(dataset=dataset, positions=positions, config=config, batch_size=1024,
-                candidates=candidates.sampled_negatives(dataset, sampler=sampler, negatives=1), epochs=10)
+                source=candidates.sampled_negatives(dataset, sampler=sampler, negatives=1), epochs=10)
 for fed, _ in zip(feed.batches(), range({steps}), strict=False):
     assert fed.problem is None
 print(json.dumps(dict(events=len(log), samples=len(positions), anon_mb=peak, log_mb=len(log) * 20 / 2**20)))

@@ -30,7 +30,7 @@ loop_module = sys.modules["aif_jax.train.loop"]  # `train.loop` is the function
 def feed(data) -> Pipeline:
     config = demo.config(schema=data.schema, blocks=(blocks.Bea(bridges=2),), sequence=False)
     source = impressions(data, candidates=1, threshold=2)
-    return Pipeline(dataset=data, positions=range(600), candidates=source, config=config, batch_size=50, epochs=2)
+    return Pipeline(dataset=data, positions=range(600), source=source, config=config, batch_size=50, epochs=2)
 
 
 def fresh() -> train.TrainState:
@@ -135,7 +135,7 @@ def test_a_step_corrects_a_sampled_softmax(feed):
     config = feed.config
     sampler = NegativeSampler(item_counts(feed.dataset, feed.positions))
     source = sampled_negatives(feed.dataset, sampler=sampler, negatives=3, logq_correction=True)
-    lists = dataclasses.replace(feed, candidates=source)
+    lists = dataclasses.replace(feed, source=source)
     model = aif.build(config)
     params = demo.init(model, items=feed.dataset.catalogue)
     real = train.make_step(model, OPTIMIZER, loss=losses.listwise_softmax)

@@ -12,7 +12,7 @@ import aif_jax as aif
 from aif_jax import export, metrics, train
 from aif_jax import scores as aif_scores
 from aif_jax.blocks import ItemOffset, PureSvd, with_table
-from aif_jax.data.candidates import CandidateLists, SampleKey
+from aif_jax.data.candidates import BatchKey, CandidateLists
 from aif_jax.data.pipeline import make_batch, problem_of
 from aif_jax.train.evaluate import list_scores
 from aif_jax.train.losses import distill_listwise, listwise_softmax, pointwise_bce
@@ -142,7 +142,7 @@ def small(data):
 def test_parts_of_a_batch_add_up(data, small):
     model, params = small
     at = np.flatnonzero(data.log.history_end(np.arange(len(data.log))) > 3)[:21]
-    lists = labelled(data, at, SampleKey(0, 0, 0))
+    lists = labelled(data, at, BatchKey(0, 0, 0))
     batch = make_batch(data, at, lists.rows, lists.labels, config=model.config)
     assert problem_of(batch) is None
     bad = dataclasses.replace(batch, labels=lists.labels | {"like": np.full((21, 4), np.inf, np.float32)})
@@ -168,7 +168,7 @@ def test_steps_teach_every_objective_and_evaluation_says_so(data, small):
     held, losses = at[-200:], []
     for number in range(60):
         some = np.random.default_rng(number).choice(at[:-200], 64)
-        lists = labelled(data, some, SampleKey(0, 0, number))
+        lists = labelled(data, some, BatchKey(0, 0, number))
         state, figures = step(state, make_batch(data, some, lists.rows, lists.labels, config=model.config))
         losses.append(float(figures["loss"]))
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
@@ -178,7 +178,7 @@ def test_steps_teach_every_objective_and_evaluation_says_so(data, small):
 
     given = dict(k=10, candidates=source, calibration_negatives=3, progress=False)
     got = aif.evaluate(model, state.params, data, held, **given)
-    lists = source(held, SampleKey(0, 0, 0))
+    lists = source(held, BatchKey(0, 0, 0))
     scores = list_scores(model, state.params, data, held, lists, progress=False)
     assert list(got.objectives) == ["click", "conversion", "like"] and got.objectives["click"].auc == got.auc
     product, like = np.log(sigmoid(scores[..., 0]) * sigmoid(scores[..., 1])), lists.labels["like"]

@@ -12,7 +12,7 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import blocks, train
-from aif_jax.data.candidates import CandidateLists, CandidateSource, SampleKey, sampled_negatives
+from aif_jax.data.candidates import BatchKey, CandidateLists, CandidateSource, sampled_negatives
 from aif_jax.data.negatives import NegativeSampler, item_counts
 from aif_jax.data.pipeline import Pipeline, problem_of, to_device
 from aif_jax.data.split import sample_positions
@@ -30,7 +30,7 @@ def pipeline(data, *, counted=None, **changes) -> Pipeline:
     source = sampled_negatives(data, sampler=sampler, negatives=2)
     return Pipeline(
         **{
-            "dataset": data, "positions": positions, "candidates": source, "config": config, "batch_size": 48, "epochs": 2,
+            "dataset": data, "positions": positions, "source": source, "config": config, "batch_size": 48, "epochs": 2,
             **changes,
         }
     )  # fmt: skip
@@ -62,7 +62,7 @@ def test_every_sample_once_an_epoch_and_a_cursor_resumes(data, shape):
         assert all(same(one.batch, other.batch) for one, other in zip(rest, whole[at + 1 :], strict=True))
 
 
-def mine(positions, draw: SampleKey) -> CandidateLists:
+def mine(positions, key: BatchKey) -> CandidateLists:
     return CandidateLists(np.ones((len(positions), 3), np.int32), np.ones((len(positions), 3), np.float32))
 
 
@@ -84,10 +84,10 @@ def test_a_cursor_of_another_pipeline_is_refused_and_the_difference_named(data):
         "length": ({"config": shorter}, "pipeline.history_length: expected 16, the cursor has 32"),
         "kind": ({"positions": range(100)}, "pipeline.positions.kind: expected 'range', the cursor has 'array'"),
         "content": ({"positions": base.positions[::-1]}, "pipeline.positions.content: expected '"),
-        "negatives": ({"candidates": sampled(negatives=3)}, "pipeline.candidates.negatives: expected 3, the cursor has 2"),
-        "sampler": ({"candidates": sampled(power=1)}, "pipeline.candidates.sampler: expected '"),
-        "a function": ({"candidates": mine}, "candidates.kind: expected 'tests.test_pipeline.mine', the cursor has 'sampled'"),
-        "a source": ({"candidates": CandidateSource(mine, {"kind": "mine"})}, "expected 'mine', the cursor has 'sampled'"),
+        "negatives": ({"source": sampled(negatives=3)}, "pipeline.candidates.negatives: expected 3, the cursor has 2"),
+        "sampler": ({"source": sampled(power=1)}, "pipeline.candidates.sampler: expected '"),
+        "a function": ({"source": mine}, "candidates.kind: expected 'tests.test_pipeline.mine', the cursor has 'sampled'"),
+        "a source": ({"source": CandidateSource(mine, {"kind": "mine"})}, "expected 'mine', the cursor has 'sampled'"),
     }
     for changes, message in others.values():
         with pytest.raises(ValueError, match=f"cursor: expected one of this pipeline, got one of another:(.|\n)*{message}"):
@@ -128,12 +128,12 @@ def changed(data, part):
 
 @pytest.mark.parametrize("part", ["an item", "a time", "content"])
 def test_a_cursor_of_other_data_with_the_same_counts_is_refused(data, part):
-    base = pipeline(data, candidates=mine)
+    base = pipeline(data, source=mine)
     cursor = json.loads(json.dumps(next(base.batches()).cursor))
-    other = pipeline(changed(data, part), candidates=mine, positions=base.positions)
+    other = pipeline(changed(data, part), source=mine, positions=base.positions)
     refused(ValueError, r"pipeline.data.digest: expected '\w{64}', the cursor has '\w{64}'", other.batches, cursor)
     copy = dataclasses.replace(data)
-    assert pipeline(copy, candidates=mine).start(cursor) == (0, 1)
+    assert pipeline(copy, source=mine).start(cursor) == (0, 1)
 
 
 def test_what_is_no_cursor_is_refused(data):
@@ -236,10 +236,10 @@ def test_a_thread_on_the_way_to_the_device_changes_nothing(data):
 def test_an_error_of_a_source_is_raised(data):
     """A bug is no bad batch."""
 
-    def broken(positions, draw):
+    def broken(positions, key):
         raise ValueError("my mistake")
 
-    refused(ValueError, "my mistake", next, pipeline(data, candidates=broken).batches())
+    refused(ValueError, "my mistake", next, pipeline(data, source=broken).batches())
     unknown = dataclasses.replace(data, log=aif.EventLog([1] * 60, [0] * 60, [1] * 60, range(60), users=31))
     with pytest.raises(ValueError, match="expected samples of known items, got the unknown item"):
         next(pipeline(unknown, counted=data, positions=range(60)).batches())

@@ -30,7 +30,7 @@ def feed() -> Pipeline:
     config = demo.config(schema=dataset.schema, long_length=32)
     positions = split_by_time(dataset.log, min_history=1).train
     source = sampled_negatives(dataset, sampler=NegativeSampler(item_counts(dataset, positions)), negatives=3)
-    return Pipeline(dataset=dataset, positions=positions, candidates=source, config=config, batch_size=64, epochs=3)
+    return Pipeline(dataset=dataset, positions=positions, source=source, config=config, batch_size=64, epochs=3)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 # ruff: noqa: I001
 
 from .candidates import (
-    CandidateLists, CandidateSource, SampleKey, impressions, logged, retrieved, sampled_negatives, staged,
+    CandidateLists, CandidateSource, BatchKey, impressions, logged, retrieved, sampled_negatives, staged,
 )  # fmt: skip
 from .cascade import STAGES, Cascade
 from .dataset import Dataset
@@ -16,7 +16,7 @@ __all__ = [
     "Dataset", "EventLog",
     "Split", "split_by_time", "time_cuts", "sample_positions",
     "NegativeSampler", "SeenPairs", "item_counts",
-    "CandidateSource", "CandidateLists", "SampleKey", "sampled_negatives", "impressions", "retrieved",
+    "CandidateSource", "CandidateLists", "BatchKey", "sampled_negatives", "impressions", "retrieved",
     "Cascade", "STAGES", "logged", "staged",
     "Pipeline", "PrefetchedBatch", "Batch", "make_batch", "to_device",
 ]  # fmt: skip

@@ -1,6 +1,6 @@
 """Sources of candidates: the list that was shown, sampled negatives, retrieved items, or a logged cascade.
 
-A source is a function of positions and a `SampleKey`; `Pipeline` calls it for every batch.
+A source is a function of positions and a `BatchKey`; `Pipeline` calls it for every batch.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ CHOICE = 4  # stream of random numbers: which candidates of a stage or of a long
 DESCRIBED_ROWS = 4096  # rows of a table of retrieved items that its description covers
 
 
-class SampleKey(NamedTuple):
+class BatchKey(NamedTuple):
     """Key of the random choices for one batch, so that a resumed run makes the same ones.
 
     Attributes:
@@ -62,8 +62,8 @@ def population_weights(labels: np.ndarray, log_q: np.ndarray | None) -> np.ndarr
     return None if log_q is None else np.where(labels == 1, 1.0, np.exp(-np.asarray(log_q, np.float64)))
 
 
-SourceFn: TypeAlias = Callable[[np.ndarray, SampleKey], CandidateLists]
-"""`source(positions [B], draw) -> CandidateLists`."""
+SourceFn: TypeAlias = Callable[[np.ndarray, BatchKey], CandidateLists]
+"""`source(positions [B], key) -> CandidateLists`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,22 +71,22 @@ class CandidateSource:
     """A source of candidates with a description, which the cursors of a pipeline record.
 
     Attributes:
-      lists: (positions [B], draw) -> CandidateLists, the same for the same two.
+      lists: (positions [B], key) -> CandidateLists, the same for the same two.
       description: plain JSON that changes when the lists do, such as {"kind": "sampled", "negatives": 15, ...}.
 
     Example:
-      >>> def newest(positions, draw):
+      >>> def newest(positions, key):
       ...     return CandidateLists(np.full((len(positions), 1), 7, np.int32), np.ones((len(positions), 1), np.float32))
-      >>> CandidateSource(newest, {"kind": "newest", "version": 2})(np.array([3]), SampleKey(0, 0, 0)).rows.tolist()
+      >>> CandidateSource(newest, {"kind": "newest", "version": 2})(np.array([3]), BatchKey(0, 0, 0)).rows.tolist()
       [[7]]
     """
 
     lists: SourceFn
     description: dict[str, Any]
 
-    def __call__(self, positions: np.ndarray, draw: SampleKey) -> CandidateLists:
+    def __call__(self, positions: np.ndarray, key: BatchKey) -> CandidateLists:
         """Return the candidates of samples."""
-        return self.lists(positions, draw)
+        return self.lists(positions, key)
 
 
 def describe(source: SourceFn) -> dict[str, Any]:
@@ -112,13 +112,13 @@ def sampled_negatives(
     """
     repeats = dataset.repeats if repeats is None else repeats
 
-    def lists(positions: np.ndarray, draw: SampleKey) -> CandidateLists:
+    def lists(positions: np.ndarray, key: BatchKey) -> CandidateLists:
         at = expect_integers(positions, "positions", size=len(dataset.log))
         target = dataset.log.item[at]
         got = f"the unknown item at position {at[np.argmin(target)] if len(at) else 0}; see data.sample_positions"
         expect(target.all(), "positions", "samples of known items", got)
         seen = None if repeats else SeenPairs(dataset, at)
-        drawn = sampler.sample(len(target), negatives, avoid=target, seen=seen, **draw._asdict())
+        drawn = sampler.sample(len(target), negatives, avoid=target, seen=seen, **key._asdict())
         rows = np.concatenate([target[:, None], drawn], axis=1)
         labels = np.zeros(rows.shape, np.float32)
         labels[:, 0] = 1
@@ -158,13 +158,13 @@ def impressions(dataset: Dataset, *, candidates: int, threshold: int | Mapping[s
         expect_threshold(dataset, least, f"threshold[{name!r}]" if several else "threshold")
     lowest = min(thresholds.values())
 
-    def lists(positions: np.ndarray, draw: SampleKey) -> CandidateLists:
+    def lists(positions: np.ndarray, key: BatchKey) -> CandidateLists:
         log = dataset.log
         first = expect_integers(positions, "positions", size=len(log)).astype(np.int64)
         ends = log.request_end(first)
         at = np.minimum(first[:, None] + np.arange(candidates), len(log) - 1)
         inside = np.arange(candidates) < (ends - first)[:, None]
-        rng = draw.random(CHOICE)
+        rng = key.random(CHOICE)
         for row in np.flatnonzero(ends - first > candidates):
             span = np.arange(first[row], ends[row])
             item, action = log.item[span], log.action[span]
@@ -199,7 +199,7 @@ def retrieved(
     expect(candidates >= 2, "candidates", "at least 2", candidates)
     repeats = dataset.repeats if repeats is None else repeats
 
-    def lists(positions: np.ndarray, draw: SampleKey) -> CandidateLists:
+    def lists(positions: np.ndarray, key: BatchKey) -> CandidateLists:
         answer = retrieval(positions) if callable(retrieval) else retrieval[positions]
         answer = expect_integers(answer, "retrieval", size=len(dataset.catalogue))
         fits = answer.ndim == 2 and len(answer) == len(positions)
@@ -255,7 +255,7 @@ def logged(dataset: Dataset, *, repeats: bool | None = None) -> CandidateSource:
     """
     cascade, repeats = _cascade(dataset), dataset.repeats if repeats is None else repeats
 
-    def lists(positions: np.ndarray, draw: SampleKey) -> CandidateLists:
+    def lists(positions: np.ndarray, key: BatchKey) -> CandidateLists:
         at = cascade.at(positions)
         rows = cascade.rows[at] if repeats else _drop_seen(dataset, cascade, at)
         return CandidateLists(rows, cascade.labels_at(at, slice(None)))
@@ -282,10 +282,10 @@ def staged(dataset: Dataset, counts: Mapping[str, int], *, repeats: bool | None 
     good = not unknown and all(isinstance(n, int) and n >= 0 for n in counts.values()) and sum(counts.values()) > 0
     expect(good, "counts", f"numbers of candidates by stage of {STAGES}", dict(counts))
 
-    def lists(positions: np.ndarray, draw: SampleKey) -> CandidateLists:
+    def lists(positions: np.ndarray, key: BatchKey) -> CandidateLists:
         at = cascade.at(positions)
         rows, stage = cascade.rows[at], cascade.stage[at]
-        candidates, order = rows if repeats else _drop_seen(dataset, cascade, at), draw.random(CHOICE).random(rows.shape)
+        candidates, order = rows if repeats else _drop_seen(dataset, cascade, at), key.random(CHOICE).random(rows.shape)
         chosen, there = [], []
         for code, name in enumerate(STAGES):
             rank = np.where((candidates > 0) & (stage == code), order, 2.0)

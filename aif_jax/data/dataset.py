@@ -127,10 +127,10 @@ class Dataset:
     @functools.cached_property
     def repeated(self) -> float:
         """Measured share of the events that repeat an item which their user has met before, see `events.repeated_share`."""
-        return repeated_share(self.histories)
+        return repeated_share(self.history_log)
 
     @functools.cached_property
-    def histories(self) -> EventLog:
+    def history_log(self) -> EventLog:
         """The events that histories hold: the whole log, or its events with `Columns.history_actions`."""
         engaged = None if self.encoder is None else self.encoder.engaged
         if engaged is None:
@@ -173,12 +173,12 @@ class Dataset:
     def request_features(self, users: Any, times: Any, *, length: int) -> UserFeatures:
         """Return features of user rows int [B] at `times` int [B] in seconds; `encoder.user` does it for raw ids and events."""
         users = expect_integers(users, "users", size=len(self.users))
-        return self._features(users, in_unit(times, "times"), self.histories.history_end_at(users, times), length)
+        return self._features(users, in_unit(times, "times"), self.history_log.history_end_at(users, times), length)
 
     def history_lengths(self, positions: Any) -> np.ndarray:
         """Return int64 [B] events in the whole history before each sample."""
         at = np.asarray(positions)
-        return self.history_end(at) - self.histories.offsets[self.log.user[at]]
+        return self.history_end(at) - self.history_log.offsets[self.log.user[at]]
 
     def display_positions_of(self, positions: Any, rows: np.ndarray) -> np.ndarray:
         """Return the place of candidates int [B, C] in the lists of samples int [B], int32; 0 if unknown or not shown.
@@ -243,14 +243,14 @@ class Dataset:
         return dict(zip(self.schema.statistics, floats.T, strict=True))
 
     def history_end(self, positions: np.ndarray) -> np.ndarray:
-        """Return where in `histories` the history of each sample ends, int64 [B]."""
-        if self.histories is self.log:
+        """Return where in `history_log` the history of each sample ends, int64 [B]."""
+        if self.history_log is self.log:
             return self.log.history_end(positions)
-        return self.histories.history_end_at(self.log.user[positions], self.log.time[positions])
+        return self.history_log.history_end_at(self.log.user[positions], self.log.time[positions])
 
     def _features(self, users: np.ndarray, times: np.ndarray, end: np.ndarray, length: int) -> UserFeatures:
         expect(length >= 1, "length", "at least 1", length)
-        log = self.histories
+        log = self.history_log
         index, mask = log.windows(log.offsets[users], end, length)
         if not len(log):  # there is nothing to read, not even for padding
             log = EventLog([1], [0], [0], [0])

@@ -26,8 +26,8 @@ def item_counts(dataset: Dataset, positions: Any) -> np.ndarray:
 
 
 def counts_before(dataset: Dataset, time: int) -> np.ndarray:
-    """Return events of each item before a time in seconds, of `Dataset.histories`, int64 [N], read in blocks."""
-    log, counts = dataset.histories, np.zeros(len(dataset.catalogue), np.int64)
+    """Return events of each item before a time in seconds, of `Dataset.history_log`, int64 [N], read in blocks."""
+    log, counts = dataset.history_log, np.zeros(len(dataset.catalogue), np.int64)
     for start in range(0, len(log), BLOCK):
         earlier = log.time[start : start + BLOCK] < time
         counts += np.bincount(log.item[start : start + BLOCK][earlier], minlength=len(counts))
@@ -35,7 +35,7 @@ def counts_before(dataset: Dataset, time: int) -> np.ndarray:
 
 
 class SeenPairs:
-    """The items that the user of each sample has met in `Dataset.histories` strictly before it; samples are `positions` [B].
+    """The items that the user of each sample has met in `Dataset.history_log` strictly before it; samples are `positions` [B].
 
     Of each user's pairs the first event counts, which later samples share.
 
@@ -48,7 +48,7 @@ class SeenPairs:
     """
 
     def __init__(self, dataset: Dataset, positions: Any):
-        log, at = dataset.histories, expect_integers(positions, "positions", size=len(dataset.log)).astype(np.int64)
+        log, at = dataset.history_log, expect_integers(positions, "positions", size=len(dataset.log)).astype(np.int64)
         self._end = dataset.history_end(at)
         users, self._owner = np.unique(dataset.log.user[at], return_inverse=True)
         start, last = log.offsets[users], np.zeros(len(users), np.int64)

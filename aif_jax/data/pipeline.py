@@ -17,7 +17,7 @@ import numpy as np
 
 from aif_jax.checks import check_encoding, expect, expect_integer, expect_integers
 from aif_jax.config import Config
-from aif_jax.data.candidates import Labels, SampleKey, SourceFn, describe
+from aif_jax.data.candidates import BatchKey, Labels, SourceFn, describe
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.order import permuted
 from aif_jax.store.trained import digest
@@ -104,7 +104,7 @@ class Pipeline:
     Attributes:
       dataset: the data.
       positions: positions of the samples: a `range` or an array of integers, memory-mapped perhaps.
-      candidates: a source of `aif_jax.data.candidates`, or a function of yours, see `candidates.CandidateSource`.
+      source: a source of `aif_jax.data.candidates`, or a function of yours, see `candidates.CandidateSource`.
       config: config of the model; gives the length of the history.
       batch_size: B of the whole step.
       epochs: how often every sample comes.
@@ -123,7 +123,7 @@ class Pipeline:
       >>> dataset = aif.read(events, items={"item": [3, 5], "category": [1, 2]}, columns=columns)
       >>> source = candidates.impressions(dataset, candidates=1, threshold=2)
       >>> config = aif.presets.two_tower(dataset.schema)
-      >>> feed = Pipeline(dataset=dataset, positions=range(80), candidates=source, config=config, batch_size=16)
+      >>> feed = Pipeline(dataset=dataset, positions=range(80), source=source, config=config, batch_size=16)
       >>> fed = list(feed.batches())
       >>> len(feed), fed[1].cursor["step"], fed[1].batch.labels.shape
       (5, 2, (16, 1))
@@ -134,7 +134,7 @@ class Pipeline:
 
     dataset: Dataset
     positions: Any
-    candidates: SourceFn
+    source: SourceFn
     config: Config
     batch_size: int
     epochs: int = 1
@@ -187,7 +187,7 @@ class Pipeline:
         described = {
             "data": {"name": data.name, **counts, "digest": data.digest},
             "positions": {**content, "count": len(positions)},
-            "candidates": describe(self.candidates),
+            "candidates": describe(self.source),
             "history_length": self.config.history_length,
             **{field: getattr(self, field) for field in ("batch_size", "seed", "buckets", "window")},
             **({"id_dropout": self.id_dropout} if self.id_dropout else {}),
@@ -250,7 +250,7 @@ class Pipeline:
         choices = np.array(self.lengths)
         bucket = np.searchsorted(choices, np.clip(self.dataset.history_lengths(at), 0, longest))
         by_length = np.argsort(bucket, kind="stable")
-        shuffled = SampleKey(self.seed, epoch, first).random(SHUFFLE).permutation(count)
+        shuffled = BatchKey(self.seed, epoch, first).random(SHUFFLE).permutation(count)
         samples = at[by_length].reshape(count, -1)[shuffled]
         return samples, choices[bucket[by_length].reshape(count, -1).max(axis=1)[shuffled]]
 
@@ -260,8 +260,8 @@ class Pipeline:
         at = samples[share]
         cursor = {"epoch": epoch + last, "step": 0 if last else step + 1, "pipeline": self.description}
         fed = PrefetchedBatch(batch=None, positions=at, place=(epoch, step), cursor=cursor, samples=size)
-        draw = SampleKey(self.seed, epoch, step)
-        parts: Any = self.candidates(samples, draw)  # labels may be several by name, log_q may be None
+        key = BatchKey(self.seed, epoch, step)
+        parts: Any = self.source(samples, key)  # labels may be several by name, log_q may be None
         rows, labels, log_q = jax.tree.map(lambda leaf: leaf[share] if np.ndim(leaf) > 1 else leaf, tuple(parts))
         batch = make_batch(self.dataset, at, rows, labels, config=self.config, log_q=log_q, length=length)
         problem = problem_of(batch)
@@ -269,7 +269,7 @@ class Pipeline:
             return dataclasses.replace(fed, problem=problem)
         if self.id_dropout:
             item = np.asarray(batch.items.ids["item"])
-            hidden = draw.random(HIDDEN).random((self.batch_size, item.shape[1]))[share] < self.id_dropout
+            hidden = key.random(HIDDEN).random((self.batch_size, item.shape[1]))[share] < self.id_dropout
             ids = {**batch.items.ids, "item": np.where(hidden, 0, item).astype(item.dtype)}
             batch = dataclasses.replace(batch, items=dataclasses.replace(batch.items, ids=ids))
         mask = np.asarray(batch.users.history.mask)

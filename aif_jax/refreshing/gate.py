@@ -13,7 +13,7 @@ import numpy as np
 
 from aif_jax import metrics
 from aif_jax.checks import expect, expect_types
-from aif_jax.data.candidates import SampleKey, SourceFn
+from aif_jax.data.candidates import BatchKey, SourceFn
 from aif_jax.data.dataset import Dataset
 from aif_jax.metrics import ByUser, Interval
 from aif_jax.refreshing.warm import ROWS, with_served_vocabulary
@@ -165,7 +165,7 @@ def measure(
     leaves = [leaf for leaf in jax.tree.leaves(params) if np.issubdtype(np.asarray(leaf).dtype, np.floating)]
     if not all(np.isfinite(np.asarray(leaf)).all() for leaf in leaves):
         return Measurement(version=trained.version, finite=False)
-    lists = requests.candidates(positions, SampleKey(0, 0, 0))
+    lists = requests.candidates(positions, BatchKey(0, 0, 0))
     if not np.isfinite(list_scores(served.model, params, data, positions, lists, progress=progress)).all():
         return Measurement(version=trained.version, finite=False)
     figures = functools.partial(

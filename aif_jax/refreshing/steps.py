@@ -211,7 +211,7 @@ class Refresh:
         """Return SVD term, popularity correction and calibration, as far as the served model has them, fitted again."""
         settings, old, task, data = self.settings, self.served, self.task, self.kept
         made, before, added, faults = self.model("train"), settings.first_validation, [], []
-        own, log = self._own_rows("item", data), data.histories
+        own, log = self._own_rows("item", data), data.history_log
         if settings.id_dropout:
             table = np.asarray(old.params["embedding"]["item"])
             known = (table[np.maximum(own, 0)] != table[0]).any(1)  # items that the served model has a row for

@@ -16,7 +16,7 @@ from aif_jax.data.statistics import SMOOTHING
 def baseline_scores(data: Dataset, *, before: int, thresholds: Mapping[str, int] | None = None) -> dict[str, np.ndarray]:
     """Return scores float64 [N] of every catalogue row from the events before a time in seconds, by name of the baseline.
 
-    - "popularity": events of the item in `Dataset.histories`.
+    - "popularity": events of the item in `Dataset.history_log`.
     - "latest": seconds of the item's first event in the log; items without an earlier event come last.
     - "NAME_rate" for each threshold, such as "click_rate": the smoothed share of positives, (n + 20 p) / (shown + 20), with n
       of the item's events at or above the threshold, and p that share of all events.

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from aif_jax.checks import check_encoding, expect, expect_array, expect_finite
-from aif_jax.data.candidates import CandidateLists, CandidateSource, SampleKey, SourceFn, describe, retrieved
+from aif_jax.data.candidates import BatchKey, CandidateLists, CandidateSource, SourceFn, describe, retrieved
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.pipeline import make_batch
 from aif_jax.model import PreRanker, name_of
@@ -209,7 +209,7 @@ def rank_retrieved(
         path = folder / f"{number:05d}"
         record = {"of": name, "positions": digest(at).sha256, "data": data.encoding, "repeats": repeats}
         if not sealed.is_complete(path):
-            rows = source(at, SampleKey(0, 0, 0)).rows
+            rows = source(at, BatchKey(0, 0, 0)).rows
             path.parent.mkdir(parents=True, exist_ok=True)
             sealed.write(path, {"rows": rows, "scores": scores(at, rows)}, record, format=FORMAT)
         arrays, found = sealed.read(path, format=FORMAT), sealed.inspect(path, format=FORMAT)
@@ -243,15 +243,15 @@ def distilled(
     correction `offset`, float32 [N], becomes `log_q`; None keeps that of `source`.
     """
 
-    def lists(positions: np.ndarray, draw: SampleKey) -> CandidateLists:
-        rows, labels, log_q = source(positions, draw)
+    def lists(positions: np.ndarray, key: BatchKey) -> CandidateLists:
+        rows, labels, log_q = source(positions, key)
         named = labels if isinstance(labels, dict) else {LABEL: labels}
         if isinstance(scores, RankedCandidates):
             found, of = scores.at(positions)
             same = (rows[:, :, None] == found[:, None, :]) & (found[:, None, :] > 0) & ~np.isnan(of[:, None, :])
             own = np.where(same.any(-1), np.take_along_axis(of, same.argmax(-1), 1), np.float32(np.nan))
             left = (found > 0) & ~np.isnan(of) & ~same.any(1)
-            drawn = np.argsort(np.where(left, draw.random(DRAWS).random(found.shape), 2.0), axis=1)[:, :count]
+            drawn = np.argsort(np.where(left, key.random(DRAWS).random(found.shape), 2.0), axis=1)[:, :count]
             more, taught, here = (np.take_along_axis(values, drawn, 1) for values in (found, of, left))
             unknown = np.full(more.shape, np.nan, np.float32)
             rows = np.concatenate([rows, np.where(here, more, 0)], 1)

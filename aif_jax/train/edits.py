@@ -28,7 +28,7 @@ from aif_jax.blocks.item_offset import UNTRAINED, ItemOffset, popularity_offset
 from aif_jax.blocks.pure_svd import PureSvd
 from aif_jax.checks import check_encoding, expect, expect_integers
 from aif_jax.config import Config
-from aif_jax.data.candidates import SampleKey, SourceFn, population_weights
+from aif_jax.data.candidates import BatchKey, SourceFn, population_weights
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.negatives import counts_before
 from aif_jax.encoding.encoder import Encoder
@@ -93,7 +93,7 @@ def svd_term(trained: Trained, data: Dataset, *, before: int, deviation: float =
     `sizes` are `width`, `length` and `decay` of the block that is added; ValueError for any where the model has one.
     """
     trained = _uncalibrated(trained, data)
-    config, log, there = trained.config, data.histories, trained.config.find("pure_svd")
+    config, log, there = trained.config, data.history_log, trained.config.find("pure_svd")
     got = f"{sizes}; leave out width=, length=, decay="
     expect(there is None or not sizes, "svd_term sizes", f"none, since the model has {there}", got)
     block, size = there or PureSvd(**sizes), config.schema.item_attribute("item").size
@@ -146,7 +146,7 @@ def calibration(
     """
     trained = _uncalibrated(trained, data)
     model, positions = trained.model, expect_integers(positions, "positions", size=len(data.log)).astype(np.int64)
-    lists = (candidates or sampled_before(data, positions))(positions, SampleKey(seed, 0, 0))
+    lists = (candidates or sampled_before(data, positions))(positions, BatchKey(seed, 0, 0))
     few = slice(None) if calibration_negatives is None else slice(1 + calibration_negatives)
     lists = jax.tree.map(lambda values: values[:, few], lists)
     scores = list_scores(model, trained.params, data, positions, lists, batch_size=batch_size, progress=progress)

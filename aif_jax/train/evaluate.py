@@ -18,7 +18,7 @@ from aif_jax import metrics
 from aif_jax.catalogue import Catalogue
 from aif_jax.checks import check_encoding, expect, expect_integers
 from aif_jax.config import Config
-from aif_jax.data.candidates import CandidateLists, Labels, SampleKey, SourceFn, logged, population_weights
+from aif_jax.data.candidates import BatchKey, CandidateLists, Labels, SourceFn, logged, population_weights
 from aif_jax.data.cascade import RANKER, STAGE, STAGES
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.events import COLUMNS
@@ -173,7 +173,7 @@ def evaluate(
     expect(len(positions) > 0, "positions", "at least one held-out event", "none; move the split, or lower min_history")
     repeats = bool(data.repeats if repeats is None else repeats)
     source = sampled_before(data, positions, repeats=repeats) if candidates is None else candidates
-    lists = source(positions, SampleKey(seed, 0, 0))
+    lists = source(positions, BatchKey(seed, 0, 0))
     scores = list_scores(model, params, data, positions, lists, batch_size=batch_size, progress=progress)
     users, where = data.log.user[positions], lists.rows > 0
     probable, texts, parts = np.asarray(with_probabilities(params, scores)), model.config.objectives, {}
@@ -221,7 +221,7 @@ def _ranked(
         positions = np.intersect1d(data.log.history_end(positions), data.cascade.positions)
         if not len(positions):
             return None
-        lists = logged(data, repeats=repeats)(positions, SampleKey(0, 0, 0))
+        lists = logged(data, repeats=repeats)(positions, BatchKey(0, 0, 0))
         scores = list_scores(model, params, data, positions, lists, batch_size=batch_size, progress=progress)
     return positions, lists, scores if model.config.outputs == 1 else scores[..., 0]
 
@@ -373,7 +373,7 @@ def catalogue_scores(
         of_target = scores[each, target]
         scores[:, 0] = -np.inf
         if not repeats:
-            met = data.histories
+            met = data.history_log
             for row, start, end in zip(each, met.offsets[log.user[here]], data.history_end(here), strict=True):
                 scores[row, met.item[start:end]] = -np.inf
         scores[each, target] = of_target

@@ -73,7 +73,7 @@ class NextItem(Fields):
     def positions(self, data: Dataset, *, min_history: int, since: int | None, before: int | None) -> np.ndarray:
         """Return events of known items in a span of time, those that histories hold."""
         positions = _with_history(data, min_history=min_history, since=since, before=before)
-        if data.histories is data.log:
+        if data.history_log is data.log:
             return positions
         return positions[np.isin(data.log.action[positions], data.encoder.engaged)]  # type: ignore[union-attr]
 
@@ -202,7 +202,7 @@ def task_of(data: Dataset, task: Task | None) -> Task:
 
 def _with_history(data: Dataset, *, min_history: int, **span: Any) -> np.ndarray:
     """Return `sample_positions` of the log whose history, of the events that histories hold, is long enough."""
-    if data.histories is data.log:
+    if data.history_log is data.log:
         return sample_positions(data.log, min_history=min_history, **span)
     positions = sample_positions(data.log, **span)
     return positions[data.history_lengths(positions) >= min_history]

@@ -21,7 +21,7 @@ from aif_jax.checkpoint import METADATA_FILE, Checkpoint, Checkpoints, settings_
 from aif_jax.checks import expect
 from aif_jax.config import Config
 from aif_jax.data import lengths
-from aif_jax.data.candidates import CandidateSource, SampleKey, SourceFn, expect_threshold
+from aif_jax.data.candidates import BatchKey, CandidateSource, SourceFn, expect_threshold
 from aif_jax.data.cascade import RANKER, STAGES, Cascade
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.negatives import counts_before
@@ -110,7 +110,7 @@ def label_lines(feed: Pipeline, settings: FitSettings, samples: Samples, source:
         yield f"replay: {replayed:,} earlier samples, drawn at random, are trained on too"
     if not isinstance(settings.task, NextItem):
         some = np.random.default_rng(0).permutation(feed.positions)[: settings.requests]
-        rows, labels, _ = source(some, SampleKey(settings.seed, 0, 0))
+        rows, labels, _ = source(some, BatchKey(settings.seed, 0, 0))
         for name, of in labels_of(config, labels).items():
             known = (rows > 0) & ~np.isnan(of)
             positive, negative = known & (of > 0), known & (of == 0)
@@ -120,8 +120,8 @@ def label_lines(feed: Pipeline, settings: FitSettings, samples: Samples, source:
     for split in ("validation", "test"):
         if getattr(samples, split):
             at, held = held_out(data, settings, split, requests=settings.requests)
-            rows, labels, _ = held(at, SampleKey(0, 0, 0))
-            log = data.histories if settings.task.samples == "events" else data.log
+            rows, labels, _ = held(at, BatchKey(0, 0, 0))
+            log = data.history_log if settings.task.samples == "events" else data.log
             untrained = np.ones(len(data.catalogue), bool)
             untrained[log.item[log.time < settings.first_validation]] = False
             new, there = untrained[rows] & (rows > 0), max(1, np.count_nonzero(rows))
@@ -277,7 +277,7 @@ def train(
         candidates = with_scores(source, data, settings, positions, teacher, **given)
         validated = with_ranker(data, settings, teacher, **given) if settings.validates else data
     feed = Pipeline(
-        dataset=data, positions=positions, config=config, batch_size=settings.batch_size, candidates=candidates,
+        dataset=data, positions=positions, config=config, batch_size=settings.batch_size, source=candidates,
         epochs=settings.epochs, seed=settings.seed, buckets=settings.buckets, id_dropout=settings.id_dropout,
         process_index=jax.process_index(), process_count=jax.process_count(),
     )  # fmt: skip
@@ -355,7 +355,7 @@ def with_ranker(data: Dataset, settings: FitSettings, teacher: Teacher, *, folde
     if isinstance(teacher.ranker, str) or processes.several():
         return data
     positions, source = held_out(data, settings, "validation", requests=settings.requests)
-    found: Any = teacher.candidates if teacher.candidates is not None else lambda at: source(at, SampleKey(0, 0, 0)).rows
+    found: Any = teacher.candidates if teacher.candidates is not None else lambda at: source(at, BatchKey(0, 0, 0)).rows
     options: dict[str, Any] = {"name": settings.ranking, "repeats": settings.repeats, "progress": progress}
     scores = distillation.scores_of(teacher.ranker, data)
     ranked = distillation.rank_retrieved(scores, data, positions, found, folder=folder / "validation", **options)
@@ -422,7 +422,7 @@ def validation(
 ) -> Callable[[TrainState], dict[str, float]]:
     """Return figures of a state on the validation slice; ValueError where that of `keep_best` is not defined on it."""
     positions, source = held_out(data, settings, "validation", requests=settings.requests)
-    rows, named, _ = source(positions, SampleKey(0, 0, 0))
+    rows, named, _ = source(positions, BatchKey(0, 0, 0))
     labels = next(iter(labels_of(model.config, named).values()))
     where = (rows > 0) & ~np.isnan(labels)
     of_users = metrics.gauc(np.zeros(rows.shape), labels, data.log.user[positions][:, None], where=where)

@@ -178,7 +178,7 @@ def train_model(
     source = candidates.sampled_negatives(dataset, sampler=sampler, negatives=NEGATIVES, repeats=data.repeats)
     feed = Pipeline(
         dataset=dataset, positions=np.intersect1d(seen, sample_positions(dataset.log, min_history=1)), config=model.config,
-        candidates=source, seed=trial.seed, batch_size=64 if trial.dataset == "smoke" else 256, epochs=trial.epochs,
+        source=source, seed=trial.seed, batch_size=64 if trial.dataset == "smoke" else 256, epochs=trial.epochs,
         buckets=models.shorter(model.config.history_length),
     )  # fmt: skip
     optimizer = train.default_optimizer(len(feed), learning_rate=trial.learning_rate, weight_decay=trial.weight_decay)
@@ -234,7 +234,7 @@ def requests_of(trial: Trial, part: Part, data: datasets.StudyData) -> Requests:
     at = np.sort(np.random.default_rng(0).permutation(kept)[:count])
     sampler = NegativeSampler(item_counts(data.dataset, part.seen))
     source = candidates.sampled_negatives(data.dataset, sampler=sampler, negatives=99, repeats=True)  # callers mask met items
-    rows, labels, _ = source(at, candidates.SampleKey(0, 0, 0))
+    rows, labels, _ = source(at, candidates.BatchKey(0, 0, 0))
     return Requests(at, rows, labels)
 
 

@@ -52,7 +52,7 @@ def positions(data) -> np.ndarray:
 
 def pipeline(model, data) -> Pipeline:
     source = sampled_negatives(data, sampler=NegativeSampler(counts_before(data, 2**40)), negatives=3)
-    return Pipeline(dataset=data, positions=positions(data), candidates=source, config=model.config, batch_size=4)
+    return Pipeline(dataset=data, positions=positions(data), source=source, config=model.config, batch_size=4)
 
 
 async def engine(trained, index):
