@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import expit as sigmoid
 from sklearn.linear_model import LogisticRegression
 
 import aif_jax as aif
@@ -18,7 +19,6 @@ from aif_jax.train.evaluate import list_scores
 from aif_jax.train.tasks import NextItem
 from aif_jax.train.training import ranking_figures
 from tests import demo
-from tests.reference.losses import sigmoid
 from tests.refusals import refused, refused_later
 from tests.serving_world import bids_for
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import expit as sigmoid
 
 import aif_jax as aif
 from aif_jax import export, metrics, train
@@ -19,7 +20,6 @@ from aif_jax.train.losses import distill_listwise, listwise_softmax, pointwise_b
 from aif_jax.train.step import loss_and_gradient
 from aif_jax.train.tasks import Goal, Goals
 from tests import demo
-from tests.reference.losses import sigmoid
 from tests.refusals import refused
 from tests.serving_world import World, bids_for
 

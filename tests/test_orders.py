@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import expit as sigmoid
 
 import aif_jax as aif
 from aif_jax import export
@@ -14,7 +15,6 @@ from aif_jax.scores import over_all
 from aif_jax.serving import Candidates, NonFiniteScores, Request, ServingConfig
 from aif_jax.serving.programs import orders_of
 from tests import demo
-from tests.reference.losses import sigmoid
 from tests.refusals import refused
 from tests.serving_world import bids_for
 

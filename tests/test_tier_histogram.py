@@ -7,7 +7,7 @@ import pytest
 
 from aif_jax.blocks import simtier
 from aif_jax.blocks.simtier import TierHistory
-from tests.reference import simtier as reference
+from tests.reference import blocks as reference
 
 
 def words(rng, *shape):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import softmax
 
 import aif_jax as aif
 from aif_jax import blocks, heads, layers
@@ -23,49 +24,47 @@ from aif_jax.export.functions import axis_bounds
 from aif_jax.trees import leaves_by_path
 from tests import demo
 from tests.blocks import parts
-from tests.reference import bridge, lsh, memory, simtier
-from tests.reference import matching as matching_reference
-from tests.reference import sim as sim_reference
-from tests.reference.losses import softmax
+from tests.reference import blocks as reference
 
 SHORT, LONG, WIDTH = 6, 24, 8
 
 
 def by_bridges(block, seen):
-    values = bridge.user_half(seen.own["bridges"], seen.sequence, seen.mask[:SHORT])
-    return [bridge.item_half(seen.own["bridges"], query) @ values for query in seen.query]
+    bridges = seen.own["bridges"]
+    values = np.stack([reference.attend(bridge, seen.sequence, seen.mask[:SHORT]) for bridge in bridges])
+    return softmax(seen.query @ bridges.T / math.sqrt(WIDTH), axis=1) @ values
 
 
 def by_attention(block, seen):
     target = isinstance(block, blocks.TargetAttention)
     values = seen.embedded if target else seen.sequence
-    read = [bridge.attend(query, values, seen.mask[: len(values)]) for query in seen.query]
+    read = [reference.attend(query, values, seen.mask[: len(values)]) for query in seen.query]
     return np.concatenate([read, seen.mean], 1) if target else read
 
 
 def by_sums(block, seen):
     """Of signs of signatures, or of trained queries and keys; softmax keys are n times the shares of the n events."""
     if isinstance(block, blocks.LshDin):
-        words = lsh.signed(demo.catalogue().content, seen.own["projections"])
-        queries, keys = (np.array([lsh.signs(row) for row in words[at]]) for at in (seen.items, seen.history.item))
+        words = reference.signed(demo.catalogue().content, seen.own["projections"])
+        queries, keys = (reference.signs(words[at]) for at in (seen.items, seen.history.item))
     else:
         queries, keys = seen.query, seen.embedded @ seen.own["key"]["kernel"] + seen.own["key"]["bias"]
         if block.keys == "softmax" and seen.mask.any():
-            keys[seen.mask] = seen.mask.sum() * np.stack([softmax(list(key)) for key in keys[seen.mask].T], 1)
-    return np.concatenate([seen.mean, memory.deviation(queries, keys, seen.embedded, seen.mask)], 1)
+            keys[seen.mask] = seen.mask.sum() * softmax(keys[seen.mask], axis=0)
+    return np.concatenate([seen.mean, reference.deviation(queries, keys, seen.embedded, seen.mask)], 1)
 
 
 def by_tiers(block, seen):
-    words = lsh.signed(demo.catalogue().content, seen.own["projections"])
+    words = reference.signed(demo.catalogue().content, seen.own["projections"])
     mask = seen.mask & (np.arange(LONG) < (block.length or LONG))
-    return np.log1p(simtier.histogram(words[seen.items], words[seen.history.item], mask, block.tiers))
+    return np.log1p(reference.histogram(words[seen.items], words[seen.history.item], mask, block.tiers))
 
 
 def by_slots(block, seen):
     value, history = demo.catalogue().ids[block.field], seen.history
-    cache = sim_reference.user_half(value[history.item], seen.embedded, history.age, seen.mask, block.slots, block.length)
+    cache = reference.sim_slots(value[history.item], seen.embedded, history.age, seen.mask, block.slots, block.length)
     wanted = value[seen.items]
-    return np.concatenate([sim_reference.lookup(cache, seen.query, wanted), sim_reference.flags(cache, wanted)], 1)
+    return np.concatenate([reference.sim_lookup(cache, seen.query, wanted), reference.sim_flags(cache, wanted)], 1)
 
 
 CASES = {
@@ -104,7 +103,7 @@ def test_inputs_of_the_head_are_those_of_the_definition(name):
         inputs, logit, given = jax.tree.map(np.array, run(params, features))
         mask = features.history.mask
         seen = types.SimpleNamespace(**given, items=items.ids["item"], history=features.history, mask=mask)
-        seen.mean = np.tile(memory.mean(seen.embedded, mask), (7, 1))
+        seen.mean = np.tile(reference.mean(seen.embedded, mask), (7, 1))
         if block.tables:
             seen.own |= {"projections": params["fitted"][block.tables[0].name]}
         expected = np.array(definition(block, seen))
@@ -220,7 +219,7 @@ def test_cache_matches_the_reference(slots, kept_each, length, values, kept, siz
     cache = fill_cache(value, embedded, age, mask, slots=slots, length=kept_each, size=size)
     assert cache.entries.shape == (slots, kept_each, D)
     assert (cache.value.dtype, cache.count.dtype, cache.mask.dtype) == (jnp.int32, jnp.int32, jnp.bool_)
-    check(cache, sim_reference.user_half(value, embedded, age, mask, slots, kept_each), slots)
+    check(cache, reference.sim_slots(value, embedded, age, mask, slots, kept_each), slots)
 
 
 def test_which_values_get_a_slot_by_hand():
@@ -239,7 +238,7 @@ def test_values_of_any_size_have_a_slot_and_those_below_zero_none(top, size):
     value, embedded, age, mask = case(3, top=top)
     value[:5] = -7
     cache = fill_cache(value, embedded, age, mask, slots=8, length=3, size=size)
-    check(cache, sim_reference.user_half(value, embedded, age, mask, 8, 3), 8)
+    check(cache, reference.sim_slots(value, embedded, age, mask, 8, 3), 8)
 
 
 @pytest.mark.parametrize("candidates", [1, 7, 300])
@@ -252,11 +251,11 @@ def test_read_and_flags_match_the_reference(candidates, slots, kept_each):
     wanted[0] = value[mask & (value > 0)][0]
     kernel = rng.normal(size=(D, H)).astype(np.float32)
     cache = fill_cache(value, embedded, age, mask, slots=slots, length=kept_each)
-    slow = sim_reference.user_half(value, embedded, age, mask, slots, kept_each)
-    expected = sim_reference.lookup(slow, query, wanted) @ kernel
+    slow = reference.sim_slots(value, embedded, age, mask, slots, kept_each)
+    expected = reference.sim_lookup(slow, query, wanted) @ kernel
     assert np.any(expected != 0)
     np.testing.assert_allclose(read(cache, query, wanted, kernel), expected, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(flags(cache, wanted), sim_reference.flags(slow, wanted), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(flags(cache, wanted), reference.sim_flags(slow, wanted), rtol=1e-5, atol=1e-6)
 
 
 ACTIONS = 4
@@ -298,8 +297,7 @@ def expected(item, categories, action, age, mask, wanted):
     fields = (item, categories[item])
     options = dict(recent_events=BLOCK.recent_events, actions=ACTIONS)
     made = [
-        [matching_reference.statistics(v, action, age, mask, w, **options) for v, w in zip(fields, row, strict=True)]
-        for row in wanted
+        [reference.statistics(v, action, age, mask, w, **options) for v, w in zip(fields, row, strict=True)] for row in wanted
     ]
     return np.array(made)
 

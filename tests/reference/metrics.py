@@ -1,42 +1,35 @@
-"""Metrics from their definitions: every pair, every order of tied scores, one entry at a time."""
+"""Metrics by scikit-learn, NaN where they are undefined; and from their definitions, over every order of tied scores."""
 
 import itertools
 import math
 
 import numpy as np
-
-from tests.reference.losses import sigmoid
+import sklearn.metrics
+from scipy.special import expit
 
 NAN = math.nan
 
 
 def mean(values):
-    values = list(values)
-    return sum(values) / len(values) if values else NAN
+    """The mean of numbers; NaN for none."""
+    return np.mean(values) if len(values) else NAN
 
 
 def auc(scores, labels, where):
-    positives = [s for s, y, w in zip(scores, labels, where, strict=True) if w and y]
-    negatives = [s for s, y, w in zip(scores, labels, where, strict=True) if w and not y]
-    return mean(1.0 if p > n else 0.5 if p == n else 0.0 for p in positives for n in negatives)
+    """By ranks: scikit-learn takes no infinite scores."""
+    _, ranks = np.unique(scores, return_inverse=True)
+    return sklearn.metrics.roc_auc_score(labels[where], ranks[where]) if len(set(labels[where])) == 2 else NAN
 
 
 def gauc(scores, labels, groups, where):
     """(value, used, left out)"""
-    total, weights, left_out = 0.0, [], 0
-    for g in sorted(set(groups[where])):
-        mine = where & (groups == g)
-        value = auc(scores, labels, mine)
-        if math.isnan(value):
-            left_out += 1
-        else:
-            weights.append(int(mine.sum()))
-            total += weights[-1] * value
-    return (total / sum(weights) if weights else NAN), len(weights), left_out
+    each = [(auc(scores, labels, mine), mine.sum()) for mine in (where & (groups == g) for g in set(groups[where]))]
+    values, weights = np.array([one for one in each if not math.isnan(one[0])]).reshape(-1, 2).T
+    return (np.average(values, weights=weights) if len(values) else NAN), len(values), len(each) - len(values)
 
 
-def over_all_tie_orders(metric, scores, labels, where, k):
-    """The mean of `metric(labels in ranked order, k)` over every order of the candidates that the scores allow, by list."""
+def recall(scores, labels, where, k):
+    """(value, used, left out): the mean recall over every order of the candidates that the scores allow, by list."""
     values, left_out = [], 0
     for row_scores, row_labels, row_where in zip(scores, labels, where, strict=True):
         valid = np.flatnonzero(row_where)
@@ -44,26 +37,17 @@ def over_all_tie_orders(metric, scores, labels, where, k):
             left_out += 1
             continue
         orders = (sorted(p, key=lambda c: -row_scores[c]) for p in itertools.permutations(valid))  # sorted is stable
-        values.append(mean(metric([float(row_labels[c]) for c in order], k) for order in orders))
+        values.append(mean([row_labels[order[:k]].sum() / row_labels[order].sum() for order in orders]))
     return mean(values), len(values), left_out
 
 
-def recall(ranked, k):
-    return sum(ranked[:k]) / sum(ranked)
-
-
 def log_loss(scores, labels, where):
-    return mean(-math.log(sigmoid(s) if y else 1 - sigmoid(s)) for s, y, w in zip(scores, labels, where, strict=True) if w)
+    return sklearn.metrics.log_loss(labels[where], expit(scores[where]), labels=[False, True]) if where.any() else NAN
 
 
 def calibration(scores, labels, where, bins):
     """(ratio, error)"""
-    inside = [[] for _ in range(bins)]
-    for s, y, w in zip(scores, labels, where, strict=True):
-        if w:
-            inside[min(int(sigmoid(s) * bins), bins - 1)].append((sigmoid(s), float(y)))
-    pairs = [pair for entries in inside for pair in entries]
-    positives = sum(y for _, y in pairs)
-    ratio = sum(p for p, _ in pairs) / positives if positives else NAN
-    gaps = [len(b) / len(pairs) * abs(mean(p for p, _ in b) - mean(y for _, y in b)) for b in inside if b]
-    return ratio, (sum(gaps) if pairs else NAN)
+    p, y = expit(scores[where]), labels[where]
+    inside = np.minimum((p * bins).astype(int), bins - 1)
+    gaps = [(inside == b).mean() * abs(p[inside == b].mean() - y[inside == b].mean()) for b in set(inside)]
+    return (p.sum() / y.sum() if y.any() else NAN), (sum(gaps) if gaps else NAN)
