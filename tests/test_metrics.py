@@ -77,8 +77,13 @@ def test_top_k_labels():
 @given(entries())
 def test_auc_and_gauc_equal_the_definitions(data):
     scores, labels, groups, where = data
-    close(metrics.auc(scores, labels, where=where), reference.auc(scores, labels, where))
-    close(metrics.gauc(scores, labels, groups, where=where), reference.gauc(scores, labels, groups, where))
+    value, grouped = metrics.auc(scores, labels, where=where), metrics.gauc(scores, labels, groups, where=where)
+    close(value, reference.auc(scores, labels, where))
+    close(grouped, reference.gauc(scores, labels, groups, where))
+    order = np.random.default_rng(len(scores)).permutation(len(scores))  # entries in another order: not one bit differs
+    np.testing.assert_equal(metrics.auc(scores[order], labels[order], where=where[order]), value)
+    np.testing.assert_equal(metrics.gauc(scores[order], labels[order], groups[order], where=where[order]), grouped)
+    np.testing.assert_equal(metrics.auc(np.exp(scores), labels, where=where), value)  # nor by another scale
 
 
 @quick

@@ -13,6 +13,7 @@ from aif_jax import blocks, layers, train
 from aif_jax.blocks import PositionBias, signatures
 from aif_jax.blocks.block import UserView, own
 from aif_jax.blocks.signatures import Signatures
+from aif_jax.data.pipeline import make_batch
 from aif_jax.refreshing.warm import forget_ids
 from aif_jax.train import losses
 from aif_jax.train.evaluate import predict
@@ -205,6 +206,10 @@ def test_places_are_those_of_the_request_in_the_log(tmp_path):
     rows = np.array([[three, one, two, 0], [two, one, three, 0], [one, two, 0, three]], np.int32)
     places = data.display_positions_of([first, later, other], rows)
     assert places.tolist() == [[1, 2, 7, 0], [0, 0, 0, 0], [0, 4, 0, 0]] and places.dtype == np.int32
+    for more, found in ((), None), ((PositionBias(),), places.tolist()):  # a batch of training has them for the block
+        config = demo.config(schema=data.schema, blocks=more)
+        batch = make_batch(data, np.array([first, later, other]), rows, np.zeros(rows.shape, np.float32), config=config)
+        assert (None if batch.display_positions is None else batch.display_positions.tolist()) == found
     assert columns.of("events").keys() == aif.Columns().of("events").keys()  # serving needs none
     plain = aif.read(tmp_path / "events.csv", items=items, columns=aif.Columns(), progress=False)
     assert plain.display_positions is None and "position" not in aif.Columns().to_json()
