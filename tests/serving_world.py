@@ -3,7 +3,7 @@
 import asyncio
 import dataclasses
 import functools
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import jax
@@ -149,13 +149,6 @@ async def until(condition: Callable[[], Any]) -> None:
     """Waits for something, so that no test waits for a while in which a busy machine may not come to it."""
     while not condition():
         await asyncio.sleep(0.001)
-
-
-async def in_batches(*batches: Any, seconds: float = 0.0) -> AsyncIterator[Any]:
-    """Candidates in batches, each after so many seconds."""
-    for batch in batches:
-        await asyncio.sleep(seconds)
-        yield batch
 
 
 def bids_for(ids: np.ndarray) -> Candidates:

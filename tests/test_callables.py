@@ -75,7 +75,7 @@ async def test_calls_are_refused_while_too_many_hang(world):
         assert (await engine.rank(3, 5)).mask.all()
 
 
-@pytest.mark.parametrize("where", ["features", "retrieval", "stream"])
+@pytest.mark.parametrize("where", ["features", "retrieval"])
 async def test_an_answer_leaves_at_its_deadline_whatever_refuses_to_be_cancelled(world, where):
     ended, release = [], asyncio.Event()
 
@@ -89,13 +89,9 @@ async def test_an_answer_leaves_at_its_deadline_whatever_refuses_to_be_cancelled
         await (stubborn() if where == "features" else asyncio.sleep(0))
         return world.user(3)
 
-    async def in_batches():
-        yield world.ids[:20]
-        await stubborn()
-
     async def retrieval(request):
         await (stubborn() if where == "retrieval" else asyncio.sleep(0))
-        return in_batches() if where == "stream" else world.ids[:40]
+        return world.ids[:40]
 
     async with world.engine_of(features, retrieval, reserve=0.5) as engine:
         try:
@@ -114,37 +110,12 @@ async def test_a_call_that_takes_longer_than_its_timeout_is_given_up(world):
     async def slow(request):
         await asyncio.sleep(30)
 
-    async def slow_stream(request):
-        yield world.ids[:20]
-        await asyncio.sleep(30)
-
     async with world.engine_of(slow, lambda request: world.ids[:40], callable_timeout=0.05) as engine:
         answer = await engine.rank(3, 5)
         assert "user side failed: TimeoutError: features: no answer within callable_timeout=0.05 s" in answer.reason
-    for retrieval in (slow, slow_stream, lambda request: time.sleep(0.3)):
+    for retrieval in (slow, lambda request: time.sleep(0.3)):
         async with world.engine_of(lambda request: world.user(3), retrieval, callable_timeout=0.05) as engine:
             await refused_later(TimeoutError, "retrieval: no answer within callable_timeout=0.05 s", engine.rank(3, 5))
-
-    engine = world.engine_of(lambda request: world.user(3), None, callable_timeout=0.05)
-    async with engine:
-        with pytest.raises(TimeoutError, match="candidates: no answer within callable_timeout=0.05 s"):
-            await engine.score(3, slow_stream(None))
-        await refused_later(ValueError, "expected an engine with a retrieval callable", engine.rank(3, 5))
-
-
-async def test_a_stream_that_never_waits_does_not_hold_up_the_loop(world):
-    closed = []
-
-    async def endless(request):
-        try:
-            while True:
-                yield world.ids[:1]
-        finally:
-            closed.append(True)
-
-    async with world.engine_of(lambda request: world.user(3), endless) as engine:
-        await refused_later(DeadlineExceeded, "^retrieval", engine.rank(3, 5, budget=0.2))
-        await until(lambda: closed == [True])
 
 
 def test_a_process_ends_although_calls_never_return(python):

@@ -3,7 +3,6 @@
 import asyncio
 import dataclasses
 import io
-import itertools
 import os
 import re
 import subprocess
@@ -24,7 +23,7 @@ from aif_jax.serving.programs import LOGIT, Programs, orders_of
 from aif_jax.serving.scoring import Snapshot, UserSide
 from aif_jax.serving.versions import Version, build_snapshot
 from tests.refusals import refused_later
-from tests.serving_world import ITEMS, WatchedIndex, bids_for, in_batches, until
+from tests.serving_world import ITEMS, WatchedIndex, bids_for, until
 
 
 def expect(world, answer, user, ids, k, params=None):
@@ -49,7 +48,7 @@ async def test_rank_equals_joint_for_any_number_of_candidates(world):
             assert answer.version == world.index.version
 
 
-@pytest.mark.parametrize("kind", ["whole", "in pieces", "in batches"])
+@pytest.mark.parametrize("kind", ["whole", "in pieces"])
 async def test_excluded_items_are_not_ranked(world, kind):
     """They are counted apart from unknown ones; a repeat of an excluded item is excluded too."""
     ids = np.concatenate([world.ids[:150], [5], world.ids[3:5]]) if kind != "whole" else np.append(world.ids[:40], 5)
@@ -59,8 +58,7 @@ async def test_excluded_items_are_not_ranked(world, kind):
     left = ids[~np.isin(ids, exclude)]
     async with world.engine() as engine:
         for given in (exclude, exclude.tolist(), np.concatenate([exclude, exclude])):
-            context = in_batches(*np.split(ids, range(30, len(ids), 30))) if kind == "in batches" else ids
-            answer = await engine.rank(Request(user=3, context=context, exclude=given), 8)
+            answer = await engine.rank(Request(user=3, context=ids, exclude=given), 8)
             once = left[np.sort(np.unique(left, return_index=True)[1])]
             expect(world, answer, 3, once, 8)
             assert (answer.candidates, answer.unknown) == (len(ids), 1)
@@ -106,8 +104,6 @@ async def test_item_ids_may_be_strings(world):
         assert by_number[40].ids.tolist() == names[wanted].tolist()
         assert by_number[5].ids[5:].tolist() == ["", "", ""] and not by_number[5].mask[5:].any()
         assert (await engine.rank(Request(user=3, context=names[:0]), 2)).ids.tolist() == ["", ""]
-        with pytest.raises(TypeError, match="candidates: expected strings as in the batches before, got integers"):
-            await engine.rank(Request(user=3, context=in_batches(names[:5], world.ids[:5])), 8)
 
 
 @pytest.mark.parametrize("order", ["logit", "zero"])
@@ -120,24 +116,12 @@ async def test_ties_keep_the_candidates_order_however_a_request_is_split(world, 
     kind = dict(zip(world.ids.tolist(), alike.tolist() if order == "logit" else [0] * ITEMS, strict=True))
     rng = np.random.default_rng(4)
     async with world.engine(index=index, buckets=(4, 16), batch_size=2, orders=orders) as engine:
-        for user, streamed in itertools.product(range(4), (False, True)):
+        for user in range(8):
             candidates = rng.permutation(world.ids)[:34]
-            batches = in_batches(*np.split(candidates, (16, 32)))  # the last one has two
-            request = Request(user=user, context=batches if streamed else candidates, order=order)
-            answer = await engine.rank(request, 8)
+            answer = await engine.rank(Request(user=user, context=candidates, order=order), 8)
             first = kind[int(answer.ids[0])]
             same = [name for name in candidates.tolist() if kind[name] == first][:8]
             assert answer.ids.tolist()[: len(same)] == same and len(set(answer.scores[: len(same)].tolist())) == 1
-
-
-async def test_mini_batches_run_the_user_function_once_and_merge(world):
-    batches = np.split(world.ids[:90], 3)
-    async with world.engine() as engine:
-        answer = await engine.rank(Request(user=3, context=in_batches(*batches, seconds=0.001)), 8)
-        expect(world, answer, 3, world.ids[:90], 8)
-        scores = await engine.score(4, in_batches(*batches))
-        np.testing.assert_allclose(scores.logits, world.logits(4, world.ids[:90]), rtol=1e-5, atol=1e-5)
-        assert engine.fetched == [3, 4]
 
 
 async def test_batched_requests_get_the_answers_of_single_ones(world):
@@ -198,8 +182,7 @@ async def test_a_thread_is_woken_once_for_all_that_waits_and_the_loops_thread_ru
 async def test_candidates_that_the_caller_has_are_ranked_without_retrieval(world):
     async with world.engine() as engine:
         engine.retrieval_error = OSError("away")
-        batches = in_batches(world.ids[:20], world.ids[20:40])
-        for candidates in (world.ids[:40], Candidates(world.ids[:40]), world.ids[:40].tolist(), batches):
+        for candidates in (world.ids[:40], Candidates(world.ids[:40]), world.ids[:40].tolist()):
             expect(world, await engine.rank(3, 5, candidates=candidates), 3, world.ids[:40], 5)
         assert (await engine.rank(Request(user=3, order="bid"), 5, candidates=bids_for(world.ids[:40]))).mask.all()
         await refused_later(TypeError, "candidates: expected integers or strings", engine.rank(3, 5, candidates=np.ones(1)))

@@ -5,7 +5,6 @@ for it, and nothing that a call raises reaches the event loop or cancels a calle
 """
 
 import asyncio
-import contextlib
 import inspect
 import logging
 import math
@@ -13,7 +12,7 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 from aif_jax.serving.config import ServingConfig
@@ -23,11 +22,10 @@ logger = logging.getLogger(__name__)
 QUIET = 60.0  # seconds between two log lines on errors of one type of one callable
 GRACE = 1.0  # seconds that a cancelled task may take to clean up before it counts as hung
 YEAR = 3e7  # seconds: no limit
-_END = object()
 
 
 class TimeLimitedCall:
-    """A callable of the engine's owner; `function` is None where only `batches` is used.
+    """A callable of the engine's owner.
 
     An async function runs on the event loop, any other in one daemon thread a call, at most `callable_threads` of which
     work for requests at once. A call that outlives its request is left behind: with `max_hung` of them, calls fail.
@@ -36,11 +34,11 @@ class TimeLimitedCall:
       errors: how many of its calls failed, by type of the error.
     """
 
-    def __init__(self, name: str, function: Any, config: ServingConfig):
-        self._name = name
+    def __init__(self, name: str, function: Callable[[Any], Any], config: ServingConfig):
+        self.name = name
         self._function = function
         call = function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004
-        self._on_loop = any(inspect.iscoroutinefunction(f) or inspect.isasyncgenfunction(f) for f in (function, call))
+        self._on_loop = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
         self._free = asyncio.Semaphore(config.callable_threads)
         self._timeout = config.callable_timeout
         self._max_hung = config.max_hung
@@ -59,8 +57,10 @@ class TimeLimitedCall:
 
         Raises CallableError for what would end others and for too many hung calls, TimeoutError by `callable_timeout`.
         """
-        outcome, task = self._in_task(self._call, request)
-        timer = outcome.get_loop().call_later(YEAR if self._timeout is None else self._timeout, self._expire, outcome)
+        loop = asyncio.get_running_loop()
+        outcome = loop.create_future()
+        task = loop.create_task(self._contained(outcome, request))
+        timer = loop.call_later(YEAR if self._timeout is None else self._timeout, self._expire, outcome)
         try:
             result, error = await outcome
         finally:
@@ -71,40 +71,10 @@ class TimeLimitedCall:
             raise error
         return result
 
-    async def batches(self, stream: Any) -> AsyncGenerator[Any, None]:
-        """Yield the batches of an async iterator, which is read in one task and closed with the request; raises as a call."""
-        arrived: asyncio.Queue[Any] = asyncio.Queue()
-        outcome, task = self._in_task(_read, stream, arrived)
-        outcome.add_done_callback(lambda _: arrived.put_nowait(_END))
-        try:
-            while True:
-                try:
-                    async with asyncio.timeout(self._timeout):
-                        batch = await arrived.get()
-                except TimeoutError:
-                    self.note(late := self._late())
-                    raise late from None
-                if batch is _END:
-                    break
-                yield batch
-            if (error := outcome.result()[1]) is not None:
-                self.note(error)
-                raise error
-        finally:
-            self._leave(task)
-
-    def _late(self) -> TimeoutError:
-        return TimeoutError(f"{self._name}: no answer within callable_timeout={self._timeout} s")
-
     def _expire(self, outcome: asyncio.Future[Any]) -> None:
         if not outcome.done():
-            outcome.set_result((None, self._late()))
-
-    def _in_task(self, call: Callable[..., Awaitable[Any]], *arguments: Any) -> tuple[asyncio.Future[Any], asyncio.Task[None]]:
-        """Return the result and error of a call, to come, and the task in which it runs."""
-        loop = asyncio.get_running_loop()
-        outcome = loop.create_future()
-        return outcome, loop.create_task(self._contained(outcome, call, *arguments))
+            late = f"{self.name}: no answer within callable_timeout={self._timeout} s"
+            outcome.set_result((None, TimeoutError(late)))
 
     def note(self, error: BaseException) -> None:
         """Count an error by its type; log the first of a type, and then one in `QUIET` seconds.
@@ -118,14 +88,14 @@ class TimeLimitedCall:
             self._logged[kind] = now, self.errors[kind]
             since = f" ({self.errors[kind] - before} since the last line on this type)" if before else ""
             if isinstance(error, CallerError):
-                return logger.warning("%s refused a request: %s%s", self._name, described(error), since)
+                return logger.warning("%s refused a request: %s%s", self.name, described(error), since)
             # as text: a handler that keeps records would keep the frames of the traceback, and with them model versions
             where = "".join(traceback.format_exception(error)).rstrip()
-            logger.error("%s failed: %s%s\n%s", self._name, described(error), since, where)
+            logger.error("%s failed: %s%s\n%s", self.name, described(error), since, where)
 
     async def _call(self, request: Any) -> Any:
         if len(self._left) >= self._max_hung and self.hung >= self._max_hung:
-            text = f"{self._name}: {self.hung} calls have not returned, as many as max_hung allows"
+            text = f"{self.name}: {self.hung} calls have not returned, as many as max_hung allows"
             raise CallableError(f"{text}; add a timeout to its client, or set callable_timeout")
         result = self._function(request) if self._on_loop else await self._in_thread(request)
         return await result if inspect.isawaitable(result) else result
@@ -135,7 +105,7 @@ class TimeLimitedCall:
         future = asyncio.get_running_loop().create_future()
         async with self._free:
             work = (self._function, request, future, self._deliver)
-            threading.Thread(target=_run, args=work, name=f"aif-{self._name}", daemon=True).start()
+            threading.Thread(target=_run, args=work, name=f"aif-{self.name}", daemon=True).start()
             self._left[future] = math.inf
             try:
                 result, error = await future
@@ -157,16 +127,16 @@ class TimeLimitedCall:
         else:
             future.set_result(outcome)
 
-    async def _contained(self, outcome: asyncio.Future[Any], call: Callable[..., Awaitable[Any]], *arguments: Any) -> None:
+    async def _contained(self, outcome: asyncio.Future[Any], request: Any) -> None:
         """Set what a call returns, and what it raises: asyncio ends its loop where a task raises SystemExit."""
         result, raised = None, None
         try:
-            result = await call(*arguments)
+            result = await self._call(request)
         except BaseException as error:
             stopped, raised = isinstance(error, RuntimeError) and isinstance(error.__cause__, StopIteration), error
             if stopped or not isinstance(error, Exception):
                 culprit = stopped and error.__cause__ or error  # Python's RuntimeError for a StopIteration names none
-                raised = CallableError(f"{self._name} raised {described(culprit)}")
+                raised = CallableError(f"{self.name} raised {described(culprit)}")
                 raised.__cause__ = error
         if not outcome.done():
             outcome.set_result((result, raised))
@@ -200,10 +170,3 @@ def _drop(outcome: tuple[Any, BaseException | None]) -> None:
     """Close a coroutine that a function returned when nobody waited for it any more."""
     if inspect.iscoroutine(outcome[0]):
         outcome[0].close()
-
-
-async def _read(stream: Any, arrived: asyncio.Queue[Any]) -> None:
-    async with contextlib.aclosing(stream) if hasattr(stream, "aclose") else contextlib.nullcontext(stream):
-        async for batch in stream:
-            arrived.put_nowait(batch)
-            await asyncio.sleep(0)  # a stream that never waits must not hold up the loop

@@ -58,9 +58,8 @@ class AsyncPreRanker:
     Args:
       index: `ItemIndex` of the same version.
       features: `features(request) -> UserFeatures`, async or not.
-      retrieval: `retrieval(request) ->` item ids [C], or `Candidates`, or an async iterator of either (mini-batches, each
-        scored while the next is on its way); async or not. Ids of one request are all integers or all strings. None for engines
-        whose callers bring the candidates.
+      retrieval: `retrieval(request) ->` item ids [C], or `Candidates`; async or not. Ids of one request are all integers or
+        all strings. None for engines whose callers bring the candidates.
       compiled_from: an engine of an equal model config and serving config, whose compiled functions this one uses again.
 
     Example:
@@ -95,9 +94,7 @@ class AsyncPreRanker:
         self._empty = asyncio.Event()  # none is pending
         self._empty.set()
         self._features = TimeLimitedCall("features", features, config)
-        self._retrieval = TimeLimitedCall("retrieval", retrieval, config)
-        self._given = TimeLimitedCall("candidates", None, config)  # reads those that callers give as an async iterator
-        self._can_rank = retrieval is not None
+        self._retrieval = None if retrieval is None else TimeLimitedCall("retrieval", retrieval, config)
         self._metrics = Metrics()
         if compiled_from is not None:
             for name, mine, theirs in (
@@ -230,7 +227,7 @@ class AsyncPreRanker:
         """
         if not (isinstance(k, int | np.integer) and 1 <= k <= self.config.max_k):
             expect(False, "rank k", f"1 to max_k={self.config.max_k}", repr(k))
-        if candidates is None and not self._can_rank:
+        if candidates is None and self._retrieval is None:
             expect(False, "rank", "an engine with a retrieval callable", "none; pass candidates=")
         with self._admitted(request, budget, "retrieval" if candidates is None else "candidates") as job:
             return self._ranking(job, await self._in_time(job, self._scored(job, candidates, whole=False)), int(k))
@@ -239,7 +236,7 @@ class AsyncPreRanker:
         """Return logits of candidates that the caller has, all of them, in their order.
 
         Args:
-          candidates: item ids [C], or `Candidates`, or an async iterator of either; the user function runs once.
+          candidates: item ids [C], or `Candidates`.
 
         Raises what `rank` raises.
         """
@@ -333,19 +330,19 @@ class AsyncPreRanker:
         """Score the candidates of a request, all logits where `whole`, with one user state and one index snapshot.
 
         Args:
-          given: candidates as `Candidates.of` takes them, or an async iterator of such; None: what retrieval finds.
+          given: candidates as `Candidates.of` takes them; None: what retrieval finds.
         """
         user = self._users.join(job)  # the cached state, or its computation, which runs while retrieval does
         calls: list[asyncio.Future[ScoringResult]] = []
         try:
-            found = given if given is not None else await self._retrieval(job.request)
-            if not hasattr(found, "__aiter__"):
-                calls = await self._start_scoring(job, user, found, whole=whole)
-            else:
-                reader = self._given if given is not None else self._retrieval
-                async with contextlib.aclosing(reader.batches(found)) as batches:
-                    async for batch in batches:  # each is scored while the next is on its way
-                        calls += await self._start_scoring(job, user, batch, whole=whole, streamed=True)
+            found = given
+            if self._retrieval is not None and given is None:
+                found = await self._retrieval(job.request)
+                job.timeline.add("retrieval", job.timeline.arrival, time.perf_counter())
+            job.candidates_there = time.perf_counter()
+            order = self._expect_candidates(job, found)
+            job.user = await self._users.state_or_fallback(job, user)
+            calls = self._start_scoring(job, job.user, order, whole=whole)
             job.waiting_for = "scoring"
             results = [await call for call in calls]
         finally:
@@ -359,39 +356,32 @@ class AsyncPreRanker:
                 job.timeline.add(*span)
         return results
 
-    async def _start_scoring(
-        self, job: PendingRequest, user: UserSide | Computation, given: Any, *, whole: bool, streamed: bool = False
+    def _expect_candidates(self, job: PendingRequest, found: Any) -> str:
+        """Give a request its candidates and return the order that ranks them; raises as `rank`."""
+        candidates, exclude = Candidates.of(found), job.request.exclude
+        job.candidates = candidates
+        order = self.config.order if job.request.order is None else job.request.order
+        if order != LOGIT:
+            job.version.snapshot.orders.expect(order, given=candidates.bids is not None)
+        if len(candidates.ids) and exclude is not None and len(exclude) and kind_of(exclude) != candidates.kind:
+            raise TypeError(f"Request.exclude: expected {candidates.kind} as the candidates are, got {kind_of(exclude)}")
+        return order
+
+    def _start_scoring(
+        self, job: PendingRequest, user: UserSide, order: str, *, whole: bool
     ) -> list[asyncio.Future[ScoringResult]]:
         """Hand candidates to the scoring threads, in pieces where they are more than the largest bucket.
 
-        The pieces and batches of a request are padded to one size, and each is scored alone, since two programs may differ in
-        the last bit of equal candidates; only a batch that is larger than those before it takes a larger size.
+        Pieces are padded to one size and each is scored alone, since two programs may differ in the last bit of equal
+        candidates.
         """
-        before = job.candidates_there or job.timeline.arrival
-        job.candidates_there = time.perf_counter()
-        if not whole:
-            job.timeline.add("retrieval", before, job.candidates_there)
-        batch, exclude = Candidates.of(given), job.request.exclude
-        order = self.config.order if job.request.order is None else job.request.order
-        if order != LOGIT:
-            job.version.snapshot.orders.expect(order, given=batch.bids is not None)
-        if len(batch.ids):
-            kind = batch.kind
-            if job.kind not in (None, kind):
-                raise TypeError(f"candidates: expected {job.kind} as in the batches before, got {kind}")
-            if exclude is not None and len(exclude) and kind_of(exclude) != kind:
-                raise TypeError(f"Request.exclude: expected {kind} as the candidates are, got {kind_of(exclude)}")
-            job.kind = kind
-        if job.user is None or job.snapshot is None:
-            job.user = await self._users.state_or_fallback(job, user)
-            job.snapshot = job.version.snapshot
-        job.bucket = bucket = bucket_for(len(batch.ids), self.config.buckets, least=job.bucket)
-        calls, together = [], (id(job.snapshot), job.user.length, bucket, order, whole)
-        for first in range(0, len(batch.ids), bucket):
-            part, job.submitted = batch.part(slice(first, first + bucket)), time.perf_counter()
-            task = ScoringTask(job.snapshot, job.user, part, exclude, bucket, order, whole, job.submitted, job.deadline)
-            alone = streamed or part is not batch
-            calls.append(self._scoring.submit(object() if alone else together, task))
+        snapshot, candidates, count = job.version.snapshot, job.candidates, len(job.candidates.ids)
+        bucket, calls = bucket_for(count, self.config.buckets), []
+        together = (id(snapshot), user.length, bucket, order, whole)
+        for first in range(0, count, bucket):
+            part, job.submitted = candidates.part(slice(first, first + bucket)), time.perf_counter()
+            task = ScoringTask(snapshot, user, part, job.request.exclude, bucket, order, whole, job.submitted, job.deadline)
+            calls.append(self._scoring.submit(together if part is candidates else object(), task))
         return calls
 
     def _ranking(self, job: PendingRequest, results: list[ScoringResult], k: int) -> Ranking:
@@ -402,15 +392,12 @@ class AsyncPreRanker:
         full = best.scores[-1] > -np.inf  # as scores descend
         mask = np.ones(k, bool) if full else best.scores > -np.inf
         counts = self._count(results, best.non_finite, some=bool(full or mask.any()))
-        if len(results) == 1:
-            ids = results[0].ids
-        else:
-            none = np.zeros(0, np.str_ if job.version.snapshot.index.kind == "strings" else np.int64)
-            ids = np.concatenate([scored.ids for scored in results] or [none])
+        ids = job.candidates.ids
         if full:
             chosen, logits = ids[best.positions], best.logits
         else:
-            chosen = np.full(k, -1 if ids.dtype.kind == "i" else "", ids.dtype)
+            missing = "" if job.version.snapshot.index.kind == "strings" else -1
+            chosen = np.full(k, missing, ids.dtype if len(ids) else None)
             chosen[mask] = ids[best.positions[mask]]
             logits = np.where(mask if outputs == 1 else mask[:, None], best.logits, np.float32(-np.inf))
         return Ranking(
@@ -448,7 +435,7 @@ class AsyncPreRanker:
 
         `callable_errors` counts failed calls of `features` and `retrieval` by their type: {"features KeyError": 3}.
         """
-        calls = {"features": self._features, "retrieval": self._retrieval, "candidates": self._given}
+        calls = {call.name: call for call in (self._features, self._retrieval) if call is not None}
         cache, values = self._users.cache, self._metrics.values()
         values["counters"] |= {
             "cache_hits": cache.hits,
@@ -477,8 +464,7 @@ class AsyncPreRanker:
 def _about(job: PendingRequest, non_finite: int) -> dict[str, Any]:
     """Return the fields that every answer carries."""
     now, timeline = time.perf_counter(), job.timeline
-    if job.candidates_there is not None:
-        timeline.add("critical", job.candidates_there, now)
+    timeline.add("critical", job.candidates_there, now)
     timeline.add("total", timeline.arrival, now)
     since = None if job.user is None else job.user.since
     return {

@@ -2,9 +2,13 @@
 
 import dataclasses
 
-from aif_jax.serving.requests import Request, Timeline
-from aif_jax.serving.scoring import Snapshot, UserSide
+import numpy as np
+
+from aif_jax.serving.requests import Candidates, Request, Timeline
+from aif_jax.serving.scoring import UserSide
 from aif_jax.serving.versions import Version
+
+NO_CANDIDATES = Candidates(np.zeros(0, np.int64))
 
 
 @dataclasses.dataclass(eq=False)
@@ -18,10 +22,8 @@ class PendingRequest:
     deadline: float | None  # by `time.perf_counter`
     waiting_for: str  # the stage that a missed deadline is reported as
     user: UserSide | None = None  # whose state scores
-    snapshot: Snapshot | None = None  # of the index, pinned with the state
-    kind: str | None = None  # of the candidates' ids: "integers" or "strings"
-    bucket: int = 0  # candidates that the latest call of the scoring program was padded to
-    candidates_there: float | None = None  # when the latest candidates came
+    candidates: Candidates = NO_CANDIDATES
+    candidates_there: float = 0.0  # when they came
     submitted: float = 0.0  # when the latest were queued for a scoring thread
     reason: str | None = None  # why the answer is degraded, in words
     degraded: str | None = None  # the same, as a counter's name

@@ -168,7 +168,7 @@ class Timeline:
         self.spans.append(Span(stage, start - self.arrival, end - self.arrival))
 
     def stages(self) -> dict[str, float]:
-        """Return seconds by stage; a stage that ran several times (mini-batches) is summed."""
+        """Return seconds by stage; a stage that ran several times, once for each piece, is summed."""
         seconds: dict[str, float] = {}
         for stage, start, end in self.spans:
             seconds[stage] = seconds.get(stage, 0.0) + end - start

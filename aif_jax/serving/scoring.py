@@ -250,7 +250,6 @@ class CandidateRows(NamedTuple):
 class ScoringResult(NamedTuple):
     """What came of a task, on the host."""
 
-    ids: np.ndarray  # [C] of the candidates
     rows: CandidateRows
     best: TopCandidates | None
     logits: np.ndarray | None  # float32 [C] or [C, T], where they were to come back
@@ -295,14 +294,13 @@ def score(tasks: list[ScoringTask], rows: list[CandidateRows]) -> list[ScoringRe
     spans = [Span("upload", start, uploaded), Span("score", uploaded, scored), fetch]
     results = []
     for task, its, values in zip(tasks, rows, fetched, strict=True):
-        ids = task.candidates.ids
-        best, all_logits = (None, values[: len(ids)]) if whole else (values, None)
-        results.append(ScoringResult(ids, its, best, all_logits, [*its.spans, *spans]))
+        best, all_logits = (None, values[: len(task.candidates.ids)]) if whole else (values, None)
+        results.append(ScoringResult(its, best, all_logits, [*its.spans, *spans]))
     return results
 
 
-def bucket_for(count: int, buckets: Sequence[int], *, least: int = 0) -> int:
-    """Return the size that so many candidates are padded to, at least `least`; above the largest, that of their pieces.
+def bucket_for(count: int, buckets: Sequence[int]) -> int:
+    """Return the size that so many candidates are padded to; above the largest, that of their pieces.
 
     Pieces are all of one size: a quarter of the largest bucket or more, the one that pads least.
 
@@ -311,9 +309,9 @@ def bucket_for(count: int, buckets: Sequence[int], *, least: int = 0) -> int:
       (256, 256, 1024)
     """
     if count <= buckets[-1]:
-        return max(buckets[bisect.bisect_left(buckets, count)], least)
+        return buckets[bisect.bisect_left(buckets, count)]
     large = [size for size in reversed(buckets) if 4 * size >= buckets[-1]]
-    return max(min(large, key=lambda size: -(-count // size) * size), least)
+    return min(large, key=lambda size: -(-count // size) * size)
 
 
 def pad(values: np.ndarray, size: int, fill: float) -> np.ndarray:

@@ -19,7 +19,6 @@ import aif_jax as aif
 from tests import writer_world
 from tests.reliability import coded, damaged
 from tests.reliability.sizes import RUNS
-from tests.serving_world import in_batches
 
 REFUSED = (TypeError, ValueError)
 NOW = 1_700_000_000
@@ -112,18 +111,13 @@ def candidate_arrays(draw: Any) -> Any:
 
 
 def check_candidates(world: World, data: Any) -> None:
-    """Any candidates, whole or in batches, ranked or scored."""
-    batches = data.draw(st.lists(candidate_arrays(), min_size=1, max_size=3))
-    streamed = len(batches) > 1 or data.draw(st.booleans())
-    method = data.draw(st.sampled_from(["rank", "score"]))
-
-    parts = [plain_ids(batch) for batch in batches]
+    """Any candidates, ranked or scored."""
+    given, method = data.draw(candidate_arrays()), data.draw(st.sampled_from(["rank", "score"]))
+    wanted, good_bids = plain_ids(given), True
     with np.errstate(all="ignore"):  # the engine reads bids as float32
-        bids = [(batch.bids.astype(np.float32), batch.ids) for batch in batches if isinstance(batch, aif.Candidates)]
-    good_bids = all((np.isfinite(b) & (b >= 0)).all() and len(b) == len(ids) for b, ids in bids)
-    empty = [given is not None and len(given) == 0 for given in map(ids_in, batches)]
-    given = in_batches(*batches) if streamed else batches[0]
-    with np.errstate(all="ignore"):
+        if isinstance(given, aif.Candidates):
+            bids = given.bids.astype(np.float32)
+            good_bids = bool((np.isfinite(bids) & (bids >= 0)).all()) and len(bids) == len(given.ids)
         try:
             if method == "rank":
                 world.given = given
@@ -132,12 +126,11 @@ def check_candidates(world: World, data: Any) -> None:
                 answer = world.call("score", aif.Request(user=1), given)
         except REFUSED as error:
             assert str(error)
-            assert None in parts or not good_bids, f"good candidates were refused: {error}"
+            assert wanted is None or not good_bids, f"good candidates were refused: {error}"
             return
-    if None in parts and all(part is not None or nothing for part, nothing in zip(parts, empty, strict=True)):
-        parts = [part or [] for part in parts]  # no ids are of any kind
-    assert None not in parts and good_bids, "bad candidates were answered"
-    wanted = np.array([item for part in parts for item in part], np.int64)
+    nothing = (listed := ids_in(given)) is not None and len(listed) == 0  # no ids are of any kind
+    assert (wanted is not None or nothing) and good_bids, "bad candidates were answered"
+    wanted = np.array(wanted or [], np.int64)
     if method == "score":
         code = coded.codes(3, wanted)
         assert (answer.mask == (code >= 0)).all()

@@ -12,7 +12,6 @@ from aif_jax import Trained
 from aif_jax.serving import AsyncPreRanker, Request, ServingConfig
 from tests.reliability import coded
 from tests.reliability.sizes import RUNS, Sizes, generator
-from tests.serving_world import in_batches
 
 K, CALLERS = 8, 96
 UPDATES = 3  # of the index, after each publish
@@ -32,9 +31,10 @@ async def storm(sizes: Sizes, rng: np.random.Generator) -> Counter:
         return users[request.user]
 
     async def retrieval(request: Request):
-        ids, streamed = request.context
-        # time for a publish or an update between two batches
-        return in_batches(*np.array_split(ids, 3), seconds=0.001) if streamed else ids
+        ids, late = request.context
+        if late:  # time for a publish or an update
+            await asyncio.sleep(0.003)
+        return ids
 
     async def caller(number: int) -> None:
         turn = number * 41
