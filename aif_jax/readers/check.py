@@ -14,7 +14,6 @@ from aif_jax.readers.read import FLOATS, Events, Tables, events_of, read_tables,
 from aif_jax.readers.tables import CAP, Problem, Problems, Source, Suspicion
 
 QUANTILES = {"min": 0.0, "1 %": 0.01, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "99 %": 0.99, "max": 1.0}
-NEWEST = 0.1  # share of the events that `fit` holds out for the test, by time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +30,7 @@ class ColumnProfile:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Profile:
-    """Counts, time span and columns of a data set; a list is the events of one user at one moment."""
+    """Counts, time span and columns of a data set."""
 
     events: int  # with a known user and a time
     first: str  # date and time of day (UTC) of the first event, and of the last one
@@ -40,11 +39,7 @@ class Profile:
     per_item: dict[str, float]
     repeated: float  # share of events that are in another row too
     columns: tuple[ColumnProfile, ...]
-    lists: int
-    one_action: float  # share of lists whose events are of one action, and so of one label
     actions: dict[str, float]  # share of the events by raw action; {} without a column of actions
-    new_events: float | None  # share of the newest tenth whose item has no event before it; None with fewer than ten events
-    new_lists: float | None  # share of the lists of that tenth that hold such an item
 
     def __str__(self) -> str:
         span = f", {self.first} to {self.last} (UTC)" if self.events else ""
@@ -57,14 +52,8 @@ class Profile:
         ]
         title = f"profile: {self.events:,} events{span}, {_percent(self.repeated)} of them duplicates"
         tables = [*_aligned([["", *QUANTILES], *numbers]), *_aligned([["", "values", "missing", "unknown"], *shares])]
-        lists = [f"  {self.lists:,} lists (events of one user at one moment)"]
-        if len(self.actions) > 1:
-            lists.append(f"{_percent(self.one_action)} of them of one action")
-            lists.append("events by action: " + ", ".join(f"{_percent(s)} {name!r}" for name, s in self.actions.items()))
-        if self.new_events is not None and self.new_lists is not None:
-            new = f"{_percent(self.new_events)} of the events and {_percent(self.new_lists)} of the lists"
-            lists.append(f"newest tenth: {new} have an item without an earlier event")
-        return "\n".join([title, *tables, *(["; ".join(lists)] if self.lists else [])])
+        actions = ", ".join(f"{_percent(share)} {name!r}" for name, share in self.actions.items())
+        return "\n".join([title, *tables, *([f"  events by action: {actions}"] if len(self.actions) > 1 else [])])
 
 
 def _profile(tables: Tables, columns: Columns, events: Events) -> Profile:
@@ -79,17 +68,8 @@ def _profile(tables: Tables, columns: Columns, events: Events) -> Profile:
         good = ~np.isnan(floats)
         missing = 1 - float(good.mean()) if table.count else 0.0
         shares.append(ColumnProfile(FLOATS[which], name, None, missing, 0.0, _quantiles(floats[good]) or None))
-    starts = np.append(True, (np.diff(events.user) != 0) | (np.diff(events.time) != 0))[:count]
-    firsts = np.flatnonzero(starts)
-    least, most = (ends.reduceat(events.action, firsts) if count else firsts for ends in (np.minimum, np.maximum))
     names = list(columns.actions) or np.asarray(getattr(tables.vocabularies.get("action"), "raw", ())).tolist()
     counts = np.bincount(events.action, minlength=len(names) + 1)
-    new_events = new_lists = None
-    if (newest := round(NEWEST * count)) and (cut := np.sort(events.time)[-newest]) > events.time.min():
-        late = events.time >= cut
-        new = late & ~np.isin(events.item, events.item[~late])
-        held, hold = (np.unique(np.cumsum(starts)[part]) for part in (late, new))
-        new_events, new_lists = float(new.sum() / late.sum()), len(hold) / len(held)
     return Profile(
         events=count,
         first=readable(int(seconds.min())) if count else "",
@@ -98,11 +78,7 @@ def _profile(tables: Tables, columns: Columns, events: Events) -> Profile:
         per_item=_quantiles(np.unique(events.item[events.item > 0], return_counts=True)[1]),
         repeated=int(np.count_nonzero(events.again)) / max(1, count),
         columns=tuple(shares),
-        lists=len(firsts),
-        one_action=float((least == most).mean()) if count else 0.0,
         actions={str(name): counts[row] / count for row, name in enumerate(names, 1) if counts[row]},
-        new_events=new_events,
-        new_lists=new_lists,
     )
 
 
@@ -185,8 +161,8 @@ def check(
     | cut bag | bags with more values than `Columns.bag_length` keeps |
     | outlier | a float far outside of all others, such as a price of 1e12; scales are learned without it |
 
-    A *profile* follows: time span, events of a user and of an item, ranges of floats, distinct, missing and unknown values, and
-    how many lists have one label, how often each action comes, how many items of the newest events are new.
+    A *profile* follows: time span, events of a user, of an item and of each action, ranges of floats, distinct, missing and
+    unknown values.
 
     Args:
       events: Parquet, CSV or TSV, file or folder; a table in memory.
