@@ -20,12 +20,9 @@ class Catalogue:
     """Features of N rows; the arrays may be memory-mapped.
 
     Attributes:
-      schema: which features there are.
+      schema: which features there are, and of which encoder.
       raw: int64 or str [N - 1] raw item ids; row r is `raw[r - 1]`.
-      ids: int32 [N] each, or [N, n] for a multi-valued attribute.
-      floats: float32 [N, F].
-      content: float32 [N, E] content embedding; None where the schema has none.
-      side: float32 [N] each.
+      items: `ItemFeatures` [N] of NumPy arrays, content where the schema has it; without an encoding, which is the schema's.
 
     Raises:
       TypeError: wrong dtype.
@@ -42,17 +39,15 @@ class Catalogue:
 
     schema: Schema
     raw: np.ndarray
-    ids: dict[str, Any]
-    floats: np.ndarray
-    content: np.ndarray | None = None
-    side: dict[str, Any] = dataclasses.field(default_factory=dict)
+    items: ItemFeatures
 
     def __post_init__(self):
         flat = self.raw.ndim == 1 and self.raw.dtype.kind in "iuUT"
         expect(flat, "Catalogue.raw", "integers or strings [N - 1]", f"{self.raw.dtype} {list(self.raw.shape)}")
         check_item_features(self.schema, self.items, batched=True, name="Catalogue")
-        fits = len(self.floats) == len(self)
-        expect(fits, "Catalogue.floats", f"{len(self)} rows (raw ids and the unknown item)", len(self.floats))
+        object.__setattr__(self, "items", dataclasses.replace(self.items, encoding=""))
+        rows = len(self.items.floats)
+        expect(rows == len(self), "Catalogue.floats", f"{len(self)} rows (raw ids and the unknown item)", rows)
         for path, table in jax.tree_util.tree_leaves_with_path(self.items):
             name = f"Catalogue{jax.tree_util.keystr(path)}"
             expect(not np.any(table[0]), name, "zeros in row 0 (the unknown item)", table[0])
@@ -73,32 +68,20 @@ class Catalogue:
         """
         raw = np.asarray(raw)
         count = len(raw)
-        tables = {name: _with_unknown(table, f"ids[{name!r}]", count, np.int32) for name, table in ids.items()}
+        tables: dict[str, Any] = {name: _with_unknown(table, f"ids[{name!r}]", count, np.int32) for name, table in ids.items()}
         tables.setdefault("item", np.arange(count + 1, dtype=np.int32))
         floats = np.zeros((count, 0), np.float32) if floats is None else floats
-        return cls(
-            schema=schema,
-            raw=raw,
+        items = ItemFeatures(
             ids=tables,
             floats=_with_unknown(floats, "floats", count, np.float32),
             content=None if content is None else _with_unknown(content, "content", count, np.float32),
             side={name: _with_unknown(table, f"side[{name!r}]", count, np.float32) for name, table in (side or {}).items()},
         )
-
-    @classmethod
-    def from_features(cls, schema: Schema, raw: Any, features: ItemFeatures) -> Catalogue:
-        """Return the catalogue of the features of all N rows, NumPy arrays; `raw` [N - 1] as in `from_items`."""
-        parts: dict[str, Any] = {name: getattr(features, name) for name in ("ids", "floats", "content", "side")}
-        return cls(schema=schema, raw=raw, **parts)
+        return cls(schema=schema, raw=raw, items=items)
 
     def __len__(self) -> int:
         """Return N, rows, the unknown row 0 included."""
         return len(self.raw) + 1
-
-    @property
-    def items(self) -> ItemFeatures:
-        """The features of all N rows, without a copy."""
-        return ItemFeatures(ids=self.ids, floats=self.floats, content=self.content, side=self.side)
 
     def features(self, rows: Any, *, content: bool = True) -> ItemFeatures:
         """Return the features of some rows, NumPy arrays whose leading axes are those of `rows`.
@@ -112,8 +95,8 @@ class Catalogue:
 
     def with_statistics(self, statistics: np.ndarray) -> Catalogue:
         """Return the catalogue with other item statistics float32 [N, ...], the last of its floats; see `ItemStatistics`."""
-        floats = np.concatenate([np.asarray(self.floats)[:, : -statistics.shape[1]], statistics], 1)
-        return dataclasses.replace(self, floats=floats)
+        floats = np.concatenate([np.asarray(self.items.floats)[:, : -statistics.shape[1]], statistics], 1)
+        return dataclasses.replace(self, items=dataclasses.replace(self.items, floats=floats))
 
 
 def _with_unknown(table: Any, name: str, count: int, dtype: Any) -> np.ndarray:

@@ -89,7 +89,7 @@ def of_dataset(name: str, folder: Path, *, events: int | None, start: float, day
     cuts = np.linspace(first, len(times) - 1, days + 2).astype(int)
     moments = tuple(int(times[cut]) for cut in cuts[:-1]) + (int(times[-1]) + 1,)
     user, item = np.asarray(data.log.user[order], np.int64), np.asarray(data.log.item[order], np.int64)
-    category = np.asarray(data.catalogue.ids["category"], np.int64)
+    category = np.asarray(data.catalogue.items.ids["category"], np.int64)
     return World(name=name, user=user, item=item, time=times, category=category, days=moments)
 
 

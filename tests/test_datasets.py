@@ -171,7 +171,7 @@ def test_every_layout_gives_the_same_events_items_and_profiles(tmp_path, layout)
     assert data.users.raw.tolist() == [3, 7] and data.items.raw.tolist() == [10, 20, 30]
     events = list(zip(*(getattr(data.log, name).tolist() for name in ("user", "item", "action", "time")), strict=True))
     assert events == [(1, 1, 2, 50), (2, 1, 6, 100), (2, 2, 10, 200)]  # by user, then by time; twice the rating
-    ids = data.catalogue.ids  # genres: Action 1, Comedy 2, Drama 3
+    ids = data.catalogue.items.ids  # genres: Action 1, Comedy 2, Drama 3
     assert ids["genres"].tolist() == [[0] * 6, [3, 0, 0, 0, 0, 0], [1, 2, 0, 0, 0, 0], [0] * 6]
     assert ids["category"].tolist() == [0, 3, 1, 0]
     assert ids["year"].tolist() == [0, 4, 17, 0]  # 1931 is in the third five years from 1920, 1995 in the sixteenth
@@ -193,7 +193,7 @@ def test_half_stars_and_windows_line_ends_and_recbole_without_users(tmp_path):
 def test_more_genres_than_fit_are_left_out_from_the_end(tmp_path):
     many = "A|B|C|D|E|F|G|H"
     data = movielens.read(write(tmp_path, "csv", [("movies.csv", "Action|Comedy", many)]))
-    assert data.catalogue.ids["genres"][2].tolist() == [1, 2, 3, 4, 6, 7]  # Drama, of the other movie, is 5
+    assert data.catalogue.items.ids["genres"][2].tolist() == [1, 2, 3, 4, 6, 7]  # Drama, of the other movie, is 5
     assert data.schema.item_attribute("genres").length == 6
 
 
@@ -211,7 +211,7 @@ def test_years_are_steps_with_open_ends(tmp_path):
 ])  # fmt: skip
 def test_year_comes_from_the_end_of_the_title(tmp_path, title, bucket):
     data = movielens.read(write(tmp_path, "csv", [("movies.csv", '"Heat, The (1995)"', title)]))
-    assert data.catalogue.ids["year"][2] == bucket
+    assert data.catalogue.items.ids["year"][2] == bucket
 
 
 def test_given_content_follows_the_items(tmp_path):
@@ -219,9 +219,9 @@ def test_given_content_follows_the_items(tmp_path):
     ids = np.array([30, 99, 10, 20])
     data = movielens.read(write(tmp_path, "csv"), content=(ids, rows))
     expected = [[0, 0], [4, 5], [6, 7], [0, 1]]
-    assert data.catalogue.content.tolist() == expected and data.schema.content == 2
+    assert data.catalogue.items.content.tolist() == expected and data.schema.content == 2
     np.savez(tmp_path / "content.npz", movieId=ids, embedding=rows.astype(np.float16))
-    assert movielens.read(tmp_path, content=tmp_path / "content.npz").catalogue.content.tolist() == expected
+    assert movielens.read(tmp_path, content=tmp_path / "content.npz").catalogue.items.content.tolist() == expected
     with pytest.raises(ValueError, match="an embedding for each of 3 items, got none for 2: 20, 30"):
         movielens.read(tmp_path, content=(np.array([10]), np.ones((1, 2))))
 
@@ -242,7 +242,7 @@ def test_clusters_find_groups_and_repeat(monkeypatch):
 def test_category_by_content(tmp_path):
     content = (np.array([10, 20, 30]), np.array([[0.0, 1.0], [1.0, 0.0], [0.1, 1.0]]))
     data = movielens.read(write(tmp_path, "csv"), content=content, category="content", categories=2)
-    category = data.catalogue.ids["category"]
+    category = data.catalogue.items.ids["category"]
     assert category[0] == 0 and category[1] == category[3] != category[2] and set(category[1:]) == {1, 2}
     assert data.schema.item_attribute("category").size == 3
     assert data.schema.item_attribute("genres").size == 4
@@ -285,12 +285,12 @@ def test_the_merged_movielens():
     lengths = np.diff(data.log.offsets)[1:]
     assert (np.median(lengths), lengths.max(), (lengths >= 200).sum()) == (69, 2698, 410)
     assert len(np.unique(data.log.action)) == 10
-    assert data.catalogue.content.shape == (13005, 384)
+    assert data.catalogue.items.content.shape == (13005, 384)
     # fields are joined to the right movie: Toy Story (1995), Adventure first, its embedding near that of Toy Story 2
     toy, sequel = data.items.encode([1, 3114])
-    ids = data.catalogue.ids
+    ids = data.catalogue.items.ids
     assert ids["year"][toy] == 17 and ids["genres"][toy, 0] == ids["category"][toy] == 2
-    assert sequel in np.argsort(-(data.catalogue.content @ data.catalogue.content[toy]))[:20]
+    assert sequel in np.argsort(-(data.catalogue.items.content @ data.catalogue.items.content[toy]))[:20]
 
 
 def test_events_and_categories(tmp_path, caplog):
@@ -301,18 +301,18 @@ def test_events_and_categories(tmp_path, caplog):
     assert data.log.item.tolist() == [1, 2, 1, 2]  # ties are ordered by item
     assert data.log.action.tolist() == [4, 3, 2, 1]  # buy, fav, cart, pv
     assert data.log.time.tolist() == [1511600000, 1511600000, 1511544000, 1511544070]
-    assert data.catalogue.ids["category"].tolist() == [0, 1, 2]
+    assert data.catalogue.items.ids["category"].tolist() == [0, 1, 2]
     assert data.schema.actions == 5 and data.schema.user_attributes == () and data.name == "UserBehavior"
     raw = {"item": [200, 100], "behaviour": ["pv", "cart"], "time": [1511544070, 1511544000]}
     history = data.encoder.user(None, raw, 1511544080).history  # encoded as the log is
     assert history.item[:3].tolist() == [2, 1, 0] and history.action[:3].tolist() == [1, 2, 0]
     data = taobao.read(tmp_path, content=(np.array([200, 100]), np.eye(2)))
-    assert data.catalogue.content.tolist() == [[0, 0], [0, 1], [1, 0]]
+    assert data.catalogue.items.content.tolist() == [[0, 0], [0, 1], [1, 0]]
 
 
 def test_item_under_two_categories_gets_that_of_its_last_event(tmp_path, caplog):
     path = write(tmp_path, "taobao", [("UserBehavior.csv", ROWS, "1,9,50,pv,300\n1,9,40,pv,200\n1,8,40,pv,100\n")])
-    assert taobao.read(path).catalogue.ids["category"].tolist() == [0, 1, 2]
+    assert taobao.read(path).catalogue.items.ids["category"].tolist() == [0, 1, 2]
     assert "1 of 2 items have more than one category" in caplog.text
 
 
@@ -342,11 +342,11 @@ def test_events_of_all_logs_and_features(tmp_path):
     assert data.log.item.tolist() == [1, 3, 2, 1]  # the first two tie within a second and are ordered by their milliseconds
     assert data.log.time.tolist() == [1649390400, 1649390400, 1650600000, 1649476800]
     assert data.log.action.tolist() == [1, 4, 25, 6]  # nothing; click and long view; hated at random; click and like
-    ids = data.catalogue.ids
+    ids = data.catalogue.items.ids
     assert ids["tags"].tolist() == [[0] * 4, [1, 2, 0, 0], [0] * 4, [2, 0, 0, 0]]  # 12, 65; none; 65
     found = [ids[name].tolist() for name in ("category", "author", "video_type", "upload_type", "music_type")]
     assert found == [[0, 1, 0, 2], [0, 1, 1, 2], [0, 2, 1, 2], [0, 2, 1, 2], [0, 2, 2, 1]]  # types AD, NORMAL
-    np.testing.assert_allclose(data.catalogue.floats[:, 0], np.log1p([0, 10, 0, 1]), rtol=1e-6)
+    np.testing.assert_allclose(data.catalogue.items.floats[:, 0], np.log1p([0, 10, 0, 1]), rtol=1e-6)
     people = (
         "user_active_degree",
         "is_live_streamer",

@@ -177,7 +177,7 @@ def test_without_them_schema_and_columns_are_what_they_were():
     assert "item_statistics" not in json.dumps(plain.schema.to_json())
     assert plain.statistics is None and plain.statistic_columns([1], START) == {}
     assert plain.catalogue_at(START) is plain.catalogue
-    np.testing.assert_array_equal(plain.catalogue.floats[:, 0], data().catalogue.floats[:, 0])
+    np.testing.assert_array_equal(plain.catalogue.items.floats[:, 0], data().catalogue.items.floats[:, 0])
 
 
 def test_a_table_of_items_without_them_is_refused_with_the_way_out(tmp_path):
@@ -230,11 +230,12 @@ def test_statistics_by_action_are_those_of_the_moment_wherever_they_are_read():
         past = before(time, data)
         of_sample = data.item_features(rows, time).floats
         np.testing.assert_array_equal(of_sample, past.item_features(rows, time).floats)
-        np.testing.assert_array_equal(of_sample, data.catalogue_at(time).floats)
+        np.testing.assert_array_equal(of_sample, data.catalogue_at(time).items.floats)
         encoded = data.encoder.items(table | past.statistic_columns([1, 2, 3], time))[1]  # type: ignore[union-attr]
         np.testing.assert_array_equal(of_sample[1:], encoded.floats)
-    np.testing.assert_array_equal(data.catalogue.floats, data.catalogue_at(START + 2 * HOUR + 1).floats)  # after the last event
-    assert not data.catalogue.floats[0].any()
+    floats = data.catalogue.items.floats
+    np.testing.assert_array_equal(floats, data.catalogue_at(START + 2 * HOUR + 1).items.floats)  # after the last event
+    assert not floats[0].any()
 
 
 def test_they_travel_with_schema_and_encoder():
@@ -254,5 +255,5 @@ def test_one_action_is_counted_as_events_without_any_are():
         for more in ({"action": "what", "actions": ("click",)}, {})
     )
     assert named.schema.statistics == plain.schema.statistics and named.schema.statistic_actions == ()
-    np.testing.assert_array_equal(named.catalogue.floats, plain.catalogue.floats)
+    np.testing.assert_array_equal(named.catalogue.items.floats, plain.catalogue.items.floats)
     assert "statistic_actions" not in json.dumps(named.schema.to_json())

@@ -125,12 +125,12 @@ def test_mlp_and_layer_norm_by_hand():
 def test_fields_of_a_behaviour_come_from_the_catalogue():
     """The item is the history's, every other field is looked up by it; an id out of range has the unknown item's."""
     schema, catalogue = demo.schema(), demo.catalogue()
-    params = {"fitted": {"fields": layers.fit_fields(catalogue.ids, schema)}}
+    params = {"fitted": {"fields": layers.fit_fields(catalogue.items.ids, schema)}}
     assert list(params["fitted"]["fields"]) == ["category"]
     item = np.array([3, 0, 49, 50, -2], np.int32)
     fields = layers.behaviour_fields(params, schema, item)
     np.testing.assert_array_equal(fields["item"], item)
-    np.testing.assert_array_equal(fields["category"], catalogue.ids["category"][[3, 0, 49, 0, 0]])
+    np.testing.assert_array_equal(fields["category"], catalogue.items.ids["category"][[3, 0, 49, 0, 0]])
 
 
 def test_a_behaviour_is_the_sum_of_its_embeddings():
@@ -139,7 +139,7 @@ def test_a_behaviour_is_the_sum_of_its_embeddings():
     past = demo.history(6, 4)
     past = dataclasses.replace(past, item=past.item + 7 * ~past.mask, age=np.where(past.mask, past.age, np.float32(np.nan)))
     got = jax.jit(lambda params: layers.embed_behaviours(params, demo.schema(), past))(params)
-    tables, category = jax.tree.map(np.asarray, params["embedding"]), demo.catalogue().ids["category"]
+    tables, category = jax.tree.map(np.asarray, params["embedding"]), demo.catalogue().items.ids["category"]
     for place in range(4):
         item = past.item[place]
         bucket = int(np.floor(np.log2(1 + past.age[place])))

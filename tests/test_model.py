@@ -69,7 +69,7 @@ def test_init_is_a_function_of_key_and_seed():
     fitted = {seed: aif.fit_tables(model.config, catalogue.items, seed=seed) for seed in (3, 4)}
     jax.tree.map(np.testing.assert_array_equal, one["fitted"], fitted[3])
     assert not np.array_equal(*(fit["signatures_32"]["projection"] for fit in fitted.values()))
-    np.testing.assert_array_equal(fitted[3]["fields"]["category"], catalogue.ids["category"])
+    np.testing.assert_array_equal(fitted[3]["fields"]["category"], catalogue.items.ids["category"])
 
 
 def test_init_takes_fitted_tables_and_fits_on_the_host_under_jit():

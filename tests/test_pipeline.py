@@ -120,10 +120,10 @@ def changed(data, part):
         arrays["time"][last] += 1
     if part in ("an item", "a time"):
         return dataclasses.replace(data, log=aif.EventLog(*arrays.values(), users=log.users))
-    catalogue = data.catalogue
-    content = catalogue.content.copy()
+    content = data.catalogue.items.content.copy()
     content[5, 2] += 1
-    return dataclasses.replace(data, catalogue=dataclasses.replace(catalogue, content=content))
+    items = dataclasses.replace(data.catalogue.items, content=content)
+    return dataclasses.replace(data, catalogue=dataclasses.replace(data.catalogue, items=items))
 
 
 @pytest.mark.parametrize("part", ["an item", "a time", "content"])

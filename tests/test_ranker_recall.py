@@ -91,7 +91,7 @@ def smoke():
 
 def test_features_of_the_trees_by_a_plain_count(smoke):
     data, part, at, rows = smoke
-    log, category = data.dataset.log, data.dataset.catalogue.ids["category"]
+    log, category = data.dataset.log, data.dataset.catalogue.items.ids["category"]
     rows[:, 0] = log.item[at]
     found = trees.Features(data, part)(at, rows)
     assert found.shape == (40, 12, 2 + 1 + len(trees.RECENT) + 4 * len(trees.fields_of(data)) + len(trees.DECAYS) + 1)

@@ -73,12 +73,12 @@ def test_everything_arrives_in_its_place(folder):
     assert (log.user.tolist(), log.item.tolist()) == ([1, 1, 2, 2], [1, 2, 1, 3])
     assert log.time.tolist() == [3, 7, 4, 5]  # seconds, cut
     assert log.action.tolist() == [1, 2, 1, 2] and data.schema.actions == 3
-    assert catalogue.ids["category"].tolist() == [0, 1, 2, 2]  # cup, tea
-    assert catalogue.ids["brand"].tolist() == [0, 0, 1, 2]
-    assert catalogue.ids["tags"].tolist() == [[0, 0], [0, 0], [1, 2], [0, 0]]  # the first two; "red" stays in the vocabulary
-    assert catalogue.floats.tolist() == [[0], [2], [1.5], [-1]]
-    assert catalogue.side["bid"].tolist() == [0, 4, 3, 5]
-    assert catalogue.content.tolist() == [[0, 0], [3, 4], [1, 2], [5, 6]]
+    assert catalogue.items.ids["category"].tolist() == [0, 1, 2, 2]  # cup, tea
+    assert catalogue.items.ids["brand"].tolist() == [0, 0, 1, 2]
+    assert catalogue.items.ids["tags"].tolist() == [[0, 0], [0, 0], [1, 2], [0, 0]]  # two; "red" stays in the vocabulary
+    assert catalogue.items.floats.tolist() == [[0], [2], [1.5], [-1]]
+    assert catalogue.items.side["bid"].tolist() == [0, 4, 3, 5]
+    assert catalogue.items.content.tolist() == [[0, 0], [3, 4], [1, 2], [5, 6]]
     assert data.user_ids["user"].tolist() == [0, 1, 2, 3] and data.user_ids["country"].tolist() == [0, 1, 2, 0]
     assert data.user_floats.tolist() == [[0], [np.float32(0.1)], [np.float32(0.2)], [np.float32(0.3)]]
     assert data.schema.behaviour_fields == ("item", "category", "brand")
@@ -98,8 +98,8 @@ def test_csv_gives_the_same_as_parquet(tmp_path):
     assert data.schema == dataclasses.replace(other.schema, content=0)
     for field in ("user", "item", "action", "time", "offsets"):
         assert np.array_equal(getattr(data.log, field), getattr(other.log, field)), field
-    for name, table in other.catalogue.ids.items():
-        assert np.array_equal(data.catalogue.ids[name], table), name
+    for name, table in other.catalogue.items.ids.items():
+        assert np.array_equal(data.catalogue.items.ids[name], table), name
     assert np.array_equal(data.user_floats, other.user_floats)
 
 
@@ -110,7 +110,7 @@ def test_a_folder_gzip_and_tabs_will_do(tmp_path):
     (tmp_path / "events" / "2.csv").write_text("user,item,time\n1,8,30\n2,8,10\n")
     (tmp_path / "items.tsv").write_text("item\tcategory\n7\ttea, green\n8\tcup\n")
     data = readers.read(tmp_path / "events", items=tmp_path / "items.tsv", columns=Columns())
-    assert data.log.item.tolist() == [1, 2, 2] and data.catalogue.ids["category"].tolist() == [0, 2, 1]
+    assert data.log.item.tolist() == [1, 2, 2] and data.catalogue.items.ids["category"].tolist() == [0, 2, 1]
 
 
 def test_what_a_writer_has_not_finished_is_left_out(tmp_path):
@@ -140,10 +140,10 @@ def test_a_missing_category_is_unknown(tmp_path):
     csv(tmp_path, items="item,category\n7,\n8,tea\n9,\n")
     for items in (tmp_path / "items.csv", {"item": [7, 8, 9], "category": [None, "tea", None]}):
         data = readers.read(events, items=items, columns=Columns())
-        assert data.catalogue.ids["category"].tolist() == [0, 0, 1, 0]
+        assert data.catalogue.items.ids["category"].tolist() == [0, 0, 1, 0]
         assert data.encoder.items({"item": [7, 8], "category": [None, "tea"]})[1].ids["category"].tolist() == [0, 1]
     none = readers.read(events, items={"item": [7, 8], "category": [None, None]}, columns=Columns())
-    assert none.catalogue.ids["category"].tolist() == [0, 0, 0]
+    assert none.catalogue.items.ids["category"].tolist() == [0, 0, 0]
 
 
 def test_a_file_without_a_header_is_asked_for_one(tmp_path):
@@ -197,7 +197,7 @@ def test_dictionaries_booleans_and_numbers_as_text():
     items = {"item": pa.array(["a", "b"]).dictionary_encode(), "category": [True, False], "shop": pa.array([7, 8], pa.uint8())}
     events, columns = {"user": [1, 1], "item": ["a", "b"], "time": [1, 2]}, Columns(item_attributes=("shop",), text=("shop",))
     data = readers.read(events, items=items, columns=columns)
-    assert data.catalogue.ids["category"].tolist() == [0, 2, 1]
+    assert data.catalogue.items.ids["category"].tolist() == [0, 2, 1]
     assert data.encoder.vocabularies["shop"].raw.tolist() == ["7", "8"]
 
 
@@ -206,7 +206,7 @@ def test_tomorrows_files_keep_todays_rows():
     encoder = type(today.encoder).from_record(today.encoder.to_record(), today.encoder.to_arrays())
     data = read(None, events={name: values[:1] for name, values in EVENTS.items()}, encoder=encoder)
     assert data.schema == today.schema and len(data.log) == 1 and data.log.item.tolist() == [3]
-    assert np.array_equal(data.catalogue.ids["brand"], today.catalogue.ids["brand"])
+    assert np.array_equal(data.catalogue.items.ids["brand"], today.catalogue.items.ids["brand"])
     assert data.encoder.version == today.encoder.version
 
     new, events = ({name: [*values, values[0]] for name, values in table.items()} for table in (ITEMS, EVENTS))
@@ -215,7 +215,7 @@ def test_tomorrows_files_keep_todays_rows():
     refused(ValueError, r"row 4, column 'id': unknown item: expected one of the 3 known, got 99", read, **given)
     data = read(**given, unknown="skip")
     assert data.schema == today.schema and len(data.log) == 4  # without the stranger's event
-    assert data.catalogue.ids["brand"].tolist() == [0, 0, 1, 2]  # "z" is unknown
+    assert data.catalogue.items.ids["brand"].tolist() == [0, 0, 1, 2]  # "z" is unknown
 
 
 def test_text_ids_stay_text_where_tomorrows_file_has_digits_only(tmp_path):
@@ -241,12 +241,12 @@ def test_floats_are_scaled_as_they_were_in_training():
     price = np.float32([2, 1.5, -1])
     assert data.encoder.scales["item/price"] == (float(price.mean()), float(price.std()))
     assert data.encoder.scales["user/age"] == pytest.approx((0.2, np.sqrt(0.02 / 3)))
-    np.testing.assert_allclose(data.catalogue.floats[1:, 0], (price - price.mean()) / price.std(), rtol=1e-6)
-    assert data.catalogue.floats[0] == 0 and data.user_floats[0] == 0
+    np.testing.assert_allclose(data.catalogue.items.floats[1:, 0], (price - price.mean()) / price.std(), rtol=1e-6)
+    assert data.catalogue.items.floats[0] == 0 and data.user_floats[0] == 0
     np.testing.assert_allclose(data.user_floats[1:].mean(), 0, atol=1e-6)
-    assert data.catalogue.side["bid"].tolist() == [0, 4, 3, 5]  # as they are
+    assert data.catalogue.items.side["bid"].tolist() == [0, 4, 3, 5]  # as they are
     again = read(None, items=ITEMS | {"price": [100.0, 2.0, -1.0]}, encoder=data.encoder)
-    assert again.catalogue.floats[1, 0] == data.catalogue.floats[1, 0]
+    assert again.catalogue.items.floats[1, 0] == data.catalogue.items.floats[1, 0]
 
 
 @pytest.mark.parametrize(("changes", "error", "message"), [
@@ -276,7 +276,7 @@ def test_tables_in_memory_give_the_same_as_files(folder):
         assert data.encoder.version == whole.encoder.version and data.name == "events"
         for field in ("user", "item", "action", "time"):
             assert np.array_equal(getattr(data.log, field), getattr(whole.log, field)), field
-        assert np.array_equal(data.catalogue.content, whole.catalogue.content)
+        assert np.array_equal(data.catalogue.items.content, whole.catalogue.items.content)
     refused(ValueError, "items, row 2, column 'id': null: expected an id", read, items=ITEMS | {"id": [20, None, 30]})
     refused(TypeError, "events: expected a path, a mapping of columns or an Arrow table, got list", read, events=[1])
 

@@ -387,7 +387,7 @@ def test_items_that_left_the_items_file_keep_what_was_known_of_them(stocked, tmp
         if name in fields:  # what events of a history say of their item
             assert np.array_equal(made.trained.encoder.vocabularies[name].ids_of(np.asarray(fields[name])[row]), raw)
     assert np.array_equal(moved.floats[row, :1], known.floats[before, :1]) and known.floats[before, 0].std() > 0.1
-    np.testing.assert_allclose(moved.floats[row, 1:], whole.catalogue.floats[today, 1:], rtol=1e-6)
+    np.testing.assert_allclose(moved.floats[row, 1:], whole.catalogue.items.floats[today, 1:], rtol=1e-6)
     assert moved.content is not None and np.array_equal(moved.content[row], vectors[leaves - 100])
     index, table = aif.export.restore(SnapshotStore(stocked).fetch(tmp_path / "here")).index, files(6, leaves[1:])["items"]
     assert np.array_equal(np.sort(index.ids), np.sort(ids := table["item"]))

@@ -240,7 +240,7 @@ def test_an_outlier_flattens_no_scale_and_is_clipped_where_it_is_encoded(tmp_pat
     spoilt = read(data)
     one, two = (d.encoder.scales["item/price"] for d in (clean, spoilt))
     assert two[1] == pytest.approx(one[1], rel=0.5) and len(two) == 4
-    floats = spoilt.catalogue.floats[1:, 0]
+    floats = spoilt.catalogue.items.floats[1:, 0]
     assert np.std(np.delete(floats, 7)) > 0.5 and np.abs(floats).max() < 12  # before: 1e-8, and 11 of one item
     item = {name: values[7] for name, values in data["items"].items()}
     assert spoilt.encoder.item(item).floats.tolist() == [floats[7]]

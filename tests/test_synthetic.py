@@ -21,7 +21,7 @@ def world():
 
 def everything(world):
     data, fields = world.dataset, ("user", "item", "action", "time", "offsets")
-    arrays = [getattr(data.log, f) for f in fields] + [data.catalogue.content, data.catalogue.ids["category"]]
+    arrays = [getattr(data.log, f) for f in fields] + [data.catalogue.items.content, data.catalogue.items.ids["category"]]
     return [*arrays, world.popularity, world.topic, world.observable]
 
 
@@ -53,7 +53,7 @@ def test_sizes_and_what_a_model_sees(world):
     assert (len(data.users) - 1, len(data.items) - 1, len(data.log)) == (150, 300, 150 * 120)
     assert [a.name for a in data.schema.item_attributes] == ["item", "category"] and data.schema.content == 16
     assert set(np.unique(data.log.action)) == {1, 2}
-    np.testing.assert_array_equal(data.catalogue.ids["category"], world.category + 1)
+    np.testing.assert_array_equal(data.catalogue.items.ids["category"], world.category + 1)
 
 
 def lift_by_hand(world, position, row, lag=16, recent=4):
@@ -132,7 +132,7 @@ def test_clicks_are_drawn_from_the_truth(world):
 
 
 def test_content_shows_the_topic_and_the_category_does_not(world):
-    content = world.dataset.catalogue.content[1:]
+    content = world.dataset.catalogue.items.content[1:]
     np.testing.assert_allclose(np.linalg.norm(content, axis=1), 1, rtol=1e-5)
     similarity, topic, category = content @ content.T, world.topic[1:], world.category[1:]
     pairs = np.triu_indices(300, 1)

@@ -141,11 +141,11 @@ class Dataset:
     @functools.cached_property
     def digest(self) -> str:
         """64 hex digits over events, items, users and encoder: other data with the same counts have another digest."""
-        catalogue = self.catalogue
+        items = self.catalogue.items
         tables = {
             "log": {name: getattr(self.log, name) for name in ("user", "item", "action", "time", "offsets")},
-            "items": {**catalogue.ids, "floats": catalogue.floats, "content": catalogue.content},
-            "side": catalogue.side,
+            "items": {**items.ids, "floats": items.floats, "content": items.content},
+            "side": items.side,
             "users": {**self.user_ids, "floats": self.user_floats},
             "lists": {"display_positions": self.display_positions},
         }

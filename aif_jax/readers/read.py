@@ -465,7 +465,7 @@ def _catalogue(tables: Tables, encoder: Encoder, embedding: np.ndarray | None, e
     features = dataclasses.replace(features, floats=features.floats * known[:, None])
     if earlier is not None:
         features = _with_departed(features, np.flatnonzero(~known)[1:], earlier, encoder)
-    return Catalogue.from_features(encoder.schema, vocabulary.raw, features)
+    return Catalogue(schema=encoder.schema, raw=vocabulary.raw, items=features)
 
 
 def _with_departed(features: ItemFeatures, gone: np.ndarray, earlier: Trained, encoder: Encoder) -> ItemFeatures:

@@ -54,7 +54,7 @@ def forget_ids(data: Dataset, since: int) -> Dataset:
     logged = () if cascade is None else cascade.rows[recent[cascade.positions]]
     items, users = (np.union1d(0, rows) for rows in (np.append(log.item[recent], logged).astype(int), log.user[recent]))
     kept = {"item": [items], "user": [users]}  # rows that stay, 0 among them
-    for table, rows in ((data.catalogue.ids, items), (data.user_ids, users)):
+    for table, rows in ((data.catalogue.items.ids, items), (data.user_ids, users)):
         for name in set(table) - {"item", "user"}:
             kept.setdefault(name, []).append(np.ravel(table[name][rows]))
     vocabularies = dict(before.vocabularies)
@@ -76,7 +76,7 @@ def forget_ids(data: Dataset, since: int) -> Dataset:
         data,
         schema=encoder.schema,
         log=EventLog(*(c[known] for c in (user, item, log.action, log.time)), users=len(vocabularies["user"])),
-        catalogue=Catalogue.from_features(encoder.schema, vocabularies["item"].raw, features),
+        catalogue=Catalogue(schema=encoder.schema, raw=vocabularies["item"].raw, items=features),
         user_ids={name: places[name][table[users]] for name, table in data.user_ids.items()},
         user_floats=data.user_floats[users],
         users=vocabularies["user"],

@@ -47,8 +47,7 @@ def load(name: str, folder: Path | None = None) -> StudyData:
             files = folder / FOLDERS[name]
             dataset = movielens.read(files, content=files / "content.npz", category="content", behaviour_fields=("year",))
             split = split_by_time(dataset.log)
-            assert dataset.catalogue.content is not None  # read with it
-            dataset, fields = with_content(dataset, reduced(dataset.catalogue.content)), ("category", "year")
+            dataset, fields = with_content(dataset, reduced(np.asarray(dataset.catalogue.items.content))), ("category", "year")
             return StudyData(name=name, dataset=dataset, split=split, sim_fields=fields)
         dataset = taobao.read(folder / FOLDERS[name], between=taobao.WINDOW)
         split = split_by_time(dataset.log)
@@ -66,10 +65,10 @@ def with_statistics(data: StudyData) -> StudyData:
     columns = dataclasses.replace(before.columns, item_statistics=HALF_LIVES)
     schema = schema_of(columns, before.vocabularies, content=before.schema.content)
     encoder = dataclasses.replace(before, columns=columns, schema=schema)
-    statistics = ItemStatistics(schema, dataset.log)
-    latest = statistics.at(np.arange(len(dataset.catalogue)), dataset.log.time.max() + 1)
-    floats = np.concatenate([dataset.catalogue.floats, latest], 1)
-    catalogue = dataclasses.replace(dataset.catalogue, schema=encoder.schema, floats=floats)
+    latest = ItemStatistics(schema, dataset.log).at(np.arange(len(dataset.catalogue)), dataset.log.time.max() + 1)
+    items = dataset.catalogue.items
+    items = dataclasses.replace(items, floats=np.concatenate([items.floats, latest], 1))
+    catalogue = dataclasses.replace(dataset.catalogue, schema=encoder.schema, items=items)
     dataset = dataclasses.replace(dataset, schema=encoder.schema, catalogue=catalogue, encoder=encoder)
     return dataclasses.replace(data, dataset=dataset)
 
@@ -78,7 +77,8 @@ def with_content(dataset: Dataset, content: np.ndarray) -> Dataset:
     """Return the data set with another content embedding float32 [N, E]."""
     schema = dataclasses.replace(dataset.schema, content=content.shape[1], encoding="")
     encoder = dataset.encoder and dataclasses.replace(dataset.encoder, schema=schema)
-    catalogue = dataclasses.replace(dataset.catalogue, schema=schema, content=content)
+    items = dataclasses.replace(dataset.catalogue.items, content=content)
+    catalogue = dataclasses.replace(dataset.catalogue, schema=schema, items=items)
     return dataclasses.replace(dataset, schema=schema, catalogue=catalogue, encoder=encoder)
 
 
@@ -88,7 +88,7 @@ def _company(dataset: Dataset, positions: np.ndarray) -> np.ndarray:
     Categories of one user's training events are counted in pairs; the main directions of the positive pointwise mutual
     information represent the category, and a short random direction tells the items of a category apart.
     """
-    log, category = dataset.log, dataset.catalogue.ids["category"]
+    log, category = dataset.log, dataset.catalogue.items.ids["category"]
     size = int(category.max()) + 1
     met = np.zeros((log.users, size), np.float32)
     met[log.user[positions], category[log.item[positions]]] = 1

@@ -42,7 +42,7 @@ def of_requests(data: StudyData, part: Part, requests: Requests, counts: np.ndar
         return found
     on = judge.Slice(data, "", part, requests, counts, question.catalogue_requests(requests))
     by_ease, log = baselines.ease(judge.lists_of(on), regularization=200.0, last=20), data.dataset.log
-    category = data.dataset.catalogue.ids["category"]
+    category = data.dataset.catalogue.items.ids["category"]
     ends, popular = log.history_end(at), np.where(none, 0, counts.astype(np.float64) ** POWER)
     for places in _blocks(len(at)):
         first = np.array(by_ease(places)) * np.maximum(counts, 1) ** 0.25
@@ -102,7 +102,7 @@ def _category_weights(log: EventLog, positions: np.ndarray, category: np.ndarray
 
 def _met_and_categories(dataset: Dataset, positions: np.ndarray, counts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return int32 [B, TAUGHT]: some of the latest met items, and items of the last events' categories by popularity."""
-    log, category = dataset.log, dataset.catalogue.ids["category"]
+    log, category = dataset.log, dataset.catalogue.items.ids["category"]
     start, end = log.offsets[log.user[positions]], log.history_end(positions)
     recent = np.minimum(end - start, MET)
     met = log.item[end[:, None] - 1 - (rng.random((len(positions), MET_TAUGHT)) * recent[:, None]).astype(np.int64)]

@@ -67,7 +67,7 @@ class Counts:
 
 def fields_of(data: StudyData) -> dict[str, np.ndarray]:
     """Return the item and what a history has of it: int32 [N] by field."""
-    return {name: data.dataset.catalogue.ids[name] for name in data.dataset.schema.behaviour_fields}
+    return {name: data.dataset.catalogue.items.ids[name] for name in data.dataset.schema.behaviour_fields}
 
 
 class Features:

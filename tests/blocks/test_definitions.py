@@ -45,7 +45,7 @@ def by_attention(block, seen):
 def by_sums(block, seen):
     """Of signs of signatures, or of trained queries and keys; softmax keys are n times the shares of the n events."""
     if isinstance(block, blocks.LshDin):
-        words = reference.signed(demo.catalogue().content, seen.own["projections"])
+        words = reference.signed(demo.catalogue().items.content, seen.own["projections"])
         queries, keys = (reference.signs(words[at]) for at in (seen.items, seen.history.item))
     else:
         queries, keys = seen.query, seen.embedded @ seen.own["key"]["kernel"] + seen.own["key"]["bias"]
@@ -55,13 +55,13 @@ def by_sums(block, seen):
 
 
 def by_tiers(block, seen):
-    words = reference.signed(demo.catalogue().content, seen.own["projections"])
+    words = reference.signed(demo.catalogue().items.content, seen.own["projections"])
     mask = seen.mask & (np.arange(LONG) < (block.length or LONG))
     return np.log1p(reference.histogram(words[seen.items], words[seen.history.item], mask, block.tiers))
 
 
 def by_slots(block, seen):
-    value, history = demo.catalogue().ids[block.field], seen.history
+    value, history = demo.catalogue().items.ids[block.field], seen.history
     cache = reference.sim_slots(value[history.item], seen.embedded, history.age, seen.mask, block.slots, block.length)
     wanted = value[seen.items]
     return np.concatenate([reference.sim_lookup(cache, seen.query, wanted), reference.sim_flags(cache, wanted)], 1)

@@ -285,7 +285,7 @@ def _rows_of(data: aif.Dataset) -> Any:
     return {
         "events": sorted((known(users, u), known(items, i), t, actions[a]) for u, i, t, a in events),
         "items": [
-            (items[n - 1], known(categories, int(catalogue.ids["category"][n])), float(catalogue.floats[n, 0]))
+            (items[n - 1], known(categories, int(catalogue.items.ids["category"][n])), float(catalogue.items.floats[n, 0]))
             for n in range(1, len(items) + 1)
         ],
         "users": [(users[n - 1], known(cities, int(data.user_ids["city"][n]))) for n in range(1, len(users) + 1)],
