@@ -5,6 +5,8 @@ import shutil
 
 import pytest
 
+from tests.reliability.sizes import full
+
 STREAM = """
 import json, sys, threading, time
 import numpy as np
@@ -73,10 +75,9 @@ LARGE = dict(events=100_000_000, users=1_000_000, items=100_000, chunk_users=10_
 """The log takes 1,907 MB, its permutation would take 763 MB."""
 SMALL = dict(events=4_000_000, users=40_000, items=1000, chunk_users=500, block=1 << 16, steps=10)
 """With blocks so small that a copy of any column would show: one int64 for each event would be 0.4 of the log."""
-FULLY = [pytest.mark.reliability, pytest.mark.timeout(1500)]
 
 
-@pytest.mark.parametrize(("sizes", "most"), [(SMALL, 0.4), pytest.param(LARGE, 0.157, marks=FULLY)], ids=["small", "large"])
+@pytest.mark.parametrize(("sizes", "most"), [(SMALL, 0.4), full(LARGE, 0.157)])
 def test_a_log_streams_in_bounded_memory(python, tmp_path, sizes, most):
     (tmp_path / "log").mkdir()
     try:

@@ -45,21 +45,10 @@ def trainer(work, loop, *, failures=0):
 
 def train(work):
     """What a worker does: `training.run` by Ray's own means; the second kills itself once, where the test says so."""
-    import itertools
-
     os.chdir(work["root"])
     from aif_jax.engines import ray_train
 
     with ray_train.joined(work["folder"]) as job:
-        from aif_jax import sharding, train
-        from aif_jax.data import to_device
-
-        model, feed, optimizer, params = training.world(job.rank, job.count)
-        mesh = sharding.row_mesh()
-        state = sharding.place_state(train.init_state(params, optimizer), mesh)
-        sparse = ("item",)
-        step = train.make_step(model, optimizer, loss=train.losses.listwise_softmax, sparse=sparse)
-        state, cursor = train.resume(state, job.checkpoints, config=model.config)
         mark = Path(work["folder"]) / "killed"
 
         def report(number, values):
@@ -68,11 +57,7 @@ def train(work):
                 mark.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        with to_device(feed.batches(cursor), place=lambda batch: sharding.place_batch(batch, mesh)) as batches:
-            train.loop(
-                state, step, itertools.islice(batches, STEPS - int(state.step)), log_every=1,
-                save=train.Saving(job.checkpoints, model.config, every=9), on_log=report, progress=False,
-            )  # fmt: skip
+        training.go_on(training.world(job.rank, job.count), job.checkpoints, STEPS, on_log=report)
 
 
 def test_a_worker_that_dies(cluster, tmp_path):

@@ -1,120 +1,92 @@
-"""Two processes of one job: one loss, checkpoints, `fit`. 200 steps and kills: `reliability/test_processes.py`."""
+"""Several processes of one job: one loss, checkpoints, `fit`; 200 steps, kills, checkpoints that go from number to number."""
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
-import subprocess
-import sys
+import os
+import signal
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
 import aif_jax as aif
-from aif_jax import Run, Trained, checkpoint
-from tests import process_training as training
-from tests.conftest import ROOT, child_environment
-from tests.light import flags
-
-PAIR = """
-import dataclasses, itertools, json, sys
-from pathlib import Path
-folder, count, address, index = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
-import jax
-jax.distributed.initialize(address, count, index)
-import numpy as np
 from aif_jax import checkpoint, sharding, train
-from aif_jax.checkpoint import Checkpoints
 from tests import process_training as training
+from tests.process_training import finish, start
+from tests.reliability.sizes import fully
 
-model, feed, optimizer, params = training.world(index, count)
-mesh = sharding.row_mesh()
-place = lambda: sharding.place_state(train.init_state(params, optimizer), mesh)
-step = train.make_step(model, optimizer, loss=train.losses.listwise_softmax, sparse=("item",))
-said = {}
-
-def batches(number):
-    for fed in itertools.islice(feed.batches(), number):
-        yield dataclasses.replace(fed, batch=sharding.place_batch(fed.batch, mesh))
-
-run = lambda feed, state=None, **options: train.loop(state or place(), step, feed, progress=False, **options)
-
-def empty_share():
-    for at, fed in enumerate(batches(3)):
-        yield dataclasses.replace(fed, problem="empty") if index == 1 and at == 1 else fed
-
-"""
 STEPS = 6
-CHECKS = (
-    f"STEPS = {STEPS}"
-    + """
-said["losses"] = []
-state = run(batches(STEPS), log_every=1, on_log=lambda number, values: said["losses"].append(values["loss"]))
-said["empty in one"] = int(run(empty_share()).step)
-
-with Checkpoints(folder / "run") as run_folder:
-    run_folder.save(3, state.params, model.config, opt_state=state.opt_state, position={"step": 3})
-    like = {"params": place().params, "opt_state": place().opt_state}
-    read = run_folder.restore(like=like, config=model.config)
-    same = lambda a, b: [np.testing.assert_array_equal(x.addressable_data(0), y.addressable_data(0))
-                         for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]
-    same([read.params, read.opt_state], [state.params, state.opt_state])
-    said["version"] = read.version
-    try:
-        run_folder.save(3, state.params, model.config)
-    except Exception as error:
-        said["again"] = [type(error).__name__, str(error)]
-    whole = run_folder.restore()  # by each on its own
-    said["whole"] = list(whole.params["embedding"]["item"].shape)
-single = checkpoint.load(folder / "single", like={"params": place().params})
-said["from one"] = [list(single.params["embedding"]["item"].shape), single.version]
-(folder / f"said-{index}.json").write_text(json.dumps(said))
-"""
-)
 
 
-def start(folder: Path, code: str, count: int) -> list[subprocess.Popen]:
-    words = [sys.executable, "-c", code, str(folder), str(count)]
-    options = dict(cwd=ROOT, env=child_environment(flags=flags()), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    return training.start(words, count, **options)
+class Process:
+    """The small training in one process of several."""
+
+    def __init__(self, index: int, count: int):
+        self.index, self.mesh = index, sharding.row_mesh()
+        self.model, self.feed, self.optimizer, self.params = training.world(index, count)
+
+    def place(self) -> train.TrainState:
+        """A fresh state, spread over the processes."""
+        return sharding.place_state(train.init_state(self.params, self.optimizer), self.mesh)
+
+    def batches(self, number: int, *, empty: int | None = None) -> Iterator[Any]:
+        """The first batches, spread; the share that the second process has of one of them is empty."""
+        for at, fed in enumerate(itertools.islice(self.feed.batches(), number)):
+            placed = dataclasses.replace(fed, batch=sharding.place_batch(fed.batch, self.mesh))
+            yield dataclasses.replace(placed, problem="empty") if self.index == 1 and at == empty else placed
+
+    def run(self, batches: Iterator[Any], **options: Any) -> train.TrainState:
+        return train.loop(self.place(), training.step_of(self.model, self.optimizer), batches, progress=False, **options)
+
+    def like(self) -> dict[str, Any]:
+        """What a checkpoint is read into."""
+        return {"params": self.place().params, "opt_state": self.place().opt_state}
 
 
-def finish(started: list[subprocess.Popen], timeout: float = 280) -> None:
-    try:
-        outputs = [process.communicate(timeout=timeout)[0] for process in started]
-    finally:
-        training.stop(started)
-    assert [process.returncode for process in started] == [0] * len(started), "\n\n".join(outputs)
+def check(folder: Path, index: int, count: int) -> None:
+    """Trains, saves and reads in one of two processes, and writes what it was told."""
+    process, said = Process(index, count), {"losses": []}
+    state = process.run(process.batches(STEPS), log_every=1, on_log=lambda _, values: said["losses"].append(values["loss"]))
+    said["empty in one"] = int(process.run(process.batches(3, empty=1)).step)
+    with aif.Checkpoints(folder / "run") as run_folder:
+        run_folder.save(3, state.params, process.model.config, opt_state=state.opt_state, position={"step": 3})
+        read = run_folder.restore(like=process.like(), config=process.model.config)
+        leaves = zip(*(jax.tree.leaves((each.params, each.opt_state)) for each in (read, state)), strict=True)
+        for one, other in leaves:
+            np.testing.assert_array_equal(one.addressable_data(0), other.addressable_data(0))
+        said["version"] = read.version
+        try:
+            run_folder.save(3, state.params, process.model.config)
+        except Exception as error:
+            said["again"] = [type(error).__name__, str(error)]
+        said["whole"] = list(run_folder.restore().params["embedding"]["item"].shape)  # by each on its own
+    single = checkpoint.load(folder / "single", like={"params": process.place().params})
+    said["from one"] = [list(single.params["embedding"]["item"].shape), single.version]
+    (folder / f"said-{index}.json").write_text(json.dumps(said))
 
 
-FIT = """
-import sys
-from pathlib import Path
-folder, count, address, index = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
-import jax
-if count > 1:
-    jax.distributed.initialize(address, count, index)
-import aif_jax as aif
-
-data = aif.read(folder / "events.csv", items=folder / "items.csv", columns=aif.Columns(), progress=False)
-sizes = dict(width=4, short_length=3, long_length=4, towers=(), head=aif.heads.Mlp((4,)), sequence=False)
-model = aif.build(aif.presets.two_tower(data.schema, **sizes))
-aif.fit(model, data, aif.FitConfig(batch_size=64, EPOCHS), out=folder / f"run-{count}", progress=False)
-"""
+def fit(folder: Path, index: int, count: int, epochs: int = 1) -> None:
+    """Calls `aif.fit` on the files of `write_files`."""
+    data = aif.read(folder / "events.csv", items=folder / "items.csv", columns=aif.Columns(), progress=False)
+    sizes = dict(width=4, short_length=3, long_length=4, towers=(), head=aif.heads.Mlp((4,)), sequence=False)
+    model = aif.build(aif.presets.two_tower(data.schema, **sizes))
+    aif.fit(model, data, aif.FitConfig(batch_size=64, epochs=epochs), out=folder / f"run-{count}", progress=False)
 
 
-def fit_code(epochs: int = 1) -> str:
-    """What each process does: `fit` on the files of `write_files`."""
-    return FIT.replace("EPOCHS", f"epochs={epochs}")
-
-
-def write_files(folder: Path) -> None:
+def write_files(folder: Path) -> Path:
     rng = np.random.default_rng(0)
     users, ids = rng.integers(0, 30, 900), rng.integers(100, 161, 900)
     events = [f"{user},{item},{1_700_000_000 + 60 * at}" for at, (user, item) in enumerate(zip(users, ids, strict=True))]
     (folder / "events.csv").write_text("user,item,time\n" + "\n".join(events) + "\n")
     (folder / "items.csv").write_text("item,category\n" + "".join(f"{item},c{item % 7}\n" for item in range(100, 161)))
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -122,8 +94,8 @@ def pair(tmp_path_factory):
     """The folder of two processes, and what each of them was told."""
     folder = tmp_path_factory.mktemp("pair")
     model, *_, params = training.world(0, 1)
-    checkpoint.save(folder / "single", Trained(model, params))
-    finish(start(folder, PAIR + CHECKS, 2))
+    checkpoint.save(folder / "single", aif.Trained(model, params))
+    finish(start(check, folder, 2))
     return folder, [json.loads((folder / f"said-{index}.json").read_text()) for index in range(2)], params, model.config
 
 
@@ -153,7 +125,7 @@ def test_processes_write_one_checkpoint(pair):
 
 def test_the_curve_of_one(pair, tmp_path):
     _, said, *_ = pair
-    training.run(tmp_path, STEPS, 1, "", 0)
+    training.run(tmp_path, 0, 1, STEPS)
     for told in said:
         np.testing.assert_allclose(told["losses"], training.losses(tmp_path), rtol=1e-6)
         assert len(told["losses"]) == STEPS
@@ -163,8 +135,86 @@ def test_fit_in_two_processes_ends_as_in_one(tmp_path):
     """With the same parameters, up to the order of sums, and a checkpoint that one process serves."""
     write_files(tmp_path)
     for count in (2, 1):
-        finish(start(tmp_path, fit_code(), count))
-    two, one = (Run.load(tmp_path / f"run-{count}") for count in (2, 1))
+        finish(start(fit, tmp_path, count))
+    two, one = (aif.Run.load(tmp_path / f"run-{count}") for count in (2, 1))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), two.params, one.params)
     assert two.metrics == pytest.approx(one.metrics, rel=1e-4)
     assert len(aif.ItemIndex.build(two.trained, tmp_path / "items.csv", progress=False)) == 61
+
+
+def kill_second(started: list, at_work: Any) -> None:
+    """Kills the second of two processes as soon as `at_work()`, and waits until the first has failed by itself."""
+    try:
+        while not at_work():
+            assert [process.poll() for process in started] == [None, None], "expected a run that is killed, it ended before"
+            time.sleep(0.01)
+        os.kill(started[1].pid, signal.SIGKILL)
+        assert started[0].wait(200) != 0
+    finally:
+        training.stop(started)
+
+
+@pytest.fixture
+def folders(tmp_path) -> list[Path]:
+    """Of one process, of two, and of two that are killed."""
+    made = [tmp_path / name for name in ("one", "whole", "killed")]
+    for folder in made:
+        folder.mkdir()
+    return made
+
+
+@fully
+def test_two_hundred_steps_and_a_kill(folders):
+    """Two processes have the loss of one; killed half way and started again they end bit for bit as those left alone."""
+    one, whole, killed = folders
+    for folder, count in ((one, 1), (whole, 2)):
+        finish(start(training.run, folder, count, 200))
+    kill_second(start(training.run, killed, 2, 200), lambda: len(training.losses(killed)) >= 100)
+    finish(start(training.run, killed, 2, 200))
+    assert len(training.losses(one)) == 200
+    np.testing.assert_allclose(training.losses(whole), training.losses(one), rtol=1e-6)
+    np.testing.assert_array_equal(training.losses(killed), training.losses(whole))
+    for index in range(2):
+        ends = (dict(np.load(folder / f"end-{index}.npz")) for folder in (whole, killed))
+        jax.tree.map(np.testing.assert_array_equal, *ends)
+
+
+@fully
+def test_fit_goes_on(folders):
+    """One of two processes is killed by SIGKILL; the same call again ends bit for bit as one that was left alone."""
+    whole, killed = map(write_files, folders[1:])
+    finish(start(fit, whole, 2, 4))
+    runs, of_killed = (aif.Checkpoints(folder / "run-2") for folder in (whole, killed))
+    last = runs.latest
+    kill_second(start(fit, killed, 2, 4), lambda: of_killed.steps)
+    assert last is not None and max(of_killed.steps) < last  # it had not ended
+    finish(start(fit, killed, 2, 4))
+    one, other = (each.restore(last) for each in (runs, of_killed))
+    assert one.version == other.version and one.step == other.step == last
+
+
+def save(folder: Path, index: int, count: int) -> None:
+    """Trains five steps and saves them."""
+    process = Process(index, count)
+    state = process.run(process.batches(5), max_skipped=0)
+    with aif.Checkpoints(folder / "trained") as saved:
+        saved.save(5, state.params, process.model.config, opt_state=state.opt_state)
+
+
+def pass_on(folder: Path, index: int, count: int) -> None:
+    """Reads what `save` has written, and saves it."""
+    process = Process(index, count)
+    with aif.Checkpoints(folder / "trained") as saved:
+        read = saved.restore(like=process.like(), config=process.model.config)
+    assert read.params["embedding"]["item"].shape == (84, 4)
+    with aif.Checkpoints(folder / "passed on") as saved:
+        saved.save(5, read.params, process.model.config, opt_state=read.opt_state)
+
+
+@fully
+def test_two_to_four_to_one(tmp_path):
+    finish(start(save, tmp_path, 2))
+    finish(start(pass_on, tmp_path, 4))
+    two, four = (checkpoint.load(tmp_path / name / "5") for name in ("trained", "passed on"))
+    assert two.version == four.version != ""
+    jax.tree.map(np.testing.assert_array_equal, two.params, four.params)

@@ -18,7 +18,7 @@ from aif_jax.connectors import snapshot_store as module
 from tests import servers
 from tests.killed import Life
 from tests.refusals import refused
-from tests.reliability.sizes import FULL
+from tests.reliability.sizes import FULL, full
 
 SIZES = {"a": 100, "manifest.json": 9, "inner/b": 40_000, "inner/deeper/c": 3}
 
@@ -273,10 +273,7 @@ def publish_all(open_store: Callable[..., SnapshotStore], folder: str, log: str)
             number += 1
 
 
-MANY = pytest.param(FULL.upload_kills, marks=[pytest.mark.reliability, pytest.mark.timeout(1800)])
-
-
-@pytest.mark.parametrize("kills", [3, MANY], ids=["few", "many"])
+@pytest.mark.parametrize("kills", [3, full(FULL.upload_kills)])
 def test_kills_of_a_publisher_tear_nothing(open_store, tmp_path, kills):
     """Publishers that are killed in the middle of an upload; a reader comes all the time and must find whole folders."""
     chance, log, reader, last, reads = random.Random(0), tmp_path / "log", open_store(), 0, 0

@@ -29,7 +29,7 @@ from tests.conftest import child_environment
 from tests.killed import Life
 from tests.light import flags
 from tests.refusals import refused
-from tests.reliability.sizes import FULL
+from tests.reliability.sizes import FULL, full
 from tests.stream_world import NAMES, PARAMS, PARTITIONS, encoder, first_index, items, model, prices, work
 
 ENCODER, MODEL = encoder(), model()
@@ -249,10 +249,7 @@ def test_a_tombstone_names_an_item(key):
     assert decode(Message(1, 3, tombstone_key(7), None)) == [7]
 
 
-MANY = pytest.param(FULL.follower_kills, marks=[pytest.mark.reliability, pytest.mark.timeout(3600)])
-
-
-@pytest.mark.parametrize("kills", [3, MANY], ids=["few", "many"])
+@pytest.mark.parametrize("kills", [3, full(FULL.follower_kills)])
 def test_kills_of_a_follower_lose_and_double_nothing(kafka_address, tmp_path, kills):
     """Followers that are killed at work, each after the other; whenever all is in, a new stream and directory begin."""
     chance, updates, done, number = random.Random(0), 60, 0, 0

@@ -14,7 +14,7 @@ from aif_jax import scores as aif_scores
 from aif_jax.blocks import Block
 from aif_jax.train.edits import platt, svd_factors
 from tests import demo, light
-from tests.reliability.sizes import FULL, generator
+from tests.reliability.sizes import FULL, fully, generator
 
 LONG = 64  # the least length of a history that an export has as a symbol in every preset
 ADDITIONS = ("factors", "offset", "unseen", "calibration")
@@ -114,8 +114,7 @@ def test_every_preset_block_and_addition_is_exported():
     assert {addition for additions in long for addition in additions} == set(ADDITIONS)
 
 
-@pytest.mark.reliability
-@pytest.mark.timeout(3600)
+@fully
 def test_exports_at_random(tmp_path):
     rng = generator("exports")
     for number in range(FULL.exports):

@@ -7,6 +7,7 @@ import dataclasses
 import os
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,10 +55,19 @@ def _seed() -> int:
 FULL = Sizes().scaled(float(os.environ.get("AIF_JAX_RELIABILITY_SCALE", "1")))
 SMOKE = Sizes().scaled(0.0)
 SEED = _seed()
-RUNS = [
-    pytest.param(SMOKE, 0, id="short"),
-    pytest.param(FULL, SEED, id="full", marks=[pytest.mark.reliability, pytest.mark.timeout(3600)]),
-]
+
+
+def fully(test: Any) -> Any:
+    """Marks a test that runs at full size alone."""
+    return pytest.mark.reliability(pytest.mark.timeout(7200)(test))
+
+
+def full(*values: Any) -> Any:
+    """The parameters of a test at full size."""
+    return pytest.param(*values, id="full", marks=[pytest.mark.reliability, pytest.mark.timeout(7200)])
+
+
+RUNS = [pytest.param(SMOKE, 0, id="short"), full(FULL, SEED)]
 """Parameters (sizes, seed) of a suite that is the same at every size."""
 
 

@@ -20,7 +20,7 @@ from aif_jax.service.inference import MODEL
 from aif_jax.service.process import Listening
 from tests import proxies
 from tests.client import Client
-from tests.reliability.sizes import FULL, SMOKE, Sizes, resident
+from tests.reliability.sizes import FULL, SMOKE, Sizes, fully, resident
 from tests.service_world import IDS, SERVING, Running, connected, exports, posted, running
 
 TOKEN = "open sesame"
@@ -355,8 +355,7 @@ def test_an_answer_before_the_end_of_a_body_says_that_it_closes(monkeypatch):
             assert b'{"live":true}' in read_all(caller)
 
 
-@pytest.mark.reliability
-@pytest.mark.timeout(1800)
+@fully
 def test_every_attack_at_full_size(name, tmp_path, short):
     with fronted(name, tmp_path) as made:
         floods(made, floods_of(name), FULL)

@@ -5,11 +5,10 @@ import json
 import pytest
 
 from tests.reliability import damaged
-from tests.reliability.sizes import FULL, SEED
+from tests.reliability.sizes import FULL, SEED, fully
 
 
-@pytest.mark.reliability
-@pytest.mark.timeout(3600)
+@fully
 @pytest.mark.parametrize("name", list(damaged.FORMATS))
 def test_damaged_files(python, tmp_path, name):
     """In a child process, which may crash."""

@@ -16,9 +16,7 @@ from aif_jax.train.loop import JsonLines
 from tests import refresh_world
 from tests.killed import Life
 from tests.reliability import refresher, victims
-from tests.reliability.sizes import FULL, generator
-
-FULLY = [pytest.mark.reliability, pytest.mark.timeout(7200)]
+from tests.reliability.sizes import FULL, full, generator
 
 
 class Killed(abc.ABC):
@@ -109,13 +107,13 @@ def test_a_job_is_killed_once_in_every_step(job):
     assert job.outcome(root) == job.whole
 
 
-@pytest.mark.parametrize("job", [pytest.param(each, marks=FULLY) for each in (Training, Refreshing)], indirect=True)
+@pytest.mark.parametrize("job", [full(Training), full(Refreshing)], indirect=True)
 def test_a_job_is_killed_before_any_change_of_a_file(job):
     rng = generator(type(job).__name__)
     kill_anywhere(job, job.full, lambda root: job.start(root, at=int(rng.integers(1, job.points))))
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(FULL.training_kills, marks=FULLY)])
+@pytest.mark.parametrize("kills", [2, full(FULL.training_kills)])
 @pytest.mark.parametrize("job", [Training], indirect=True)
 def test_a_job_is_killed_at_any_moment(job, kills):
     rng = generator("training, random moments")

@@ -15,7 +15,7 @@ from aif_jax.index.writer import snapshots
 from tests.killed import Life
 from tests.refusals import refused
 from tests.reliability import victims
-from tests.reliability.sizes import FULL, SEED, generator
+from tests.reliability.sizes import FULL, SEED, full, fully, generator
 
 
 class Stream:
@@ -82,10 +82,7 @@ class Stream:
         assert named == sorted(complete) and len(complete) <= 3, "half a snapshot has its name, or old ones were left"
 
 
-FULLY = [pytest.mark.reliability, pytest.mark.timeout(3600)]
-
-
-@pytest.mark.parametrize(("kills", "seed"), [(12, 0), pytest.param(FULL.writer_kills, SEED, id="full", marks=FULLY)])
+@pytest.mark.parametrize(("kills", "seed"), [(12, 0), full(FULL.writer_kills, SEED)])
 def test_writers_killed_at_random_moments(tmp_path, kills, seed):
     rng, started = generator("writer of index, random moments", seed), time.perf_counter()
     done = torn = before_start = number = 0
@@ -114,8 +111,7 @@ def test_writers_killed_at_random_moments(tmp_path, kills, seed):
     assert torn > 0 and before_start > 0
 
 
-@pytest.mark.reliability
-@pytest.mark.timeout(3600)
+@fully
 def test_writers_killed_at_crash_points(tmp_path):
     """Dies before the nth change of a file, for n spread over a whole life: claim, saves, removals, recovery, close."""
     rng, started = generator("writer of index, crash points"), time.perf_counter()

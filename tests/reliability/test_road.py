@@ -27,7 +27,7 @@ from aif_jax.encoding.times import TimeUnit
 from aif_jax.refreshing import GateConfig
 from aif_jax.train.tasks import Impressions, NextItem
 from tests.client import Client
-from tests.reliability.sizes import FULL, generator
+from tests.reliability.sizes import FULL, fully, generator
 from tests.service_world import Running, running, until
 
 DAYS, DAY_MS = 12, 86_400_000
@@ -202,8 +202,7 @@ def test_a_short_road(tmp_path):
     assert "calibration" in run.params["fitted"]
 
 
-@pytest.mark.reliability
-@pytest.mark.timeout(3600)
+@fully
 def test_roads_of_strangers(tmp_path):
     rng = generator("roads")
     for number in range(FULL.roads):
@@ -366,8 +365,7 @@ def ask_until(stop: threading.Event, service: Running, call: dict[str, Any], ans
             stop.wait(0.1)
 
 
-@pytest.mark.reliability
-@pytest.mark.timeout(3600)
+@fully
 @pytest.mark.parametrize("unit", ["s", "ms"])
 def test_roads_of_impression_logs(unit, tmp_path):
     rng = generator("impressions")

@@ -7,9 +7,8 @@ import time
 from typing import Any
 
 import numpy as np
-import pytest
 
-from tests.reliability.sizes import FULL, SMOKE, generator
+from tests.reliability.sizes import FULL, SMOKE, fully, generator
 from tests.reliability.test_chaos import chaos
 
 
@@ -29,8 +28,7 @@ def test_a_few_seconds_of_everything():
     assert len(soak(SMOKE.soak_seconds, generator("soak", seed=0), 0.4)) > 1
 
 
-@pytest.mark.reliability
-@pytest.mark.timeout(3600)
+@fully
 def test_minutes_of_everything_in_flat_memory():
     memory = soak(FULL.soak_seconds, generator("soak"), 1.0)
     settled = memory[len(memory) // 5 :]
