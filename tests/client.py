@@ -1,4 +1,4 @@
-"""A small client of a service over HTTP, for experiments and tests, on the standard library alone."""
+"""A small client of a service over HTTP, on the standard library alone."""
 
 from __future__ import annotations
 
@@ -14,37 +14,20 @@ import numpy as np
 from aif_jax.service.calls import USER_HEADER, affinity_key
 
 GONE = (502, 503)  # a proxy that found no replica, a service that starts or drains: another try may find another one
-PAUSE = 0.05  # seconds between two tries
-ARRAYS = ("scores", "logits", "mask")
+ARRAYS = {"scores": float, "logits": float, "mask": bool}
 
 
 class ServiceError(RuntimeError):
-    """The service answered with an error."""
+    """The service answered with an error; a proxy's, which is a page, has no code."""
 
     def __init__(self, status: int, error: dict[str, Any]):
-        super().__init__(f"{error.get('code')}: {error.get('message')}")
+        super().__init__(f"{status} {error.get('code')}: {error.get('message')}")
         self.status, self.code, self.field = status, error.get("code", ""), error.get("field", "")
         self.retry_after = error.get("retry_after")
 
 
-def packed(fields: dict[str, Any]) -> bytes:
-    """The body of a call; arrays become lists."""
-    return json.dumps(fields, default=lambda array: array.tolist()).encode()
-
-
-def unpacked(body: bytes) -> dict[str, Any]:
-    """The fields of an answer, its lists as arrays."""
-    fields = json.loads(body)
-    fields |= {name: np.array(fields[name], bool if name == "mask" else float) for name in ARRAYS if name in fields}
-    if "ids" in fields:
-        fields["ids"] = np.array(fields["ids"], None if fields["ids"] else np.int64)
-    return fields
-
-
 class Client:
-    """One connection, of one thread, that is opened again where the service closed it; what broke or was refused by a proxy or
-    a service that starts or drains is sent again, twice: calls change nothing.
-    """
+    """One connection, of one thread, that is opened again where the service closed it."""
 
     def __init__(self, address: str, *, token: str | None = None, timeout: float = 10.0, trust: str | None = None):
         parts = urllib.parse.urlsplit(address)
@@ -54,7 +37,6 @@ class Client:
         else:
             self._connection = http.client.HTTPConnection(parts.netloc, timeout=timeout)
         self._headers = {} if token is None else {"authorization": f"Bearer {token}"}
-        self.retried = 0
 
     def __enter__(self) -> Client:
         return self
@@ -64,38 +46,44 @@ class Client:
 
     def rank(self, **fields: Any) -> dict[str, Any]:
         """The best k."""
-        return self.post("/v1/rank", fields)
+        return self._answer("/v1/rank", fields)
 
     def score(self, **fields: Any) -> dict[str, Any]:
         """Logits of candidates."""
-        return self.post("/v1/score", fields)
+        return self._answer("/v1/score", fields)
 
     def prepare(self, **fields: Any) -> dict[str, Any]:
         """Says that a user is coming."""
-        return self.post("/v1/prepare", fields)
+        return self._answer("/v1/prepare", fields)
 
-    def post(self, path: str, fields: dict[str, Any]) -> dict[str, Any]:
-        """Sends a call and reads the answer; ServiceError for an error, OSError for a connection that breaks."""
-        headers, body = {"content-type": "application/json"}, packed(fields)
-        if isinstance(user := fields.get("user"), int | str):
-            headers[USER_HEADER] = affinity_key(user)
+    def _answer(self, path: str, fields: dict[str, Any]) -> dict[str, Any]:
+        """The fields of an answer, its lists as arrays; ServiceError for an error, OSError for a connection that breaks.
+
+        What broke, or was refused by a proxy or a service that starts or drains, is sent again, twice: calls change nothing.
+        """
         for left in (2, 1, 0):
             try:
-                status, _, answer = self.request("POST", path, body, headers)
-                if status == 200:
-                    return unpacked(answer)
-                raise ServiceError(status, _error(answer, status))
-            except TimeoutError:
-                raise
-            except OSError:
-                if not left:
+                status, answer = self.post(path, fields)
+            except OSError as error:
+                if isinstance(error, TimeoutError) or not left:
                     raise
-            except ServiceError as error:
-                if error.status not in GONE or not left:
-                    raise
-                time.sleep(PAUSE)
-            self.retried += 1
-        raise AssertionError("unreachable: the last try returns or raises")
+                continue
+            if status == 200:
+                answer |= {name: np.array(answer[name], kind) for name, kind in ARRAYS.items() if name in answer}
+                if "ids" in answer:
+                    answer["ids"] = np.array(answer["ids"], None if answer["ids"] else np.int64)
+                return answer
+            if status not in GONE or not left:
+                break
+            time.sleep(0.05)
+        raise ServiceError(status, answer.get("error", {}))
+
+    def post(self, path: str, fields: dict[str, Any], kind: str = "application/json") -> tuple[int, dict[str, Any]]:
+        """Status and JSON of the answer to a call in JSON, {} where it is none; arrays become lists."""
+        user, body = fields.get("user"), json.dumps(fields, default=lambda array: array.tolist()).encode()
+        headers = {"content-type": kind} | ({USER_HEADER: affinity_key(user)} if isinstance(user, int | str) else {})
+        status, answered, answer = self.request("POST", path, body, headers)
+        return status, json.loads(answer) if answered == "application/json" else {}
 
     def request(
         self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
@@ -110,11 +98,3 @@ class Client:
             if isinstance(error, http.client.HTTPException) and not isinstance(error, OSError):
                 raise ConnectionError(f"the answer broke off: {error!r}") from error
             raise
-
-
-def _error(body: bytes, status: int) -> dict[str, Any]:
-    """What a service says of an error; of a proxy, whose errors are pages, the status alone."""
-    try:
-        return dict(json.loads(body)["error"])
-    except (ValueError, KeyError, TypeError):
-        return {"code": "UNAVAILABLE" if status in GONE else "INTERNAL", "message": f"status {status} of a proxy"}

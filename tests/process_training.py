@@ -1,4 +1,4 @@
-"""A small training, and what starts a function in several processes of one job: each runs `python -m tests.process_training`."""
+"""A small training; and what starts a function in several processes of one job, each by `-m tests.process_training`."""
 
 import importlib
 import itertools

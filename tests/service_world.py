@@ -6,7 +6,6 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
-import json
 import shutil
 import socket
 import tempfile
@@ -125,14 +124,6 @@ def connected(address: str, said: bytes = b"") -> socket.socket:
         caller.close()
         raise
     return caller
-
-
-def posted(client: Client, path: str, fields: Any, kind: str = "application/json") -> tuple[int, Any]:
-    """Status and JSON of the answer to a call in JSON; arrays become lists, bytes are sent unchanged."""
-    body = fields if isinstance(fields, bytes) else json.dumps(fields, default=lambda array: array.tolist()).encode()
-    status, answered, answer = client.request("POST", path, body, {"content-type": kind})
-    assert answered == "application/json"
-    return status, json.loads(answer)
 
 
 class Running:

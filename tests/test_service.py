@@ -28,7 +28,7 @@ from aif_jax.service.process import Listening
 from tests.beside import meanwhile
 from tests.client import Client, ServiceError
 from tests.refusals import refused
-from tests.service_world import ANN, EVENTS, IDS, NOW, SERVING, Slow, exports, posted, running, until
+from tests.service_world import ANN, EVENTS, IDS, NOW, SERVING, Slow, exports, running, until
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_answers_say_what_they_are_of(client):
     assert (answer["candidates"], answer["unknown"]) == (len(IDS), 0)
     few = client.rank(**ANN, candidates=np.array([17, 5]), k=5)
     assert few["ids"].tolist() == [17] and few["unknown"] == 1
-    _, answer = posted(client, "/v1/score", {**ANN, "candidates": [5, 17]}, "application/json; charset=utf-8")
+    _, answer = client.post("/v1/score", {**ANN, "candidates": [5, 17]}, "application/json; charset=utf-8")
     logits = answer["logits"]
     assert logits[0] is None and isinstance(logits[1], float)
 
@@ -203,7 +203,7 @@ def test_ids_are_strings_and_a_long_text_in_any_field_is_refused():
             ("order", long),
             ("id", long),
         ):
-            status, answer = posted(client, "/v1/rank", good | {field: value})
+            status, answer = client.post("/v1/rank", good | {field: value})
             error = answer["error"]
             assert (status, error["field"]) == (400, field) and "at most 1024 characters" in error["message"], error
         array = np.array(["item 17", long], np.dtypes.StringDType())

@@ -16,7 +16,7 @@ from aif_jax.service.calls import BadCall  # noqa: E402
 from aif_jax.service.inference import MODEL, arrays_from, described, from_bytes, to_bytes  # noqa: E402
 from aif_jax.service.log import RequestLog  # noqa: E402
 from tests.refusals import refused  # noqa: E402
-from tests.service_world import ANN, EVENTS, IDS, NOW, SERVING, exports, posted, read_log, running  # noqa: E402
+from tests.service_world import ANN, EVENTS, IDS, NOW, SERVING, exports, read_log, running  # noqa: E402
 
 DATATYPES = {"int64": "INT64", "int32": "INT32", "float32": "FP32", "float64": "FP64", "bool": "BOOL", "object": "BYTES"}
 
@@ -27,7 +27,7 @@ class Refused(Exception):
 
 def ask_json(service: Any, method: str, fields: dict) -> dict:
     with service.client() as client:
-        status, answer = posted(client, f"/v1/{method}", fields)
+        status, answer = client.post(f"/v1/{method}", fields)
     if status != 200:
         raise Refused(*(answer["error"][name] for name in ("code", "field", "message")))
     return answer | {name: np.array(answer[name], float) for name in ("logits", "scores") if name in answer}
@@ -202,7 +202,7 @@ def test_plain_json(served, kind):
 
     def infer(fields, path=f"/v2/models/{MODEL}/infer"):
         with served.client() as client:
-            return posted(client, path, fields)
+            return client.post(path, fields)
 
     record = {"name": "record.user", "datatype": "BYTES", "shape": [1], "data": ["ann"]}
     status, answer = infer({"id": "x", "inputs": [*inputs, record]})
@@ -276,8 +276,8 @@ def test_answers_have_the_logits_of_each_objective(served, kind):
         scores = client.score(**ANN, candidates=IDS)
         assert scores["objectives"] == ["click", "like"] and scores["mask"].shape == (len(IDS),)
         assert client.rank(**ANN, candidates=np.append(IDS[:3], 5), k=5)["logits"].shape == (3, 2)
-        assert posted(client, "/v1/score", ANN | {"candidates": [17, 5]})[1]["logits"][1] == [None, None]
-        _, explained = posted(client, "/v1/explain", ANN | {"candidates": IDS, "k": 3})
+        assert client.post("/v1/score", ANN | {"candidates": [17, 5]})[1]["logits"][1] == [None, None]
+        _, explained = client.post("/v1/explain", ANN | {"candidates": IDS, "k": 3})
     assert np.shape(explained["logits"]) == (3, 2)
     assert {name: len(part) for name, part in explained["contributions"].items()} == {"tower": 3, "dot_product": 3}
 

@@ -10,18 +10,18 @@ import pytest
 
 from aif_jax.service.process import Listening
 from tests.chromium import PROGRAM, Browser
-from tests.service_world import ANN, IDS, exports, posted, running
+from tests.service_world import ANN, IDS, exports, running
 
 
 def test_contributions_of_a_ranking():
     with running(exports().root / "one") as service, service.client() as client:
-        status, answer = posted(client, "/v1/explain", ANN | {"candidates": IDS, "k": 5})
+        status, answer = client.post("/v1/explain", ANN | {"candidates": IDS, "k": 5})
         ranked = client.rank(**ANN, candidates=IDS, k=5)
         assert status == 200 and answer["ids"] == [str(number) for number in ranked["ids"]]
         assert set(answer["contributions"]) == {"dot_product"}  # all that a two-tower model has
         np.testing.assert_allclose(answer["contributions"]["dot_product"], ranked["logits"], atol=1e-4)
         assert {span[0] for span in answer["spans"]} >= {"user", "retrieval", "score", "total"}
-        _, answer = posted(client, "/v1/explain", {"user": "nobody", "candidates": IDS, "k": 5})
+        _, answer = client.post("/v1/explain", {"user": "nobody", "candidates": IDS, "k": 5})
         assert answer["degraded"] and answer["contributions"] == {}
 
 

@@ -3,7 +3,7 @@
 import json
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,6 @@ def refresh(root: str, current: str, since: int, at: int | None, step: str | Non
     made = world.refresh(current, world.events(5), items=world.items(5), since=since, **places, **world.OPTIONS)
     end = {"status": made.status, "name": made.name, "points": points.count}
     (folder / "end.json").write_text(json.dumps(end))
-
-
-def working_on(root: Path, steps: Sequence[str]) -> str:
-    """The step that a process in root/work was in when it was killed: the first one that is not sealed."""
-    job = root / "work" / "job"
-    return next((step for step in steps if not (job / step / jobs.SEAL).is_file()), "after the last step")
 
 
 def killing(step: str | None, sealed: bool) -> Callable[..., Any]:

@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow  # noqa: F401 (imported once by the fork server)
 
 import aif_jax as aif
-from aif_jax.index import inspect
 from aif_jax.index.writer import snapshots
 from tests import demo
 from tests.killed import compile_into
@@ -101,12 +100,6 @@ def write(folder: str, updates: int, every: int, at: int | None) -> None:
             log.write(json.dumps(line) + "\n")
         stream.close()
         log.write(json.dumps({"done": points.count, "good": good()}) + "\n")
-
-
-def newest(table: Items) -> dict[int, int]:
-    """Positions of the newest complete snapshot, {} for none."""
-    there = snapshots(table.directory)
-    return inspect(there[-1]).positions if there else {}
 
 
 def run(folder: Path, later: int = 0, **options: Any) -> aif.Run:
