@@ -48,7 +48,7 @@ LONGEST = (
     "tests/test_docs.py::test_page_runs", "tests/test_docs.py::test_a_notebook_runs",
     "tests/test_docs.py::test_readme_block_runs", "tests/test_question.py::test_smoke", "tests/test_experiments.py",
     "tests/test_scripts.py", "tests/test_ranker_recall.py", "tests/test_scale_out_serving.py",
-    "tests/test_several_processes.py", "tests/test_sharded_training.py", "tests/test_study.py",
+    "tests/test_several_processes.py", "tests/test_sharded_training.py",
     "tests/reliability/test_job_kills.py", "tests/reliability/test_kills.py", "tests/reliability/test_road.py",
 )  # fmt: skip
 

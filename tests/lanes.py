@@ -47,7 +47,7 @@ TABLE = {
         "tests/test_datasets.py", "tests/test_experiments.py", "tests/test_peers.py",
         "tests/test_plots.py", "tests/test_question.py", "tests/test_ranker_recall.py", "tests/test_recipes.py",
         "tests/test_scale_out_serving.py",
-        "tests/test_scripts.py", "tests/test_study.py", "tests/test_synthetic.py",
+        "tests/test_scripts.py", "tests/test_synthetic.py",
         "tests/test_serving_parts.py::test_timeline_sums_stages_and_draws",
     ),
     "standing": (

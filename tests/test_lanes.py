@@ -108,9 +108,9 @@ def test_left_out():
     assert lanes.left_out("not reliability and not engines") == ["reliability", "engines"]
     assert lanes.left_out("docs or experiments") == ["default", "standing", "reliability", "engines"]
     leaves_out = lanes.leaves_out
-    assert leaves_out("tests/test_study.py", USUAL) and leaves_out("tests/reliability/test_kills.py", "default")
+    assert leaves_out("tests/test_plots.py", USUAL) and leaves_out("tests/reliability/test_kills.py", "default")
     for file, expression in (
-        ("test_study.py", "docs or experiments"), ("test_study.py", ""), ("reliability/test_kills.py", "reliability"),
+        ("test_plots.py", "docs or experiments"), ("test_plots.py", ""), ("reliability/test_kills.py", "reliability"),
         ("test_cli.py", "experiments"),  # one of its tests has a line, the others are in the default lane
         ("test_model.py", "experiments"),  # a fixture may put a test into another lane
     ):  # fmt: skip

@@ -1,8 +1,11 @@
-"""Callables that do their worst under load: errors as documented, counters that add up, an engine that ends on `close`."""
+"""Callables that do their worst under load: errors as documented, counters that add up, an engine that ends on `close`;
+then for minutes, with publishes: each request is answered or refused, every answer is right, memory stays flat.
+"""
 
 import asyncio
 import builtins
 import gc
+import itertools
 import threading
 import time
 from collections import Counter
@@ -15,7 +18,7 @@ import pytest
 from aif_jax import Trained
 from aif_jax.serving import AsyncPreRanker, CallableError, DeadlineExceeded, Overloaded, Request, ServingConfig
 from tests.reliability import coded
-from tests.reliability.sizes import RUNS, SMOKE, generator, resident
+from tests.reliability.sizes import FULL, RUNS, SMOKE, fully, generator, resident
 
 K, CLIENTS = 4, 24
 RAISED = "out of nothing"
@@ -268,3 +271,29 @@ def test_chaos_of_callables_under_load(plain, sizes, seed):
     rng = generator(f"chaos, {'plain' if plain else 'async'}", seed)
     tally, _ = asyncio.run(chaos(range(sizes.chaos_requests), rng, plain=plain, timeout=0.4 if sizes is SMOKE else 1.0))
     print(f"{len(CLASSES)} exception classes, {len(HANGS)} ways to hang: {dict(tally)}")
+
+
+def soak(seconds: float, rng: np.random.Generator, timeout: float) -> np.ndarray:
+    """Runs the mixture; returns (seconds, resident bytes) over time."""
+    end, memory = time.perf_counter() + seconds, list[Any]()
+    turns = itertools.takewhile(lambda _: time.perf_counter() < end, itertools.count())
+    tally, engine = asyncio.run(chaos(turns, rng, timeout=timeout, memory=memory))
+    print(tally)
+    assert all(tally[fate] > 0 for fate in ("answered", "degraded", "refused", "failed"))
+    gc.collect()
+    assert engine.metrics()["gauges"]["versions_in_memory"] == 1
+    return np.array(memory)
+
+
+def test_a_few_seconds_of_everything():
+    assert len(soak(SMOKE.soak_seconds, generator("soak", seed=0), 0.4)) > 1
+
+
+@fully
+def test_minutes_of_everything_in_flat_memory():
+    memory = soak(FULL.soak_seconds, generator("soak"), 1.0)
+    settled = memory[len(memory) // 5 :]
+    first, last = (np.median(part[:, 1]) for part in (settled[: len(settled) // 4], settled[-(len(settled) // 4) :]))
+    slope = np.polyfit(settled[:, 0], settled[:, 1], 1)[0] * 60 / 1e6
+    print(f"resident {first / 1e6:.0f} -> {last / 1e6:.0f} MB, {slope:.2f} MB a minute")
+    assert last < 1.05 * first + 8e6, f"resident memory grew from {first / 1e6:.0f} to {last / 1e6:.0f} MB"
