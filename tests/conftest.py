@@ -53,15 +53,6 @@ LONGEST = (
 )  # fmt: skip
 
 
-def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """A file without a test for this run is not imported, unless the command names it."""
-    file = collection_path.relative_to(ROOT).as_posix() if collection_path.is_relative_to(ROOT) else ""
-    named = any(
-        Path(config.invocation_params.dir, word.partition("::")[0]).resolve() == collection_path for word in config.args
-    )
-    return True if not named and lanes.leaves_out(file, config.option.markexpr) else None
-
-
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Each test gets its lane. The longest tests come first, so that no worker ends alone with one; then those that compile

@@ -113,16 +113,6 @@ def left_out(expression: str) -> list[str]:
     return [lane for lane, chosen in zip(LANES, names, strict=True) if expression and not eval(expression, {}, chosen)]
 
 
-def leaves_out(file: str, expression: str) -> bool:
-    """Whether TABLE says that a run with `-m expression` takes no test of a file, markers of its tests included."""
-    lines = {line: lane for lane, entries in TABLE.items() for line in entries}
-    whole = [line for line in lines if line == file or (line.endswith("/") and file.startswith(line))]
-    if not whole:
-        return False
-    some = {lane for line, lane in lines.items() if line.startswith(f"{file}::")}
-    return {lines[max(whole, key=len)], *some, *MARKED} <= set(left_out(expression))
-
-
 def command(lanes: Collection[str]) -> str:
     """What runs these lanes."""
     expression = " or ".join(lanes)

@@ -107,25 +107,6 @@ def test_left_out():
     assert lanes.left_out("") == []
     assert lanes.left_out("not reliability and not engines") == ["reliability", "engines"]
     assert lanes.left_out("docs or experiments") == ["default", "standing", "reliability", "engines"]
-    leaves_out = lanes.leaves_out
-    assert leaves_out("tests/test_plots.py", USUAL) and leaves_out("tests/reliability/test_kills.py", "default")
-    for file, expression in (
-        ("test_plots.py", "docs or experiments"), ("test_plots.py", ""), ("reliability/test_kills.py", "reliability"),
-        ("test_cli.py", "experiments"),  # one of its tests has a line, the others are in the default lane
-        ("test_model.py", "experiments"),  # a fixture may put a test into another lane
-    ):  # fmt: skip
-        assert not leaves_out(f"tests/{file}", expression)
-
-
-def test_a_file_that_a_run_does_not_import_has_no_test_for_it():
-    """Every file is imported in some lane, and left out only where all of its tests are."""
-    expressions = [USUAL, *lanes.LANES, " or ".join(lanes.LANDING)]
-    for path in (ROOT / "tests").rglob("test_*.py"):
-        file = path.relative_to(ROOT).as_posix()
-        assert any(not lanes.leaves_out(file, lane) for lane in lanes.LANES), file
-        of_tests = {lanes.lane_of(f"{file}::{name}") for name in functions(path) if name.startswith("test_")}
-        for expression in expressions:
-            assert not lanes.leaves_out(file, expression) or of_tests <= set(lanes.left_out(expression)), (file, expression)
 
 
 def test_the_folder_is_named_by_versions_and_machine(monkeypatch, tmp_path):
