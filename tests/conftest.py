@@ -59,13 +59,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     lightly, which share programs.
     """
     for item in items:
-        marks = {mark.name for mark in item.iter_markers()}
-        try:
-            lane = lanes.lane_of(item.nodeid, marks=marks, fixtures=getattr(item, "fixturenames", ()))
-        except ValueError as error:
-            raise pytest.UsageError(str(error)) from error
-        if lane not in marks:
-            item.add_marker(lane)
+        item.add_marker(lanes.lane_of(item))
     items.sort(key=lambda item: (not item.nodeid.startswith(LONGEST), not is_light(item)))
 
 

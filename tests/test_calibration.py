@@ -22,6 +22,8 @@ from tests import demo
 from tests.refusals import refused, refused_later
 from tests.serving_world import bids_for
 
+pytestmark = pytest.mark.lane("standing")
+
 
 def drawn(count: int, truth, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Scores, and labels that are positive with probability sigmoid(truth(score))."""

@@ -19,6 +19,7 @@ from tests.light import lightly_compiled
 from tests.own_block import Decay
 from tests.refusals import refused
 
+pytestmark = pytest.mark.lane("standing")
 COLUMNS = aif.Columns(
     content="embedding", user_id=True, item_attributes=("brand",), action="event", actions=("view", "buy"), scale=False
 )

@@ -21,6 +21,7 @@ from experiments.datasets.synthetic import synthetic_world
 from tests import demo
 from tests.refusals import refused
 
+pytestmark = pytest.mark.lane("experiments")
 EVENTS = {"user": ["ann", "ann", "ann", "bob"], "item": [7, 8, 9, 7], "time": [10, 20, 20, 30]}
 ITEMS = {"item": [6, 7, 8, 9], "category": ["tea", "tea", "cup", "cup"]}
 LINES = {

@@ -397,6 +397,7 @@ def test_a_broken_pipe_to_somewhere_else_is_an_error(monkeypatch, run):
     run.refuses(1, r"^error: \[Errno 32\] Broken pipe\n$", "index", "inspect", "somewhere")
 
 
+@pytest.mark.lane("standing")
 def test_a_process_whose_output_nobody_reads_ends_in_silence(folder, trained, tmp_path):
     aif.ItemIndex.build(trained, folder / "items", progress=False).save(tmp_path / "one")
     module, given = [sys.executable, "-m", "aif_jax"], dict(stderr=subprocess.PIPE, cwd=ROOT, timeout=120)

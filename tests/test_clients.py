@@ -9,6 +9,8 @@ import pytest
 from tests.conftest import ROOT
 from tests.service_world import EVENTS, NOW, exports, running
 
+pytestmark = pytest.mark.lane("standing")
+
 
 @pytest.mark.skipif(shutil.which("javac") is None, reason="needs java and javac")
 def test_a_client_in_java(tmp_path):

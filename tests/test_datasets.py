@@ -25,6 +25,7 @@ from experiments.datasets.content import clusters, lookup, unit_rows
 from experiments.datasets.fetch import FetchError, fetch_movielens
 from tests.refusals import refused
 
+pytestmark = pytest.mark.lane("experiments")
 DATA = Path(os.environ.get("AIF_JAX_DATA", Path(__file__).parents[2] / "shared" / "data"))
 MERGED, HEAD = DATA / "movielens-small-merged", DATA / "taobao-userbehavior-head100k"
 

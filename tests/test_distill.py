@@ -19,6 +19,7 @@ from tests import demo
 from tests.demo import fit
 from tests.refusals import refused
 
+pytestmark = pytest.mark.lane("standing")
 GIVEN = dict(task=NextItem(), epochs=1, batch_size=64, k=None, progress=False, learning_rate=0.02)
 
 

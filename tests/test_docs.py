@@ -33,6 +33,7 @@ from tests import service_world
 from tests.light import lightly_compiled
 from tests.test_recipes import release
 
+pytestmark = pytest.mark.lane("docs")
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = sorted(ROOT.glob("docs/*.md"))
 NOTEBOOKS = sorted(ROOT.glob("docs/notebooks/*.ipynb"))

@@ -18,7 +18,7 @@ from tests import jobs_world as world
 from tests.conftest import ROOT
 from tests.refusals import refused
 
-pytestmark = [pytest.mark.engines, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.lane("engines"), pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from tests.refusals import refused
 from tests.test_progress import Terminal
 from tests.test_scripts import measured
 
+pytestmark = pytest.mark.lane("experiments")
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -621,6 +621,7 @@ def test_one_empty_string_is_a_good_vocabulary():
 RECORDS = {"one": storage.METADATA_FILE, "snapshot": "manifest.json"}
 
 
+@pytest.mark.lane("standing")
 @pytest.mark.parametrize(("name", "what"), [
     *(("one", what) for what in ("deep", "sparse record", "sparse data", "sparse metadata", "many")),
     *(("snapshot", what) for what in ("deep", "sparse record", "sparse data")),

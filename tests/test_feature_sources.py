@@ -19,6 +19,7 @@ from experiments.datasets.synthetic import synthetic_world
 from tests import servers
 from tests.refusals import refused, refused_later
 
+pytestmark = pytest.mark.lane("standing")
 DATA = synthetic_world(0, users=14, items=60, topics=6, categories=5, interests=2, favourites=2, events_per_user=90).dataset
 ENCODER = DATA.encoder
 COLUMNS = ENCODER.columns

@@ -1,9 +1,11 @@
-"""Folders that appear complete or not at all: errors, kills in the middle, concurrent writers."""
+"""Folders that appear complete or not at all: errors, kills in the middle, concurrent writers; that of compiled programs."""
 
 import os
+import re
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 import aif_jax as aif
 from aif_jax import checkpoint, export
 from aif_jax.index import snapshots
+from aif_jax.store import folders
 from aif_jax.store.folders import new_file, new_folder, redacted, remove_folder, remove_unfinished, unfinished, write_file
 from tests.killed import Life, killed_at
 from tests.refusals import refused
@@ -109,6 +112,7 @@ def test_a_pipe_is_written_into_and_a_folder_is_refused(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "pipe"]
 
 
+@pytest.mark.lane("standing")
 def test_what_a_killed_writer_of_a_file_left_goes_with_the_next_write(tmp_path):
     target = tmp_path / "a"
     write_file(target, b"old")
@@ -118,6 +122,7 @@ def test_what_a_killed_writer_of_a_file_left_goes_with_the_next_write(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a"] and target.read_bytes() == b"new"
 
 
+@pytest.mark.lane("standing")
 @pytest.mark.parametrize(("event", "pattern", "there"), [
     ("os.mkdir", "inner", False), ("open", "inner/file", False), ("os.rename", "partial", False),
     ("shutil.rmtree", "partial", True),
@@ -140,6 +145,7 @@ def test_a_killed_process_leaves_all_or_nothing(tmp_path, event, pattern, there)
     assert [path.name for path in tmp_path.iterdir()] == ["a.b"]
 
 
+@pytest.mark.lane("standing")
 def test_the_work_folder_of_a_running_process_stays(tmp_path):
     target = tmp_path / "a"
     code = f"""
@@ -214,3 +220,56 @@ def test_every_door_refuses_a_url_and_names_the_snapshot_store(door, tmp_path, m
 ])  # fmt: skip
 def test_urls_are_shown_without_secrets(url, shown):
     assert redacted(os.fspath(url)) == shown
+
+
+def test_the_folder_is_named_by_versions_and_machine(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    here = folders.compiled_folder("aif_jax-tests")
+    assert here.parent == tmp_path / "aif_jax-tests"
+    monkeypatch.setattr(folders.jaxlib, "__version__", "0.0.1")
+    assert folders.compiled_folder("aif_jax-tests").name.startswith(f"jax-{folders.jax.__version__}-jaxlib-0.0.1-")
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(folders, "cpu_features", lambda: "avx512f of another machine")
+    assert folders.compiled_folder("aif_jax-tests") != here
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert folders.compiled_folder("aif_jax-tests").parent == tmp_path / "home" / ".cache" / "aif_jax-tests"
+
+
+def test_features_of_a_processor(tmp_path):
+    info = tmp_path / "cpuinfo"
+    info.write_text("model name\t: x\nflags\t\t: fpu avx2\n\nmodel name\t: x\nflags\t\t: fpu avx2\n")
+    assert folders.cpu_features(info) == "fpu avx2"
+    assert folders.cpu_features(tmp_path / "none") == folders.platform.processor()
+
+
+def test_what_no_run_used_goes(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    here = folders.compiled_folder() / "program"
+    other = tmp_path / "aif_jax" / "other" / "program"
+    other.parent.mkdir()
+    for age, stay in ((folders.DAYS - 1, True), (folders.DAYS + 1, False)):
+        for path in (here, other):
+            path.write_text("p")
+            os.utime(path, (time.time() - age * 86_400,) * 2)
+        assert folders.compiled_folder() == here.parent and here.exists() == other.exists() == stay
+
+
+@pytest.mark.lane("standing")
+def test_commands_keep_compiled_programs(tmp_path):
+    """In the user's cache folder; a folder of the user's choice stays, and one that cannot be written only warns."""
+    code = "import jax; from aif_jax.cli import keep_compiled; print(keep_compiled(), jax.config.jax_compilation_cache_dir)"
+
+    def run(**changes: str) -> subprocess.CompletedProcess:
+        kept = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+        return subprocess.run([sys.executable, "-c", code], env=kept | changes, capture_output=True, text=True, check=True)
+
+    folder, setting = run(XDG_CACHE_HOME=str(tmp_path)).stdout.split()
+    assert folder == setting and Path(folder).is_relative_to(tmp_path / "aif_jax") and Path(folder).is_dir()
+    chosen = str(tmp_path / "mine")
+    assert run(XDG_CACHE_HOME=str(tmp_path), JAX_COMPILATION_CACHE_DIR=chosen).stdout.split() == [chosen, chosen]
+    (tmp_path / "file").write_text("")
+    failed = run(XDG_CACHE_HOME=str(tmp_path / "file"))
+    way_out = r"a folder that can be written, got .*file/aif_jax/.*JAX_COMPILATION_CACHE_DIR=FOLDER"
+    assert failed.stdout.split() == ["None", "None"] and re.search(way_out, failed.stderr)

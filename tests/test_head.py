@@ -10,7 +10,7 @@ import aif_jax as aif
 from aif_jax import blocks, heads, interaction, layers
 from aif_jax.blocks import HeadInputs
 from aif_jax.registry import HEADS
-from tests import demo
+from tests import demo, lanes
 
 WIDTHS = {"tower": {"user": 4, "item": 4, "product": 4}, "tiers": {"tiers": 3}, "silent": {}}
 HIDDEN = (6, 5)
@@ -67,7 +67,10 @@ def test_every_kind_of_term_enters_by_hand():
 MODELS = demo.VARIANTS | {"one hidden layer": {"head": heads.Mlp((16,)), "blocks": demo.BLOCKS[::3]}}
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if MODELS[name].get("head") != heads.LogitSum()])
+WITH_LAYERS = [name for name in MODELS if MODELS[name].get("head") != heads.LogitSum()]
+
+
+@pytest.mark.parametrize("name", lanes.but_for(("every block", "matching"), WITH_LAYERS))
 def test_interaction_equals_the_concatenated_head(name):
     model, made = demo.build(**MODELS[name])
     config, features = model.config, demo.user(model.config)

@@ -53,6 +53,7 @@ def test_rows_are_the_item_function(index):
     assert np.array_equal(rows.fitted["signatures_32"], want.fitted["signatures_32"])
 
 
+@pytest.mark.lane("standing")
 @pytest.mark.usefixtures("lightly")
 @pytest.mark.parametrize("variant", ["the last tiers", "two SIM fields", "exact"])
 def test_every_kind_of_model_scores_from_the_table_as_from_features(variant):

@@ -112,6 +112,7 @@ def test_a_folder_is_enough(tmp_path, kind):
     assert world.same(aif.ItemIndex.from_parts(trained, [rows], items=world.ITEMS, progress=False), built)
 
 
+@pytest.mark.lane("standing")
 def test_a_worker_needs_the_pickle_alone(encoded, tmp_path):
     (tmp_path / "job").write_bytes(pickle.dumps(world.job()))
     parquet.write_table(world.items(), tmp_path / "items.parquet")

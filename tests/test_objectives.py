@@ -23,6 +23,7 @@ from tests import demo
 from tests.refusals import refused
 from tests.serving_world import World, bids_for
 
+pytestmark = pytest.mark.lane("standing")
 NAMES = ("click", "conversion|click", "like")
 
 

@@ -19,6 +19,7 @@ import pytest
 import aif_jax
 from tests import demo
 
+pytestmark = pytest.mark.lane("default")
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "aif_jax"
 SOURCES = sorted(PACKAGE.rglob("*.py"))

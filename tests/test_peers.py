@@ -16,6 +16,7 @@ from experiments.study import datasets, models, question, records
 from tests.test_docs import fences
 from tests.test_question import met_once
 
+pytestmark = pytest.mark.lane("experiments")
 README = Path(judge.__file__).with_name("README.md")
 
 

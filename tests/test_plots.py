@@ -15,6 +15,8 @@ from experiments.study.question import AIF, WITH_MATCHING
 from tests.light import lightly_compiled
 from tests.refusals import refused
 
+pytestmark = pytest.mark.lane("experiments")
+
 
 def test_figures_are_drawn_from_the_records(tmp_path, capsys):
     plots.main(["--out", str(tmp_path)])

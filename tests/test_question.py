@@ -17,6 +17,8 @@ from experiments import ablation
 from experiments.study import datasets, models, question, records, rules
 from tests.refusals import refused
 
+pytestmark = pytest.mark.lane("experiments")
+
 
 @pytest.fixture(scope="module")
 def smoke():

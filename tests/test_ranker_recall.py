@@ -16,6 +16,8 @@ from experiments.study import datasets, models, question, retrieval, sequence, t
 from tests.test_question import met_once
 from tests.test_scripts import measured
 
+pytestmark = pytest.mark.lane("experiments")
+
 
 def test_a_cut_by_hand():
     """Four candidates; the ranker's order is 0 1 2 3, the pre-ranker's 2 0 3 1; the event's item is 1, 2, and not there."""

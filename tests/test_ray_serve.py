@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 RUN = "import json; from tests.ray_replicas import measure; print(json.dumps(measure()))"
 
 
-@pytest.mark.engines
+@pytest.mark.lane("engines")
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs the extra 'ray'")
 def test_affinity():

@@ -12,7 +12,7 @@ from tests.conftest import ROOT, child_environment
 from tests.refusals import refused
 
 pytestmark = [
-    pytest.mark.engines,
+    pytest.mark.lane("engines"),
     pytest.mark.timeout(900),  # of workers that import JAX and Ray, on a busy machine
     pytest.mark.filterwarnings("ignore"),  # Ray forks, of which JAX warns where tests before this have used it
 ]

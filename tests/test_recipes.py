@@ -9,6 +9,7 @@ import pytest
 from experiments.datasets import movielens, recipes, taobao
 from tests.refusals import refused
 
+pytestmark = pytest.mark.lane("experiments")
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 
 

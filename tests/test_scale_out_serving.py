@@ -17,6 +17,8 @@ from tests.light import flags
 from tests.replicas import CALLS, USERS, Replica, World
 from tests.service_world import exports, until
 
+pytestmark = pytest.mark.lane("experiments")
+
 
 @pytest.fixture(autouse=True)
 def services_share_what_was_compiled(monkeypatch):
@@ -43,7 +45,7 @@ def killed_under_load(world: World, victim: Replica, address: str, users: np.nda
         assert sum(threads.map(caller, range(4)), []) == [True] * 148
 
 
-@pytest.mark.parametrize("name", ["haproxy", pytest.param("nginx", marks=pytest.mark.reliability)])
+@pytest.mark.parametrize("name", ["haproxy", pytest.param("nginx", marks=pytest.mark.lane("reliability"))])
 def test_affinity(name, tmp_path):
     """Users find their states as often as is possible, and less often by round robin; nobody sees that a replica dies, comes
     back or follows late.

@@ -13,6 +13,8 @@ from experiments import kernels
 from tests.conftest import child_environment
 from tests.light import flags
 
+pytestmark = pytest.mark.lane("experiments")
+
 
 def measured(folder: Path, name: str, *words: str, needs: tuple[str, ...] = ()) -> dict:
     """The figures that a script writes, where all that it needs is installed."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.lane("standing")
 triton = pytest.importorskip("tritonclient.http", reason="needs tritonclient")
 
 from tritonclient.utils import InferenceServerException  # noqa: E402

@@ -15,6 +15,8 @@ from aif_jax.service.log import RequestLog, log_schema
 from tests.refusals import refused
 from tests.service_world import ANN, EVENTS, IDS, exports, read_log, running
 
+pytestmark = pytest.mark.lane("standing")
+
 
 class Source:
     """Knows one user."""

@@ -7,6 +7,7 @@ import shutil
 import time
 
 import numpy as np
+import pytest
 
 import aif_jax as aif
 from aif_jax.blocks import ItemOffset, popularity_offset, with_table
@@ -15,6 +16,8 @@ from aif_jax.export import save
 from aif_jax.service.current import mirror
 from tests.refusals import refused
 from tests.service_world import ANN, IDS, SERVING, exports, running, until
+
+pytestmark = pytest.mark.lane("standing")
 
 
 def version_after(client, before: str, seconds: float = 60.0) -> str:

@@ -15,6 +15,8 @@ from aif_jax.service.models import newer, newest
 from tests.client import ServiceError
 from tests.service_world import ANN, IDS, exports, running, until
 
+pytestmark = pytest.mark.lane("standing")
+
 
 def test_a_newer_index_is_taken_over(tmp_path):
     world, directory = exports(), tmp_path / "index"

@@ -12,6 +12,8 @@ from aif_jax.service.process import Listening
 from tests.chromium import PROGRAM, Browser
 from tests.service_world import ANN, IDS, exports, running
 
+pytestmark = pytest.mark.lane("standing")
+
 
 def test_contributions_of_a_ranking():
     with running(exports().root / "one") as service, service.client() as client:

@@ -29,6 +29,8 @@ from tests.conftest import child_environment
 from tests.light import flags
 from tests.service_world import ANN, IDS, connected, exports, read_log, running
 
+pytestmark = pytest.mark.lane("standing")
+
 
 @contextlib.contextmanager
 def serving(*words):

@@ -569,6 +569,7 @@ print(jax.config.read("jax_cpu_enable_async_dispatch"), ready)
 """
 
 
+@pytest.mark.lane("standing")
 @pytest.mark.parametrize(("environment", "shown"), [({}, "False True"), ({"JAX_CPU_ENABLE_ASYNC_DISPATCH": "true"}, "True")])
 def test_a_process_that_serves_computes_in_the_calling_thread(environment, shown):
     without = {name: value for name, value in os.environ.items() if name != "JAX_CPU_ENABLE_ASYNC_DISPATCH"}

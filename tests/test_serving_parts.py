@@ -121,6 +121,7 @@ for arrays in (2, 12):
 """
 
 
+@pytest.mark.lane("standing")
 def test_the_bytes_of_a_cache_are_those_of_the_process():
     """States of two and of twelve small arrays: what they hold beyond their numbers is most of it."""
     run = subprocess.run([sys.executable, "-c", MEASURED], capture_output=True, text=True, timeout=240, check=True)
@@ -188,6 +189,7 @@ def test_prometheus_text_is_read_back_by_the_client_library():
     assert samples["aif_stage_seconds_sum", "critical"] == pytest.approx(0.003)
 
 
+@pytest.mark.lane("experiments")
 def test_timeline_sums_stages_and_draws(tmp_path):
     pytest.importorskip("matplotlib", reason="the extra 'experiments' is not installed")
     timeline = Timeline(arrival=100.0)

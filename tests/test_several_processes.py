@@ -22,6 +22,7 @@ from tests import process_training as training
 from tests.process_training import finish, start
 from tests.reliability.sizes import fully
 
+pytestmark = pytest.mark.lane("standing")
 STEPS = 6
 
 

@@ -20,6 +20,7 @@ from tests.killed import Life
 from tests.refusals import refused
 from tests.reliability.sizes import FULL, full
 
+pytestmark = pytest.mark.lane("standing")
 SIZES = {"a": 100, "manifest.json": 9, "inner/b": 40_000, "inner/deeper/c": 3}
 
 

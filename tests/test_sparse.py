@@ -17,6 +17,7 @@ from aif_jax.train import step as step_module
 from aif_jax.train import step as training
 from tests import demo
 
+pytestmark = pytest.mark.lane("standing")
 ITEM = ("item",)
 
 

@@ -9,6 +9,7 @@ import pytest
 from aif_jax import metrics
 from experiments.datasets.synthetic import CLICK, synthetic_world
 
+pytestmark = pytest.mark.lane("experiments")
 SIZES = dict(users=150, items=300, categories=20, topics=25, events_per_user=120, content_dim=16)
 SMALL = SIZES | dict(lag=16, interests=4, favourites=2)
 OFF = dict(long_term=0.0, short_term=0.0, category_locality=0.0, noise=0.5)

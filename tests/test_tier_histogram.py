@@ -9,6 +9,8 @@ from aif_jax.blocks import simtier
 from aif_jax.blocks.simtier import TierHistory
 from tests.reference import blocks as reference
 
+pytestmark = pytest.mark.lane("standing")
+
 
 def words(rng, *shape):
     """Signatures whose distances spread over all tiers: each row has its own share of ones."""

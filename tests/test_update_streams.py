@@ -32,6 +32,7 @@ from tests.refusals import refused
 from tests.reliability.sizes import FULL, full
 from tests.stream_world import NAMES, PARAMS, PARTITIONS, encoder, first_index, items, model, prices, work
 
+pytestmark = pytest.mark.lane("standing")
 ENCODER, MODEL = encoder(), model()
 
 

@@ -22,7 +22,7 @@ from aif_jax.blocks.block import own
 from aif_jax.blocks.linear_memory import sum_softmax, sum_softmax_trained
 from aif_jax.export.functions import axis_bounds
 from aif_jax.trees import leaves_by_path
-from tests import demo
+from tests import demo, lanes
 from tests.blocks import parts
 from tests.reference import blocks as reference
 
@@ -81,7 +81,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", lanes.but_for(("bridges", "linear keys"), CASES))
 def test_inputs_of_the_head_are_those_of_the_definition(name):
     """With the dot product of what is read and the item; an empty history and a short one too."""
     block, definition = CASES[name]
@@ -208,6 +208,7 @@ def check(cache, expected, slots):
     assert not np.any(cache.mask[len(expected) :]) and np.all(cache.entries[len(expected) :] == 0)
 
 
+@pytest.mark.lane("standing")
 @pytest.mark.parametrize(
     ("slots", "kept_each", "length", "values", "kept"),
     [(4, 3, 30, 6, 0.8), (2, 1, 30, 6, 0.8), (16, 8, 30, 6, 0.8), (5, 40, 30, 3, 0.8), (8, 3, 5, 9, 0.8), (3, 2, 12, 6, 0.0)],
@@ -241,6 +242,7 @@ def test_values_of_any_size_have_a_slot_and_those_below_zero_none(top, size):
     check(cache, reference.sim_slots(value, embedded, age, mask, 8, 3), 8)
 
 
+@pytest.mark.lane("standing")
 @pytest.mark.parametrize("candidates", [1, 7, 300])
 @pytest.mark.parametrize(("slots", "kept_each"), [(4, 3), (3, 16)])
 def test_read_and_flags_match_the_reference(candidates, slots, kept_each):

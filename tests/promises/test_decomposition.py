@@ -9,12 +9,14 @@ import jax
 import numpy as np
 import pytest
 
-from tests import demo, light
+from tests import demo, lanes, light
 
 CANDIDATES = (0, 1, 5, 40)
+VARIANTS = lanes.but_for(("every block", "matching", "two_tower"), demo.VARIANTS)
+"""The default lane takes all blocks at once, what `presets.aif` is made of, and the baseline."""
 
 
-@pytest.mark.parametrize("name", demo.VARIANTS)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_staged_equals_joint(name):
     model, params = demo.build(**demo.VARIANTS[name])
     features, user = demo.user(model.config), jax.jit(model.user)
@@ -41,13 +43,13 @@ def test_staged_equals_joint(name):
     np.testing.assert_allclose(interaction(params, few, rows), interaction(params, state, rows), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", demo.VARIANTS)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_every_trained_parameter_gets_a_gradient(name):
     model, params = demo.build(**demo.VARIANTS[name])
     assert demo.without_gradient(model, params, demo.user(model.config)) == []
 
 
-@pytest.mark.parametrize("name", demo.VARIANTS)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_other_users_of_a_batch(name):
     model, params = demo.build(**demo.VARIANTS[name])
     users = [demo.user(model.config, events=n, seed=n) for n in (0, 7, 24)]
@@ -58,7 +60,7 @@ def test_other_users_of_a_batch(name):
         np.testing.assert_allclose(joint(params, features, items), scores, atol=1e-5)
 
 
-@pytest.fixture(scope="module", params=list(demo.VARIANTS))
+@pytest.fixture(scope="module", params=VARIANTS)
 def variant(request):
     """A model, its parameters, its jitted joint function, and 5 candidates, a program of `test_decomposition` too."""
     model, params = demo.build(**demo.VARIANTS[request.param])

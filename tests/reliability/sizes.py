@@ -59,12 +59,12 @@ SEED = _seed()
 
 def fully(test: Any) -> Any:
     """Marks a test that runs at full size alone."""
-    return pytest.mark.reliability(pytest.mark.timeout(7200)(test))
+    return pytest.mark.lane("reliability")(pytest.mark.timeout(7200)(test))
 
 
 def full(*values: Any) -> Any:
     """The parameters of a test at full size."""
-    return pytest.param(*values, id="full", marks=[pytest.mark.reliability, pytest.mark.timeout(7200)])
+    return pytest.param(*values, id="full", marks=[pytest.mark.lane("reliability"), pytest.mark.timeout(7200)])
 
 
 RUNS = [pytest.param(SMOKE, 0, id="short"), full(FULL, SEED)]

@@ -23,6 +23,7 @@ from tests.client import Client
 from tests.reliability.sizes import FULL, SMOKE, Sizes, fully, resident
 from tests.service_world import IDS, SERVING, Running, connected, exports, running
 
+pytestmark = pytest.mark.lane("standing")
 TOKEN = "open sesame"
 CALL = {"user": "ann", "record": {"user": "ann"}, "events": {}, "candidates": IDS, "k": 3}
 LIVE = b"GET /health/live HTTP/1.1\r\nhost: x\r\n"

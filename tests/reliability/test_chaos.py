@@ -20,6 +20,7 @@ from aif_jax.serving import AsyncPreRanker, CallableError, DeadlineExceeded, Ove
 from tests.reliability import coded
 from tests.reliability.sizes import FULL, RUNS, SMOKE, fully, generator, resident
 
+pytestmark = pytest.mark.lane("standing")
 K, CLIENTS = 4, 24
 RAISED = "out of nothing"
 CLASSES = sorted(

@@ -20,6 +20,7 @@ from tests import writer_world
 from tests.reliability import coded, damaged
 from tests.reliability.sizes import RUNS
 
+pytestmark = pytest.mark.lane("standing")
 REFUSED = (TypeError, ValueError)
 NOW = 1_700_000_000
 K = 8

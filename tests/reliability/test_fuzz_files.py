@@ -7,6 +7,8 @@ import pytest
 from tests.reliability import damaged
 from tests.reliability.sizes import FULL, SEED, fully
 
+pytestmark = pytest.mark.lane("standing")
+
 
 @fully
 @pytest.mark.parametrize("name", list(damaged.FORMATS))

@@ -11,6 +11,7 @@ from aif_jax.service.inference import MODEL
 from tests.reliability.sizes import RUNS, generator
 from tests.service_world import EVENTS, IDS, NOW, exports, running
 
+pytestmark = pytest.mark.lane("standing")
 CALL = {"user": "ann", "record": {"user": "ann"}, "events": EVENTS, "now": NOW, "candidates": IDS.tolist(), "k": 5}
 HTTP = {200, 400, 404, 412, 413, 429, 504}
 JUNK: list[Any] = [

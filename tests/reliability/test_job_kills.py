@@ -17,6 +17,8 @@ from tests.killed import Life
 from tests.reliability import refresher, victims
 from tests.reliability.sizes import FULL, full, generator
 
+pytestmark = pytest.mark.lane("standing")
+
 
 class Killed(abc.ABC):
     """A job in processes, each of which goes on where the one before was killed; and what comes of one that is not."""

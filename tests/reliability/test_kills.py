@@ -17,6 +17,8 @@ from tests.refusals import refused
 from tests.reliability import victims
 from tests.reliability.sizes import FULL, SEED, full, fully, generator
 
+pytestmark = pytest.mark.lane("standing")
+
 
 class Stream:
     """A stream that writers of one table apply one after the other, each from where the one before was killed."""

@@ -30,6 +30,7 @@ from tests.client import Client
 from tests.reliability.sizes import FULL, fully, generator
 from tests.service_world import Running, running, until
 
+pytestmark = pytest.mark.lane("standing")
 DAYS, DAY_MS = 12, 86_400_000
 START = 1_777_600_000_000 // DAY_MS * DAY_MS
 USERS, ITEMS, CONTENT = 40, 60, 6

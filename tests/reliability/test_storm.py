@@ -13,6 +13,7 @@ from aif_jax.serving import AsyncPreRanker, Request, ServingConfig
 from tests.reliability import coded
 from tests.reliability.sizes import RUNS, Sizes, generator
 
+pytestmark = pytest.mark.lane("standing")
 K, CALLERS = 8, 96
 UPDATES = 3  # of the index, after each publish
 
