@@ -64,7 +64,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 SHIPPED = (
-    "tests/promises/", "tests/reliability/", "tests/test_export", "tests/test_index", "tests/test_light.py",
+    "tests/promises/", "tests/reliability/", "tests/test_export", "tests/test_index", "tests/test_lanes.py",
     "tests/test_serving", "tests/test_service_memory.py", "tests/test_sharded_training.py",
     "tests/test_tier_histogram.py", "tests/test_writers.py",
 )  # fmt: skip

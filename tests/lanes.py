@@ -30,6 +30,7 @@ def lane_of(item: pytest.Item) -> str:
 
 def but_for(few: Collection[str], names: Collection[str]) -> list[Any]:
     """Parameters of a test, of which all but a few are in the lane `standing`."""
+    assert set(few) <= set(names)
     return [name if name in few else pytest.param(name, marks=pytest.mark.lane("standing")) for name in names]
 
 

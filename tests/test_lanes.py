@@ -1,14 +1,16 @@
-"""Each test is in one lane, the lanes together are the suite, and a run says what it left out."""
+"""How the tests run: each is in one lane, the lanes together are the suite; and what is compiled lightly."""
 
 import ast
 import asyncio
 import tomllib
+import types
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import pytest
 
-from tests import lanes
+from tests import conftest, lanes, light
 from tests.conftest import pytest_pyfunc_call
 from tests.refusals import refused
 
@@ -67,3 +69,47 @@ def test_a_test_that_is_a_coroutine_runs_to_its_end(tmp_path):
     test = SimpleNamespace(obj=awaited, funcargs={"tmp_path": tmp_path, "another": 1})
     refused(LookupError, "a test that fails", pytest_pyfunc_call, test)
     assert (tmp_path / "ran").exists() and pytest_pyfunc_call(SimpleNamespace(obj=len)) is None
+
+
+def test_an_option_that_this_xla_lacks_is_left_out(monkeypatch):
+    level = {"xla_backend_optimization_level": 0}
+    monkeypatch.setattr(light, "WANTED", {**level, "xla_no_such_option": True})
+    assert light.options.__wrapped__() == level
+    monkeypatch.setattr(light, "WANTED", {"xla_backend_optimization_level": "many"})
+    refused(jax.errors.JaxRuntimeError, "many", light.options.__wrapped__)
+
+
+def test_a_child_starts_with_the_flags(python):
+    assert python("import jax; print(jax.numpy.ones(2).sum())", lightly=True).strip() == "2.0"
+
+
+def test_what_is_compiled_inside_is_compiled_with_the_options(monkeypatch):
+    monkeypatch.setattr(light, "options", lambda: {"xla_no_such_option": True})
+    with light.lightly_compiled(), pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
+        jax.jit(lambda x: x * 3 - 1)(2.0)
+
+
+def test_light_modules_share_programs_and_a_test_of_what_is_shipped_does_not(monkeypatch):
+    cleared = []
+    monkeypatch.setattr(jax, "clear_caches", lambda: cleared.append(1))
+    config = types.SimpleNamespace(stash={})
+    files = "tests/test_serving.py", "tests/test_fit.py"
+    shipped, lightly = (types.SimpleNamespace(config=config, nodeid=f"{file}::test") for file in files)
+    with light.lightly_compiled(keep=True):
+        pass
+    conftest.pytest_runtest_setup(shipped)
+    assert cleared == []
+    for item in (shipped, types.SimpleNamespace(config=config, nodeid="aif_jax/run.py::aif_jax.run.fit")):
+        around, before = conftest.Compilation().pytest_runtest_protocol(item), light._open
+        next(around)
+        assert light._open - before == (item is not shipped)  # the examples of the package compile lightly
+        assert next(around, None) is None and light._open == before
+        assert (conftest.LIGHT_PROGRAMS in config.stash) == (item is not shipped)
+    conftest.pytest_runtest_setup(lightly)
+    assert cleared == []
+    conftest.pytest_runtest_setup(shipped)
+    conftest.pytest_runtest_setup(shipped)
+    assert cleared == [1]
+    with light.lightly_compiled():
+        pass
+    assert cleared == [1, 1]
