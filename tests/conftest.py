@@ -47,9 +47,9 @@ def pytest_configure(config: pytest.Config) -> None:
 LONGEST = (
     "tests/test_docs.py::test_page_runs", "tests/test_docs.py::test_a_notebook_runs",
     "tests/test_docs.py::test_readme_block_runs", "tests/test_question.py::test_smoke", "tests/test_experiments.py",
-    "tests/test_scripts.py", "tests/test_ranker_recall.py", "tests/test_scale_out_serving.py",
+    "tests/test_ranker_recall.py", "tests/test_scale_out_serving.py",
     "tests/test_several_processes.py", "tests/test_sharded_training.py",
-    "tests/reliability/test_job_kills.py", "tests/reliability/test_kills.py", "tests/reliability/test_road.py",
+    "tests/reliability/test_kills.py", "tests/reliability/test_road.py",
 )  # fmt: skip
 
 
@@ -70,8 +70,8 @@ SHIPPED = (
 )  # fmt: skip
 """Tests of what is shipped: equal bits, the hot path, exports, the form of the compiled program. All others compile lightly."""
 LIGHT = (
-    "tests/promises/test_adding_a_part.py", "tests/promises/test_one_encoding.py", "tests/reliability/test_fuzz_files.py",
-    "tests/reliability/test_job_kills.py", "tests/reliability/test_kills.py", "tests/reliability/test_road.py",
+    "tests/promises/test_adding_a_part.py", "tests/promises/test_one_encoding.py", "tests/reliability/test_kills.py",
+    "tests/reliability/test_road.py",
 )  # fmt: skip
 LIGHT_PROGRAMS = pytest.StashKey[bool]()
 """Whether JAX's caches hold programs that were compiled lightly."""

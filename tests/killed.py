@@ -14,7 +14,7 @@ import jax
 from tests import light
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.reliability.victims", "tests.reliability.refresher", "tests.stream_world"])
+CONTEXT.set_forkserver_preload(["tests.reliability.victims", "tests.stream_world"])
 
 
 def compile_into(folder: str) -> None:

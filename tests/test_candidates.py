@@ -1,12 +1,16 @@
-"""Sources of candidates, worked out by hand on a log of impressions."""
+"""Sources of candidates, by hand on a log of impressions; negatives: one set for each draw, in the stated proportions."""
 
 import dataclasses
 import itertools
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from aif_jax.catalogue import Catalogue
 from aif_jax.data import split as split_module
 from aif_jax.data.candidates import (
     BatchKey,
@@ -18,10 +22,11 @@ from aif_jax.data.candidates import (
     sampled_negatives,
 )
 from aif_jax.data.dataset import Dataset
-from aif_jax.data.events import EventLog
-from aif_jax.data.negatives import NegativeSampler, item_counts
+from aif_jax.data.events import COLUMNS, EventLog
+from aif_jax.data.negatives import NegativeSampler, SeenPairs, item_counts
 from aif_jax.data.split import sample_positions
-from tests import test_sampling
+from aif_jax.encoding.vocabulary import Vocabulary
+from aif_jax.schema import Attribute, Schema
 from tests.refusals import refused
 
 DRAW = BatchKey(seed=3, epoch=1, step=7)
@@ -34,7 +39,7 @@ ACTION = [1, 2, 1, 2, 1, 2, 1, 1, 2]
 
 @pytest.fixture(scope="module")
 def dataset() -> Dataset:
-    return test_sampling.of_log(EventLog(USER, ITEM, ACTION, TIME, users=3), items=6, actions=3)
+    return of_log(EventLog(USER, ITEM, ACTION, TIME, users=3), items=6, actions=3)
 
 
 @pytest.mark.parametrize("block", [8, 1 << 22])  # a request that crosses a border of blocks is not cut in two
@@ -66,7 +71,7 @@ def test_a_shown_list_is_all_events_of_its_request(dataset):
 def shown(items, actions) -> Dataset:
     """One request of user 1, a list of these items, and one of another item before it."""
     log = EventLog([1] * (1 + len(items)), [8, *items], [1, *actions], [5, *[9] * len(items)], users=2)
-    return test_sampling.of_log(log, items=8, actions=4)
+    return of_log(log, items=8, actions=4)
 
 
 def test_of_a_long_list_the_positives_are_kept_and_the_rest_is_drawn():
@@ -100,7 +105,7 @@ def test_every_member_of_a_shown_list_has_the_history_of_its_first(dataset):
 
 
 def test_sampled_lists_have_the_positive_first():
-    data = test_sampling.dataset()
+    data = two_users()
     sampler = NegativeSampler(item_counts(data, [0, 1, 2, 3, 4]))
     rows, labels, log_q = sampled_negatives(data, sampler=sampler, negatives=50)([0, 3, 4], DRAW)
     assert rows.shape == labels.shape == (3, 51) and log_q is None
@@ -114,7 +119,7 @@ def test_sampled_lists_have_the_positive_first():
 
 def test_where_nobody_comes_back_what_was_met_before_is_no_negative():
     """User 1 has items 1, 2, 3 in this order, user 2 items 3, 4: of the past alone, so item 3 may be drawn at position 1."""
-    data = test_sampling.dataset()
+    data = two_users()
     sampler = NegativeSampler(item_counts(data, [0, 1, 2, 3, 4]))
     source = sampled_negatives(data, sampler=sampler, negatives=50, repeats=False)
     at = np.array([0, 1, 2, 4])
@@ -225,3 +230,100 @@ def test_what_was_retrieved_and_met_before_is_no_negative_where_nobody_comes_bac
     once = dataclasses.replace(dataset, repeats=False)
     assert retrieved(once, retrieval=table, candidates=5).description == source.description
     assert "repeats" not in retrieved(dataset, retrieval=table, candidates=5).description
+
+
+STEP = {"seed": 3, "epoch": 1, "step": 7}
+
+
+def of_log(log: EventLog, *, items: int, actions: int) -> Dataset:
+    """A data set of a log and so many known items, which have one category."""
+    attributes = Attribute(name="item", size=items + 1), Attribute(name="category", size=2)
+    schema = Schema(item_attributes=attributes, actions=actions)
+    known = Vocabulary(np.arange(items))
+    catalogue = Catalogue.from_items(schema, known.raw, ids={"category": [1] * items})
+    users, floats = Vocabulary(10 * np.arange(1, log.users)), np.zeros([log.users, 0], np.float32)
+    return Dataset(
+        name="mine", schema=schema, log=log, catalogue=catalogue, user_ids={}, user_floats=floats, users=users, items=known
+    )
+
+
+def mapped(log: EventLog, folder: Path) -> EventLog:
+    """The log of columns in files, memory-mapped."""
+    for name in COLUMNS:
+        np.save(folder / name, getattr(log, name))
+    return EventLog(**{name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in COLUMNS}, users=log.users)
+
+
+def two_users() -> Dataset:
+    user, item, action = [1, 1, 1, 2, 2, 2], [1, 2, 3, 3, 4, 0], [5, 3, 4, 1, 0, 5]
+    return of_log(EventLog(user, item, action, [1, 2, 3, 4, 5, 6], users=3), items=6, actions=6)
+
+
+def test_probabilities_by_hand():
+    sampler = NegativeSampler([100, 1, 16, 0, 81], power=0.75)
+    np.testing.assert_allclose(sampler.probabilities, np.array([0, 1, 8, 0, 27]) / 36, rtol=1e-12)
+    np.testing.assert_allclose(NegativeSampler([9, 0, 5, 1], power=0).probabilities, [0, 1 / 3, 1 / 3, 1 / 3])
+
+
+def test_draws_follow_the_probabilities():
+    size, items = 400_000, 1000
+    sampler = NegativeSampler(np.random.default_rng(0).integers(0, 50, items) ** 2)
+    rows = sampler.sample(size // 100, 100, **STEP)
+    assert rows.shape == (size // 100, 100) and rows.dtype == np.int32
+    got = np.bincount(rows.ravel(), minlength=items) / size
+    spread = np.sqrt(sampler.probabilities * (1 - sampler.probabilities) / size)
+    assert np.all(np.abs(got - sampler.probabilities) <= 5 * spread)  # exactly 0 where the probability is
+
+
+def test_negatives_depend_on_seed_epoch_and_step_and_nothing_else():
+    sampler = NegativeSampler(np.ones(1000))
+    rows = sampler.sample(4, 20, **STEP).tolist()
+    assert rows == sampler.sample(4, 20, **STEP).tolist()
+    for name in STEP:
+        assert rows != sampler.sample(4, 20, **{**STEP, name: STEP[name] + 1}).tolist()
+
+
+def test_avoided_rows_are_never_drawn_and_the_rest_keep_their_proportions():
+    sampler = NegativeSampler([0, 4, 3, 2, 1], power=1)
+    size = 100_000
+    rows = sampler.sample(size, 1, avoid=np.tile([1, 2], size // 2), **STEP)[:, 0]
+    for got, expected in ((rows[::2], [0, 0, 1 / 2, 1 / 3, 1 / 6]), (rows[1::2], [0, 4 / 7, 0, 2 / 7, 1 / 7])):
+        share = np.bincount(got, minlength=5) / len(got)
+        np.testing.assert_allclose(share, expected, atol=0.01)
+        assert np.all(share[np.array(expected) == 0] == 0)
+
+
+def test_a_list_that_must_avoid_nearly_everything_still_gets_the_right_rows():
+    sampler = NegativeSampler([0, 1e15, 1, 3], power=1)  # redrawing would take 10^14 rounds
+    rows = sampler.sample(1, 20_000, avoid=[1], **STEP)
+    np.testing.assert_allclose(np.bincount(rows[0], minlength=4) / 20_000, [0, 0, 0.25, 0.75], atol=0.02)
+    met = SeenPairs(two_users(), [1, 2])  # items 1, and 1 and 2
+    rows = NegativeSampler([0, 1, 1, 0, 0, 0, 0]).sample(2, 3, seen=met, **STEP)
+    assert rows.tolist() == [[2, 2, 2], [0, 0, 0]]
+
+
+def test_no_negatives_and_nothing_seen_are_no_errors():
+    assert NegativeSampler([0, 1, 1]).sample(3, 0, avoid=[1, 2, 1], **STEP).shape == (3, 0)
+    assert NegativeSampler([0, 1, 1]).sample(0, 3, **STEP).shape == (0, 3)
+    seen = SeenPairs(two_users(), [0, 3])
+    assert not seen.contains([0, 1], [1, 2]).any()
+    assert seen.items(1).tolist() == []
+    assert SeenPairs(two_users(), []).drop(np.zeros((0, 3), np.int32)).shape == (0, 3)
+
+
+pairs = st.lists(st.tuples(st.integers(1, 3), st.integers(1, 5)), min_size=1, max_size=12)
+
+
+@settings(deadline=None, max_examples=60)
+@given(pairs)
+def test_what_a_user_has_seen_is_no_negative(events):
+    log = EventLog(*np.array(events).T, np.ones(len(events), int), np.arange(len(events)) // 2, users=5)
+    at = np.arange(len(log))
+    seen = SeenPairs(of_log(log, items=6, actions=2), at)
+    for sample in at.tolist():
+        earlier = (log.user == log.user[sample]) & (log.time < log.time[sample])
+        mine = sorted(set(log.item[earlier].tolist()))
+        assert seen.items(sample).tolist() == mine
+        assert seen.contains(sample, np.arange(7)).tolist() == [item in mine for item in range(7)]
+    rows = NegativeSampler(np.ones(7)).sample(len(at), 5, seen=seen, **STEP)
+    assert rows.min() > 0 and not seen.contains(at[:, None], rows).any()

@@ -19,7 +19,7 @@ from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.features import check_user_features
 from aif_jax.schema import Attribute, Schema
 from tests.refusals import refused
-from tests.test_sampling import mapped
+from tests.test_candidates import mapped
 
 SCHEMA = Schema(
     item_attributes=(

@@ -31,7 +31,7 @@ import aif_jax as aif
 from aif_jax.cli import doctor
 from tests import service_world
 from tests.light import lightly_compiled
-from tests.test_recipes import release
+from tests.test_datasets import release
 
 pytestmark = pytest.mark.lane("docs")
 ROOT = Path(__file__).resolve().parent.parent

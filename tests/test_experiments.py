@@ -1,23 +1,29 @@
-"""Every experiment runs as its header says, at `--smoke` size, and writes the figures that it promises."""
+"""Every experiment, script and figure runs as its header says, at `--smoke` size, and writes what it promises."""
 
+import importlib
 import json
 import math
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
+import numpy as np
 import pytest
 
 import aif_jax as aif
 from aif_jax import output as progress
-from experiments import benchmarks, common, quickstart
+from aif_jax.metrics import Interval
+from experiments import benchmarks, common, kernels, plots, quickstart, tables
 from experiments.datasets.synthetic import synthetic_world
+from experiments.study import calibration, question, records
+from experiments.study.question import AIF, WITH_MATCHING
 from tests.conftest import child_environment
-from tests.light import flags
+from tests.light import flags, lightly_compiled
 from tests.refusals import refused
 from tests.test_progress import Terminal
-from tests.test_scripts import measured
 
 pytestmark = pytest.mark.lane("experiments")
 ROOT = Path(__file__).resolve().parent.parent
@@ -154,3 +160,222 @@ def test_a_report_has_every_figure(tmp_path, capsys):
     for line in (["rate", "5.0000"], ["ms", "6.0000", "7.0000"], ["two", "3.0000", "4.0000"], ["1", "2", "9.0000"]):
         assert line in printed
     assert ["left", "10.0000"] not in printed and json.loads((tmp_path / "figures.json").read_text())["left"] == 10.0
+
+
+def test_figures_are_drawn_from_the_records(tmp_path, capsys):
+    plots.main(["--out", str(tmp_path)])
+    names = {"blocks", "calibration", "load", "refresh", "quality_against_time", "budget"}
+    assert {path.name for path in tmp_path.iterdir()} == {f"{name}.png" for name in names}
+    assert all(path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 10_000 for path in tmp_path.iterdir())
+    assert "blocks.png" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", tables.PAGES, ids=lambda page: page.stem)
+def test_tables_of_a_page_are_those_of_the_records(page):
+    text = page.read_text(encoding="utf-8")
+    assert tables.written(text) == text, f"{page.name}: run python -m experiments.plots"
+
+
+def test_a_page_has_the_tables_that_it_names(monkeypatch):
+    monkeypatch.setitem(tables.TABLES, "some", lambda: "| a |\n| --- |\n| 1 |")
+    page = "Text.\n\n<!-- table some: command -->\n\n| a |\n| old |\n\nMore.\n"
+    made = tables.written(page)
+    assert made == page.replace("| old |", "| --- |\n| 1 |") == tables.written(made)
+    refused(ValueError, "table 'none': expected one of .*'recall'", tables.written, "<!-- table none: command -->\n")
+    names = [name for path in tables.PAGES for name in re.findall(r"<!-- table (\w+):", path.read_text(encoding="utf-8"))]
+    assert names[:2] == ["recall", "budget"]
+
+
+def test_requests_a_second_are_the_most_within_the_bound_interpolated_to_it():
+    figures = ((1, 50.0, 17.0), (8, 700.0, 25.0), (16, 900.0, 35.0), (32, 800.0, 60.0))
+    loops = [dict(zip(("concurrency", "rps", "p99_ms"), each, strict=True)) for each in figures]
+    assert tables.within(loops) == {"concurrency": 12.0, "rps": 800.0, "p99_ms": 30.0}
+    assert tables.within(loops, 36.0) == loops[2] and tables.within(loops, 10.0) is None
+    assert tables.title("C=1000, L=512") == "1,000 candidates, 512 events"
+
+
+def test_history_compares_the_same_users(tmp_path):
+    """Users of the records, dealt to bins by a made log: every user is in one bin, and the whole is the mean of the bins."""
+    run = question.runs_of(records.read(question.RESULTS), "movielens", AIF)[0]
+    users = records.by_user(question.RESULTS, run, "gauc_trained").users
+    counts = np.zeros(users.max() + 1, np.int64)
+    counts[users] = np.where(np.arange(len(users)) % 2 == 0, 50, 600)
+    log = SimpleNamespace(user=np.repeat(np.arange(len(counts)), counts))
+    data = SimpleNamespace(name="movielens", dataset=SimpleNamespace(log=log))
+    gains = plots.history(question.RESULTS, data)  # type: ignore[arg-type]
+    half = (len(users) + 1) // 2
+    assert [count for count, _ in gains[AIF]] == [half, 0, 0, len(users) - half]
+    assert gains[AIF][0][1].value != gains[AIF][3][1].value
+    plots.draw_history(gains, tmp_path / "history.png")
+    assert (tmp_path / "history.png").stat().st_size > 10_000
+
+
+@lightly_compiled()
+def test_a_calibration_is_measured_on_events_that_did_not_fit_it(tmp_path, capsys):
+    """The script on a tiny world: the same requests before and after, other probabilities, the figure drawn from its record."""
+    calibration.main(["--smoke", "--quiet", "--work", str(tmp_path / "work"), "--json", str(tmp_path / "record.json")])
+    record = json.loads((tmp_path / "record.json").read_text())
+    before, logistic = record["ways"]["before"], record["ways"]["logistic"]
+    assert before["observed"] != before["predicted"] != logistic["predicted"] and record["requests"] > record["users"] > 10
+    observed = [np.mean(way["observed"]) for way in (before, logistic)]
+    assert observed[0] == pytest.approx(observed[1], abs=1e-4) and observed[1] == pytest.approx(1 / 16, abs=0.01)
+    assert "logistic" in capsys.readouterr().out
+    plots.draw_calibration(record, tmp_path / "calibration.png")
+    assert (tmp_path / "calibration.png").stat().st_size > 10_000
+
+
+def test_the_figure_of_load_is_the_table_of_the_experiments():
+    """Figures of experiments/README.md, at the concurrency of the most requests a second whose p99 is within 100 ms."""
+    record = json.loads(plots.LOAD.read_text(encoding="utf-8"))[plots.LONG]
+    page = (Path(__file__).resolve().parent.parent / "experiments" / "README.md").read_text(encoding="utf-8")
+
+    def cpu(service: str, users: str) -> float:
+        loops = [loop for loop in record["closed_loops"][service][users] if loop["p99_ms"] <= 100]
+        return max(loops, key=lambda loop: loop["rps"])["cpu_ms"]
+
+    assert f"aif new / cached / session | {cpu('aif', 'new'):.2g} / {cpu('aif', 'returning_0'):.2g} / " in page
+    others = ", ".join(f"{cpu(name, 'new'):.2g}" for name in ("sequential", "two_tower", "exact"))
+    assert f"{others} ms" in page
+
+
+def test_the_figure_of_the_budget_has_a_point_for_each_model_that_is_known(tmp_path):
+    losses = {"movielens": {"two_tower": Interval(6.9, 6.0, 8.0), "aif": Interval(0.7, 0.5, 0.9)}}
+    loops = {name: {"new": [{"concurrency": 1, "rps": 99.0, "p99_ms": 40.0 - n}]} for n, name in enumerate(plots.SERVED)}
+    loops["aif"]["new"][0]["p99_ms"] = loops["sequential"]["new"][0]["p99_ms"] = 20.0
+    record = {"closed_loops": loops}
+    drawn = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "_legend", lambda axis, **where: drawn.extend(text.get_text() for text in axis.texts))
+        plots.draw_budget(record, losses, tmp_path / "budget.png")
+    assert drawn == ["AIF", "AIF, not split"]  # the two-tower model has no load within the budget, others no ranker recall
+    assert (tmp_path / "budget.png").stat().st_size > 10_000
+
+
+def test_points_are_hundredths_with_the_error_to_both_sides():
+    value, error = plots.points(Interval(0.02, 0.015, 0.03))
+    assert value == pytest.approx(2.0) and np.ravel(error) == pytest.approx([0.5, 1.0])
+    assert plots.MODELS.keys() == {AIF, WITH_MATCHING}
+
+
+def measured(folder: Path, name: str, *words: str, needs: tuple[str, ...] = ()) -> dict:
+    """The figures that a script writes, where all that it needs is installed."""
+    for package in needs:
+        pytest.importorskip(package, reason="the extra 'experiments' or 'benchmarks' is not installed")
+    importlib.import_module(name).main(["--smoke", "--json", str(folder / "figures.json"), *words])
+    return json.loads((folder / "figures.json").read_text())
+
+
+def test_kernels(tmp_path):
+    figures = measured(tmp_path, "experiments.kernels")
+    names = "din_linear", "simtier", "interaction", "interaction_exact", "head_only"
+    for key in names:
+        assert list(figures[f"{key}_ms"]) == ["40,64"]
+        assert all(math.isfinite(x) and x > 0 for x in figures[f"{key}_ms"].values()), key
+    assert figures["interaction_longest_over_shortest"] == {"40": 1.0}  # one length
+
+
+def test_nothing_of_the_size_of_the_history_reaches_the_interaction():
+    """Inputs of every form that is timed as flat in L have the same shapes at any L."""
+    short, long = (kernels.fixed_forms(5, n) for n in (64, 96))
+    for name, form in short.items():
+        shapes = [[x.shape for x in jax.tree.leaves(made.args)] for made in (form, long[name])]
+        assert shapes[0] == shapes[1], name
+
+
+def test_index_refresh(tmp_path, capsys):
+    figures = measured(tmp_path, "experiments.index_refresh")
+    for name in ("build_items_per_s", "bare_items_per_s", "build_over_bare", "freshness_p50_ms", "freshness_p99_ms"):
+        assert figures[name] > 0, name
+    for name in ("upsert_1000_ms", "lookup_10k_ms"):
+        assert set(figures[name]) == {"2000", "8000"} and min(figures[name].values()) > 0
+    assert figures["freshness_p50_ms"] <= figures["freshness_p99_ms"]
+    rows = figures["bytes_per_row"]
+    assert rows["int8"] < rows["bfloat16"] < rows["float32"]
+    assert "build_over_bare" in capsys.readouterr().out
+
+
+SERVICES = {"aif", "sequential", "exact", "matching", "two_tower"}
+
+
+def test_cost(tmp_path, monkeypatch, capsys):
+    from experiments import cost
+
+    for name, value in child_environment(flags=flags()).items():  # of the process of the empty engine
+        monkeypatch.setenv(name, value)
+    found = measured(tmp_path, "experiments.cost")
+    assert list(found) == ["C=60, L=64", "empty_engine_requests_per_second", "machine"]
+    assert found["empty_engine_requests_per_second"] > 0
+    figures = found["C=60, L=64"]
+    for key in ("cpu_ms", "max_rps", "lone_p50_ms", "lone_p99_ms", "critical_p50_ms", "critical_p99_ms"):
+        assert set(figures[key]) == SERVICES
+        assert all(set(kinds) == set(cost.KINDS) for kinds in figures[key].values())
+    assert all(value > 0 for kinds in figures["cpu_ms"].values() for value in kinds.values())
+    ratios = [key for key in figures if "_ratio_" in key]
+    assert len(ratios) == 2
+    for key in ("floor_cpu_ms", "engine_over_floor", *ratios):
+        assert set(figures[key]) == set(cost.KINDS)
+    ratio = figures["cpu_ms"]["aif"]["new"] / figures["floor_cpu_ms"]["new"]
+    assert figures["engine_over_floor"]["new"] == pytest.approx(ratio)
+    assert set(figures["overhead_p50_ms"]) == {"after_wait", "back_to_back"}
+    assert all(figures["critical_p50_ms"][name]["new"] < figures["lone_p50_ms"][name]["new"] for name in SERVICES)
+    assert "cpu_ratio_sequential_over_aif" in capsys.readouterr().out
+
+
+def test_runtimes(tmp_path, capsys):
+    figures = measured(tmp_path, "experiments.runtimes", needs=("torch", "onnxscript", "onnxruntime"))
+    programs, times = {"user", "score", "whole", "score_10000", "whole_10000"}, figures["runtime_ms"]
+    assert set(times) == {"aif_jax", "torch", "onnxruntime"} and all(set(ms) == programs for ms in times.values())
+    for name in ("torch", "onnxruntime"):
+        assert figures[f"over_{name}"] == pytest.approx({what: times[name][what] / times["aif_jax"][what] for what in programs})
+    assert figures["score_over_head"] == pytest.approx(times["aif_jax"]["score"] / figures["head_ms"][""])
+    ours_alone = ("over_bfloat16", "over_int8")
+    assert all(figures[f"{score}_{name}"] > 0 for score in ("score", "score_10000") for name in ours_alone)
+    assert "over_onnxruntime" in capsys.readouterr().out
+
+
+def test_storage(tmp_path, capsys):
+    from experiments.study import datasets, question, storage
+
+    figures = measured(tmp_path, "experiments.study.storage", "--work", str(tmp_path / "work"))["smoke"]
+    for narrow in ("bfloat16", "int8"):
+        assert all(low <= value <= high for value, low, high in figures[narrow].values())
+    data, trial = datasets.load("smoke"), question.Trial(dataset="smoke", model=question.AIF)
+    model, params, _ = question.trained(trial, question.parts_of(trial, data)[0], data, work=tmp_path / "work", progress=False)
+    one = jax.tree.map(lambda leaf: leaf[1], data.dataset.catalogue.features(np.arange(2)))
+    exact, rounded = (np.asarray(each.item(params, one).vector) for each in (model, storage.stored(model.config, "int8")))
+    assert 0 < np.abs(rounded - exact).max() < 0.01 * np.abs(exact).max()
+
+
+def test_runtimes_refuse_another_network(capsys):
+    from experiments import runtimes
+
+    ours = np.array([2.0, 1.0], np.float32), np.array([0, 1])
+    runtimes.check("torch", ours, ours)
+    with pytest.raises(SystemExit, match="torch: expected the logits of ours, got some that differ by 1.0e-03"):
+        runtimes.check("torch", ours, (ours[0] + np.float32(1e-3), ours[1]))
+
+
+def test_a_runtime_that_is_not_installed_is_left_out(monkeypatch, capsys):
+    from experiments import runtimes
+
+    monkeypatch.setattr(runtimes, "NEEDED", {"torch": ("no_such_package",)})
+    figures = runtimes.measure(rounds=1, smoke=True)
+    assert set(figures["runtime_ms"]) == {"aif_jax"} and not any(name.startswith("over_") for name in figures)
+    assert "torch: left out, no_such_package not installed" in capsys.readouterr().out
+
+
+@pytest.mark.timeout(900)
+def test_service_load(tmp_path, monkeypatch, capsys):
+    for name, value in child_environment(flags=flags()).items():  # of the services, which share what is compiled
+        monkeypatch.setenv(name, value)
+    figures = measured(tmp_path, "experiments.service_load")
+    names = {"http_overhead_p50_ms", "http_rps_share", "http_service_cpu_ms", "http_client_cpu_ms", "engine_cpu_ms"}
+    assert names <= figures.keys() and names <= set(capsys.readouterr().out.split())
+    assert figures["http_rps_share"] > 0
+
+
+def test_train_throughput(tmp_path):
+    figures = measured(tmp_path, "experiments.train_throughput")
+    assert set(figures["step_ms_by_history"]) == {"16", "32"}
+    times = figures["step_ms_by_table_rows"]
+    assert figures["step_ratio_1e7_over_1e4"] == pytest.approx(list(times.values())[-1] / list(times.values())[0])

@@ -10,7 +10,7 @@ from aif_jax.data.events import EventLog
 from aif_jax.data.negatives import item_counts
 from aif_jax.data.split import sample_positions
 from aif_jax.encoding.times import FLOOR, LATEST
-from tests.test_sampling import dataset
+from tests.test_candidates import two_users
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -106,4 +106,4 @@ def test_a_time_found_by_rank_equals_sorting(times, data):
 @pytest.mark.parametrize("positions", [range(0, 6, 2), np.array([0, 2, 4]), [0, 2, 4]])
 def test_counts_are_of_training_events_alone(monkeypatch, positions, block):
     monkeypatch.setattr(negatives, "BLOCK", block)
-    assert item_counts(dataset(), positions).tolist() == [0, 1, 0, 1, 1, 0, 0]
+    assert item_counts(two_users(), positions).tolist() == [0, 1, 0, 1, 1, 0, 0]

@@ -13,8 +13,8 @@ from aif_jax.data import EventLog, item_counts
 from aif_jax.data.split import sample_positions
 from experiments import ranker_recall as cascade
 from experiments.study import datasets, models, question, retrieval, sequence, trees
+from tests.test_experiments import measured
 from tests.test_question import met_once
-from tests.test_scripts import measured
 
 pytestmark = pytest.mark.lane("experiments")
 

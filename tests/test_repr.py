@@ -3,7 +3,7 @@
 import aif_jax as aif
 from aif_jax import blocks
 from tests import demo
-from tests.test_sampling import of_log
+from tests.test_candidates import of_log
 
 SCHEMA = (
     "Schema(items: item 50, category 6, tags 9x3; users: gender 3, interests 7x2; behaviours: item, category; actions: 4; "

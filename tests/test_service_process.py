@@ -1,4 +1,4 @@
-"""The command `serve` as a process: ready after warm-up, drained on SIGTERM, TLS, logs."""
+"""The command `serve` as a process: ready after warm-up, drained on SIGTERM, TLS, logs; a client in another language."""
 
 import asyncio
 import contextlib
@@ -25,9 +25,9 @@ from aif_jax.service.models import Models
 from aif_jax.service.process import Listening, run, source_of
 from aif_jax.serving import AsyncPreRanker
 from tests.client import Client, ServiceError
-from tests.conftest import child_environment
+from tests.conftest import ROOT, child_environment
 from tests.light import flags
-from tests.service_world import ANN, IDS, connected, exports, read_log, running
+from tests.service_world import ANN, EVENTS, IDS, NOW, connected, exports, read_log, running
 
 pytestmark = pytest.mark.lane("standing")
 
@@ -191,3 +191,18 @@ def test_exit_codes(words, code, message, tmp_path, monkeypatch, capsys):
 def test_a_feature_source_by_its_name():
     assert source_of("tests.test_service_log:Source").get
     assert dataclasses.replace(Listening(), token="x").__repr__().count("x'") == 0
+
+
+@pytest.mark.skipif(shutil.which("javac") is None, reason="needs java and javac")
+def test_a_client_in_java(tmp_path):
+    """Java's own client, told to speak HTTP/1.1: with its offer of HTTP/2 the service would not find the body."""
+    with running(exports().root / "one") as served, served.client() as client:
+        command = ["java", ROOT / "docs" / "clients" / "java" / "RankHttp.java", served.addresses["http"]]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stdout + done.stderr
+        expected = client.rank(user="ann", events=EVENTS, now=NOW, candidates=[17, 1017, 2017, 3017], k=2)
+    answers = [json.loads(line.removeprefix("200 ")) for line in done.stdout.splitlines()]
+    assert len(answers) == 2
+    for answer in answers:
+        assert answer["ids"] == expected["ids"].tolist()
+        assert answer["scores"] == pytest.approx(expected["scores"].tolist(), rel=1e-4)
