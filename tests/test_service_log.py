@@ -3,17 +3,24 @@
 import contextlib
 import json
 import shutil
+import threading
 import time
+import tracemalloc
+import types
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 import aif_jax as aif
-from aif_jax.service import log as log_module
+from aif_jax.encoding.vocabulary import id_array
+from aif_jax.service.calls import Call
+from aif_jax.service.http import parse_json
 from aif_jax.service.log import RequestLog, log_schema
 from tests.refusals import refused
-from tests.service_world import ANN, EVENTS, IDS, exports, read_log, running
+from tests.service_world import ANN, EVENTS, IDS, exports, read_log, running, until
 
 pytestmark = pytest.mark.lane("standing")
 
@@ -115,51 +122,65 @@ def test_a_record_says_what_a_call_excluded_and_that_it_had_no_candidates(served
     assert second.candidates == second.ids == [] and second.exclude is None
 
 
-def test_files_sort_by_age_though_the_clock_is_set_back(logged, tmp_path, monkeypatch):
+BODIES = {  # JSON of a record's column; values that take most memory once they are read
+    "lists": b"[" + b"[]," * 20_000 + b"1]",
+    "texts": b"[" + b'"ab",' * 10_000 + b"1]",
+    "wide": '"\U0001f600'.encode() + b"a" * 60_000 + b'"',
+}
+
+
+def reply_to(kind: str) -> Any:
+    """An answer to a call whose values no other call shares."""
+    numbers, record = np.arange(5000) + np.random.default_rng().integers(1 << 40), None
+    if kind in BODIES:
+        record = parse_json(b'{"note": %s}' % BODIES[kind])
+    texts = id_array([f"a text of an item that is longer than an array holds: {n}" for n in numbers])
+    ids, size = (texts, sum(map(len, texts.tolist()))) if kind == "ids" else (numbers, 0)
+    events = {"item": numbers.tolist()} if kind == "events" else None
+    call = Call(user="ann", candidates=aif.Candidates(ids), record=record, events=events, size=size)
+    answer = types.SimpleNamespace(
+        ids=ids[:2000].copy(), mask=np.ones(2000, bool), logits=np.ones(2000, np.float32),
+        version="0" * 64, degraded=False, reason=None, stages={"total": 0.1},
+    )  # fmt: skip
+    return types.SimpleNamespace(method="rank", call=call, answer=answer, order="logit", features=1)
+
+
+def test_files_sort_by_age_though_the_clock_is_set_back(tmp_path, monkeypatch):
     """A log that starts after another one sorts behind it, and replaces none of its files."""
-    (record,) = [record for record in read_log(logged) if record.id == "r1"]
     names = []
     for start in (5_000, 3_000, 3_000):
         monkeypatch.setattr(time, "time_ns", lambda start=start: start)
-        log = RequestLog(tmp_path)
-        log.close()
-        log._write([vars(record)])
+        with contextlib.closing(RequestLog(tmp_path)) as log:
+            log.observe(reply_to("numbers"))
         names.append(max(path.name for path in tmp_path.iterdir()))
     assert names == sorted(set(names)) and len(list(read_log(tmp_path))) == 3
 
 
-def test_a_log_never_holds_up_a_call(tmp_path, monkeypatch):
-    blocked = []
-    monkeypatch.setattr(log_module, "record_of", lambda seen: blocked.append(seen) or time.sleep(0.2))
-    monkeypatch.setattr(log_module, "_size", lambda seen: 100)
-    log = RequestLog(tmp_path, waiting_bytes=250)
-    start = time.monotonic()
-    for _ in range(50):
-        log.observe(None)
-    assert time.monotonic() - start < 0.15 and log.counters["log_dropped"] >= 47
-    monkeypatch.setattr(log, "_write", lambda records: None)
-    log.close()
-    large = RequestLog(tmp_path, waiting_bytes=350)
-    for _ in range(5):
-        large.observe(None)
-    assert large.counters["log_dropped"] == 2  # the bytes of three are held, with those that wait for the next file
-    monkeypatch.setattr(large, "_write", lambda records: None)
-    large.close()
-    none = RequestLog(tmp_path, share=0.0)
-    none.observe(None)
-    none.close()
+@pytest.mark.parametrize("kind", [*BODIES, "events", "ids", "numbers"])
+def test_a_slow_disk_holds_up_no_call_and_its_memory_is_bounded(tmp_path, monkeypatch, kind):
+    disk, most = threading.Event(), 8 << 20
+    monkeypatch.setattr(RequestLog, "_write", lambda log, rows: disk.wait(60))
+    reply_to(kind), pa.array([1])  # what is made once
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0] + pa.total_allocated_bytes()
+        log = RequestLog(tmp_path, waiting_bytes=most)
+        while not log.counters["log_dropped"]:
+            log.observe(reply_to(kind))
+        until(lambda: log._waiting.empty() or 2 * log._came > most)  # the thread has a file's half and writes
+        taken = tracemalloc.get_traced_memory()[0] + pa.total_allocated_bytes() - before
+    finally:
+        tracemalloc.stop()
+        disk.set()
+        log.close()
+    assert 0.3 * most < taken < 1.1 * most, taken / most
+
+
+def test_a_log_of_no_share_is_empty(tmp_path):
+    with contextlib.closing(RequestLog(tmp_path, share=0.0)) as none:
+        none.observe(reply_to("numbers"))
+    assert list(tmp_path.iterdir()) == []
     refused(ValueError, "log_share: expected 0 to 1", RequestLog, tmp_path, share=2)
-
-
-def test_the_bytes_of_a_waiting_call_are_those_that_it_came_in_and_its_arrays(served, tmp_path):
-    """JSON takes more memory once it is read; a state that is there already brings no features."""
-    sizes, log = [], RequestLog(tmp_path)
-    log.observe = lambda reply: sizes.append((log_module._size(reply), reply.call.size))
-    with noted(served, log) as client:
-        for note in ("", "x" * 1000):
-            client.rank(**ANN, feature_version=5, candidates=IDS, k=5, id=note)
-    (first, short), (second, long) = sizes
-    assert long == short + 1000 and first - 8 * short > second - 8 * long > 4096 + 8 * len(IDS)
 
 
 def test_a_full_disk_loses_records_and_says_so(served, tmp_path, caplog):

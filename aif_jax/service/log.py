@@ -6,12 +6,13 @@ import logging
 import os
 import queue
 import random
+import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
-import jax
+import numpy as np
 
 from aif_jax.checks import ArgumentError, expect
 from aif_jax.readers.tables import pyarrow
@@ -21,8 +22,8 @@ from aif_jax.store.folders import new_file
 
 logger = logging.getLogger(__name__)
 FILE = "requests-{start:020d}-{process}-{number:08d}.parquet"  # a container's processes have the same number each time
-EACH, GROWTH = 4096, 8
-"""Bytes of memory of any call, and of lists and numbers for each byte of JSON that they are read from."""
+TEXT = np.dtypes.StringDType()
+EACH = 4096  # bytes of memory of any record, without its values
 FILE_ROWS, FILE_SECONDS = 4096, 5.0  # a file is written with so many records, or so long after its first
 
 
@@ -32,7 +33,7 @@ class RequestLog:
     Args:
       folder: folder of the files; made where it is missing.
       share: share of the calls that are logged, 0 to 1.
-      waiting_bytes: memory of the calls that wait for the thread or the next file, which has at most half of it; with more,
+      waiting_bytes: memory of the records that wait for the thread or the next file, which has at most half of it; with more,
         calls are not logged and `counters["log_dropped"]` counts them.
 
     Raises:
@@ -47,7 +48,7 @@ class RequestLog:
         self.counters = {"log_records": 0, "log_dropped": 0, "log_failed": 0}
         self._share = share
         self._schema = log_schema()
-        self._waiting: queue.SimpleQueue[tuple[Reply, int] | None] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[tuple[dict[str, Any], int] | None] = queue.SimpleQueue()
         self._most = waiting_bytes
         self._came = self._went = 0  # bytes, each counted by one thread
         # Files sort by their start: after those of an earlier process, also where the clock was set back meanwhile.
@@ -57,15 +58,22 @@ class RequestLog:
         self._thread.start()
 
     def observe(self, reply: Reply) -> None:
-        """Hand an answer to the thread, or drop it."""
+        """Hand the record of an answer to the thread, or drop it."""
         if self._share < 1 and random.random() >= self._share:
             return
-        size = _size(reply)
+        try:
+            record = record_of(reply)
+        except Exception as error:  # a log must not end a call
+            return self._failed(1, error)
+        values = record.values()
+        size = EACH + sum(value.nbytes if isinstance(value, np.ndarray) else sys.getsizeof(value) for value in values)
+        if record["candidate_texts"] is not None:
+            size += 3 * reply.call.size  # arrays keep long texts elsewhere, with room to grow
         if self._came - self._went + size > self._most:
             self.counters["log_dropped"] += 1
             return
         self._came += size
-        self._waiting.put((reply, size))
+        self._waiting.put((record, size))
 
     def close(self) -> None:
         """Write what waits and end the thread."""
@@ -73,35 +81,40 @@ class RequestLog:
         self._thread.join()
 
     def _work(self) -> None:
-        records: list[dict[str, Any]] = []
+        rows: list[Any] = []  # Arrow batches of one row, as small as arrays
         due, size = 0.0, 0
         while True:
             with contextlib.suppress(queue.Empty):  # the file is due
                 found = self._waiting.get(timeout=max(0.0, due - time.monotonic()) if size else None)
                 if found is None:
-                    return self._write(records)
+                    return self._write(rows)
                 due = due if size else time.monotonic() + FILE_SECONDS
                 size += found[1]
                 try:
-                    records.append(record_of(found[0]))
+                    rows.append(self._row(found[0]))
                 except Exception as error:  # a log must not end a service
                     self._failed(1, error)
-            if len(records) >= FILE_ROWS or 2 * size >= self._most or time.monotonic() >= due:
-                self._write(records)
+            if len(rows) >= FILE_ROWS or 2 * size >= self._most or time.monotonic() >= due:
+                self._write(rows)
                 self._went += size
-                records, size, found = [], 0, None  # an idle thread holds no version
+                rows, size = [], 0
 
-    def _write(self, records: list[dict[str, Any]]) -> None:
-        if not records:
+    def _row(self, record: dict[str, Any]) -> Any:
+        """Return a record as an Arrow batch of one row; Arrow reads texts from lists alone."""
+        plain = {name: value.tolist() if getattr(value, "dtype", None) == TEXT else value for name, value in record.items()}
+        return pyarrow().RecordBatch.from_pylist([plain], self._schema)
+
+    def _write(self, rows: list[Any]) -> None:
+        if not rows:
             return
         try:
             name = FILE.format(start=self._start, process=os.getpid(), number=self._number)
             with new_file(self.folder / name) as partial:
-                pyarrow("pyarrow.parquet").write_table(pyarrow().Table.from_pylist(records, self._schema), partial)
+                pyarrow("pyarrow.parquet").write_table(pyarrow().Table.from_batches(rows), partial)
             self._number += 1
-            self.counters["log_records"] += len(records)
+            self.counters["log_records"] += len(rows)
         except Exception as error:  # a full disk must not end a service
-            self._failed(len(records), error)
+            self._failed(len(rows), error)
 
     def _failed(self, count: int, error: Exception) -> None:
         self.counters["log_failed"] += count
@@ -109,7 +122,7 @@ class RequestLog:
 
 
 def record_of(reply: Reply) -> dict[str, Any]:
-    """Return what is logged of an answer, by column."""
+    """Return what is logged of an answer, by column: plain values, and arrays."""
     call, answer = reply.call, reply.answer
     candidates: Any = call.candidates
     ranked = reply.method == "rank"
@@ -125,6 +138,11 @@ def record_of(reply: Reply) -> dict[str, Any]:
         "exclude": _of(call.exclude, "i"), "exclude_texts": _of(call.exclude, "T"),
         "feature_version": None if call.feature_version is None else json.dumps(call.feature_version),
     }  # fmt: skip
+
+
+def _of(ids: Any, kind: str) -> Any:
+    """Return ids of a kind, integers or texts; None for those of the other."""
+    return ids if ids is not None and ids.dtype.kind == kind else None
 
 
 def log_schema() -> Any:
@@ -154,14 +172,3 @@ def log_schema() -> Any:
         "feature_version": text,  # as JSON: another record of this version and user may have the raw values
     }
     return arrow.schema(columns)
-
-
-def _of(ids: Any, kind: str) -> Any:
-    """Return ids of one kind, texts as a list, numbers apart from the body that they came in; None for those of the other."""
-    return None if ids is None or ids.dtype.kind != kind else ids.tolist() if kind == "T" else ids.copy()
-
-
-def _size(reply: Reply) -> int:
-    """Return about how many bytes of memory a call and its answer hold until they are written."""
-    arrays = [getattr(reply.call.candidates, "ids", None), *jax.tree.leaves(reply.features), *vars(reply.answer).values()]
-    return EACH + GROWTH * reply.call.size + sum(getattr(array, "nbytes", 0) for array in arrays)
