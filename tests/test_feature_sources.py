@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import aif_jax as aif
-from aif_jax.connectors import Fetch, ValkeyFeatures, ValkeyFeatureWriter
+from aif_jax.connectors import Fetch, ValkeyFeatures, ValkeyFeatureWriter, features
 from aif_jax.connectors.features import by_user, in_columns
 from aif_jax.connectors.valkey import keys_of
 from aif_jax.serving import AsyncPreRanker, Request, ServingConfig
@@ -200,7 +200,7 @@ def test_a_timeout_of_the_source_itself_keeps_its_text():
     assert dict(fetch.counters) == {"timeouts": 1}
 
 
-def test_a_read_that_hangs_is_not_shared_for_ever():
+def test_a_read_that_hangs_is_not_shared_for_ever(monkeypatch):
     """Later calls read again; a read is cancelled with the last who waits for it, and dropped if it ends."""
 
     class Source:
@@ -220,9 +220,11 @@ def test_a_read_that_hangs_is_not_shared_for_ever():
                 raise
             raise ConnectionError("the old read")
 
+    monkeypatch.setattr(features, "SHARED", 0.05)
+
     async def test(user) -> None:
         source = Source()
-        fetch = Fetch(source, ENCODER, share=0.05, now=lambda request: NOW)
+        fetch = Fetch(source, ENCODER, now=lambda request: NOW)
         patient = asyncio.create_task(fetch.record(user))
         await asyncio.sleep(0.06)
         await refused_later(TimeoutError, "", asyncio.wait_for(fetch.record(user), 0.06))  # the second read hangs too

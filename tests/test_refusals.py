@@ -352,7 +352,6 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
     *((lambda ids=ids: Request(user=3, exclude=ids), "Request.exclude") for ids in ([[1]], 7, [LONG])),
     # connectors and the service
     (lambda: Fetch(None, None, timeout=0), "timeout: expected None or more than 0"),
-    (lambda: Fetch(None, None, share=0), "share: expected more than 0 seconds"),
     (lambda: by_user({"user": [1], "item": [1.5], "time": [1_600_000_000], "event": ["buy"]}, COLUMNS),
      TypeError, "events, column 'item': expected integers or strings"),
     (lambda: by_user({"user": [1], "item": ["x"], "time": [1_600_000_000 * 1000], "event": ["buy"]}, COLUMNS),

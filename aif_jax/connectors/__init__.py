@@ -9,14 +9,12 @@ from aif_jax.connectors.features import FeatureSource, Fetch, Record
 from aif_jax.connectors.follow import Follower
 from aif_jax.connectors.kafka import KafkaStream, open_stream
 from aif_jax.connectors.snapshot_store import SnapshotError, SnapshotStore
-from aif_jax.connectors.streams import (
-    Message, MessageError, StreamError, UpdateStream, decode, encode, tombstone_key,
-)  # fmt: skip
+from aif_jax.connectors.streams import Message, MessageError, StreamError, decode, encode, tombstone_key
 from aif_jax.connectors.valkey import ValkeyFeatures, ValkeyFeatureWriter
 
 __all__ = [
     "Record", "FeatureSource", "ValkeyFeatures", "ValkeyFeatureWriter", "Fetch",
-    "UpdateStream", "Message", "StreamError", "KafkaStream", "open_stream",
+    "Message", "StreamError", "KafkaStream", "open_stream",
     "encode", "tombstone_key", "decode", "MessageError",
     "Follower", "SnapshotStore", "SnapshotError",
 ]  # fmt: skip

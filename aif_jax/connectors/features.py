@@ -80,6 +80,7 @@ def event_columns(columns: Columns) -> list[str]:
     return [name for name in columns.of("events") if name != columns.user]
 
 
+SHARED = 1.0  # seconds since its start in which a read is shared: one that takes longer may hang
 DAMAGE = (TypeError, ValueError, KeyError, OverflowError, AttributeError)
 """What an encoder raises for a record that does not fit."""
 
@@ -95,7 +96,6 @@ class Fetch:
       encoder: encoder of the model, with histories as long as it reads (`run.encoder`); turns a record into features. None for
         a fetch whose callers name an encoder.
       timeout: seconds for one read of the source; None leaves it to the source.
-      share: seconds since its start in which a read is shared: one that takes longer may hang, so later requests begin another.
       now: the time of a request, in the unit of the events; None is the clock of this machine.
 
     Attributes:
@@ -106,12 +106,11 @@ class Fetch:
 
     def __init__(
         self, source: FeatureSource, encoder: Encoder | None = None,
-        *, timeout: float | None = None, share: float = 1.0, now: Callable[[Request], Any] | None = None,
+        *, timeout: float | None = None, now: Callable[[Request], Any] | None = None,
     ):  # fmt: skip
         expect(timeout is None or timeout > 0, "timeout", "None or more than 0 seconds", timeout)
-        expect(share > 0, "share", "more than 0 seconds", share)
         self.source, self.counters, self.seconds = source, Counter(), Histogram()
-        self._encoder, self._timeout, self._share, self._now = encoder, timeout, share, now
+        self._encoder, self._timeout, self._now = encoder, timeout, now
         self._reading = SingleFlight(detached_limit=0)
 
     async def __call__(self, request: Request) -> UserFeatures:
@@ -141,7 +140,7 @@ class Fetch:
         loop = asyncio.get_running_loop()
         if (reading := self._reading.get(user)) is not None:
             here = reading.task.get_loop() is loop
-            if not here or loop.time() - reading.began >= self._share:
+            if not here or loop.time() - reading.began >= SHARED:
                 self.counters["overdue"] += here
                 self._reading.forget(user, reading.task)
         reading = self._reading.join(user, lambda: self._read(user))

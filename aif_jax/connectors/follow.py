@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from aif_jax.checks import expect
+from aif_jax.connectors.kafka import KafkaStream
 from aif_jax.connectors.snapshot_store import SnapshotStore
-from aif_jax.connectors.streams import Message, StreamError, UpdateStream, decode, joined
+from aif_jax.connectors.streams import Message, StreamError, decode, joined
 from aif_jax.index import IndexWriter, ItemIndex
 from aif_jax.index.ids import kind_of, raw_keys
 from aif_jax.index.writer import snapshots
@@ -38,7 +39,7 @@ class Follower:
     """
 
     def __init__(
-        self, stream: UpdateStream, writer: IndexWriter,
+        self, stream: KafkaStream, writer: IndexWriter,
         *, max_batch: int = 1000, store: SnapshotStore | None = None, max_rejected: int = 1000,
     ):  # fmt: skip
         expect(max_batch >= 1, "max_batch", "at least 1", max_batch)

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from aif_jax.checks import expect, needs_extra
-from aif_jax.connectors.streams import Message, StreamError, UpdateStream
+from aif_jax.connectors.streams import Message, StreamError
 from aif_jax.index.item_index import positions_by_partition
 from aif_jax.store.folders import redacted
 
@@ -18,8 +18,10 @@ REFRESH = 30.0  # seconds between two looks for new partitions
 FORM = "kafka://HOST:PORT/TOPIC"
 
 
-class KafkaStream(UpdateStream):
+class KafkaStream:
     """A topic; only committed messages of transactions are read. Rejected ones go to the topic of its name with ".rejected".
+
+    One thread follows it. A stream of another broker is a class with the same methods.
 
     Args:
       servers: "host:port,...".
@@ -52,7 +54,10 @@ class KafkaStream(UpdateStream):
         return f"KafkaStream(topic={self._topic!r}, partitions={sorted(self._next)})"
 
     def begin(self, positions: Mapping[int, int]) -> None:
-        """Begin, as `UpdateStream.begin`; StreamError also where the topic is not there, or was made again."""
+        """Start after these positions, by partition; partitions without one from their first message.
+
+        Raises StreamError where messages after a position are gone, or the topic; TypeError, ValueError for no positions.
+        """
         positions = positions_by_partition(positions)
         partitions = self._partitions()
         gone = [partition for partition in positions if partition not in partitions]
@@ -68,7 +73,10 @@ class KafkaStream(UpdateStream):
         self._refreshed = time.monotonic()
 
     def poll(self, seconds: float, max_messages: int) -> list[Message]:
-        """Poll, as `UpdateStream.poll`. Raises StreamError if messages are gone, KafkaException for a broker that refuses."""
+        """Return at most `max_messages` messages, in the order of each partition; none where nothing comes within `seconds`.
+
+        Raises StreamError if messages are gone, KafkaException for a broker that refuses.
+        """
         self._refresh()
         messages = []
         for found in self._consumer.consume(max_messages, seconds):
@@ -89,7 +97,7 @@ class KafkaStream(UpdateStream):
         return messages
 
     def commit(self, positions: Mapping[int, int]) -> None:
-        """Commit, as `UpdateStream.commit`, of the group "aif-jax"; the follower does not read it back."""
+        """Tell the broker what is applied and saved, as the group "aif-jax", for those who watch; nobody reads it back."""
         if positions:
             places = [self._place(partition, position + 1) for partition, position in positions.items()]
             self._consumer.commit(offsets=places, asynchronous=True)
@@ -107,7 +115,7 @@ class KafkaStream(UpdateStream):
             raise OSError(f"topic {self._rejected!r}: a rejected message was not written: {failed or 'no answer'}")
 
     def lag(self) -> dict[int, int]:
-        """Return the lag, as `UpdateStream.lag`, after the last poll as far as the broker told; gaps of offsets count too."""
+        """Return messages that the last poll left, by partition, as far as the broker told; gaps of offsets count too."""
         return self._behind
 
     def close(self) -> None:

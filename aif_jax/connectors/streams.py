@@ -1,9 +1,9 @@
-"""Update streams: ordered messages by partition and position, whatever broker keeps them: the protocol, and the messages."""
+"""Messages of an update stream, ordered by partition and position: what they carry, written and read."""
 
 import itertools
 import json
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from aif_jax.checks import expect
 from aif_jax.readers.tables import pyarrow
@@ -28,37 +28,6 @@ class Message(NamedTuple):
     key: bytes | None
     value: bytes | None
     time: float | None = None
-
-
-class UpdateStream(Protocol):
-    """A stream that one thread follows."""
-
-    def begin(self, positions: Mapping[int, int]) -> None:
-        """Start after these positions, by partition; partitions without one from their first message.
-
-        Raises StreamError where messages after a position are gone, TypeError and ValueError for what is no position.
-        """
-        ...
-
-    def poll(self, seconds: float, max_messages: int) -> list[Message]:
-        """Return at most `max_messages` messages, in the order of each partition; none where nothing comes within `seconds`."""
-        ...
-
-    def commit(self, positions: Mapping[int, int]) -> None:
-        """Tell the broker what is applied and saved, for those who watch; a follower starts from its own positions."""
-        ...
-
-    def reject(self, message: Message, reason: str) -> None:
-        """Put a message that cannot be applied where a person finds it; raises where that fails."""
-        ...
-
-    def lag(self) -> dict[int, int]:
-        """Return messages that were not polled yet, by partition."""
-        ...
-
-    def close(self) -> None:
-        """Leave the broker."""
-        ...
 
 
 MAX_BYTES = 64 << 20  # bytes of a message
