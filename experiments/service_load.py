@@ -145,7 +145,7 @@ async def overheads(world: World, address: str) -> dict[str, Any]:
 @contextlib.asynccontextmanager
 async def engine(world: World) -> AsyncIterator[Callable[[int], Awaitable[None]]]:
     """Run the engine of the same export, in this process."""
-    models = Models(world.folder, config=world.config, only=NAME)
+    models = Models(world.folder / NAME, config=world.config)
     await models.start()
     one, given = models.held[0], Candidates.of(world.candidates)
 

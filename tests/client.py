@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from aif_jax.service.calls import USER_HEADER, affinity_key
+from aif_jax.service.calls import affinity_key
 
 GONE = (502, 503)  # a proxy that found no replica, a service that starts or drains: another try may find another one
 ARRAYS = {"scores": float, "logits": float, "mask": bool}
@@ -81,7 +81,7 @@ class Client:
     def post(self, path: str, fields: dict[str, Any], kind: str = "application/json") -> tuple[int, dict[str, Any]]:
         """Status and JSON of the answer to a call in JSON, {} where it is none; arrays become lists."""
         user, body = fields.get("user"), json.dumps(fields, default=lambda array: array.tolist()).encode()
-        headers = {"content-type": kind} | ({USER_HEADER: affinity_key(user)} if isinstance(user, int | str) else {})
+        headers = {"content-type": kind} | ({"x-aif-user": affinity_key(user)} if isinstance(user, int | str) else {})
         status, answered, answer = self.request("POST", path, body, headers)
         return status, json.loads(answer) if answered == "application/json" else {}
 

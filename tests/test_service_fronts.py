@@ -13,8 +13,8 @@ triton = pytest.importorskip("tritonclient.http", reason="needs tritonclient")
 
 from tritonclient.utils import InferenceServerException  # noqa: E402
 
-from aif_jax.service.calls import BadCall  # noqa: E402
-from aif_jax.service.inference import MODEL, arrays_from, described, from_bytes, to_bytes  # noqa: E402
+from aif_jax.service.calls import BadCall, Policy  # noqa: E402
+from aif_jax.service.inference import MODEL, described, from_bytes, to_bytes, values_from  # noqa: E402
 from aif_jax.service.log import RequestLog  # noqa: E402
 from tests.refusals import refused  # noqa: E402
 from tests.service_world import ANN, EVENTS, IDS, NOW, SERVING, exports, read_log, running  # noqa: E402
@@ -184,7 +184,7 @@ def test_what_inference_refuses_is_named(client, kind):
         (ann(k=np.array([1, 2])), MODEL, "k: expected one value"),
         (ann(colour=np.array([1])), MODEL, "colour: expected one of the fields"),
         (ann(bids=np.full(len(IDS), np.nan, np.float32)), MODEL, "bids: expected finite bids"),
-        (ann()[1:], MODEL, "user: expected an integer or a string"),
+        (ann()[1:], MODEL, "user: expected an integer of 64 bits or text"),
         (ann(), "other", "expected 'preranking'"),
     ):
         refused(InferenceServerException, message, client.infer, model, inputs)
@@ -212,7 +212,7 @@ def test_plain_json(served, kind):
     assert by_name["mask"]["data"] == [True, False] and by_name["logits"]["data"][1] is None
     for change, message in (
         ({"datatype": "FP16"}, "expected a datatype among"),
-        ({"shape": [-2]}, "sizes of 0 or more"),
+        ({"shape": [-2]}, "a shape of one axis"),
         ({"shape": [3]}, "expected 3 values"),
         ({"data": [1.5, 2.5]}, "expected values of INT64"),
         ({"data": [1 << 70, 1]}, "expected values of INT64"),
@@ -237,38 +237,48 @@ def packed(arrays: dict) -> tuple[list, bytes]:
 
 def test_tensors_come_back_as_they_went():
     arrays = {
-        "candidates": np.arange(5), "bids": np.ones(5, np.float32), "flag": np.array([True, False]),
-        "events.item": np.array(["é", "", "b"], np.dtypes.StringDType()), "features.history.mask": np.zeros((2, 3), bool),
-        "features.floats": np.zeros(0, np.float32), "large": np.array([2**63 + 1], np.uint64),
-        "turned": np.arange(6).reshape(2, 3).T,
+        "candidates": np.arange(5), "bids": np.ones(5, np.float32),
+        "events.item": np.array(["é", "", "b"], np.dtypes.StringDType()),
+        "record.x": np.zeros(0, np.float32), "large": np.array([2**63 + 1], np.uint64), "every second": np.arange(6)[::2],
     }  # fmt: skip
-    back = arrays_from(*packed(arrays))
+    back = values_from(*packed(arrays), Policy())
     assert back.keys() == arrays.keys()
     for name, array in arrays.items():
-        assert back[name].dtype == array.dtype and back[name].shape == array.shape and back[name].tolist() == array.tolist()
+        assert list(back[name]) == array.tolist() and getattr(back[name], "dtype", array.dtype) == array.dtype
 
 
 @pytest.mark.parametrize(("change", "more", "message"), [
     ({}, -8, "binary_data_size of at most the 24 bytes left, got 32"),
     ({}, 8, "expected 32 bytes of tensors, got 40"),
     ({"datatype": "INT63"}, 0, "datatype among"),
-    ({"shape": [-4]}, 0, "sizes of 0 or more"),
+    ({"datatype": "BOOL", "shape": [32]}, 0, "datatype among"),
+    ({"shape": [-4]}, 0, "a shape of one axis"),
+    ({"shape": [2, 2]}, 0, "a shape of one axis"),
     ({"shape": [5]}, 0, "expected 40 bytes for INT64"),
     ({"name": 7}, 0, "expected different names, got 7"),
-    ({"datatype": "BOOL", "shape": [32]}, 0, "expected bytes 0 and 1 of BOOL"),
 ])  # fmt: skip
 def test_broken_tensors_are_refused(change, more, message):
     [entry], data = packed({"candidates": np.arange(2, 6)})
-    arrays_from([entry], data)
-    refused(BadCall, message, arrays_from, [entry | change], data[:more] if more < 0 else data + bytes(more))
+    values_from([entry], data, Policy())
+    refused(BadCall, message, values_from, [entry | change], data[:more] if more < 0 else data + bytes(more), Policy())
 
 
 def test_texts_as_bytes():
     raw = to_bytes(np.array(["é", "", "abc"], np.dtypes.StringDType()))
     assert raw == b"\x02\0\0\0\xc3\xa9\0\0\0\0\x03\0\0\0abc"
-    assert from_bytes("x", "BYTES", [3], raw).tolist() == ["é", "", "abc"]
+    assert from_bytes("x", "BYTES", 3, raw) == ["é", "", "abc"]
     for broken in (raw[:-1], raw + b"\0", b"\xff\xff\xff\xff"):
-        refused(ValueError, "expected 3 texts", from_bytes, "x", "BYTES", [3], broken)
+        refused(BadCall, "expected 3 texts", from_bytes, "x", "BYTES", 3, broken)
+    refused(BadCall, "expected UTF-8", from_bytes, "x", "BYTES", 1, b"\x01\0\0\0\xc3")
+
+
+def test_texts_beyond_the_bound_are_refused_before_they_are_read():
+    """A body of 16 MiB may hold four million empty ones: a second of the event loop, and twenty times its memory."""
+    entry = {"name": "exclude", "datatype": "BYTES", "shape": [9], "parameters": {"binary_data_size": 36}}
+    listed = [entry, {"name": "candidates", "datatype": "BYTES", "shape": [9], "data": [""] * 9}]
+    assert len(values_from(listed, bytes(36), Policy(candidates=9))["exclude"]) == 9
+    for most in (8, 4):
+        refused(BadCall, f"expected at most {2 * most} texts in all", values_from, listed, bytes(36), Policy(candidates=most))
 
 
 @OBJECTIVES

@@ -89,14 +89,3 @@ def test_a_restart_serves_what_was_fetched_while_the_store_is_away(tmp_path):
         assert (here / "current").read_text() == f"{name}\n"
     new = running(tmp_path / "new", store=store)
     refused(FileNotFoundError, "expected a store with a current snapshot", new.__enter__)
-
-
-def test_a_mirror_of_one_version_fetches_and_keeps_it(tmp_path):
-    store, here = SnapshotStore(tmp_path / "store", keep=9), tmp_path / "here"
-    first = store.publish(exports().root / "one")
-    for _ in range(4):  # the first time on a machine that has nothing yet
-        store.publish(exports().root / "two")
-        assert mirror(store, here, only=first, keep=1) == first
-    assert store.names_in(here) == [first]
-    refused(ValueError, "expected the name of a snapshot", mirror, store, tmp_path / "new", only="tuesday")
-    refused(ValueError, "keep: expected at least 1", mirror, store, here, keep=0)

@@ -72,11 +72,11 @@ def test_what_fails_delays_nothing_else(tmp_path, monkeypatch):
         models = service.service.models
         until(lambda: models.failures >= 10)  # 10 s to the next try
         exports().index["two"].save(tmp_path / "index" / "two" / "000002-0000000001")
-        until(lambda: models.shares[1][1].index_from.path.name.startswith("000002"))
+        until(lambda: models.serving[1].index_from.path.name.startswith("000002"))
         (tmp_path / "current").write_text("torn share=2\n")
         until(lambda: "a share in [0, 1]" in models.problem)
         (tmp_path / "current").write_text("two\n")
-        until(lambda: [served.entry.folder for _, served in models.shares] == ["two"])
+        until(lambda: [served.name for served in models.serving] == ["two"])
         assert models.failures < 20
 
 

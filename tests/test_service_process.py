@@ -174,8 +174,6 @@ def test_tls_and_a_token(tmp_path):
     (["FOLDER", "--max-age", "-1"], 2, "max_age: expected more than 0, got -1.0"),
     (["FOLDER", "--max-bytes", "0"], 2, "body_bytes: expected more than 0"),
     (["FOLDER", "--token-file", "EMPTY"], 2, "got an empty file"),
-    (["FOLDER", "--version", "../x"], 1, "the name of a folder"),
-    (["FOLDER", "--version", "one"], 2, "--version: expected the name of an export in "),
 ])  # fmt: skip
 def test_exit_codes(words, code, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -33,7 +33,7 @@ from aif_jax.store.trained import Trained
 
 SERVING = shared.fields_of(ServingConfig)
 FLAGS: dict[type, Mapping[str, str]] = {
-    Models: {"only": "version", "keep": "keep", "poll": "poll", "index": "index", "source_timeout": "features_timeout"},
+    Models: {name: name for name in ("keep", "poll", "index")},
     RequestLog: {"share": "log_share"},
     Policy: {name: name for name in ("max_age", "max_index_age", "when_stale")}
     | {"body_bytes": "max_bytes", "candidates": "max_candidates"},
@@ -85,7 +85,7 @@ def run_serve(options: argparse.Namespace) -> int:
     if is_store:  # credentials come from the environment
         with shared.open_store(options.folder) as store:
             if not (folder / CURRENT).is_file():
-                mirror(store, folder, only=given[Models].get("only"))
+                mirror(store, folder)
     models = Models(folder, config=config, source=source, store=store, **given[Models])
     with contextlib.ExitStack() as until_end:
         log = options.log and until_end.enter_context(contextlib.closing(RequestLog(options.log, **given[RequestLog])))

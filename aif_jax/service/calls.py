@@ -1,10 +1,9 @@
 """Calls, checked once before any work is done for them, and errors as HTTP answers."""
 
-import contextlib
 import dataclasses
 import hashlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -34,7 +33,7 @@ class Policy:
     Attributes:
       body_bytes: bytes of one call.
       body_seconds: seconds from the first byte of a body to the last.
-      candidates: candidates of one call, and as many excluded ids.
+      candidates: candidates of one call, and as many excluded ids; twice as many texts in the tensors of one call.
       events: events of one call.
       max_age: seconds since the export of a model after which it counts as stale; None: no bound.
       max_index_age: seconds since the index was written, after which it counts as stale; None: no bound.
@@ -97,17 +96,22 @@ def parse(fields: Mapping[str, Any], policy: Policy, *, size: int = 0) -> Call:
       >>> parse({"user": "ann", "candidates": [7, 9], "k": 1}, Policy()).candidates.ids.tolist()
       [7, 9]
     """
+    values = {name: value for name, value in fields.items() if value is not None}
     if unknown := [str(name) for name in fields if name not in FIELDS]:
-        raise BadCall(unknown[0][:MAX_TEXT], f"expected one of the fields {', '.join(FIELDS)}, got {unknown[0][:80]!r}")
-    given = {name: value for name, value in fields.items() if value is not None}
-    if "user" not in given:
-        raise BadCall("user", "expected an integer or a string, got none; send the user's id")
-    bids = given.pop("bids", None)
-    values = {name: READERS[name](value, name, policy) for name, value in given.items()}
+        raise BadCall(unknown[0], f"expected one of the fields {', '.join(FIELDS)}, got {unknown[0][:80]!r}")
+    for name, (fits, expected) in CHECKS.items():
+        if (name in values or name == "user") and not fits(value := values.get(name)):
+            raise BadCall(name, f"expected {expected}, got {_shown(value)}")
+    for name in ("candidates", "exclude"):
+        if name in values:
+            values[name] = _item_ids(values[name], name, policy)
     if "exclude" in values:
         values["exclude"] = values["exclude"].ids
+    bids = values.pop("bids", None)
     if bids is not None and "candidates" in values:
         values["candidates"] = _with_bids(values["candidates"], bids)
+    for name in ("record", "events"):
+        _expect_columns(values.get(name, {}), name, policy)
     return Call(**values, size=size)
 
 
@@ -134,7 +138,7 @@ def _candidates(value: Any, field: str) -> Candidates:
         raise BadCall(field, str(error).removeprefix("candidates: ")) from None
 
 
-def _columns(value: Any, field: str, policy: Policy) -> dict[str, Any]:
+def _expect_columns(value: Any, field: str, policy: Policy) -> None:
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
         raise BadCall(field, f"expected values by name, got {_shown(value)}")
     for name, column in value.items():
@@ -146,33 +150,6 @@ def _columns(value: Any, field: str, policy: Policy) -> dict[str, Any]:
                 expect_short(column, name[:MAX_TEXT])
             except ValueError as error:
                 raise BadCall(field, str(error)) from None
-    return dict(value)
-
-
-def _id(value: Any, field: str, policy: Policy) -> int | str:
-    return _text(value, field, policy) if isinstance(value, str) else _integer(value, field, policy)
-
-
-def _text(value: Any, field: str, _: Policy) -> str:
-    if not isinstance(value, str) or len(value) > MAX_TEXT:
-        raise BadCall(field, f"expected text of at most {MAX_TEXT} characters, got {_shown(value)}")
-    return value
-
-
-def _name(value: Any, field: str, policy: Policy) -> str | None:
-    return _text(value, field, policy) or None
-
-
-def _integer(value: Any, field: str, _: Policy) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value not in INT64:
-        raise BadCall(field, f"expected an integer of 64 bits, got {_shown(value)}")
-    return value
-
-
-def _seconds(value: Any, field: str, _: Policy) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < sys.float_info.max:
-        raise BadCall(field, f"expected more than 0 seconds, got {_shown(value)}")
-    return float(value)
 
 
 def _shown(value: Any) -> str:
@@ -180,28 +157,36 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:80]}..."
 
 
-READERS: dict[str, Callable[[Any, str, Policy], Any]] = {
-    "user": _id, "candidates": _item_ids, "exclude": _item_ids, "k": _integer, "order": _name, "budget": _seconds,
-    "feature_version": _id, "version": _name, "record": _columns, "events": _columns, "now": _integer, "id": _text,
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= MAX_TEXT
+
+
+def _is_integer(value: Any) -> bool:
+    return type(value) is int and value in INT64
+
+
+TEXT = _is_text, f"text of at most {MAX_TEXT} characters"
+INTEGER = _is_integer, "an integer of 64 bits"
+ID = (lambda value: _is_integer(value) or _is_text(value)), f"{INTEGER[1]} or {TEXT[1]}"
+SECONDS = (lambda value: type(value) in (int, float) and 0 < value < sys.float_info.max), "more than 0 seconds"
+CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "user": ID, "k": INTEGER, "order": TEXT, "budget": SECONDS,
+    "feature_version": ID, "version": TEXT, "now": INTEGER, "id": TEXT,
 }  # fmt: skip
-FIELDS = (*READERS, "bids")
-USER_HEADER = "x-aif-user"
-"""Header that a proxy routes by, see `affinity_key`."""
+"""What plain fields must be, and the words for it."""
+FIELDS = (*CHECKS, "candidates", "bids", "exclude", "record", "events")
 
 
 def affinity_key(user: int | str) -> str:
-    """Return 16 hex digits that depend on the user alone: the start of the SHA-256 of the id as UTF-8, decimal for integers.
+    """Return the value of the header `x-aif-user`, by which a proxy routes: the same 16 hex digits for all calls of a user.
 
-    A digest, so that neither the logs of a proxy nor its limits of a header see ids.
+    They are the start of the SHA-256 of the id as UTF-8, decimal for integers: neither logs nor limits of a proxy see ids.
 
     Example:
       >>> affinity_key("ann"), affinity_key(7) == affinity_key("7")
       ('49915e0d7d4b402e', True)
     """
     return hashlib.sha256(str(user).encode("utf-8", "surrogatepass")).hexdigest()[:16]
-
-
-RETRY_SECONDS = 0.05  # that a refused caller is told to wait: about the time of a few requests
 
 
 @dataclasses.dataclass(eq=False)
@@ -229,33 +214,30 @@ class Failure(Exception):
         return {"error": {"code": self.code, "message": self.message} | more}
 
 
+PROBLEMS: tuple[tuple[type[Exception], str, int, float | None], ...] = (
+    (BadCall, "INVALID_ARGUMENT", 400, None),
+    (Overloaded, "RESOURCE_EXHAUSTED", 429, 0.05),  # about the time of a few requests
+    (DeadlineExceeded, "DEADLINE_EXCEEDED", 504, None),
+    (EngineClosed, "UNAVAILABLE", 503, 1.0),
+    (NonFiniteScores, "INTERNAL", 500, None),
+)
+"""Code, HTTP status and `retry_after` of errors whose text a caller may read."""
+
+
 def problem_of(error: BaseException) -> Failure:
     """Return how an error is answered; the text of what no caller can help stays here."""
-    text = str(error)
     if isinstance(error, Failure):
         return error
-    if isinstance(error, BadCall):
-        return Failure("INVALID_ARGUMENT", 400, text, error.field)
-    if isinstance(error, Overloaded):
-        return Failure("RESOURCE_EXHAUSTED", 429, text, retry_after=RETRY_SECONDS)
-    if isinstance(error, DeadlineExceeded):
-        return Failure("DEADLINE_EXCEEDED", 504, text)
-    if isinstance(error, EngineClosed):
-        return Failure("UNAVAILABLE", 503, text, retry_after=1.0)
-    if isinstance(error, NonFiniteScores):
-        return Failure("INTERNAL", 500, text, "scores")
+    for kind, code, status, retry_after in PROBLEMS:
+        if isinstance(error, kind):
+            return Failure(code, status, str(error), getattr(error, "field", ""), retry_after)
     return Failure("INTERNAL", 500, f"the service failed: {type(error).__name__}")
 
 
-@contextlib.contextmanager
-def blaming_caller() -> Iterator[None]:
-    """Blame the caller for what the engine refuses of a request; a TypeError or ValueError elsewhere is the service's."""
-    try:
-        yield
-    except BadCall:
-        raise
-    except (TypeError, ValueError) as error:
-        words = str(error).partition(":")[0].lower().split()
-        fields = {"request.exclude": "exclude", "candidates": "candidates", "budget": "budget", "order": "order", "k": "k"}
-        field = next((field for word, field in fields.items() if word in words), "candidates")
-        raise BadCall(field, str(error)) from None
+def blamed(error: TypeError | ValueError) -> BadCall:
+    """Return what the caller is told of what the engine refuses of a request; elsewhere such an error is the service's."""
+    if isinstance(error, BadCall):
+        return error
+    words = str(error).partition(":")[0].lower().removeprefix("request.").split()
+    field = next((field for field in ("exclude", "candidates", "budget", "order", "k") if field in words), "candidates")
+    return BadCall(field, str(error))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import functools
 import hashlib
 from collections import Counter
 from typing import Any, Literal
@@ -12,12 +11,12 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from aif_jax.connectors.features import clock
 from aif_jax.interaction import contributions
-from aif_jax.service.calls import BadCall, Call, Failure, Policy, blaming_caller, problem_of
+from aif_jax.service.calls import BadCall, Call, Failure, Policy, blamed, problem_of
 from aif_jax.service.features import Context
 from aif_jax.service.models import LoadedModel, Models
 from aif_jax.serving import Request
-from aif_jax.serving.programs import BID, LOGIT
 from aif_jax.serving.requests import Timeline
 from aif_jax.types import UserFeatures
 
@@ -97,7 +96,7 @@ class Service:
         """Why no traffic should come; None where it may."""
         if self.state != "ready":
             return self.state
-        return next((why for share, served in self.models.shares if share and (why := self._stale(served))), None)
+        return next((why for served in self.models.serving if served.entry.share and (why := self._stale(served))), None)
 
     async def answer(self, method: str, call: Call) -> Reply:
         """Answer a call: "rank" with the best k candidates, "score" with all logits; "prepare" computes the user's state.
@@ -123,25 +122,23 @@ class Service:
 
     async def _reply(self, method: str, call: Call) -> Reply:
         served = self.models.pick(call)
-        engine, config, stale = served.engine, served.engine.config, self._stale(served)
+        engine, stale = served.engine, self._stale(served)
         if stale is not None and self.policy.when_stale == "refuse":
             raise Failure("UNAVAILABLE", 503, f"version {served.version[:12]}: {stale}", retry_after=1.0)
         if method == "prepare":
             await engine.prepare(self._request(call, served, prepare=True))
             return Reply(method, call, served, None)
-        order, known = call.order or config.order, (LOGIT, BID, *config.orders)
-        if order not in known:
-            raise BadCall("order", f"expected one of {', '.join(known)}, got {order[:80]!r}")
         if call.candidates is None:
             raise BadCall("candidates", "expected item ids, got none; send candidates")
-        if method == "rank" and call.k is None:
-            raise BadCall("k", f"expected 1 to max_k={config.max_k}, got none; send k, how many to answer with")
-        request = self._request(call, served)
-        with blaming_caller():
+        request, order = self._request(call, served), ""
+        try:
             if method == "rank":
                 answer: Any = await engine.rank(request, call.k, candidates=call.candidates)  # type: ignore[arg-type]
+                order = call.order or engine.config.order
             else:
-                answer, order = await engine.score(request, call.candidates), ""
+                answer = await engine.score(request, call.candidates)
+        except (TypeError, ValueError) as error:
+            raise blamed(error) from None
         if stale is not None:
             reason = stale if answer.reason is None else f"{answer.reason}; {stale}"
             answer = dataclasses.replace(answer, degraded=True, reason=reason)
@@ -158,11 +155,12 @@ class Service:
 
     def _request(self, call: Call, served: LoadedModel, *, prepare: bool = False) -> Request:
         if call.now is None and self.observers and (call.record is not None or call.events is not None):
-            call = dataclasses.replace(call, now=served.users.clock())  # as the log will say
+            call = dataclasses.replace(call, now=clock(served.users.encoder))  # as the log will say
         context, version = Context(call), call.feature_version
         request = Request(
-            user=call.user, feature_version=version, context=context, budget=call.budget, order=call.order, exclude=call.exclude
-        )
+            user=call.user, feature_version=version, context=context,
+            budget=call.budget, order=call.order or None, exclude=call.exclude,
+        )  # fmt: skip
         if version is not None and served.engine.holds_state(request):
             return request  # the feature version says that nothing is new: a tenth of a call's time is saved
         context.features = served.users.of(call)
@@ -199,17 +197,15 @@ async def explain(service: Service, call: Call) -> dict[str, Any]:
 
 def _parts(reply: Reply, ids: np.ndarray) -> dict[str, list[float]]:
     restored = reply.served.restored
-    model, index = restored.trained.model, restored.index
+    model, params, index = restored.trained.model, restored.trained.params, restored.index
     if index is None or not len(ids):
         return {}
-    # every count of rows has one compiled function
-    rows, known = index.take(np.resize(ids, MAX_EXPLAINED))
+    rows, known = index.take(np.resize(ids, MAX_EXPLAINED))  # every count of rows has one compiled function
     if not known.all():
         return {}
-    state = _state(model.user)(restored.trained.params, reply.features)
-    parts = _contributions(model.config)(restored.trained.params, state, rows)
+    state = jax.jit(model.user)(params, reply.features)
+    parts = _contributions(params, state, rows, config=model.config)
     return {name: np.asarray(part)[: len(ids)].reshape(len(ids), -1)[:, 0].tolist() for name, part in parts.items()}
 
 
-_state = functools.lru_cache(maxsize=4)(jax.jit)
-_contributions = functools.lru_cache(maxsize=4)(lambda config: jax.jit(functools.partial(contributions, config=config)))
+_contributions = jax.jit(contributions, static_argnames="config")

@@ -20,6 +20,7 @@ from aif_jax.store.sealed import MANIFEST
 CURRENT = "current"
 CURRENT_BYTES = 1 << 16
 PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,200}")
+MIRRORED = 3  # exports that stay in the folder of a mirror
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -37,17 +38,13 @@ class ExportEntry(NamedTuple):
     share: float = 0.0
 
 
-def read_current(root: Path, *, only: str | None = None) -> list[ExportEntry]:
-    """Return the versions that serve: `only` one folder, or those in `current`, or the root where it is an export.
+def read_current(root: Path) -> list[ExportEntry]:
+    """Return the versions that serve: the root where it is an export, else those in `current`.
 
     Raises:
       FileNotFoundError: neither an export nor a file `current`.
       ValueError: names that are no plain folder names, digests or shares that are none, shares of more than 1.
     """
-    if only is not None:
-        expect(PLAIN.fullmatch(only), "--version", "the name of a folder of the served one", repr(only))
-        expect((root / only).is_dir(), "--version", f"the name of an export in {root}", repr(only), error=FileNotFoundError)
-        return [ExportEntry(only, share=1.0)]
     if (root / MANIFEST).is_file():
         return [ExportEntry("", share=1.0)]
     try:
@@ -116,14 +113,11 @@ def path_of(root: Path, entry: ExportEntry) -> Path:
     return path
 
 
-def mirror(store: SnapshotStore, folder: str | Path, *, only: str | None = None, keep: int = 3) -> str:
+def mirror(store: SnapshotStore, folder: str | Path) -> str:
     """Fetch what is current in a store, verified, and name it in the folder's file `current`; returns its name.
 
-    One process at a time mirrors into a folder. Raises what `SnapshotStore.fetch` and `publish` raise.
-
-    Args:
-      only: name of the one export to fetch and keep, whatever is current; None follows the current one.
-      keep: exports that stay in the folder, at least 1.
+    The last `MIRRORED` exports stay in the folder. One process at a time mirrors into it. Raises what `SnapshotStore.fetch` and
+    `publish` raise.
 
     Example:
       >>> import tempfile
@@ -135,11 +129,10 @@ def mirror(store: SnapshotStore, folder: str | Path, *, only: str | None = None,
       >>> mirror(store, root / "here") == name, (root / "here" / "current").read_text() == name + "\\n"
       (True, True)
     """
-    expect(keep >= 1, "keep", "at least 1", keep)
-    root, name = Path(folder), store.fetch(folder, only).name
+    root, name = Path(folder), store.fetch(folder).name
     if not (root / CURRENT).is_file() or [entry.folder for entry in read_current(root)] != [name]:
         publish(root, [name])
     old = sorted(other for other in store.names_in(root) if other != name)
-    for other in old[: max(0, len(old) - (keep - 1))]:  # those that serve are in memory
+    for other in old[: 1 - MIRRORED]:  # those that serve are in memory
         shutil.rmtree(root / other, ignore_errors=True)
     return name

@@ -31,7 +31,7 @@ class UserSource:
     """The features of calls for one model version: of raw values in a call, or by `reads` of the feature source."""
 
     def __init__(self, encoder: Encoder, reads: Fetch | None):
-        self._encoder, self._reads = encoder, reads
+        self.encoder, self._reads = encoder, reads
 
     def of(self, call: Call) -> UserFeatures | None:
         """Return features that a call brings; None where it brings an id alone. Raises BadCall."""
@@ -49,35 +49,27 @@ class UserSource:
             raise BadCall("events", f"expected {expected}, got a user id alone; {out}")
         now = context.call.now
         try:
-            context.used = await reads.encode(context.call.user, self._encoder, self.clock() if now is None else now)
+            context.used = await reads.encode(context.call.user, self.encoder, clock(self.encoder) if now is None else now)
         except DAMAGE as error:
             if now is not None and str(error).startswith("now: "):
                 raise BadCall("now", f"expected a time in the unit of the events, got {now!r:.80}") from None
             raise SourceError(f"feature source: {error}") from error
         return context.used
 
-    @property
-    def kind(self) -> str | None:
-        """What user ids are: "integers", "strings", None where training read no user id."""
-        return self._encoder.vocabularies["user"].kind
-
-    def clock(self) -> int:
-        """Return the time now in the unit of the raw events."""
-        return clock(self._encoder)
-
     def _expect_user(self, user: int | str) -> None:
         """Raise BadCall for an id that no user of the files which training read can have."""
-        if self.kind is None:
+        known = self.encoder.vocabularies["user"]
+        if known.kind is None:
             return
-        if isinstance(user, str) != (self.kind == "strings"):
-            wanted = "text" if self.kind == "strings" else "an integer"
+        if isinstance(user, str) != (known.kind == "strings"):
+            wanted = "text" if known.kind == "strings" else "an integer"
             raise BadCall("user", f"expected {wanted}, as in this model's files, got {user!r:.80}; send the id as they have it")
-        if user == "" != self._encoder.vocabularies["user"].raw[0]:  # ascending
+        if user == "" != known.raw[0]:  # ascending
             raise BadCall("user", "expected the user's id, got an empty text; send the session's id for a visitor without one")
 
     def _raw(self, call: Call) -> UserFeatures:
         """Return the features of a record and events, of which a call may leave out none that the model reads."""
-        columns = self._encoder.columns
+        columns = self.encoder.columns
         wanted = [*columns.user_attributes, *columns.user_floats]
         if call.record is None and wanted:
             out = "send null for a value that is not known"
@@ -92,9 +84,9 @@ class UserSource:
                     "record", f"column {name!r}: expected {call.user!r:.80}, the call's user, got {given!r:.80}; leave it out"
                 )
         identity = {name: call.user} if columns.user_id else {}
-        moment = self.clock() if call.now is None else call.now
+        moment = clock(self.encoder) if call.now is None else call.now
         try:
-            return encoded(self._encoder, Record({**record, **identity}, call.events), moment)
+            return encoded(self.encoder, Record({**record, **identity}, call.events), moment)
         except DAMAGE as error:
             text = str(error)
             part = next((name for name in PARTS if text.startswith((f"{name}: ", f"{name}, "))), "")

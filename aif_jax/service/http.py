@@ -64,18 +64,16 @@ class Response(NamedTuple):
 
 
 class HttpRequest(NamedTuple):
-    """One request, its body read."""
+    """One call, its body read."""
 
-    path: str
     headers: Headers
     body: bytes
     kind: str  # the content type, without parameters
 
 
-Handler = Callable[[HttpRequest], Awaitable[Response]]
-Route = tuple[str, Handler]
-"""Methods of a path, as the header `allow` has them, and what answers them."""
 READ, CALL = "GET, HEAD", "POST"
+Route = tuple[str, Callable[..., Any]]
+"""Methods of a path, as the header `allow` has them, and what answers: () -> Response, or async HttpRequest -> Response."""
 PLAIN = "/v2"
 """Paths below it have errors without codes, `{"error": "..."}`."""
 
@@ -94,14 +92,16 @@ class App:
         self._service, self._find = service, find
         self._token = None if token is None else token.encode()
         self._max_requests, self._flying = max_requests, 0
-        folder = Path(__file__).parent / "page"
-        self._page = {path: (kind, (folder / name).read_bytes()) for path, (name, kind) in PAGE.items()}
         self._routes: dict[str, Route] = {f"/v1/{name}": (CALL, functools.partial(self._called, name)) for name in METHODS}
         self._routes["/v1/explain"] = CALL, self._explain
-        self._routes |= {f"{root}/health/live": (READ, self._live) for root in ("", PLAIN)}
-        self._routes |= {f"{root}/health/ready": (READ, self._ready) for root in ("", PLAIN)}
-        self._routes |= {"/metrics": (READ, self._metrics), "/status.json": (READ, self._status)}
-        self._routes |= {path: (READ, self._static) for path in PAGE}
+        for root in ("", PLAIN):
+            self._routes[f"{root}/health/live"] = READ, lambda: json_response({"live": True})
+            self._routes[f"{root}/health/ready"] = READ, self._ready
+        self._routes["/metrics"] = READ, lambda: Response(200, TEXT, service_text(service).encode())
+        self._routes["/status.json"] = READ, self._status
+        for path, (name, kind) in PAGE.items():
+            page = Response(200, kind, (Path(__file__).parent / "page" / name).read_bytes(), PAGE_HEADERS)
+            self._routes[path] = READ, lambda page=page: page
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer one HTTP request."""
@@ -162,9 +162,10 @@ class App:
         if method not in allowed.split(", "):
             text = f"{path}: expected {allowed}, got {method}"
             raise Failure("UNIMPLEMENTED", 405, text, headers=((b"allow", allowed.encode()),))
-        body = await self._body(headers, receive) if allowed == CALL else b""
+        if allowed == READ:
+            return handler()
         kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower().decode("latin-1")
-        return await _cancel_on_disconnect(handler(HttpRequest(path, headers, body, kind)), receive)
+        return await _cancel_on_disconnect(handler(HttpRequest(headers, await self._body(headers, receive), kind)), receive)
 
     async def _body(self, headers: Headers, receive: Any) -> bytes:
         """Return the body; Failure where it is not read to its end."""
@@ -200,28 +201,17 @@ class App:
     async def _explain(self, request: HttpRequest) -> Response:
         return json_response(await explain(self._service, self._call(request)))
 
-    async def _live(self, request: HttpRequest) -> Response:
-        return json_response({"live": True})
-
-    async def _ready(self, request: HttpRequest) -> Response:
+    def _ready(self) -> Response:
         reason = self._service.unready
         return json_response({"ready": reason is None, "reason": reason}, status=200 if reason is None else 503)
 
-    async def _metrics(self, request: HttpRequest) -> Response:
-        return Response(200, TEXT, service_text(self._service).encode())
-
-    async def _status(self, request: HttpRequest) -> Response:
-        service, latest = self._service, self._service.latest
-        status = {"ready": service.unready is None, "reason": service.unready, "problem": service.models.problem}
-        codes = Counter()
+    def _status(self) -> Response:
+        service, latest, codes = self._service, self._service.latest, Counter()
         for (_, code), count in service.calls.items():
             codes[code] += count
+        status = {"ready": service.unready is None, "reason": service.unready, "problem": service.models.problem}
         timeline = latest and {"version": latest[0], "spans": list(map(list, latest[1].spans))}
         return json_response(status | {"models": service.models.status(), "codes": codes, "timeline": timeline})
-
-    async def _static(self, request: HttpRequest) -> Response:
-        kind, body = self._page[request.path]
-        return Response(200, kind, body, PAGE_HEADERS)
 
 
 async def _cancel_on_disconnect(work: Awaitable[Response], receive: Any) -> Response:

@@ -13,7 +13,6 @@ import pkgutil
 import signal
 import socket
 import ssl
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -211,10 +210,8 @@ class JsonFormatter(logging.Formatter):
 
 def log_to_stderr(form: str, level: str) -> None:
     """Send the log of the process to stderr, as "json" lines or as "text": this package's at a level, others' warnings."""
-    handler = logging.StreamHandler(sys.stderr)
-    text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
-    handler.setFormatter(JsonFormatter() if form == "json" else text)
-    logging.root.handlers = [handler]
-    logging.root.setLevel(logging.WARNING)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING, force=True)
+    if form == "json":
+        logging.root.handlers[0].setFormatter(JsonFormatter())
     logging.getLogger("aif_jax").setLevel(level.upper())
     logging.captureWarnings(True)
