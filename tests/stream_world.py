@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow  # noqa: F401 (imported once by the fork server)
 
 import aif_jax as aif
-from aif_jax.connectors import Follower, KafkaStream
+from aif_jax.connectors import Follower, KafkaStream, follow
 from aif_jax.index.writer import snapshots
 from tests.killed import compile_into
 
@@ -64,7 +64,8 @@ def work(address: str, topic: str, folder: str, cache: str) -> None:
         writer = aif.IndexWriter.resume(root / "w", aif.Trained(model(), PARAMS, encoder()), every_updates=2)
     else:
         writer = aif.IndexWriter.start(root / "w", first_index(), every_updates=2)
-    follower = Follower(KafkaStream(address, topic), writer, max_batch=4)
+    follow.MAX_BATCH = 4  # in a process of its own
+    follower = Follower(KafkaStream(address, topic), writer)
     with open(root / "log", "a", buffering=1) as log:
         print(json.dumps(["start", writer.positions]), file=log)
         wanted = json.loads((root / "ends").read_text()).items()

@@ -19,8 +19,8 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import checkpoint, cli
-from aif_jax.connectors import Follower, KafkaStream, MessageError, SnapshotStore, StreamError, decode, encode, tombstone_key
-from aif_jax.connectors.streams import Message
+from aif_jax.connectors import Follower, KafkaStream, SnapshotStore, StreamError, follow
+from aif_jax.connectors.streams import Message, MessageError, decode, encode, tombstone_key
 from aif_jax.index import IndexWriter, ItemIndex
 from aif_jax.index.writer import snapshots
 from tests import demo, servers
@@ -167,9 +167,10 @@ def following(kafka_address, tmp_path):
         yield start
 
 
-def test_snapshots_are_published(following, tmp_path):
+def test_snapshots_are_published(following, tmp_path, monkeypatch):
+    monkeypatch.setattr(follow, "MAX_BATCH", 1)
     store = SnapshotStore(tmp_path / "store")
-    broker, writer, follower = following({"every_updates": 1}, max_batch=1, store=store)
+    broker, writer, follower = following({"every_updates": 1}, store=store)
     for number in range(4):
         broker.send(encode(items({f"i{number}": float(number)})))
         follower.step(30)  # ends with the first message
@@ -211,8 +212,9 @@ def test_a_message_that_cannot_be_rejected_is_not_passed(following, monkeypatch)
     assert writer.positions == {}
 
 
-def test_a_stream_of_another_kind_stops_the_follower(following):
-    broker, _, follower = following({}, max_rejected=10)
+def test_a_stream_of_another_kind_stops_the_follower(following, monkeypatch):
+    monkeypatch.setattr(follow, "MAX_REJECTED", 10)
+    broker, _, follower = following({})
     for _ in range(12):
         broker.send(encode({"sku": ["a"]}))
     message = "expected messages of this model, got 10 in a row that do not fit; ValueError.*'item'"

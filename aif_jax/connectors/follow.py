@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from aif_jax.checks import expect
 from aif_jax.connectors.kafka import KafkaStream
 from aif_jax.connectors.snapshot_store import SnapshotStore
 from aif_jax.connectors.streams import Message, StreamError, decode, joined
@@ -17,6 +16,8 @@ from aif_jax.index.writer import snapshots
 
 POISON = (TypeError, ValueError, ArithmeticError, LookupError, NotImplementedError)
 """Errors that mark a poison message, which is rejected and counted; others stop the follower."""
+MAX_BATCH = 1000  # messages that are applied together
+MAX_REJECTED = 1000  # in a row; with more the stream, or the model, is not the one that was meant
 logger = logging.getLogger(__name__)
 
 
@@ -29,25 +30,16 @@ class Follower:
 
     Args:
       writer: writes the index; its model has an encoder.
-      max_batch: messages that are applied together.
       store: where each saved snapshot is published, if any, and the one that it starts from.
-      max_rejected: messages in a row that may be rejected before the follower stops: then the stream, or the model, is not the
-        one that was meant.
 
     Attributes:
       counters: messages polled, applied, repeated, rejected; batches; snapshots published; failed saves, publications.
     """
 
-    def __init__(
-        self, stream: KafkaStream, writer: IndexWriter,
-        *, max_batch: int = 1000, store: SnapshotStore | None = None, max_rejected: int = 1000,
-    ):  # fmt: skip
-        expect(max_batch >= 1, "max_batch", "at least 1", max_batch)
-        expect(max_rejected >= 1, "max_rejected", "at least 1", max_rejected)
+    def __init__(self, stream: KafkaStream, writer: IndexWriter, *, store: SnapshotStore | None = None):
         self.stream, self.writer, self.counters = stream, writer, Counter()
         self._encoder = writer.index.trained.need_encoder("Follower")
-        self._max_batch, self._store = max_batch, store
-        self._max_rejected, self._rejected_in_a_row = max_rejected, 0
+        self._store, self._rejected_in_a_row = store, 0
         self._age: dict[int, float] = {}
         self._committed: dict[int, int] | None = None  # what it starts from is published too
         stream.begin(writer.positions)
@@ -60,7 +52,7 @@ class Follower:
           WriterConflict: another writer owns the directory.
           OSError: a message could not be rejected; it was not passed then.
         """
-        messages = self.stream.poll(seconds, self._max_batch)
+        messages = self.stream.poll(seconds, MAX_BATCH)
         self.counters["messages"] += len(messages)
         for partition in dict.fromkeys(message.partition for message in messages):
             self._take(partition, [message for message in messages if message.partition == partition])
@@ -141,9 +133,9 @@ class Follower:
             self.stream.reject(message, reason)
             self.counters["rejected"] += 1
             self._rejected_in_a_row += 1
-            if self._rejected_in_a_row >= self._max_rejected:
+            if self._rejected_in_a_row >= MAX_REJECTED:
                 text = f"expected messages of this model, got {self._rejected_in_a_row} in a row that do not fit; {reason}"
-                raise StreamError(f"{text}. Check the stream and the columns; max_rejected sets the limit") from error
+                raise StreamError(f"{text}. Check the stream and the columns") from error
             logger.warning("message %d of partition %d rejected: %s", message.position, message.partition, reason)
 
     def _not_saved(self, error: OSError) -> None:
