@@ -22,7 +22,7 @@ def test_contributions_of_a_ranking():
         assert status == 200 and answer["ids"] == [str(number) for number in ranked["ids"]]
         assert set(answer["contributions"]) == {"dot_product"}  # all that a two-tower model has
         np.testing.assert_allclose(answer["contributions"]["dot_product"], ranked["logits"], atol=1e-4)
-        assert {span[0] for span in answer["spans"]} >= {"user", "retrieval", "score", "total"}
+        assert {span[0] for span in answer["spans"]} >= {"user", "score", "total"}
         _, answer = client.post("/v1/explain", {"user": "nobody", "candidates": IDS, "k": 5})
         assert answer["degraded"] and answer["contributions"] == {}
 
@@ -51,7 +51,7 @@ def test_the_page_in_a_browser(tmp_path):
         stages = browser.run("[...document.querySelectorAll('#stages .row')].map((row) => row.firstChild.textContent)")
         assert stages[0] == "features" and stages[-2:] == ["critical", "total"]
         lanes = browser.run("[...document.querySelectorAll('#timeline .row')].map((row) => row.firstChild.textContent)")
-        assert lanes == ["user side", "retrieval", "interaction", "critical path", ""]
+        assert lanes == ["user side", "interaction", "critical path", ""]
 
         fields = {"user": "ann", "k": "5", "candidates": " ".join(map(str, IDS)), "record": json.dumps({"user": "ann"})}
         script = "".join(f"document.forms[0].elements[{json.dumps(k)}].value = {json.dumps(v)};" for k, v in fields.items())
@@ -61,14 +61,14 @@ def test_the_page_in_a_browser(tmp_path):
         shown = browser.run("[...document.querySelectorAll('#result tbody tr')].map((row) => row.children[1].innerText)")
         assert shown == [str(number) for number in expected["ids"]]
         assert "dot_product" in browser.run("document.querySelector('#result thead').innerText")
-        # user side and retrieval begin together, the interaction after both
+        # the interaction begins after the user side
         spans = browser.run(
             "Object.fromEntries([...document.querySelectorAll('#timeline .span')].map((span) => "
             "[span.title.split(' ')[0], [span.parentElement.previousSibling.textContent, parseFloat(span.style.left)]]))"
         )
         lane, left = ({stage: value[place] for stage, value in spans.items()} for place in (0, 1))
-        assert left["features"] < left["user"] < left["score"] and left["retrieval"] < left["score"]
-        assert (lane["user"], lane["retrieval"], lane["score"]) == ("user side", "retrieval", "interaction")
+        assert left["features"] < left["user"] < left["score"]
+        assert (lane["user"], lane["score"]) == ("user side", "interaction")
         picture = matplotlib.image.imread(io.BytesIO(browser.screenshot(pictures / "service_page.png")))
         assert picture.shape[1] == 1200 and picture.std() > 0.05, "the picture is blank"
         narrow = matplotlib.image.imread(io.BytesIO(browser.screenshot(pictures / "service_page_narrow.png", width=480)))

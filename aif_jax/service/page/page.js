@@ -3,7 +3,6 @@
 
 const LANES = [
   ["user side", "user", ["features", "user"]],
-  ["retrieval", "retrieval", ["retrieval"]],
   ["interaction", "interaction", ["wait_user", "queue", "lookup", "upload", "score", "fetch"]],
   ["critical path", "whole", ["critical"]],
 ];
@@ -111,14 +110,13 @@ function drawTimeline(spans) {
   const whole = spans.find((span) => span[0] === "total");
   if (!whole) return;
   const length = Math.max(whole[2], 1e-9);
-  const there = spans.filter((span) => span[0] === "retrieval").map((span) => [span[2] / length, 0, "there"]).slice(-1);
   const lanes = LANES.map(([name, side, stages]) => {
     const own = spans.filter((span) => stages.includes(span[0]));
     const seconds = own.filter((span) => span[0] !== "wait_user").reduce((sum, span) => sum + span[2] - span[1], 0);
     const drawn = own.map(([stage, start, end]) => [
       start / length, (end - start) / length, stage === "wait_user" ? "wait" : side, `${stage} ${milliseconds(end - start)}`,
     ]);
-    return row(name, [...there, ...drawn], own.length ? milliseconds(seconds) : "from the cache");
+    return row(name, drawn, own.length ? milliseconds(seconds) : "from the cache");
   });
   const axis = element("div", "", "axis");
   axis.append(...[0, 0.25, 0.5, 0.75, 1].map((share) => element("span", milliseconds(share * length))));
