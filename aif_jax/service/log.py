@@ -1,7 +1,6 @@
 """The request log: a sample of the answered calls as Parquet files."""
 
 import contextlib
-import json
 import logging
 import os
 import queue
@@ -130,14 +129,18 @@ def record_of(reply: Reply) -> dict[str, Any]:
     given = {"record": call.record, "events": call.events, "now": call.now}
     known = {name: value for name, value in given.items() if value is not None}
     return {
-        "id": call.id, "time": time.time(), "method": reply.method, "version": answer.version, "user": json.dumps(call.user),
+        "id": call.id, "time": time.time(), "method": reply.method, "version": answer.version, "user": _json(call.user),
         "k": call.k or 0, "order": reply.order, "candidates": _of(candidates.ids, "i"),
         "candidate_texts": _of(candidates.ids, "T"), "bids": candidates.bids, "ids": _of(ids, "i"), "id_texts": _of(ids, "T"),
-        "logits": logits.ravel(), "degraded": answer.degraded, "reason": answer.reason, "stages": json.dumps(answer.stages),
-        "raw": encode(known).decode() if known.keys() - {"now"} and reply.features is not None else None,
+        "logits": logits.ravel(), "degraded": answer.degraded, "reason": answer.reason, "stages": _json(answer.stages),
+        "raw": _json(known) if known.keys() - {"now"} and reply.features is not None else None,
         "exclude": _of(call.exclude, "i"), "exclude_texts": _of(call.exclude, "T"),
-        "feature_version": None if call.feature_version is None else json.dumps(call.feature_version),
+        "feature_version": None if call.feature_version is None else _json(call.feature_version),
     }  # fmt: skip
+
+
+def _json(value: Any) -> str:
+    return encode(value).decode()
 
 
 def _of(ids: Any, kind: str) -> Any:
