@@ -50,9 +50,6 @@ class KafkaStream:
         self._behind: dict[int, int] = {}  # of the last poll: the client hangs where another thread asks it during one
         self._refreshed = 0.0
 
-    def __repr__(self) -> str:
-        return f"KafkaStream(topic={self._topic!r}, partitions={sorted(self._next)})"
-
     def begin(self, positions: Mapping[int, int]) -> None:
         """Start after these positions, by partition; partitions without one from their first message.
 
