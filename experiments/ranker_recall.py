@@ -63,20 +63,26 @@ JUDGED = ("two_tower_512", "aif_no_bea", "aif_no_linear", "aif_no_matching", "ai
 """What a block is worth, and longer histories: on the validation split alone, next to `aif`, taught as usual."""
 
 
+RATE = aif.FitConfig().learning_rate
+
+
 class Taught(NamedTuple):
-    """How the ranker teaches."""
+    """How a model is trained: how the ranker teaches it, and the learning rate."""
 
     weight: float = 0.0  # of its term: 0 is not taught
     corrected: bool = False  # its order is that with the popularity correction, which serving adds
     candidates: int = 16  # of 64 retrieved ones, in each batch
+    learning_rate: float = RATE
 
     def __str__(self) -> str:
         more = ", corrected" if self.corrected else ""
-        return f"weight={self.weight:g}{more}" + ("" if self.candidates == 16 else f", {self.candidates} candidates")
+        more += "" if self.candidates == 16 else f", {self.candidates} candidates"
+        return f"weight={self.weight:g}{more}" + ("" if self.learning_rate == RATE else f", rate {self.learning_rate:g}")
 
 
 ALONE, USUAL = Taught(), Taught(16.0, candidates=40)
-TRIED = (USUAL, Taught(4.0, candidates=40), ALONE, *(Taught(weight) for weight in (1.0, 4.0, 16.0)))
+MORE = (Taught(64.0, candidates=40), *(USUAL._replace(learning_rate=rate) for rate in (5e-3, 2e-2)))
+TRIED = (USUAL, Taught(4.0, candidates=40), ALONE, *(Taught(weight) for weight in (1.0, 4.0, 16.0)), *MORE)
 """On the validation split; the best one of each model is kept, USUAL of a model that has none chosen."""
 SIZES = {1000: (20, 50, 100, 200), 3000: (100, 300)}
 """Retrieved candidates, and how many are kept."""
@@ -100,7 +106,8 @@ class Trial:
     split: str = "validation"
     weight: float = 0.0
     corrected: bool = False
-    candidates: int = 16  # these three are of `Taught`
+    candidates: int = 16
+    learning_rate: float = RATE  # these four are of `Taught`
     seed: int = 0
 
     @property
@@ -219,7 +226,8 @@ def run(trial: Trial, world: World, *, results: Path, work: Path, progress: bool
     folder = work / f"{trial.dataset}--{trial.split}" / records.file_of(trial.trained)
     data = datasets.with_statistics(world.data) if trial.model in WITH_STATISTICS else world.data
     config = question.config_of(question.Trial(dataset=trial.dataset, model=MODELS[trial.model]), data)
-    trained = rankers.fitted(config, data, world.part, seed=trial.seed, folder=folder, **options)
+    recipe = {"seed": trial.seed, "learning_rate": trial.learning_rate}
+    trained = rankers.fitted(config, data, world.part, folder=folder, recipe=recipe, **options)
     seconds = time.process_time() - began
     scores = model_scores(trained.model, trained.params, data.dataset)(world.requests.positions, world.found)
     found = by_user(world, scores)
@@ -292,7 +300,7 @@ Found = dict[str, dict[str, Any]]
 
 def read(results: Path) -> Found:
     """Return the records; the first ones did not say all of a trial."""
-    first = {"ranker": "attention", "corrected": False, "candidates": 16}
+    first = {"ranker": "attention", "corrected": False, "candidates": 16, "learning_rate": RATE}
     return {name: first | record for name, record in records.read(results).items()}
 
 

@@ -57,7 +57,7 @@ def attention(on: Training, *, folder: Path, progress: bool) -> Ranker:
     """Return the mean of full attention's scores."""
     config = question.config_of(question.Trial(dataset=on.data.name, model=question.FULL), on.data).replace(head=HEAD)
     models = [
-        fitted(config, on.data, on.part, seed=seed, folder=folder / str(seed), progress=progress)
+        fitted(config, on.data, on.part, recipe={"seed": seed}, folder=folder / str(seed), progress=progress)
         for seed in (SEEDS[:1] if on.data.name == "smoke" else SEEDS)
     ]
     each = [model_scores(one.model, one.params, on.data.dataset) for one in models]
@@ -86,16 +86,18 @@ RANKERS: dict[str, Callable[..., Ranker]] = {"attention": attention, "trees": of
 """Functions of a `Training`, the folder of what is trained, and whether to show progress."""
 
 
-def fitted(config: aif.Config, data: StudyData, part: Part, *, seed: int, folder: Path, **options: Any) -> aif.Trained:
-    """Return a model trained on the part's events by `aif.fit`, from `folder` if it was trained before."""
+def fitted(
+    config: aif.Config, data: StudyData, part: Part, *, folder: Path, recipe: dict[str, Any], **options: Any
+) -> aif.Trained:
+    """Return a model trained on the part's events by `aif.fit`, from `folder` if it was trained before; `recipe`: settings."""
     built = aif.build(config)
     if not folder.exists():
         first = int(data.dataset.log.time[part.held].min())
-        settings = aif.FitConfig(validation=0.0, test=first, keep_best=None, k=None, seed=seed, repeats=data.repeats)
+        settings = aif.FitConfig(validation=0.0, test=first, keep_best=None, k=None, repeats=data.repeats, **recipe)
         if data.name == "smoke":
             settings = dataclasses.replace(settings, batch_size=64, epochs=1)
         user, item = (of[part.seen] for of in (data.dataset.log.user, data.dataset.log.item))
-        start = models.with_clusters(init_params(built, data.dataset, seed=seed), config, user, item)
+        start = models.with_clusters(init_params(built, data.dataset, seed=settings.seed), config, user, item)
         run = aif.fit(built, data.dataset, settings, task=NextItem(), start=start, **options)
         checkpoint.save(folder, run.trained)
         jax.clear_caches()
