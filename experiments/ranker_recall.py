@@ -70,20 +70,19 @@ class Taught(NamedTuple):
     """How a model is trained: how the ranker teaches it, and the learning rate."""
 
     weight: float = 0.0  # of its term: 0 is not taught
-    corrected: bool = False  # its order is that with the popularity correction, which serving adds
     candidates: int = 16  # of 64 retrieved ones, in each batch
     learning_rate: float = RATE
 
     def __str__(self) -> str:
-        more = ", corrected" if self.corrected else ""
-        more += "" if self.candidates == 16 else f", {self.candidates} candidates"
+        more = "" if self.candidates == 16 else f", {self.candidates} candidates"
         return f"weight={self.weight:g}{more}" + ("" if self.learning_rate == RATE else f", rate {self.learning_rate:g}")
 
 
 ALONE, USUAL = Taught(), Taught(16.0, candidates=40)
-MORE = (Taught(64.0, candidates=40), *(USUAL._replace(learning_rate=rate) for rate in (5e-3, 2e-2)))
-TRIED = (USUAL, Taught(4.0, candidates=40), ALONE, *(Taught(weight) for weight in (1.0, 4.0, 16.0)), *MORE)
+TRIED = (USUAL, Taught(4.0, candidates=40), ALONE, *(Taught(weight) for weight in (1.0, 4.0, 16.0)))
 """On the validation split; the best one of each model is kept, USUAL of a model that has none chosen."""
+FURTHER = (Taught(64.0, candidates=40), *(USUAL._replace(learning_rate=rate) for rate in (5e-3, 2e-2)))
+"""What the two-tower model alone tries too."""
 SIZES = {1000: (20, 50, 100, 200), 3000: (100, 300)}
 """Retrieved candidates, and how many are kept."""
 SMOKE_SIZES = {40: (10, 20), 100: (20,)}
@@ -105,9 +104,8 @@ class Trial:
     ranker: str = "attention"
     split: str = "validation"
     weight: float = 0.0
-    corrected: bool = False
     candidates: int = 16
-    learning_rate: float = RATE  # these four are of `Taught`
+    learning_rate: float = RATE  # these three are of `Taught`
     seed: int = 0
 
     @property
@@ -129,6 +127,7 @@ def plan(name: str, ranker: str, chosen: dict[tuple[str, str], Taught]) -> list[
         tried = [("smoke", "two_tower", ALONE), ("smoke", "matching", USUAL)]
     elif name == "validation" and ranker == "attention":
         every = [(model, taught) for taught in TRIED for model in COMPARED]
+        every += [("two_tower", taught) for taught in FURTHER]
         more = [("two_tower_head", USUAL), ("full_attention", ALONE)]
         more += [(model, USUAL) for model in JUDGED]
         tried = [(where, model, taught) for where in both for model, taught in (*every, *more)]
@@ -212,17 +211,17 @@ def scores_of(scores: Scores, positions: np.ndarray, rows: np.ndarray, *, progre
 
 def run(trial: Trial, world: World, *, results: Path, work: Path, progress: bool) -> dict[str, Any]:
     """Train a pre-ranker, cut, and keep the figures by user."""
-    began, offset = time.process_time(), rankers.correction(world.counts)
+    began = time.process_time()
 
     def known(positions: np.ndarray, rows: np.ndarray) -> np.ndarray:
         found, scores = world.ranked.at(positions)
         assert (found == rows).all()  # `fit` takes the same candidates as `rank_retrieved` did
-        return scores + offset[rows] if trial.corrected else scores
+        return scores
 
     options: dict[str, Any] = {"progress": progress}
     if trial.weight:
-        distill = losses.distill_listwise(corrected=trial.corrected)
-        options["teacher"] = train.Teacher(known, trial.weight * distill, candidates=world.teaching, count=trial.candidates)
+        term = trial.weight * losses.distill_listwise()
+        options["teacher"] = train.Teacher(known, term, candidates=world.teaching, count=trial.candidates)
     folder = work / f"{trial.dataset}--{trial.split}" / records.file_of(trial.trained)
     data = datasets.with_statistics(world.data) if trial.model in WITH_STATISTICS else world.data
     config = question.config_of(question.Trial(dataset=trial.dataset, model=MODELS[trial.model]), data)
@@ -300,7 +299,7 @@ Found = dict[str, dict[str, Any]]
 
 def read(results: Path) -> Found:
     """Return the records; the first ones did not say all of a trial."""
-    first = {"ranker": "attention", "corrected": False, "candidates": 16, "learning_rate": RATE}
+    first = {"ranker": "attention", "candidates": 16, "learning_rate": RATE}
     return {name: first | record for name, record in records.read(results).items()}
 
 
@@ -403,13 +402,13 @@ def keys(results: Path) -> dict[str, dict[str, Any]]:
     return made
 
 
-def losses_of(results: Path, ranker: str = "attention") -> dict[str, dict[str, Interval]]:
+def losses_of(results: Path) -> dict[str, dict[str, Interval]]:
     """Return % of the ranker's top 10 lost, by data set and model: test split, taught as chosen, full attention untaught."""
     found, ways, made = read(results), chosen_ways(results), {}
     for dataset in question.PUBLIC:
         for model in (*COMPARED, "full_attention"):
             taught = ALONE if model == "full_attention" else ways.get((dataset, model), USUAL)
-            if runs := runs_of(found, dataset, "test", ranker, model, taught):
+            if runs := runs_of(found, dataset, "test", "attention", model, taught):
                 made.setdefault(dataset, {})[model] = _percent(metrics.user_interval(lost(results, runs, CUT)))
     return made
 

@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = (ROOT / "README.md", ROOT / "docs" / "index.md", ROOT / "docs" / "results.md")
 COST = Path(__file__).resolve().parent / "results" / "cost" / "record.json"
 DATASETS = {"movielens": "MovieLens", "taobao": "Taobao"}
+RANKERS = {"trees": "trees", "sequence": "SASRec"}
 PRESETS = {"two_tower": "`presets.two_tower`", "matching": "`presets.two_tower_matching`", "aif": "`presets.aif`"}
 BOUND = 30.0  # milliseconds of a whole request: 99 % are answered within it
 SHOWN = ("C=1000, L=512", "C=1000, L=4096")  # sizes of README's table
@@ -68,25 +69,18 @@ def spread(interval: Interval, digits: int, *, scale: float = 1.0, sign: str = "
 
 
 class Recalls:
-    """What is known of a data set's pre-rankers: of the test split where all of COMPARED have it, else of validation."""
+    """The pre-rankers of a data set before a ranker: their runs on the test split."""
 
-    def __init__(self, dataset: str):
+    def __init__(self, dataset: str, ranker: str = "attention"):
         found, ways = ranker_recall.read(RESULTS), ranker_recall.chosen_ways(RESULTS)
-        for split in ("test", "validation"):
-            runs = functools.partial(ranker_recall.runs_of, found, dataset, split, "attention")
-            self.taught = {model: runs(model, ways.get((dataset, model), USUAL)) for model in COMPARED}
-            self.alone = {model: runs(model, ALONE) for model in COMPARED}
-            if all(self.taught.values()):
-                break
-        seeds = min(len(runs) for runs in self.taught.values())
-        whole = (split, seeds) == ("test", len(question.SEEDS))
-        self.name = DATASETS[dataset] + ("" if whole else f", {split} split, {seeds} seed{'s' * (seeds > 1)}")
+        runs = functools.partial(ranker_recall.runs_of, found, dataset, "test", ranker)
+        self.taught = {model: runs(model, ways.get((dataset, model), USUAL)) for model in COMPARED}
+        self.alone = {model: runs(model, ALONE) for model in COMPARED}
+        self.name = DATASETS[dataset]
 
-    def of(self, runs: Sequence[dict[str, Any]], metric: str, *, digits: int = 1) -> str:
-        """Return a metric in % with its interval, "–" without runs."""
-        return (
-            spread(metrics.user_interval(ranker_recall.pooled(RESULTS, list(runs), metric)), digits, scale=100) if runs else "–"
-        )
+    def recall(self, runs: Sequence[dict[str, Any]]) -> Interval:
+        """Return ranker recall of a cut of 1,000 candidates to 100."""
+        return metrics.user_interval(ranker_recall.pooled(RESULTS, list(runs), "recall10@1000-100"))
 
     def share(self, model: str) -> Interval:
         """Return HR@10 of the ranker behind the cut over that of the ranker on all 1,000 candidates."""
@@ -96,19 +90,20 @@ class Recalls:
         return metrics.paired_interval(ours, whole, ratio=True)
 
 
-def recall() -> str:
-    """Return ranker recall of a cut of 1,000 candidates to 100 and the HR@10 kept, by data set."""
-    sets = [Recalls(dataset) for dataset in DATASETS]
-    header = [""]
-    rows = [[PRESETS[model]] for model in COMPARED]
-    for one in sets:
-        untaught = any(one.alone.values())
-        header += [f"{one.name}: recall, not taught"] * untaught + [f"{one.name}: recall, taught"]
-        header.append(f"{one.name.partition(',')[0]}: HR@10 kept, taught")
-        for row, model in zip(rows, COMPARED, strict=True):
-            row += [one.of(one.alone[model], "recall10@1000-100")] * untaught
-            row += [one.of(one.taught[model], "recall10@1000-100"), f"{one.share(model).value:.2f}"]
-    return markdown(header, rows)
+def recall(*more: str) -> str:
+    """Return ranker recall of a cut of 1,000 to 100 and the HR@10 kept, by data set; of `more` rankers without intervals."""
+    rows = []
+    for ranker in ("attention", *more):
+        sets = [Recalls(dataset, ranker) for dataset in DATASETS]
+        for model, name in PRESETS.items():
+            row = [f"{RANKERS[ranker]}: {name.replace('presets.', '')}" if ranker in more else name]
+            for one in sets:
+                both = [one.recall(runs[model]) for runs in (one.alone, one.taught)]
+                row += [f"{100 * each.value:.0f}" if ranker in more else spread(each, 1, scale=100) for each in both]
+                row.append(f"{one.share(model).value:.2f}")
+            rows.append(row)
+    columns = ("recall, not taught", "recall, taught", "HR@10 kept, taught")
+    return markdown(["", *(f"{name}: {what}" for name in DATASETS.values() for what in columns)], rows)
 
 
 def cuts() -> str:
@@ -118,12 +113,12 @@ def cuts() -> str:
     for one in map(Recalls, DATASETS):
         for model in COMPARED:
             taught, alone = one.taught[model], one.alone[model]
-            gauc = [f"{ranker_recall.pooled(RESULTS, runs, 'gauc').mean:.3f}" if runs else "–" for runs in (alone, taught)]
+            gauc = [f"{ranker_recall.pooled(RESULTS, runs, 'gauc').mean:.3f}" for runs in (alone, taught)]
             more = [
                 f"{100 * ranker_recall.pooled(RESULTS, taught, f'recall10@{cut}').mean:.1f}" for cut in ("1000-50", "3000-100")
             ]
             name = f"**{one.name}**: {PRESETS[model]}" if model == COMPARED[0] else PRESETS[model]
-            both = [one.of(runs, "recall10@1000-100") for runs in (alone, taught)]
+            both = [spread(one.recall(runs), 1, scale=100) for runs in (alone, taught)]
             rows.append([name, *both, *more, spread(one.share(model), 3), ", ".join(gauc)])
     return markdown([*header, "GAUC: not taught, taught"], rows)
 
@@ -299,6 +294,7 @@ def ablation() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "recall": recall, "cuts": cuts, "budget": budget, "load": under_load, "lone": lone,
+    "recall": recall, "rankers": functools.partial(recall, *RANKERS), "cuts": cuts,
+    "budget": budget, "load": under_load, "lone": lone,
     "quality": quality, "scoring": scoring, "ablation": ablation,
 }  # fmt: skip

@@ -3,7 +3,7 @@
 Claim     Over a two-tower model, and over one with matching statistics, `presets.aif` ranks better on MovieLens and on Taobao.
 Command   python -m experiments.study.question --data DIR --plan validation
           (--plan test: the models of the headline; --plan rolling: the same over blocks of the time line, for many users;
-          --times: milliseconds of the user function and of the scoring program; tables: python -m experiments.ablation)
+          --times: milliseconds of the user function and of the scoring program; --report-only: tables from the records)
 Protocol  Met items: MovieLens users never come back to a film (`repeats` is False there): films that the user has rated are
           neither negatives nor candidates. Taobao users do come back: met items stay. Records hold figures of both kinds.
           Splits: "validation" and "test" cut the time line once for all users, "rolling" into blocks, see `rolling`.
@@ -385,6 +385,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", nargs="+", type=int, help="only these seeds")
     parser.add_argument("--times", action="store_true", help="measure times, on a quiet machine")
     parser.add_argument("--rounds", type=int, default=200, help="requests of every model of --times (default %(default)s)")
+    parser.add_argument("--report-only", action="store_true", help="print tables from the records and stop")
     options = parser.parse_args(arguments)
     if options.times:
         rounds = 5 if options.smoke else options.rounds
@@ -393,7 +394,8 @@ def main(arguments: list[str] | None = None) -> None:
         common.write_json(options.results / TIMES, records.rounded({"rounds": rounds, "models": made}))
         return
     loaded: dict[str, datasets.StudyData] = {}
-    for trial in (trial for name in (["smoke"] if options.smoke else options.plan) for trial in plan(name)):
+    plans = [] if options.report_only else ["smoke"] if options.smoke else options.plan
+    for trial in (trial for name in plans for trial in plan(name)):
         wanted = ((trial.dataset, options.dataset), (trial.model, options.model), (trial.seed, options.seed))
         left_out = any(allowed and value not in allowed for value, allowed in wanted)
         if left_out or trial.id in records.read(options.results):
@@ -404,6 +406,7 @@ def main(arguments: list[str] | None = None) -> None:
         figures = ", ".join(f"{name} {made['figures'][name]:.4f}" for name in ("gauc", "gauc_trained", "hr100_trained"))
         print(f"{trial.id}: {figures}; {made['core_seconds']:.0f} s of CPU in training", flush=True)
         jax.clear_caches()
+    print(report(options.results))
     common.write_json(options.json, {"preset": keys(options.results)})
 
 
