@@ -183,7 +183,7 @@ def test_a_page_has_the_tables_that_it_names(monkeypatch):
     assert made == page.replace("| old |", "| --- |\n| 1 |") == tables.written(made)
     refused(ValueError, "table 'none': expected one of .*'recall'", tables.written, "<!-- table none: command -->\n")
     names = [name for path in tables.PAGES for name in re.findall(r"<!-- table (\w+):", path.read_text(encoding="utf-8"))]
-    assert names[:2] == ["recall", "budget"]
+    assert names[:2] == ["rankers", "budget"]
 
 
 def test_requests_a_second_are_the_most_within_the_bound_interpolated_to_it():

@@ -13,7 +13,6 @@ from aif_jax.data import split_by_time
 from aif_jax.data.negatives import SeenPairs, item_counts
 from aif_jax.metrics import ByUser
 from aif_jax.train import losses
-from experiments import ablation
 from experiments.study import datasets, models, question, records, rules
 from tests.refusals import refused
 
@@ -187,7 +186,7 @@ def test_rules_are_judged_like_models(smoke, tmp_path):
 
 
 def test_the_command_prints_tables_and_writes_the_figures(tmp_path, capsys):
-    ablation.main(["--report-only", "--json", str(tmp_path / "a.json")])
+    question.main(["--report-only", "--json", str(tmp_path / "a.json")])
     preset = json.loads((tmp_path / "a.json").read_text())["preset"]
     assert set(preset) == {"movielens", "taobao"} and preset["taobao"]["gauc_points"] > 0
     assert "two-tower with matching statistics" in capsys.readouterr().out
