@@ -5,12 +5,11 @@ against a local server and a local wheel: nothing here leaves the machine.
 import contextlib
 import csv
 import hashlib
-import http.server
 import io
 import logging
 import os
 import re
-import socket
+import socketserver
 import sys
 import threading
 import types
@@ -25,6 +24,7 @@ from experiments.datasets import fetch, kuairand, movielens, recipes, taobao
 from experiments.datasets.content import clusters, lookup, unit_rows
 from experiments.datasets.fetch import FetchError, fetch_movielens
 from tests.refusals import refused
+from tests.servers import free_port
 
 pytestmark = pytest.mark.lane("experiments")
 DATA = Path(os.environ.get("AIF_JAX_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -349,12 +349,7 @@ def test_events_of_all_logs_and_features(tmp_path):
     found = [ids[name].tolist() for name in ("category", "author", "video_type", "upload_type", "music_type")]
     assert found == [[0, 1, 0, 2], [0, 1, 1, 2], [0, 2, 1, 2], [0, 2, 1, 2], [0, 2, 2, 1]]  # types AD, NORMAL
     np.testing.assert_allclose(data.catalogue.items.floats[:, 0], np.log1p([0, 10, 0, 1]), rtol=1e-6)
-    people = (
-        "user_active_degree",
-        "is_live_streamer",
-        "is_video_author",
-        "register_days_range",
-    )  # the last is not always there
+    people = "user_active_degree", "is_live_streamer", "is_video_author", "register_days_range"  # the last not always there
     assert [data.user_ids[name].tolist() for name in people] == [[0, 1, 2], [0, 1, 2], [0, 1, 0], [0, 1, 2]]  # one is empty
     assert data.schema.behaviour_fields == ("item", "category", "author") and data.schema.actions == 33
 
@@ -374,28 +369,39 @@ def archive(files):
 RELEASE = archive({f"ml-100k/{name}": text for name, text in FILES["100k"].items()} | {"__MACOSX/u.data": "junk"})
 
 
+OK = b"HTTP/1.1 200 OK\r\n"
+
+
 @pytest.fixture
-def server(tmp_path, monkeypatch):
-    """A server of nothing, or after `release()` of a zip that is the expected one; notes in `asked` what it was asked for."""
+def server(monkeypatch):
+    """A server of nothing at first, then of `head` and, over and over, of `piece`; notes in `asked` what it was asked for."""
     monkeypatch.setenv("no_proxy", "*")
-    root, asked = tmp_path / "site", []
-    root.mkdir()
+    site, stop = types.SimpleNamespace(head=b"HTTP/1.1 404 Not Found\r\n\r\n", piece=b"", asked=[]), threading.Event()
 
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def __init__(self, *given):
-            super().__init__(*given, directory=root)
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self):
+            site.asked.append(self.rfile.readline().split()[1].decode())
+            while self.rfile.readline().strip():  # closed with bytes unread, a connection is reset
+                pass
+            with contextlib.suppress(OSError):
+                self.wfile.write(site.head)
+                while site.piece and not stop.wait(0 if site.piece.strip() else 0.5):
+                    self.wfile.write(site.piece)
 
-        def log_message(self, *args):
-            asked.append(self.path)
-
-    def release():
-        (root / "ml-100k.zip").write_bytes(RELEASE)
-        monkeypatch.setattr(fetch, "MD5", hashlib.md5(RELEASE, usedforsecurity=False).hexdigest())
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running, ThreadPoolExecutor(1) as thread:
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as running, ThreadPoolExecutor(1) as thread:
         thread.submit(running.serve_forever, 0.02)
-        yield types.SimpleNamespace(url=f"http://127.0.0.1:{running.server_port}", release=release, asked=asked)
+        site.url = f"http://127.0.0.1:{running.server_address[1]}"
+        yield site
+        stop.set()
         running.shutdown()
+
+
+@pytest.fixture
+def released(server, monkeypatch):
+    """That server with a zip that is the expected one."""
+    server.head = OK + b"\r\n" + RELEASE
+    monkeypatch.setattr(fetch, "MD5", hashlib.md5(RELEASE, usedforsecurity=False).hexdigest())
+    return server
 
 
 @pytest.fixture
@@ -419,15 +425,14 @@ def wheel(tmp_path, monkeypatch):
     return make
 
 
-def test_grouplens_then_cache(tmp_path, server):
-    server.release()
+def test_grouplens_then_cache(tmp_path, released):
     cache = tmp_path / "new" / "cache"
-    first = fetch_movielens(cache_dir=cache, base_url=server.url, pip_arguments=NO_WHEEL)
+    first = fetch_movielens(cache_dir=cache, base_url=released.url, pip_arguments=NO_WHEEL)
     assert first == (cache / "ml-100k", "GroupLens", False, "")
     assert sorted(os.listdir(first.path)) == ["u.data", "u.item", "u.user"]
     assert len(movielens.read(first.path).log) == 3
-    assert fetch_movielens(cache_dir=cache, base_url=server.url) == (cache / "ml-100k", "GroupLens", True, "")
-    assert server.asked == ["/ml-100k.zip"] and os.listdir(cache) == ["ml-100k"]
+    assert fetch_movielens(cache_dir=cache, base_url=released.url) == (cache / "ml-100k", "GroupLens", True, "")
+    assert released.asked == ["/ml-100k.zip"] and os.listdir(cache) == ["ml-100k"]
 
 
 def test_the_wheel_stands_in_and_says_why(tmp_path, server, wheel):
@@ -459,30 +464,6 @@ def test_pip_that_does_not_run_and_a_cache_that_cannot_be_written_are_named(tmp_
     refused(FetchError, message, fetch_movielens, cache_dir=tmp_path / "file", base_url=server.url)
 
 
-@contextlib.contextmanager
-def raw_server(head, piece):
-    """A server that sends `head`, then `piece` over and over, or ends where that is empty; yields its URL."""
-    stop = threading.Event()
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-
-        def serve():
-            with contextlib.suppress(OSError):
-                connection, _ = listening.accept()
-                with connection:
-                    connection.recv(1 << 16)  # closed with bytes unread, a connection is reset
-                    connection.sendall(head)
-                    while piece and not stop.wait(0 if piece.strip() else 0.5):
-                        connection.sendall(piece)
-
-        with ThreadPoolExecutor(1) as thread:
-            thread.submit(serve)
-            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-            stop.set()
-
-
-OK = b"HTTP/1.1 200 OK\r\n"
-
-
 @pytest.mark.parametrize(("head", "piece", "message"), [
     (OK + b"\r\n" + RELEASE, b"", rf"expected MD5 \w+, got \w+ of {len(RELEASE)} bytes"),
     (OK + b"Content-Length: 999999\r\n\r\n" + RELEASE[:-20], b"", rf"expected MD5 \w+, got \w+ of {len(RELEASE) - 20} bytes"),
@@ -492,25 +473,25 @@ OK = b"HTTP/1.1 200 OK\r\n"
     (OK + b"Content-Length: 2000000\r\n\r\n", b"x" * 65536, "expected at most 1000000 bytes, got more"),
     (b"what?\r\n\r\n", b"", "what"),
 ], ids=["wrong checksum", "truncated", "not found", "silent", "endless", "too large", "no HTTP"])  # fmt: skip
-def test_where_nothing_works_the_error_names_every_try_and_nothing_is_left(tmp_path, monkeypatch, head, piece, message):
-    monkeypatch.setenv("no_proxy", "*")
+def test_where_nothing_works_the_error_names_every_try_and_nothing_is_left(server, tmp_path, monkeypatch, head, piece, message):
     monkeypatch.setattr(fetch, "MOST_BYTES", 10**6)
     given = dict(cache_dir=tmp_path / "cache", timeout=0.2, pip_arguments=NO_WHEEL)
-    with raw_server(head, piece) as url, pytest.raises(FetchError) as error:
-        fetch_movielens(base_url=url, **given)
+    server.head, server.piece = head, piece
+    with pytest.raises(FetchError) as error:
+        fetch_movielens(base_url=server.url, **given)
     text = str(error.value)
     assert re.search(message, text) and "RecBole wheel: `pip download recbole==1.2.1` failed" in text and "by hand" in text
     assert os.listdir(tmp_path / "cache") == []
-    refused(FetchError, r"ml-100k: .*ml-100k\.zip: .*refused", fetch_movielens, base_url=url, **given)
+    nobody = f"http://127.0.0.1:{free_port()}"
+    refused(FetchError, r"ml-100k: .*ml-100k\.zip: .*refused", fetch_movielens, base_url=nobody, **given)
 
 
-def test_two_at_once_both_succeed(tmp_path, server):
-    server.release()
+def test_two_at_once_both_succeed(tmp_path, released):
     barrier = threading.Barrier(4)
 
     def run(_):
         barrier.wait()
-        return fetch_movielens(cache_dir=tmp_path / "cache", base_url=server.url, pip_arguments=NO_WHEEL)
+        return fetch_movielens(cache_dir=tmp_path / "cache", base_url=released.url, pip_arguments=NO_WHEEL)
 
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(run, range(4)))
@@ -518,14 +499,12 @@ def test_two_at_once_both_succeed(tmp_path, server):
     assert os.listdir(tmp_path / "cache") == ["ml-100k"] and len(movielens.read(results[0].path).log) == 3
 
 
-def test_an_interrupted_download_leaves_nothing(tmp_path, server, monkeypatch):
-    server.release()
-
+def test_an_interrupted_download_leaves_nothing(tmp_path, released, monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(fetch.zipfile, "ZipFile", interrupt)
-    refused(KeyboardInterrupt, "", fetch_movielens, cache_dir=tmp_path / "cache", base_url=server.url)
+    refused(KeyboardInterrupt, "", fetch_movielens, cache_dir=tmp_path / "cache", base_url=released.url)
     assert os.listdir(tmp_path / "cache") == []
 
 
@@ -533,9 +512,6 @@ def test_default_cache_dir(monkeypatch, tmp_path):
     for home, folder in ((str(tmp_path), tmp_path), ("", Path.home() / ".cache")):
         monkeypatch.setenv("XDG_CACHE_HOME", home)
         assert fetch.default_cache_dir() == folder / "aif_jax"
-
-
-SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 
 
 def release(folder: Path, ratings: list[tuple], movies: dict[int, tuple[str, str]], tags: list[tuple] = ()) -> Path:
@@ -602,12 +578,11 @@ def test_the_recipe_of_the_head_of_taobao(tmp_path):
         recipes.taobao(tmp_path / "all.csv", tmp_path / "more", rows=31)
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data")
+@pytest.mark.skipif(not (MERGED.is_dir() and HEAD.is_dir()), reason=f"needs {MERGED} and {HEAD} (AIF_JAX_DATA)")
 def test_the_shared_folders_come_out_of_the_recipes_again(tmp_path):
     """The merged users, dealt to three releases with other ids, 12 of them in two, and the films in another order."""
-    merged = SHARED / "movielens-small-merged"
     tables = {
-        name: list(csv.reader((merged / f"{name}.csv").read_text(encoding="utf-8").splitlines(keepends=True)))[1:]
+        name: list(csv.reader((MERGED / f"{name}.csv").read_text(encoding="utf-8").splitlines(keepends=True)))[1:]
         for name in ("ratings", "movies", "tags")
     }
     movies = {int(film): rest for film, *rest in tables["movies"][::-1]}
@@ -621,5 +596,4 @@ def test_the_shared_folders_come_out_of_the_recipes_again(tmp_path):
         ]
         folders.append(release(tmp_path / str(number), ratings, movies, tags))
     refused(SystemExit, "0", recipes.main, ["movielens", *map(str, folders), "--out", str(tmp_path / "merged")])
-    head = SHARED / "taobao-userbehavior-head100k" / "UserBehavior_head100k.csv"
-    refused(SystemExit, "0", recipes.main, ["taobao", str(head), "--out", str(tmp_path / "head")])
+    refused(SystemExit, "0", recipes.main, ["taobao", str(HEAD / "UserBehavior_head100k.csv"), "--out", str(tmp_path / "head")])
