@@ -231,20 +231,16 @@ class Held:
 PATIENT = dataclasses.replace(SERVING, callable_timeout=60.0, budget=60.0)
 
 
-def posts(*users: str) -> list[bytes]:
-    """Calls of some users whose features the source has to give, each on a connection of its own."""
-    bodies = [json.dumps({"user": user, "candidates": IDS.tolist(), "k": 3}).encode() for user in users]
-    return [POST + KEY + b"connection: close\r\ncontent-length: %d\r\n\r\n" % len(body) + body for body in bodies]
-
-
 @contextlib.contextmanager
 def held(made: Fronted | Running, source: Held, *users: str) -> Iterator[list[socket.socket]]:
-    """Connections whose calls the source has not answered yet."""
+    """Connections with a call of each user whose features the source has to give, and has not given yet."""
     with contextlib.ExitStack() as stack:
         stack.callback(source.release.set)
         callers = []
-        for said in posts(*users):
-            callers.append(stack.enter_context(made.connect(said)))
+        for user in users:
+            body = json.dumps({"user": user, "candidates": IDS.tolist(), "k": 3}).encode()
+            head = POST + KEY + b"connection: close\r\ncontent-length: %d\r\n\r\n" % len(body)
+            callers.append(stack.enter_context(made.connect(head + body)))
             assert source.started.acquire(timeout=60)
         yield callers
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-import threading
+import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +25,10 @@ from aif_jax.connectors import SnapshotStore
 from aif_jax.encoding.times import TimeUnit
 from aif_jax.refreshing import GateConfig
 from aif_jax.train.tasks import Impressions, NextItem
+from tests.beside import meanwhile
 from tests.client import Client
 from tests.reliability.sizes import FULL, fully, generator
-from tests.service_world import Running, running, until
+from tests.service_world import running, until
 
 pytestmark = pytest.mark.lane("standing")
 DAYS, DAY_MS = 12, 86_400_000
@@ -187,14 +187,17 @@ def walk(folder: Path, road: Road, rng: np.random.Generator) -> aif.Run:
     with running(folder / "model", config=SERVING) as service, service.client() as client:
         for record, events, logits in zip(records, own, expected, strict=True):
             call = {"user": record["id"], "record": record, "events": events, "now": now, "candidates": names}
-            answer = client.score(**call)
-            assert answer["version"] == index.version and not answer["degraded"]
-            np.testing.assert_allclose(answer["logits"][:-1], logits, rtol=1e-4, atol=1e-4)
-            best = client.rank(**call, k=5)
-            assert best["unknown"] == 1 and len(best["ids"]) == 5
-            scored = dict(zip(names.tolist(), answer["logits"].tolist(), strict=True))
-            assert [scored[name] for name in best["ids"].tolist()] == sorted(scored.values(), reverse=True)[:5]
+            assert expect_answer(client, call, logits, index.version)["unknown"] == 1
     return run
+
+
+def expect_answer(client: Client, call: dict[str, Any], logits: np.ndarray, version: str) -> dict[str, Any]:
+    """The ranking of a call, whose scores are those of the joint model; a last candidate that has none is unknown."""
+    answer, best = client.score(**call), client.rank(**call, k=5)
+    assert answer["version"] == best["version"] == version and not answer["degraded"]
+    np.testing.assert_allclose(answer["logits"][: len(logits)], logits, rtol=1e-4, atol=1e-4)
+    assert best["ids"].tolist() == call["candidates"][np.argsort(-answer["logits"], kind="stable")[:5]].tolist()
+    return best
 
 
 def test_a_short_road(tmp_path):
@@ -297,16 +300,15 @@ def expect_answers(log: ImpressionLog, trained: aif.Trained, client: Client, day
             np.testing.assert_array_equal(getattr(features.history, field), getattr(trained_on, field)[0], err_msg=field)
         assert set(features.history.action[features.history.mask]) <= {2, 3}
         call = {"user": user, "events": events, "now": now, "candidates": names}
-        logits = np.asarray(joint(trained.params, features, candidates))
-        answer, best = client.score(**call), client.rank(**call, k=5)
-        assert answer["version"] == best["version"] == trained.version and not answer["degraded"]
-        np.testing.assert_allclose(answer["logits"], logits, rtol=1e-4, atol=1e-4)
-        assert best["ids"].tolist() == names[np.argsort(-answer["logits"], kind="stable")[:5]].tolist()
+        expect_answer(client, call, np.asarray(joint(trained.params, features, candidates)), trained.version)
 
 
-def walk_impressions(folder: Path, log: ImpressionLog, rng: np.random.Generator) -> None:
+@fully
+@pytest.mark.parametrize("unit", ["s", "ms"])
+def test_roads_of_impression_logs(unit, tmp_path):
     """From the files to a service that follows a store through two refreshes."""
-    days = FIRST_DAYS
+    rng, folder, days = generator("impressions"), tmp_path, FIRST_DAYS
+    log = ImpressionLog(int(rng.integers(2**31)), unit)
     data = aif.read(**log.write(folder / "first", days), columns=log.columns())
     sizes: dict[str, Any] = dict(width=8, short_length=8, long_length=16, towers=(8,), head=aif.heads.Mlp((8,)))
     model = aif.build(aif.presets.two_tower_matching(data.schema, **sizes))
@@ -321,30 +323,30 @@ def walk_impressions(folder: Path, log: ImpressionLog, rng: np.random.Generator)
     run.export(folder / "model", index=run.index(data.catalogue, progress=False), platforms=("cpu",))
     store, here, versions, answers = SnapshotStore(folder / "store"), folder / "here", [run.trained.version], []
     store.publish(folder / "model")
-    with running(here, config=SERVING, store=store) as service, service.client() as client:
+    with running(here, config=SERVING, store=store) as service, service.client() as client, service.client() as other:
         user = log.events(0)["visitor"][0]
         call = {"user": user, "events": {"sku": ["SKU-30"], "at": [log.moment(START)], "what": ["clicked"]}}
         call |= {"now": log.moment(START + DAY_MS), "candidates": log.items(FIRST_DAYS + 4)["article"]}
-        stop = threading.Event()
-        with ThreadPoolExecutor(1) as pool:
-            asked = pool.submit(ask_until, stop, service, call, answers)
-            try:
-                expect_answers(log, run.trained, client, days, rng)
-                for days in (FIRST_DAYS + 2, FIRST_DAYS + 4):
-                    made = aif.refresh(
-                        folder / "store", config=config, **log.write(folder / f"{days} days", days), out=folder / "store",
-                        progress=False,
-                    )  # fmt: skip
-                    assert made.status == "published" and made.trained is not None, made.report
-                    newest, earlier = (made.report["gate"]["metrics"][name]["gauc"] for name in ("newest", "fixed"))
-                    assert newest["new"] > GATE.floor and earlier["new"] > GATE.floor
-                    assert made.report["versions"] == {"old": versions[-1], "new": made.trained.version}
-                    versions.append(made.trained.version)
-                    until(lambda: client.rank(**call, k=1)["version"] == versions[-1])
-                    expect_answers(log, made.trained, client, days, rng)
-            finally:
-                stop.set()
-            asked.result()
+
+        def ask() -> None:
+            answers.append(other.score(**call))
+            assert not answers[-1]["degraded"]
+            time.sleep(0.1)
+
+        with meanwhile(ask):
+            expect_answers(log, run.trained, client, days, rng)
+            for days in (FIRST_DAYS + 2, FIRST_DAYS + 4):
+                made = aif.refresh(
+                    folder / "store", config=config, **log.write(folder / f"{days} days", days), out=folder / "store",
+                    progress=False,
+                )  # fmt: skip
+                assert made.status == "published" and made.trained is not None, made.report
+                newest, earlier = (made.report["gate"]["metrics"][name]["gauc"] for name in ("newest", "fixed"))
+                assert newest["new"] > GATE.floor and earlier["new"] > GATE.floor
+                assert made.report["versions"] == {"old": versions[-1], "new": made.trained.version}
+                versions.append(made.trained.version)
+                until(lambda: client.rank(**call, k=1)["version"] == versions[-1])
+                expect_answers(log, made.trained, client, days, rng)
     served = [version for version, _ in itertools.groupby(each["version"] for each in answers)]
     assert len(set(versions)) == 3 and served == versions
     for version in versions:  # each answer is of one version: those of a version are the same
@@ -356,18 +358,3 @@ def walk_impressions(folder: Path, log: ImpressionLog, rng: np.random.Generator)
     )  # fmt: skip
     assert refused.status == "refused" and store.current() == made.name
     assert any(re.match("newest: gauc of the new .* bound: surely above 1", each) for each in refused.report["gate"]["reasons"])
-
-
-def ask_until(stop: threading.Event, service: Running, call: dict[str, Any], answers: list[dict[str, Any]]) -> None:
-    with service.client() as client:
-        while not stop.is_set():
-            answers.append(client.score(**call))
-            assert not answers[-1]["degraded"]
-            stop.wait(0.1)
-
-
-@fully
-@pytest.mark.parametrize("unit", ["s", "ms"])
-def test_roads_of_impression_logs(unit, tmp_path):
-    rng = generator("impressions")
-    walk_impressions(tmp_path, ImpressionLog(int(rng.integers(2**31)), unit), rng)
