@@ -15,7 +15,6 @@ import aif_jax as aif
 from aif_jax import blocks, metrics, train
 from aif_jax.blocks.signatures import fit_projection
 from aif_jax.catalogue import Catalogue
-from aif_jax.connectors import Fetch
 from aif_jax.connectors.features import by_user
 from aif_jax.data.negatives import NegativeSampler
 from aif_jax.data.pipeline import prefetch
@@ -351,7 +350,6 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
     *((lambda ids=ids: Request(user=3, exclude=ids), TypeError, "Request.exclude") for ids in ([1.5], [1, "a"])),
     *((lambda ids=ids: Request(user=3, exclude=ids), "Request.exclude") for ids in ([[1]], 7, [LONG])),
     # connectors and the service
-    (lambda: Fetch(None, None, timeout=0), "timeout: expected None or more than 0"),
     (lambda: by_user({"user": [1], "item": [1.5], "time": [1_600_000_000], "event": ["buy"]}, COLUMNS),
      TypeError, "events, column 'item': expected integers or strings"),
     (lambda: by_user({"user": [1], "item": ["x"], "time": [1_600_000_000 * 1000], "event": ["buy"]}, COLUMNS),

@@ -19,11 +19,10 @@ from aif_jax.connectors import Record
 from aif_jax.encoding.encoder import schema_of
 from aif_jax.export import ExportError, restore
 from aif_jax.service import http as front
-from aif_jax.service.calls import BadCall, Call, Policy, parse
+from aif_jax.service.calls import BadCall, Call, Policy, affinity_key, parse
 from aif_jax.service.current import ExportEntry, parse_current, publish, read_current
 from aif_jax.service.features import UserSource
 from aif_jax.service.inference import MODEL
-from aif_jax.service.models import share_of
 from aif_jax.service.process import Listening
 from tests.beside import meanwhile
 from tests.client import Client, ServiceError
@@ -499,7 +498,7 @@ def test_users_are_split_between_versions(tmp_path):
             fields = {"user": f"u{user}", "record": {}, "events": {}, "candidates": IDS, "k": 1}
             versions[user] = client.rank(**fields)["version"]
             assert client.rank(**fields)["version"] == versions[user]
-        expected = {u: "two" if share_of(f"u{u}") >= 0.7 else "one" for u in range(60)}
+        expected = {u: "two" if int(affinity_key(f"u{u}"), 16) >= 0.7 * 2**64 else "one" for u in range(60)}
         assert versions == {u: world.index[name].version for u, name in expected.items()}
         assert {"one", "two"} == set(expected.values())
         status = json.loads(client.request("GET", "/status.json")[2])

@@ -145,17 +145,6 @@ def reply_to(kind: str) -> Any:
     return types.SimpleNamespace(method="rank", call=call, answer=answer, order="logit", features=1)
 
 
-def test_files_sort_by_age_though_the_clock_is_set_back(tmp_path, monkeypatch):
-    """A log that starts after another one sorts behind it, and replaces none of its files."""
-    names = []
-    for start in (5_000, 3_000, 3_000):
-        monkeypatch.setattr(time, "time_ns", lambda start=start: start)
-        with contextlib.closing(RequestLog(tmp_path)) as log:
-            log.observe(reply_to("numbers"))
-        names.append(max(path.name for path in tmp_path.iterdir()))
-    assert names == sorted(set(names)) and len(list(read_log(tmp_path))) == 3
-
-
 @pytest.mark.parametrize("kind", [*BODIES, "events", "ids", "numbers"])
 def test_a_slow_disk_holds_up_no_call_and_its_memory_is_bounded(tmp_path, monkeypatch, kind):
     disk, most = threading.Event(), 8 << 20

@@ -6,7 +6,7 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from aif_jax.checks import expect
@@ -95,48 +95,37 @@ class Fetch:
     Args:
       encoder: encoder of the model, with histories as long as it reads (`run.encoder`); turns a record into features. None for
         a fetch whose callers name an encoder.
-      timeout: seconds for one read of the source; None leaves it to the source.
-      now: the time of a request, in the unit of the events; None is the clock of this machine.
 
     Attributes:
-      counters: records "found" and "missing", reads that ran into "timeouts", records that were "damaged", reads that "failed"
-        otherwise, that took longer than they are shared ("overdue"), and that every request gave up ("abandoned").
+      counters: records "found" and "missing", records that were "damaged", reads that "failed" otherwise, that took longer than
+        they are shared ("overdue"), and that every request gave up ("abandoned").
       seconds: latency of reads that ended, a `Histogram`.
     """
 
-    def __init__(
-        self, source: FeatureSource, encoder: Encoder | None = None,
-        *, timeout: float | None = None, now: Callable[[Request], Any] | None = None,
-    ):  # fmt: skip
-        expect(timeout is None or timeout > 0, "timeout", "None or more than 0 seconds", timeout)
+    def __init__(self, source: FeatureSource, encoder: Encoder | None = None):
         self.source, self.counters, self.seconds = source, Counter(), Histogram()
-        self._encoder, self._timeout, self._now = encoder, timeout, now
-        self._reading = SingleFlight(detached_limit=0)
+        self._encoder, self._reading = encoder, SingleFlight(detached_limit=0)
 
     async def __call__(self, request: Request) -> UserFeatures:
         """Return the features of a request; raises what the source and the encoder raise."""
         if self._encoder is None:
-            raise TypeError("Fetch: expected an encoder, got None; give Fetch(source, encoder), or call `features`")
-        return await self.features(request, self._encoder)
+            raise TypeError("Fetch: expected an encoder, got None; give Fetch(source, encoder), or call `encode`")
+        return await self.encode(request.user, self._encoder)
 
-    async def features(self, request: Request, encoder: Encoder) -> UserFeatures:
-        """Return the features by another encoder, such as that of a retrieval model; one read serves both."""
-        return await self.encode(request.user, encoder, clock(encoder) if self._now is None else self._now(request))
+    async def encode(self, user: Any, encoder: Encoder, now: Any = None) -> UserFeatures:
+        """Return the features of a user by any encoder, such as that of a retrieval model; one read serves both.
 
-    async def encode(self, user: Any, encoder: Encoder, now: Any) -> UserFeatures:
-        """Return the encoded record of a user, as of a time in the unit of the events; raises also what the encoder raises."""
+        They are as of `now`, in the unit of the events; None takes this machine's clock. Raises what source and encoder raise.
+        """
         record = await self.record(user)
         try:
-            return encoded(encoder, record, now)
+            return encoded(encoder, record, clock(encoder) if now is None else now)
         except DAMAGE:
             self.counters["damaged"] += record is not None
             raise
 
     async def record(self, user: Any) -> Record | None:
-        """Return the record of a user; those who ask at one time share one read.
-
-        Raises TimeoutError: no answer within `timeout`; Exception: whatever the source raises.
-        """
+        """Return the record of a user; those who ask at one time share one read. Raises what the source raises."""
         loop = asyncio.get_running_loop()
         if (reading := self._reading.get(user)) is not None:
             here = reading.task.get_loop() is loop
@@ -156,15 +145,9 @@ class Fetch:
         return {"counters": counters, "stages": {"read": self.seconds.values()}}
 
     async def _read(self, user: Any) -> Record | None:
-        start, limit = time.perf_counter(), asyncio.timeout(self._timeout)
+        start = time.perf_counter()
         try:
-            async with limit:
-                record = await self.source.get(user)
-        except TimeoutError:
-            self.counters["timeouts"] += 1
-            if not limit.expired():
-                raise  # of the source itself
-            raise TimeoutError(f"features: no answer of the source within {self._timeout} s") from None
+            record = await self.source.get(user)
         except Exception as error:
             self.counters["damaged" if isinstance(error, TypeError | ValueError) else "failed"] += 1
             raise

@@ -61,4 +61,4 @@ class Replica:
             raise RuntimeError(self._service.unready)
 
     async def __del__(self) -> None:
-        await self._service.close()
+        await self._service.__aexit__()

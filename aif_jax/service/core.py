@@ -84,9 +84,6 @@ class Service:
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        await self.close()
-
-    async def close(self) -> None:
         """Stop being ready, answer the calls in flight, and close the engines."""
         self.state = "draining"
         await self.models.close()
@@ -166,16 +163,9 @@ class Service:
         context.features = served.users.of(call)
         if version is None and context.features is not None and not prepare:
             context.used = context.features  # what the call brings counts, whatever was prepared for its user
-            return dataclasses.replace(request, feature_version=digest_of(context.features))
+            leaves = b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(context.features))
+            return dataclasses.replace(request, feature_version=hashlib.blake2b(leaves, digest_size=16).digest())
         return request
-
-
-def digest_of(features: UserFeatures) -> bytes:
-    """Return the same for the same features."""
-    made = hashlib.blake2b(digest_size=16)
-    for leaf in jax.tree.leaves(features):
-        made.update(np.asarray(leaf).tobytes())
-    return made.digest()
 
 
 MAX_EXPLAINED = 100  # rows that are explained

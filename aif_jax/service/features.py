@@ -49,7 +49,7 @@ class UserSource:
             raise BadCall("events", f"expected {expected}, got a user id alone; {out}")
         now = context.call.now
         try:
-            context.used = await reads.encode(context.call.user, self.encoder, clock(self.encoder) if now is None else now)
+            context.used = await reads.encode(context.call.user, self.encoder, now)
         except DAMAGE as error:
             if now is not None and str(error).startswith("now: "):
                 raise BadCall("now", f"expected a time in the unit of the events, got {now!r:.80}") from None

@@ -49,7 +49,7 @@ PAGE_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
 )
 PATIENCE = 0.02  # seconds of a call before anyone looks whether its caller is still there, which costs a task
-PAUSE = 1.0  # seconds before a call that found too many others is tried again
+MAX_REQUESTS = 1024  # in flight; one more gets 503, unless its path needs no token
 LINGER = 1.0  # seconds for a caller to read an answer that came before the end of its body
 Headers = Mapping[bytes, bytes]
 
@@ -85,13 +85,11 @@ class App:
       service: that answers.
       find: returns the route of a path that is none of the usual ones, None where there is none.
       token: bearer token that every call must bring; None for no authentication.
-      max_requests: requests in flight; one more gets 503, unless its path needs no token.
     """
 
-    def __init__(self, service: Service, find: Callable[[str], Route | None], *, token: str | None, max_requests: int):
+    def __init__(self, service: Service, find: Callable[[str], Route | None], *, token: str | None):
         self._service, self._find = service, find
-        self._token = None if token is None else token.encode()
-        self._max_requests, self._flying = max_requests, 0
+        self._token, self._flying = None if token is None else token.encode(), 0
         self._routes: dict[str, Route] = {f"/v1/{name}": (CALL, functools.partial(self._called, name)) for name in METHODS}
         self._routes["/v1/explain"] = CALL, self._explain
         for root in ("", PLAIN):
@@ -148,8 +146,8 @@ class App:
 
     async def _answer(self, method: str, path: str, headers: Headers, receive: Any) -> Response:
         """Return the answer; raises Failure, and what handlers raise."""
-        if self._flying > self._max_requests and path not in OPEN:
-            raise Failure("UNAVAILABLE", 503, f"expected at most {self._max_requests} requests at once", retry_after=PAUSE)
+        if self._flying > MAX_REQUESTS and path not in OPEN:
+            raise Failure("UNAVAILABLE", 503, f"expected at most {MAX_REQUESTS} requests at once", retry_after=1.0)
         kind, _, given = headers.get(b"authorization", b"").partition(b" ")
         knows = self._token is None or (kind.lower() == b"bearer" and hmac.compare_digest(given.strip(), self._token))
         if not knows and path not in OPEN:

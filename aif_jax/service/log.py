@@ -20,7 +20,6 @@ from aif_jax.service.http import encode
 from aif_jax.store.folders import new_file
 
 logger = logging.getLogger(__name__)
-FILE = "requests-{start:020d}-{process}-{number:08d}.parquet"  # a container's processes have the same number each time
 TEXT = np.dtypes.StringDType()
 EACH = 4096  # bytes of memory of any record, without its values
 FILE_ROWS, FILE_SECONDS = 4096, 5.0  # a file is written with so many records, or so long after its first
@@ -50,9 +49,6 @@ class RequestLog:
         self._waiting: queue.SimpleQueue[tuple[dict[str, Any], int] | None] = queue.SimpleQueue()
         self._most = waiting_bytes
         self._came = self._went = 0  # bytes, each counted by one thread
-        # Files sort by their start: after those of an earlier process, also where the clock was set back meanwhile.
-        before = (int(path.name.split("-")[1]) for path in self.folder.glob("requests-*-*-*.parquet"))
-        self._start, self._number = max(time.time_ns(), max(before, default=0) + 1), 0
         self._thread = threading.Thread(target=self._work, name="aif-request-log", daemon=True)
         self._thread.start()
 
@@ -107,10 +103,8 @@ class RequestLog:
         if not rows:
             return
         try:
-            name = FILE.format(start=self._start, process=os.getpid(), number=self._number)
-            with new_file(self.folder / name) as partial:
+            with new_file(self.folder / f"requests-{time.time_ns()}-{os.getpid()}.parquet") as partial:
                 pyarrow("pyarrow.parquet").write_table(pyarrow().Table.from_batches(rows), partial)
-            self._number += 1
             self.counters["log_records"] += len(rows)
         except Exception as error:  # a full disk must not end a service
             self._failed(len(rows), error)

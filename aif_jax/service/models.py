@@ -9,7 +9,6 @@ Which exports serve, `service.current` says; nearline jobs may bring newer indic
 import asyncio
 import dataclasses
 import functools
-import hashlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -23,7 +22,7 @@ from aif_jax.export import ExportError, RestoredModel, restore
 from aif_jax.index import ItemIndex, inspect
 from aif_jax.index.writer import snapshots
 from aif_jax.scores import objective_names
-from aif_jax.service.calls import Call, Failure
+from aif_jax.service.calls import Call, Failure, affinity_key
 from aif_jax.service.current import CURRENT, ExportEntry, mirror, path_of, read_current
 from aif_jax.service.features import UserSource
 from aif_jax.serving import AsyncPreRanker, EngineClosed, ServingConfig
@@ -199,7 +198,7 @@ class Models:
             return self.named(call.version)
         if not self.serving:
             raise EngineClosed("the service is not started, or closed")
-        place = share_of(call.user) if len(self.serving) > 1 else 0.0
+        place = int(affinity_key(call.user), 16) / 2**64 if len(self.serving) > 1 else 0.0  # the same in every process
         for served in self.serving:
             if place < served.entry.share:
                 return served
@@ -306,14 +305,3 @@ class Models:
             if served.index_from is None:
                 logger.warning("%s: expected a snapshot for %s, got none; its export's index serves", self._index, served.name)
         return served
-
-
-def share_of(user: int | str) -> float:
-    """Return a number in [0, 1) that depends on the user alone, the same in every process.
-
-    Example:
-      >>> share_of("ann") == share_of("ann") and share_of(7) != share_of("7")
-      True
-    """
-    digest = hashlib.blake2b(f"{type(user).__name__}:{user}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2**64

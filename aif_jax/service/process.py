@@ -37,7 +37,6 @@ class Listening:
       certificate, key: PEM files of TLS; None: no TLS.
       drain_delay: seconds between the end of readiness and the end of listening, for load balancers to notice.
       drain_timeout: seconds that calls in flight may take after that.
-      max_requests: requests in flight at once; one more gets 503, and health is answered still.
       keep_alive: seconds after which an idle HTTP connection is closed: longer than a load balancer keeps one, or its calls
         meet connections that are being closed.
 
@@ -52,14 +51,13 @@ class Listening:
     key: Path | None = None
     drain_delay: float = 0.0
     drain_timeout: float = 10.0
-    max_requests: int = 1024
     keep_alive: int = 75
 
     def __post_init__(self):
         together = (self.certificate is None) == (self.key is None)
         expect(together, "TLS", "a certificate and its key", "one of them")
         expect(0 <= self.http_port < 1 << 16, "port", "0 to 65535", self.http_port)
-        for name, least in (("drain_delay", 0), ("drain_timeout", 0), ("max_requests", 1), ("keep_alive", 1)):
+        for name, least in (("drain_delay", 0), ("drain_timeout", 0), ("keep_alive", 1)):
             expect(getattr(self, name) >= least, name, f"at least {least}", getattr(self, name))
         expect(self.token != "", "token", "None or some text", "an empty text")
 
@@ -119,7 +117,7 @@ async def listening(service: Service, where: Listening) -> AsyncIterator[dict[st
     """
     uvicorn = server_package()
     bound = bind(where.host, where.http_port)
-    app = App(service, Inference(service).route, token=where.token, max_requests=where.max_requests)
+    app = App(service, Inference(service).route, token=where.token)
     server = uvicorn.Server(
         uvicorn.Config(
             app, http="httptools", ws="none", lifespan="off", timeout_keep_alive=where.keep_alive,

@@ -66,8 +66,8 @@ def delivered(user: int, unit: str, form: str) -> dict:
 
 async def fetched(source, encoder: aif.Encoder) -> list[aif.UserFeatures]:
     """The features of all users, as an engine gets them."""
-    fetch = Fetch(source, encoder, now=lambda request: datetime.datetime.fromtimestamp(NOW, datetime.UTC))
-    return [await fetch(aif.Request(user=user)) for user in range(USERS)]
+    fetch, now = Fetch(source), datetime.datetime.fromtimestamp(NOW, datetime.UTC)
+    return [await fetch.encode(user, encoder, now) for user in range(USERS)]
 
 
 def from_server(url: str, prefix: str, encoder: aif.Encoder) -> list[aif.UserFeatures]:

@@ -315,10 +315,11 @@ def test_the_service_bounds_bodies_in_bytes_and_seconds(short):
             assert status == 401
 
 
-def test_more_calls_than_the_service_takes_get_503_and_health_is_answered():
+def test_more_calls_than_the_service_takes_get_503_and_health_is_answered(monkeypatch):
     """Calls in flight are never ended for another."""
-    source, where = Held(), Listening(http_port=0, max_requests=3, token=TOKEN)
-    with service(where=where, source=source, config=PATIENT) as made, held(made, source, "ann", "ben", "cat") as callers:
+    monkeypatch.setattr(http_front, "MAX_REQUESTS", 3)
+    source = Held()
+    with service(source=source, config=PATIENT) as made, held(made, source, "ann", "ben", "cat") as callers:
         with made.client() as client:
             status, answer = client.post("/v1/rank", CALL)
             assert status == 503 and "expected at most 3 requests at once" in answer["error"]["message"]
