@@ -64,7 +64,7 @@ def work(address: str, topic: str, folder: str, cache: str) -> None:
         writer = aif.IndexWriter.resume(root / "w", aif.Trained(model(), PARAMS, encoder()), every_updates=2)
     else:
         writer = aif.IndexWriter.start(root / "w", first_index(), every_updates=2)
-    follow.MAX_BATCH = 4  # in a process of its own
+    follow.MAX_BATCH = 4  # this process does nothing else
     follower = Follower(KafkaStream(address, topic), writer)
     with open(root / "log", "a", buffering=1) as log:
         print(json.dumps(["start", writer.positions]), file=log)
