@@ -132,7 +132,7 @@ def test_a_feature_source_knows_users_and_the_service_says_how_often_it_fails_an
             reads.append(user)
             if user == "down":
                 raise ConnectionError("down")
-            await asyncio.sleep(30 if user == "slow" else 0.05 if user == "ann" else 0)
+            await asyncio.sleep(30 if user == "slow" else 0.3 if user == "ann" else 0)
             return records.get(user)
 
     config = dataclasses.replace(SERVING, callable_timeout=1.0)
