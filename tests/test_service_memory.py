@@ -14,11 +14,9 @@ from tests.service_world import ANN, IDS, SERVING, exports
 from tests.serving_world import until
 
 
-@pytest.fixture
-def folder(tmp_path):
-    exports().copied(tmp_path)
-    publish(tmp_path, ["one"])
-    yield tmp_path
+@pytest.fixture(autouse=True)
+def collector():
+    yield
     gc.enable()
 
 
@@ -31,12 +29,14 @@ def parts_of(models):
     return {name: weakref.ref(part) for name, part in (parts | {"index": restored.index, "cache": engine._users.cache}).items()}
 
 
-def test_versions_published_under_load_are_freed(folder):
+def test_versions_published_under_load_are_freed(tmp_path):
     """By reference counts alone, without any collection."""
+    exports().copied(tmp_path)
+    publish(tmp_path, ["one"])
     calls = [parse({**ANN, "candidates": IDS, "k": 3} | more, Policy()) for more in ({}, {"feature_version": 1})]
 
     async def serve():
-        models = Models(folder, config=SERVING, poll=0.02, keep=1)
+        models = Models(tmp_path, config=SERVING, poll=0.02, keep=1)
         async with Service(models) as service:
             gc.disable()
             stop, answers = False, []
@@ -50,7 +50,7 @@ def test_versions_published_under_load_are_freed(folder):
             for number in range(6):
                 replaced.append(parts_of(models))
                 name = ("two", "one")[number % 2]
-                publish(folder, [name])
+                publish(tmp_path, [name])
                 await until(lambda name=name: answers and answers[-1] == exports().index[name].version and not models._closing)
             stop = True
             await asyncio.gather(*callers)
@@ -73,7 +73,4 @@ def test_a_closed_engine_keeps_no_states():
         return [*parts.values(), state]
 
     gc.disable()
-    try:
-        assert [ref() for ref in asyncio.run(serve()) if ref() is not None] == []
-    finally:
-        gc.enable()
+    assert [ref() for ref in asyncio.run(serve()) if ref() is not None] == []

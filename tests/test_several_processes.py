@@ -90,46 +90,24 @@ def write_files(folder: Path) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory):
-    """The folder of two processes, and what each of them was told."""
-    folder = tmp_path_factory.mktemp("pair")
+def test_two_processes_are_one_job(tmp_path):
+    """They have the loss of one, with an empty share too, and write one checkpoint, which one and each of them read whole."""
     model, *_, params = training.world(0, 1)
-    checkpoint.save(folder / "single", aif.Trained(model, params))
-    finish(start(check, folder, 2))
-    return folder, [json.loads((folder / f"said-{index}.json").read_text()) for index in range(2)], params, model.config
-
-
-def test_every_process_is_told_of_a_step_that_is_there(pair):
-    _, said, *_ = pair
-    assert [told["again"][0] for told in said] == ["FileExistsError"] * 2
-    assert all("/3: expected a new step, got 3" in told["again"][1] for told in said)
-
-
-def test_a_share_without_a_candidate_is_trained_on(pair):
-    _, said, *_ = pair
-    assert [told["empty in one"] for told in said] == [3, 3]
-
-
-def test_processes_write_one_checkpoint(pair):
-    """Read whole by one process and by each of several, with the version of what it holds."""
-    folder, said, params, config = pair
-    read = checkpoint.load(folder / "run" / "3", config=config)
-    table = read.params["embedding"]["item"]
-    assert table.shape == (81, 4) and [told["whole"] for told in said] == [[81, 4]] * 2
-    version = aif.fingerprint(read.params, config)
-    assert read.version == version and [told["version"] for told in said] == [version] * 2
+    checkpoint.save(tmp_path / "single", aif.Trained(model, params))
+    finish(start(check, tmp_path, 2))
+    (alone := tmp_path / "alone").mkdir()
+    training.run(alone, 0, 1, STEPS)
+    read = checkpoint.load(tmp_path / "run" / "3", config=model.config)
+    version, table = aif.fingerprint(read.params, model.config), read.params["embedding"]["item"]
+    assert read.version == version and table.shape == (81, 4) and [path.name for path in (tmp_path / "run").iterdir()] == ["3"]
     assert not np.array_equal(table, params["embedding"]["item"])  # it was trained
-    assert [told["from one"] for told in said] == [[[81, 4], aif.fingerprint(params, config)]] * 2
-    assert [path.name for path in (folder / "run").iterdir()] == ["3"]
-
-
-def test_the_curve_of_one(pair, tmp_path):
-    _, said, *_ = pair
-    training.run(tmp_path, 0, 1, STEPS)
-    for told in said:
-        np.testing.assert_allclose(told["losses"], training.losses(tmp_path), rtol=1e-6)
-        assert len(told["losses"]) == STEPS
+    for index in range(2):
+        told = json.loads((tmp_path / f"said-{index}.json").read_text())
+        np.testing.assert_allclose(told["losses"], training.losses(alone), rtol=1e-6)
+        assert len(told["losses"]) == STEPS and told["empty in one"] == 3
+        assert told["whole"] == [81, 4] and told["version"] == version
+        assert told["from one"] == [[81, 4], aif.fingerprint(params, model.config)]
+        assert told["again"][0] == "FileExistsError" and "/3: expected a new step, got 3" in told["again"][1]
 
 
 def test_fit_in_two_processes_ends_as_in_one(tmp_path):

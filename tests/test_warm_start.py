@@ -40,15 +40,13 @@ def catalogue(raw):
     """Categories and content that depend on the raw id alone."""
     raw = np.asarray(raw)
     content = np.stack([np.random.default_rng(number).normal(size=12) for number in raw]).astype(np.float32)
-    return aif.Catalogue.from_items(SCHEMA_OF[len(raw) + 1], raw, ids={"category": raw % 5 + 1}, content=content)
+    return aif.Catalogue.from_items(schema_of(len(raw) + 1), raw, ids={"category": raw % 5 + 1}, content=content)
 
 
-def with_items(size):
+def schema_of(size):
+    """That schema with another number of items."""
     item = aif.Attribute(name="item", size=size)
-    return aif.Schema(item_attributes=(item, SCHEMA.item_attributes[1]), user_attributes=SCHEMA.user_attributes, content=12)
-
-
-SCHEMA_OF = {size: with_items(size) for size in (ITEMS, ITEMS + 2)}
+    return dataclasses.replace(SCHEMA, item_attributes=(item, SCHEMA.item_attributes[1]))
 
 
 @pytest.fixture(scope="module")
@@ -59,22 +57,9 @@ def model():
     return model, demo.init(model, items=catalogue(raw)), raw
 
 
-@pytest.fixture
-def params():
+def test_new_ids_are_appended_and_old_rows_kept():
     tables = {name: jax.random.normal(jax.random.key(n), (n, 8)) for name, n in (("item", 50), ("gender", 3))}
-    return {"embedding": tables, "fitted": {}}
-
-
-@pytest.fixture
-def larger(model):
-    """Vocabularies before and after two new ids, one in the middle; where old ids went; parameters and config."""
-    _, params, raw = model
-    before, after = aif.Vocabulary(raw), aif.Vocabulary([*raw, 241, 7])
-    rows = np.append(0, after.encode(before.raw))
-    return before, after, rows, *grow_vocabulary(params, "item", rows, len(after), jax.random.key(0), config=CONFIG)
-
-
-def test_new_ids_are_appended_and_old_rows_kept(params):
+    params = {"embedding": tables, "fitted": {}}
     grown, config = grow_vocabulary(params, "item", np.arange(ITEMS), 2050, jax.random.key(0), config=CONFIG)
     table = np.asarray(grown["embedding"]["item"])
     np.testing.assert_array_equal(table[:50], params["embedding"]["item"])
@@ -87,9 +72,12 @@ def test_new_ids_are_appended_and_old_rows_kept(params):
     assert config.schema.table_sizes["gender"] == 4
 
 
-def test_a_grown_model_gives_old_items_the_rows_that_they_had(model, larger):
+def test_a_grown_model_gives_old_items_the_rows_that_they_had(model):
+    """Under two new ids, one in the middle."""
     small, params, raw = model
-    before, after, _, grown, config = larger
+    before, after = aif.Vocabulary(raw), aif.Vocabulary([*raw, 241, 7])
+    rows = np.append(0, after.encode(before.raw))
+    grown, config = grow_vocabulary(params, "item", rows, len(after), jax.random.key(0), config=CONFIG)
     large = aif.build(config)
     old = catalogue(raw).features(before.encode([246])[0])
     new = catalogue(after.raw).features(after.encode([246])[0])
@@ -134,7 +122,6 @@ def test_a_block_says_which_of_its_arrays_are_per_item(model):
         grow_vocabulary(params | {"fitted": fitted}, "item", place, 60, jax.random.key(0), config=unsure)
 
 
-pytestmark = pytest.mark.lane("standing")
 COLUMNS = aif.Columns(
     content="embedding", user_id=True, item_attributes=("brand",), action="event", actions=("view", "buy"), scale=False
 )
@@ -204,6 +191,7 @@ def scrambled(world, seed):
     return trained.replace(params=jax.tree.map(jnp.asarray, params))
 
 
+@pytest.mark.lane("standing")
 def test_nothing_of_an_id_stays_at_a_row_that_another_one_gets(world):
     """Two models that differ only in what stood at the rows of ids that went are one model after these went."""
     models = [world.before, scrambled(world, 1), scrambled(world, 2)]
@@ -238,6 +226,7 @@ def test_nothing_of_an_id_stays_at_a_row_that_another_one_gets(world):
     assert (signature[row] != params["fitted"]["signatures_64"]["table"][row]).any()
 
 
+@pytest.mark.lane("standing")
 def test_indexes_of_the_model_before_are_refused(world, tmp_path):
     after = carry_over(world.before, world.encoder, key=jax.random.key(3))
     refused(EncodingMismatch, "", ItemIndex.build, after, world.old_data.catalogue, progress=False)
@@ -246,6 +235,7 @@ def test_indexes_of_the_model_before_are_refused(world, tmp_path):
     assert len(ItemIndex.build(after, world.data.catalogue, progress=False)) == 7
 
 
+@pytest.mark.lane("standing")
 def test_a_history_with_an_item_that_went_meets_no_newcomer(world):
     after = carry_over(world.before, world.encoder, key=jax.random.key(3))
     scores, candidates = [], world.data.catalogue.features(world.encoder.vocabularies["item"].encode([60, 61, 1]))
@@ -257,6 +247,7 @@ def test_a_history_with_an_item_that_went_meets_no_newcomer(world):
     assert (scores[0] != scores[2]).any()
 
 
+@pytest.mark.lane("standing")
 def test_other_encoders_are_refused(world):
     other = aif.read(DAYS[1], items=CATALOGUES[1], columns=dataclasses.replace(COLUMNS, scale=True), progress=False)
     refused(ValueError, "columns, actions and scales", carry_over, world.before, other.encoder, key=jax.random.key(0))
