@@ -1,7 +1,9 @@
 """Checkpoints on real files: round trips, damage, crashes, templates, retention."""
 
 import json
+import os
 import re
+import resource
 import shutil
 from pathlib import Path
 
@@ -399,3 +401,18 @@ def test_files_larger_than_the_memory_of_this_machine_are_refused(saved, monkeyp
         checkpoint.load(saved)
     monkeypatch.setattr(storage, "memory", lambda: 50)
     refused(CheckpointError, "expected at most 65536 files, this one of at most 50 bytes", checkpoint.load, saved)
+
+
+@pytest.mark.lane("standing")
+@pytest.mark.parametrize("what", ["deep record", "many files", METADATA_FILE, "params/d", "params/_METADATA"])
+def test_deep_sparse_and_many_files_are_refused(copy, monkeypatch, what):
+    if what == "deep record":
+        (copy / METADATA_FILE).write_text('{"custom_metadata":' + "[" * 200_000 + "]" * 200_000 + "}")
+    elif what == "many files":
+        monkeypatch.setattr(storage, "MOST_FILES", 8)
+    else:
+        file = next((copy / what).iterdir()) if what == "params/d" else copy / what
+        os.truncate(file, 1 << 36)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refused(CheckpointError, "copy: ", checkpoint.load, copy)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20  # KiB

@@ -3,9 +3,7 @@
 import dataclasses
 import hashlib
 import json
-import os
 import re
-import resource
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,9 +14,8 @@ import numpy as np
 import pytest
 
 import aif_jax as aif
-from aif_jax import blocks, checkpoint, export
+from aif_jax import blocks, export
 from aif_jax.blocks import block
-from aif_jax.checkpoint import CheckpointError, storage
 from aif_jax.encoding.columns import Columns
 from aif_jax.encoding.encoder import Encoder, schema_of
 from aif_jax.encoding.vocabulary import Vocabulary
@@ -32,7 +29,6 @@ from tests import demo
 from tests.golden import make_export
 from tests.own_block import Decay
 from tests.refusals import refused
-from tests.reliability import damaged
 
 C = 100
 FOLDER = Path(make_export.__file__).parent / "export"
@@ -559,15 +555,6 @@ def test_the_golden_artefact_replays_under_this_jax_and_todays_code_agrees():
     np.testing.assert_allclose(got, jax.jit(model.joint)(params, user, items), rtol=0, atol=1e-5)
 
 
-@pytest.fixture(scope="module")
-def originals(tmp_path_factory):
-    """A checkpoint "one" and an index "snapshot"."""
-    folder = tmp_path_factory.mktemp("originals")
-    for make in (damaged._make_checkpoint, damaged._make_index):
-        make(folder, 0)
-    return folder
-
-
 @pytest.fixture
 def forge(tmp_path):
     """`forge({name: bytes}, edit)` is a copy of the golden folder with other files, an edited manifest, checksums that fit."""
@@ -616,30 +603,3 @@ def test_one_empty_string_is_a_good_vocabulary():
         arrays = Vocabulary(raw).to_arrays()
         assert Vocabulary.from_arrays(arrays) == Vocabulary(raw)
         assert len(consume.model._vocabularies({f"x/{name}": array for name, array in arrays.items()})["x"]) == len(raw)
-
-
-RECORDS = {"one": storage.METADATA_FILE, "snapshot": "manifest.json"}
-
-
-@pytest.mark.lane("standing")
-@pytest.mark.parametrize(("name", "what"), [
-    *(("one", what) for what in ("deep", "sparse record", "sparse data", "sparse metadata", "many")),
-    *(("snapshot", what) for what in ("deep", "sparse record", "sparse data")),
-])  # fmt: skip
-def test_deep_sparse_and_many_files_are_refused(originals, tmp_path, name, what, monkeypatch):
-    folder = tmp_path / name
-    shutil.copytree(originals / name, folder)
-    if what == "deep":
-        (folder / RECORDS[name]).write_text('{"custom_metadata":' + "[" * 200_000 + "]" * 200_000 + "}")
-    elif what == "sparse record":
-        os.truncate(folder / RECORDS[name], 1 << 34)
-    elif what == "sparse data":
-        os.truncate(next((folder / "params" / "d").iterdir()) if name == "one" else folder / "arrays.safetensors", 1 << 39)
-    elif what == "sparse metadata":
-        os.truncate(folder / "params" / "_METADATA", 1 << 34)
-    else:
-        monkeypatch.setattr(storage, "MOST_FILES", 8)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(CheckpointError, match=f"{name}: "):
-        checkpoint.load(folder) if name == "one" else aif.index.verify(folder)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20  # KiB

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -117,11 +118,13 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "data flipped": ("data", flip, "was altered"),
     "data cut": ("data", lambda file: os.truncate(file, file.stat().st_size - 4), "expected .* bytes"),
     "data empty": ("data", put(b""), "expected .* bytes"),
+    "data sparse": ("data", lambda file: os.truncate(file, 1 << 39), "expected .* bytes"),
     "data gone": ("data", Path.unlink, "expected a file in the folder"),
     "manifest edited": ("manifest", edit, "manifest.json was altered"),
     "manifest empty": ("manifest", put(b""), JSON),
     "manifest cut": ("manifest", put(b"{"), JSON),
     "manifest too deep": ("manifest", put(b"[" * 100_000), JSON),
+    "manifest sparse": ("manifest", lambda file: os.truncate(file, 1 << 34), "manifest.json"),
     "manifest no text": ("manifest", put(b"\xff"), JSON),
     "manifest a list": ("manifest", put(b"[]"), FORMATS + r"\[\]"),
     "manifest gone": ("manifest", Path.unlink, "not a complete snapshot: manifest.json is missing; {rebuild}"),
@@ -149,15 +152,17 @@ def originals(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", KINDS)
 def test_damage_is_named(originals, tmp_path, name, damage):
-    """By the folder and, where it helps, by the way out."""
+    """By the folder and, where it helps, by the way out; whatever is there is not read into memory."""
     kind, (what, change, words) = KINDS[name], DAMAGES[damage]
     folder = Path(shutil.copytree(originals / kind.folder, tmp_path / kind.folder))
     change(folder / (kind.data if what == "data" else "manifest.json"))
     words = OF_EXPORTS.get(damage, words) if name == "export" else words
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for read in kind.reads:
         with pytest.raises(kind.error, match=words.format(format=kind.format, rebuild=re.escape(kind.rebuild))) as error:
             read(folder)
         assert name == "export" or str(folder) in str(error.value)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20  # KiB
 
 
 def test_nothing_there_is_said(tmp_path):
