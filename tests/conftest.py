@@ -16,7 +16,6 @@ import pytest
 
 import aif_jax as aif
 from aif_jax.store import folders
-from aif_jax.types import Params
 from tests import demo, lanes, light, servers
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -122,16 +121,15 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         terminalreporter.write_line(f"lanes left out: {', '.join(out)}; docs/contributing.md has the commands that run them")
 
 
-def child_environment(*, flags: str = "", writes: bool = True) -> dict[str, str]:
-    """The environment of a process that a test starts, with flags of XLA: it shares what was compiled, and warnings are errors.
+def child_environment(flags: str | None = None) -> dict[str, str]:
+    """The environment of a process that a test starts: it shares what was compiled, and warnings are errors.
 
-    Without `writes`, for a process that is killed, it leaves no half entry.
+    Without `flags` of XLA it compiles lightly.
     """
-    cache = CACHE if writes else CACHE | {"jax_persistent_cache_min_compile_time_secs": 1e9}
     return {
         **os.environ,
-        **{name.upper(): str(value) for name, value in cache.items()},
-        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip(),
+        **{name.upper(): str(value) for name, value in CACHE.items()},
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {light.flags() if flags is None else flags}".strip(),
         "PYTHONPATH": str(ROOT),
         "PYTHONWARNINGS": f"error,ignore:{TORN}",
     }
@@ -163,12 +161,6 @@ def lightly() -> Iterator[None]:
     """Compiles lightly for a test of numbers whose file tests what is shipped."""
     with light.lightly_compiled():
         yield
-
-
-@pytest.fixture(scope="session")
-def tiny_model() -> tuple[aif.PreRanker, Params]:
-    """`(model, params)` with every approximation at a small size, initialised once for all tests."""
-    return demo.build()
 
 
 @pytest.fixture(scope="session")
@@ -237,7 +229,7 @@ def python() -> Callable[..., str]:
 
     def run(code: str, *, devices: int = 1, expect: int = 0, timeout: int = 120, lightly: bool = False, env: Any = None) -> str:
         flags = f"--xla_force_host_platform_device_count={devices} {light.flags() if lightly else ''}"
-        environment = {**child_environment(flags=flags), **(env or {})}
+        environment = {**child_environment(flags), **(env or {})}
         done = subprocess.run(
             [sys.executable, "-c", code], cwd=ROOT, env=environment, timeout=timeout, capture_output=True, text=True
         )

@@ -22,7 +22,6 @@ from aif_jax.train.loop import JsonLines
 from aif_jax.train.training import init_params
 from experiments.datasets.synthetic import synthetic_world
 from tests.conftest import ROOT, child_environment
-from tests.light import flags
 
 
 def start(work: Callable[..., object], folder: Path, count: int, *numbers: int) -> list[subprocess.Popen]:
@@ -31,7 +30,7 @@ def start(work: Callable[..., object], folder: Path, count: int, *numbers: int) 
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     words = [sys.executable, "-m", "tests.process_training", work.__module__, work.__name__, str(folder), address, str(count)]
-    options = dict(cwd=ROOT, env=child_environment(flags=flags()), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    options = dict(cwd=ROOT, env=child_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     return [subprocess.Popen([*words, *map(str, (index, *numbers))], **options) for index in range(count)]
 
 

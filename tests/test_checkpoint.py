@@ -17,6 +17,7 @@ import aif_jax as aif
 from aif_jax import checkpoint
 from aif_jax.blocks import Bea
 from aif_jax.checkpoint import METADATA_FILE, CheckpointError, Checkpoints, storage
+from tests import demo
 from tests.refusals import refused
 from tests.reliability import damaged
 
@@ -59,8 +60,8 @@ def assert_same(got, expected):
         np.testing.assert_array_equal(g, e)
 
 
-def test_round_trip_of_a_model(tiny_model, tmp_path):
-    model, model_params = tiny_model
+def test_round_trip_of_a_model(tmp_path):
+    model, model_params = demo.build()
     position = {"epoch": 2, "batch": 17, "seeds": [1, 2]}
     checkpoint.save(tmp_path / "a", aif.Trained(model, model_params), step=7, position=position, metrics={"gauc": 0.61})
     loaded = checkpoint.load(tmp_path / "a", config=model.config)

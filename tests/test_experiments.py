@@ -21,7 +21,7 @@ from experiments.datasets.synthetic import synthetic_world
 from experiments.study import calibration, question, records
 from experiments.study.question import AIF, WITH_MATCHING
 from tests.conftest import child_environment
-from tests.light import flags, lightly_compiled
+from tests.light import lightly_compiled
 from tests.refusals import refused
 from tests.test_progress import Terminal
 
@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def run(module: str, folder: Path, *arguments: str) -> tuple[dict, str]:
     """What a script writes and prints as a process of its own."""
     words = [sys.executable, "-m", module, "--smoke", "--json", "figures.json", *arguments]
-    done = subprocess.run(words, cwd=folder, env=child_environment(flags=flags()), capture_output=True, text=True, timeout=280)
+    done = subprocess.run(words, cwd=folder, env=child_environment(), capture_output=True, text=True, timeout=280)
     assert done.returncode == 0 and "\r" not in done.stdout + done.stderr, done.stdout + done.stderr
     return json.loads((folder / "figures.json").read_text()), done.stdout
 
@@ -300,7 +300,7 @@ SERVICES = {"aif", "sequential", "exact", "matching", "two_tower"}
 def test_cost(tmp_path, monkeypatch, capsys):
     from experiments import cost
 
-    for name, value in child_environment(flags=flags()).items():  # of the process of the empty engine
+    for name, value in child_environment().items():  # of the process of the empty engine
         monkeypatch.setenv(name, value)
     found = measured(tmp_path, "experiments.cost")
     assert list(found) == ["C=60, L=64", "empty_engine_requests_per_second", "machine"]
@@ -366,7 +366,7 @@ def test_a_runtime_that_is_not_installed_is_left_out(monkeypatch, capsys):
 
 @pytest.mark.timeout(900)
 def test_service_load(tmp_path, monkeypatch, capsys):
-    for name, value in child_environment(flags=flags()).items():  # of the services, which share what is compiled
+    for name, value in child_environment().items():  # of the services, which share what is compiled
         monkeypatch.setenv(name, value)
     figures = measured(tmp_path, "experiments.service_load")
     names = {"http_overhead_p50_ms", "http_rps_share", "http_service_cpu_ms", "http_client_cpu_ms", "engine_cpu_ms"}

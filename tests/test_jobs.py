@@ -123,7 +123,7 @@ job = pickle.load(open({str(tmp_path / "job")!r}, "rb"))
 out = list(job(parquet.ParquetFile({str(tmp_path / "items.parquet")!r}).iter_batches(200)))
 parquet.write_table(pa.Table.from_batches(out), {str(tmp_path / "out.parquet")!r})
 """
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=child_environment(), check=True, timeout=200)
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=child_environment(flags=""), check=True, timeout=200)
     assert parquet.read_table(tmp_path / "out.parquet") == pa.Table.from_batches(encoded)
 
 

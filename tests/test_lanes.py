@@ -52,9 +52,6 @@ def test_the_lanes_together_are_the_suite():
         assert 'python -m pytest -m "docs or experiments or standing"' in (ROOT / page).read_text(), page
     assert "pytest -m engines" in (ROOT / ".ci/run").read_text()
     assert "pytest -m reliability" in (ROOT / "docs/reliability.md").read_text()
-
-
-def test_left_out():
     assert lanes.left_out("") == []
     assert lanes.left_out("not reliability and not engines") == ["reliability", "engines"]
     assert lanes.left_out("docs or experiments") == ["default", "standing", "reliability", "engines"]

@@ -13,7 +13,6 @@ from aif_jax.service.current import publish
 from tests import proxies
 from tests.client import Client, ServiceError
 from tests.conftest import child_environment
-from tests.light import flags
 from tests.replicas import CALLS, USERS, Replica, World
 from tests.service_world import exports, until
 
@@ -23,7 +22,7 @@ pytestmark = pytest.mark.lane("experiments")
 @pytest.fixture(autouse=True)
 def services_share_what_was_compiled(monkeypatch):
     """Of the processes that a test starts; one that is killed is long done with compiling."""
-    for name, value in child_environment(flags=flags()).items():
+    for name, value in child_environment().items():
         monkeypatch.setenv(name, value)
 
 

@@ -26,7 +26,6 @@ from aif_jax.service.process import Listening, run, source_of
 from aif_jax.serving import AsyncPreRanker
 from tests.client import Client, ServiceError
 from tests.conftest import ROOT, child_environment
-from tests.light import flags
 from tests.service_world import ANN, EVENTS, IDS, NOW, connected, exports, read_log, running
 
 pytestmark = pytest.mark.lane("standing")
@@ -38,7 +37,7 @@ def serving(*words):
     command = [sys.executable, "-m", "aif_jax", "serve", *map(str, words), "--port", "0"]
     command += ["--serving", "buckets=[64]", "max_k=8", "--log-form", "json"]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    with subprocess.Popen(command, env=child_environment(flags=flags()), **pipes) as process:
+    with subprocess.Popen(command, env=child_environment(), **pipes) as process:
         try:
             if not (line := process.stdout.readline()):
                 raise AssertionError(process.communicate(timeout=60)[1])

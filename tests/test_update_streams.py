@@ -27,7 +27,6 @@ from tests import demo, servers
 from tests.beside import meanwhile
 from tests.conftest import child_environment
 from tests.killed import Life
-from tests.light import flags
 from tests.refusals import refused
 from tests.reliability.sizes import FULL, full
 from tests.stream_world import NAMES, PARAMS, PARTITIONS, encoder, first_index, items, model, prices, work
@@ -337,7 +336,7 @@ def test_a_command_that_is_told_to_end_saves(trained, kafka_address, tmp_path):
     command += ["--stream", broker.url, "--store", str(tmp_path / "store")]
     command += ["--metrics", str(port := servers.free_port())]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    process = subprocess.Popen(command, env=child_environment(flags=flags()), **pipes)
+    process = subprocess.Popen(command, env=child_environment(), **pipes)
     store, until = SnapshotStore(tmp_path / "store"), time.monotonic() + 90
     while store.current() is None and process.poll() is None and time.monotonic() < until:
         time.sleep(0.05)  # the first snapshot is published with the first step

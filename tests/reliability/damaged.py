@@ -31,6 +31,7 @@ from aif_jax.checkpoint import CheckpointError
 from aif_jax.export import ExportError
 from aif_jax.export.consume import verify
 from tests import writer_world
+from tests.demo import same
 from tests.reliability import victims
 
 MEMORY = 24 << 30  # of address space: what wants more fails with MemoryError, which no format documents
@@ -129,18 +130,6 @@ def _edited(data: bytes, rng: np.random.Generator) -> tuple[bytes, str]:
     new = not old if isinstance(old, bool) else old + 1 if isinstance(old, int | float) else f"{old}x" if old else "x"
     inner[key] = new
     return json.dumps(value).encode(), f"{key}: {old!r} to {new!r}"
-
-
-def same(a: Any, b: Any) -> bool:
-    """Whether two contents are equal, bit for bit."""
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
-        bits = a.dtype == b.dtype and a.shape == b.shape
-        return bits and (a.tobytes() == b.tobytes() if a.dtype.kind not in "OT" else a.tolist() == b.tolist())
-    return type(a) is type(b) and a == b
 
 
 def _make_index(folder: Path, number: int) -> None:

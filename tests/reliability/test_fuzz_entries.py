@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
 import aif_jax as aif
-from tests import writer_world
+from tests import demo, writer_world
 from tests.reliability import coded, damaged
 from tests.reliability.sizes import FULL, RUNS, SEED, fully
 
@@ -325,7 +325,7 @@ def check_encoder_user(world: Any, data: Any) -> None:
         return
     assert not refuse, f"accepted {user}, {events}, {now}"
     assert {name: int(value) for name, value in got.ids.items()} == rows
-    assert damaged.same([got.history.item, got.history.action, got.history.age, got.history.mask], history)
+    assert demo.same([got.history.item, got.history.action, got.history.age, got.history.mask], history)
     np.testing.assert_array_equal(got.floats, floats)
 
 
