@@ -16,9 +16,9 @@ import pytest
 import aif_jax as aif
 from aif_jax import output as progress
 from aif_jax.metrics import Interval
-from experiments import benchmarks, common, kernels, plots, quickstart, tables
+from experiments import benchmarks, common, cost, kernels, plots, quickstart, runtimes, tables
 from experiments.datasets.synthetic import synthetic_world
-from experiments.study import calibration, question, records
+from experiments.study import calibration, datasets, question, records, storage
 from experiments.study.question import AIF, WITH_MATCHING
 from tests.conftest import child_environment
 from tests.light import lightly_compiled
@@ -35,6 +35,14 @@ def run(module: str, folder: Path, *arguments: str) -> tuple[dict, str]:
     done = subprocess.run(words, cwd=folder, env=child_environment(), capture_output=True, text=True, timeout=280)
     assert done.returncode == 0 and "\r" not in done.stdout + done.stderr, done.stdout + done.stderr
     return json.loads((folder / "figures.json").read_text()), done.stdout
+
+
+def measured(folder: Path, name: str, *words: str, needs: tuple[str, ...] = ()) -> dict:
+    """The figures that a script writes, where all that it needs is installed."""
+    for package in needs:
+        pytest.importorskip(package, reason="the extra 'experiments' or 'benchmarks' is not installed")
+    importlib.import_module(name).main(["--smoke", "--json", str(folder / "figures.json"), *words])
+    return json.loads((folder / "figures.json").read_text())
 
 
 def test_scripts_draw_with_the_package_and_know_quiet(monkeypatch):
@@ -257,14 +265,6 @@ def test_points_are_hundredths_with_the_error_to_both_sides():
     assert plots.MODELS.keys() == {AIF, WITH_MATCHING}
 
 
-def measured(folder: Path, name: str, *words: str, needs: tuple[str, ...] = ()) -> dict:
-    """The figures that a script writes, where all that it needs is installed."""
-    for package in needs:
-        pytest.importorskip(package, reason="the extra 'experiments' or 'benchmarks' is not installed")
-    importlib.import_module(name).main(["--smoke", "--json", str(folder / "figures.json"), *words])
-    return json.loads((folder / "figures.json").read_text())
-
-
 def test_kernels(tmp_path):
     figures = measured(tmp_path, "experiments.kernels")
     names = "din_linear", "simtier", "interaction", "interaction_exact", "head_only"
@@ -298,8 +298,6 @@ SERVICES = {"aif", "sequential", "exact", "matching", "two_tower"}
 
 
 def test_cost(tmp_path, monkeypatch, capsys):
-    from experiments import cost
-
     for name, value in child_environment().items():  # of the process of the empty engine
         monkeypatch.setenv(name, value)
     found = measured(tmp_path, "experiments.cost")
@@ -334,8 +332,6 @@ def test_runtimes(tmp_path, capsys):
 
 
 def test_storage(tmp_path, capsys):
-    from experiments.study import datasets, question, storage
-
     figures = measured(tmp_path, "experiments.study.storage", "--work", str(tmp_path / "work"))["smoke"]
     for narrow in ("bfloat16", "int8"):
         assert all(low <= value <= high for value, low, high in figures[narrow].values())
@@ -347,8 +343,6 @@ def test_storage(tmp_path, capsys):
 
 
 def test_runtimes_refuse_another_network(capsys):
-    from experiments import runtimes
-
     ours = np.array([2.0, 1.0], np.float32), np.array([0, 1])
     runtimes.check("torch", ours, ours)
     with pytest.raises(SystemExit, match="torch: expected the logits of ours, got some that differ by 1.0e-03"):
@@ -356,8 +350,6 @@ def test_runtimes_refuse_another_network(capsys):
 
 
 def test_a_runtime_that_is_not_installed_is_left_out(monkeypatch, capsys):
-    from experiments import runtimes
-
     monkeypatch.setattr(runtimes, "NEEDED", {"torch": ("no_such_package",)})
     figures = runtimes.measure(rounds=1, smoke=True)
     assert set(figures["runtime_ms"]) == {"aif_jax"} and not any(name.startswith("over_") for name in figures)
