@@ -25,19 +25,14 @@ def compile_into(folder: str) -> None:
     light.install(always=True)
 
 
-def kill_at(event: str, pattern: str) -> None:
-    """Kills this process at the next audit event of that name with the pattern among its arguments."""
+def killed_at(event: str, pattern: str, work: Callable[..., object], *arguments: Any) -> None:
+    """Work of a `Life` that ends at the next audit event of that name with the pattern among its arguments."""
 
-    def kill(name: str, arguments: tuple[Any, ...]) -> None:
-        if name == event and pattern in str(arguments):
+    def kill(name: str, given: tuple[Any, ...]) -> None:
+        if name == event and pattern in str(given):
             os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(kill)
-
-
-def killed_at(event: str, pattern: str, work: Callable[..., object], *arguments: Any) -> None:
-    """Work of a `Life` that ends where `kill_at` says."""
-    kill_at(event, pattern)
     work(*arguments)
 
 

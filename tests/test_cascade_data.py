@@ -291,14 +291,6 @@ def test_met_candidates_are_left_out_where_nobody_comes_back(data):
     assert "repeats" not in task.source(once, before=2**40, repeats=True).description
 
 
-def drawn(seed: int = 0, lists: int = 4, count: int = 7):
-    rng = np.random.default_rng(seed)
-    scores, teacher = rng.normal(size=(2, lists, count)).astype(np.float32)
-    where = rng.random((lists, count)) < 0.8
-    where[1] = np.arange(count) == 2  # one candidate: no pair
-    return scores, np.round(teacher, 1) + 0, where
-
-
 def pairs(scores, teacher, where, k: int) -> float:
     """`pairwise_ndcg` of one list from its formula."""
     at = [i for i in range(len(scores)) if where[i]]
@@ -328,7 +320,10 @@ def contrast(scores, stages, where, margin: float) -> float:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_losses_are_their_formulas(seed):
-    scores, teacher, where = drawn(seed)
+    rng = np.random.default_rng(seed)
+    scores, teacher = rng.normal(size=(2, 4, 7)).astype(np.float32)
+    teacher, where = np.round(teacher, 1) + 0, rng.random((4, 7)) < 0.8
+    where[1] = np.arange(7) == 2  # one candidate: no pair
     for k in (100, 3):
         expected = np.mean([pairs(*row, k) for row in zip(scores, teacher, where, strict=True)])
         assert float(pairwise_ndcg(scores, teacher, where=where, k=k)) == pytest.approx(expected, rel=1e-4)

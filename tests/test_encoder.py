@@ -255,11 +255,6 @@ ALL |= {"event": ["buy", "view", "buy", "view"]}
 BOB = {"uid": "bob", "country": "FR", "age": 25}
 
 
-def mine(events, user):
-    at = [place for place, owner in enumerate(events["uid"]) if owner == user]
-    return {name: [values[place] for place in at] for name, values in events.items()}
-
-
 @pytest.mark.parametrize("form", ["lists", "arrays", "arrow"])
 def test_events_of_everybody_are_refused(form):
     made = encoder()
@@ -272,7 +267,8 @@ def test_events_of_everybody_are_refused(form):
     refused(ValueError, expected + r"; give events\[events\['uid'\] == 'bob'\]", made, BOB, table(ALL), NOW)
     message = "expected rows of user 'eve' alone, got 3 of 4 of others, such as 'bob'"
     refused(ValueError, message, made, BOB | {"uid": "eve"}, table(ALL), NOW)
-    alone = mine(ALL, "bob")
+    bobs = [place for place, user in enumerate(ALL["uid"]) if user == "bob"]
+    alone = {name: [values[place] for place in bobs] for name, values in ALL.items()}
     bare = {name: values for name, values in alone.items() if name != "uid"}
     assert rows(made(BOB, table(alone), NOW)) == rows(made(BOB, table(bare), NOW)) == [(3, 2, 70.0), (1, 2, 90.0)]
     refused(ValueError, "expected rows of user 'bob' alone, got 2 of 4 of others", made, None, table(ALL), NOW)

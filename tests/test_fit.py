@@ -3,7 +3,6 @@
 import asyncio
 import dataclasses
 import datetime
-import shutil
 
 import numpy as np
 import pytest
@@ -111,14 +110,6 @@ def test_ranking_in_one_call_is_the_answer_of_the_engine(data, run, edit):
     refused(ValueError, "rank k: expected at least 1, got 0", run.rank, None, None, candidates, 0)
 
 
-@pytest.fixture(scope="module")
-def cut_short(data, small, run, tmp_path_factory):
-    """The folder of that run, killed before its last checkpoint."""
-    folder = tmp_path_factory.mktemp("killed") / "run"
-    refused(KeyboardInterrupt, "", fit, small, data, out=folder, on_log=kill_at(max(Checkpoints(run.folder).steps)), **FIT)
-    return folder
-
-
 def kill_at(step: int):
     """What ends the run at a step, before its checkpoint is written."""
 
@@ -130,11 +121,11 @@ def kill_at(step: int):
 
 
 @pytest.mark.parametrize("cut", [False, True], ids=["killed", "power cut"])
-def test_a_killed_run_ends_as_one_that_was_not(data, small, run, cut_short, tmp_path, caplog, cut):
+def test_a_killed_run_ends_as_one_that_was_not(data, small, run, tmp_path, caplog, cut):
     """Where its log is cut within a row too, the run says which line is left out."""
     given = FIT | dict(out=tmp_path / "run")
     steps, log = max(Checkpoints(run.folder).steps), tmp_path / "run" / "log.jsonl"
-    shutil.copytree(cut_short, tmp_path / "run")
+    refused(KeyboardInterrupt, "", fit, small, data, on_log=kill_at(steps), **given)  # before its last checkpoint
     assert Checkpoints(tmp_path / "run").steps == [steps // 2]
     if cut:
         log.write_bytes(log.read_bytes()[:7])

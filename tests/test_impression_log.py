@@ -126,13 +126,9 @@ HISTORY = rows((3, -9, "1 click"), (3, -8, "2 click, 4 buy"), (3, -7, "5 click")
 """Of user 3, who has impressions later on, and of user 4, who has none."""
 
 
-def with_histories() -> dict[str, list]:
-    later = rows((3, 3, "1 shown, 7 click"), (3, 4, "8 click"))
-    return {name: [*HISTORY[name], *later[name], *TABLE[name]] for name in TABLE}
-
-
 def test_histories_without_times_are_no_lists(caplog):
-    data = data_of(ENGAGED, with_histories())
+    later = rows((3, 3, "1 shown, 7 click"), (3, 4, "8 click"))
+    data = data_of(ENGAGED, {name: [*HISTORY[name], *later[name], *TABLE[name]] for name in TABLE})
     starts = TASK.positions(data, min_history=0, since=None, before=None)
     minutes, users = (data.log.time[starts] - START) // 60, data.users.raw[data.log.user[starts] - 1]
     assert {user: minutes[users == user].tolist() for user in (1, 3, 4)} == {1: [1, 2, 3, 4], 3: [3, 4], 4: []}

@@ -89,11 +89,6 @@ class Noted(KafkaStream):
         self.committed |= positions
 
 
-@pytest.fixture
-def broker(kafka_address, tmp_path):
-    return Broker(kafka_address, topic_of(tmp_path))
-
-
 def topic_of(folder: Path) -> str:
     return "".join(c if c.isalnum() else "-" for c in folder.name)
 
@@ -106,8 +101,9 @@ def drain(follower: Follower, *, until: int, seconds: float = 60) -> None:
         assert time.monotonic() < end, follower.counters
 
 
-def test_an_index_follows(broker, tmp_path):
+def test_an_index_follows(kafka_address, tmp_path):
     """Changes, deletions, tombstones and poison, by two partitions; resumed from a snapshot."""
+    broker = Broker(kafka_address, topic_of(tmp_path))
     broker.send(encode(items({"i1": 5.0, "i2": 6.0})))
     broker.send(encode(items({"i3": 7.0})), partition=1)
     broker.send(b"poison")
