@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,30 +50,23 @@ def loaded(made):
     return load(made[0])
 
 
-def resealed(folder: Path, edit=None, rehash=()) -> Path:
-    """A folder whose manifest fits, after `edit(manifest)`, with checksums of the files that were changed."""
+def forged(source: Path, folder: Path, files: Mapping[str, bytes] = {}, edit: Callable[[Any], Any] = id) -> Path:
+    """A copy of an export in a folder, with other contents of some files, after `edit(manifest)`; its checksums fit."""
+    shutil.copytree(source, folder)
     manifest = json.loads((folder / "manifest.json").read_text())
-    if edit:
-        edit(manifest)
-    for name in rehash:
-        raw = (folder / name).read_bytes()
+    for name, raw in files.items():
+        (folder / name).write_bytes(raw)
         manifest["files"][name] = {"bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
+    edit(manifest)
     manifest["sha256"] = consume.seal(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
 
 
-@pytest.fixture
-def copy(made, tmp_path):
-    """`copy()` is a copy to tamper with; `copy(edit)` also rewrites its manifest after `edit(manifest)`."""
-
-    def make(edit=None, rehash=()):
-        folder = tmp_path / "copy"
-        if not folder.exists():
-            shutil.copytree(made[0], folder)
-        return resealed(folder, edit, rehash)
-
-    return make
+def bytes_of(arrays: Mapping[str, Any], folder: Path) -> bytes:
+    """What a file of arrays holds."""
+    writer.write_arrays(folder / "arrays", arrays)
+    return (folder / "arrays").read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -309,14 +303,14 @@ def test_buckets_are_checked(made):
         refused(export.ExportError, message, load, made[0], buckets=buckets)
 
 
-def test_a_manifest_other_than_the_pinned_one_is_refused(made, copy):
-    folder = copy(lambda manifest: manifest.update(version="0" * 64))
+def test_a_manifest_other_than_the_pinned_one_is_refused(made, tmp_path):
+    folder = forged(made[0], tmp_path / "copy", edit=lambda manifest: manifest.update(version="0" * 64))
     assert load(made[0], sha256=made[1]).version != "0" * 64
     refused(export.ExportError, "manifest.json: expected sha256", load, folder, sha256=made[1])
 
 
-def test_links_are_refused(copy):
-    folder = copy()
+def test_links_are_refused(made, tmp_path):
+    folder = Path(shutil.copytree(made[0], tmp_path / "copy"))
     shutil.move(folder / "consume", folder.parent / "moved")
     (folder / "consume").symlink_to(folder.parent / "moved")
     refused(export.ExportError, "consume/__init__.py: expected a regular file", verify, folder)
@@ -349,8 +343,8 @@ def test_an_exported_index_scores_like_the_index(tmp_path):
     (lambda m: m.update(index="golden.safetensors"), "index: expected the arrays ids"),
     (lambda m: m.update(params="golden.npz"), "expected 'golden.npz' among its files"),
 ])  # fmt: skip
-def test_a_manifest_of_another_form_is_refused(copy, edit, message):
-    refused(export.ExportError, message, load, copy(edit))
+def test_a_manifest_of_another_form_is_refused(made, tmp_path, edit, message):
+    refused(export.ExportError, message, load, forged(made[0], tmp_path / "copy", edit=edit))
 
 
 def _file(header, data=b""):
@@ -381,33 +375,28 @@ def test_array_files_that_lie_are_refused(raw):
     refused(export.ExportError, "arrays", consume.read_arrays, raw)
 
 
-def test_a_blob_that_is_no_export_and_a_manifest_without_bound_are_refused(copy):
-    folder = copy()
-    (folder / "user.jax_export").write_bytes(b"nonsense" * 10)
-    copy(rehash=["user.jax_export"])
+def test_a_blob_that_is_no_export_and_a_manifest_without_bound_are_refused(made, tmp_path):
+    folder = forged(made[0], tmp_path / "copy", {"user.jax_export": b"nonsense" * 10})
     refused(export.ExportError, "user: expected a function serialised by jax.export", load, folder)
     with (folder / "manifest.json").open("r+b") as file:
         file.truncate(files.MANIFEST_BYTES + 1)
     refused(export.ExportError, "manifest.json: expected at most", load, folder)
 
 
-def test_verify_replays_and_notices_other_parameters(made, copy):
+def test_verify_replays_and_notices_other_parameters(made, tmp_path):
     report = verify(made[0], sha256=made[1])
     assert report["version"] == fingerprint(made[3], made[2].config) == load(made[0]).version
     assert report["functions"].keys() == {"user", "users", "item", "interaction"}
     assert 0 <= report["max_abs_diff"] < 1e-5
-    folder = copy()
-    params = {k: v.copy() for k, v in consume.read_arrays((folder / "params.safetensors").read_bytes()).items()}
+    params = {k: v.copy() for k, v in consume.read_arrays((made[0] / "params.safetensors").read_bytes()).items()}
     params["head/first/bias"][0] += 0.5
-    writer.write_arrays(folder / "params.safetensors", params)
-    copy(rehash=["params.safetensors"])
+    folder = forged(made[0], tmp_path / "copy", {"params.safetensors": bytes_of(params, tmp_path)})
     refused(export.ExportError, "interaction logits: expected the golden output within", verify, folder)
 
 
 def test_expired_functions_are_written_again_from_params_config_and_encoder(encoded, tmp_path):
-    folder = tmp_path / "old"
-    shutil.copytree(encoded[0], folder)
-    resealed(folder, lambda manifest: manifest["functions"]["user"].update(calling_convention_version=1))
+    older = lambda manifest: manifest["functions"]["user"].update(calling_convention_version=1)  # noqa: E731
+    folder = forged(encoded[0], tmp_path / "old", edit=older)
     refused(export.ExportError, r"user: expected a calling convention of \d+ to \d+, as jax .* reads, got 1", load, folder)
     export.save(tmp_path / "new", aif.open(folder), platforms=("cpu",))
     again = load(tmp_path / "new")
@@ -477,12 +466,9 @@ def test_an_index_of_strings_is_looked_up_by_strings(encoded):
     ({"category/utf8": b"\xff", "category/offsets": [0, 1]}, "category': expected UTF-8"),
 ])  # fmt: skip
 def test_vocabularies_that_lie_are_refused(encoded, tmp_path, arrays, message):
-    folder = tmp_path / "copy"
-    shutil.copytree(encoded[0], folder)
     arrays = {k: np.frombuffer(v, np.uint8) if isinstance(v, bytes) else np.asarray(v) for k, v in arrays.items()}
     arrays = {k: v.astype(np.int64) if k.endswith("offsets") else v for k, v in arrays.items()}
-    writer.write_arrays(folder / "encoder.safetensors", arrays)
-    resealed(folder, rehash=["encoder.safetensors"])
+    folder = forged(encoded[0], tmp_path / "copy", {"encoder.safetensors": bytes_of(arrays, tmp_path)})
     refused(export.ExportError, message, load, folder)
     refused(export.ExportError, "expected params, config and encoder, got others", aif.open, folder)
 
@@ -555,30 +541,15 @@ def test_the_golden_artefact_replays_under_this_jax_and_todays_code_agrees():
     np.testing.assert_allclose(got, jax.jit(model.joint)(params, user, items), rtol=0, atol=1e-5)
 
 
-@pytest.fixture
-def forge(tmp_path):
-    """`forge({name: bytes}, edit)` is a copy of the golden folder with other files, an edited manifest, checksums that fit."""
-
-    def make(contents=None, edit=None):
-        folder = tmp_path / "forged"
-        shutil.copytree(FOLDER, folder)
-        for name, raw in (contents or {}).items():
-            (folder / name).write_bytes(raw)
-        return resealed(folder, edit, contents or ())
-
-    return make
-
-
-def test_score_expressions_infinite_golden_outputs_and_params_of_which_one_is_a_group_too_are_refused(forge, tmp_path):
-    folder = forge(edit=lambda manifest: manifest.update(orders={"value": "p * bid"}))
+def test_score_expressions_infinite_golden_outputs_and_params_of_which_one_is_a_group_too_are_refused(tmp_path):
+    folder = forged(FOLDER, tmp_path / "orders", edit=lambda manifest: manifest.update(orders={"value": "p * bid"}))
     for read in (export.load, export.restore):
         refused(ExportError, "orders: expected names of compiled functions, got dict; export again with orders=", read, folder)
     infinite = np.full(2, np.inf, np.float32)
     refused(ExportError, "expected the golden output within", consume.model.difference, "logits", infinite, infinite, 1e-4)
-    shutil.rmtree(folder)
-    writer.write_arrays(tmp_path / "arrays", {"user": np.zeros(1, np.float32), "user/kernel": np.zeros(1, np.float32)})
-    raw = (tmp_path / "arrays").read_bytes()
-    refused(ExportError, "expected params, config and encoder, got others", aif.open, forge({"params.safetensors": raw}))
+    raw = bytes_of({"user": np.zeros(1, np.float32), "user/kernel": np.zeros(1, np.float32)}, tmp_path)
+    folder = forged(FOLDER, tmp_path / "params", {"params.safetensors": raw})
+    refused(ExportError, "expected params, config and encoder, got others", aif.open, folder)
 
 
 BOMB = np.zeros(200_000, np.int64)
