@@ -64,20 +64,17 @@ def delivered(user: int, unit: str, form: str) -> dict:
     return pa.table({name: pa.array(values) for name, values in table.items()}) if form == "arrow" else table
 
 
-async def fetched(source, encoder: aif.Encoder) -> list[aif.UserFeatures]:
-    """The features of all users, as an engine gets them."""
-    fetch, now = Fetch(source), datetime.datetime.fromtimestamp(NOW, datetime.UTC)
-    return [await fetch.encode(user, encoder, now) for user in range(USERS)]
-
-
 def from_server(url: str, prefix: str, encoder: aif.Encoder) -> list[aif.UserFeatures]:
+    """The features of all users, as an engine gets them."""
     redis = pytest.importorskip("redis")
     with redis.Redis.from_url(url) as client:
         ValkeyFeatureWriter(client, encoder.columns, prefix=prefix).append(EVENTS | {"time": DATES})
 
     async def get() -> list[aif.UserFeatures]:
         async with redis.asyncio.Redis.from_url(url) as client:
-            return await fetched(ValkeyFeatures(client, encoder.columns, prefix=prefix), encoder)
+            fetch = Fetch(ValkeyFeatures(client, encoder.columns, prefix=prefix))
+            now = datetime.datetime.fromtimestamp(NOW, datetime.UTC)
+            return [await fetch.encode(user, encoder, now) for user in range(USERS)]
 
     return asyncio.run(get())
 
