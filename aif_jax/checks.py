@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+UNIONS = (typing.Union, types.UnionType)
 BLOCK = 1 << 22  # elements looked at in one go, so that a check of a memory-mapped table stays in bounded memory
 
 
@@ -30,6 +31,10 @@ class Fields:
             meant = f"; did you mean {near[0]!r}?" if near else ""
             expect(name in names, cls.__name__, f"the fields {', '.join(names)}", f"{name!r}{meant}", error=ArgumentError)
         return super().__new__(cls)
+
+    def expect(self, ok: bool, field: str, expected: str) -> None:
+        """Raise ArgumentError unless a field fits: "FitConfig.epochs: expected at least 1, got 0"."""
+        expect(ok, f"{type(self).__name__}.{field}", expected, repr(getattr(self, field)), error=ArgumentError)
 
 
 class VersionMismatch(ValueError):
@@ -69,12 +74,11 @@ def expect(ok: Any, name: str, expected: object, got: object, *, error: type[Exc
 
 
 def expect_types(value: Any) -> None:
-    """Raise ValueError unless numbers, booleans, strings and tuples of these in a dataclass have their annotated types."""
+    """Raise ArgumentError unless plain values of a dataclass, words and tuples of them are as annotated."""
     for name, hint in _hints(type(value)).items():
         got = getattr(value, name)
-        if not _fits(got, hint):
-            shown = getattr(hint, "__name__", "") if isinstance(hint, type) else str(hint)
-            expect(False, f"{type(value).__name__}.{name}", shown.replace(" | ", " or "), f"{got!r}")
+        if not fits(got, hint):
+            expect(False, f"{type(value).__name__}.{name}", text_of(hint), repr(got), error=ArgumentError)
 
 
 @contextlib.contextmanager
@@ -95,15 +99,27 @@ def _hints(cls: type) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    """Return whether a value has a plain type, a union or a tuple of any length of these; True for other types."""
+def fits(value: Any, hint: Any) -> bool:
+    """Return whether a value has a plain type, is a listed word, or a tuple of any length of these; True for other types."""
     parts = typing.get_args(hint)
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return any(_fits(value, part) for part in parts)
+    if typing.get_origin(hint) in UNIONS:
+        return any(fits(value, part) for part in parts)
+    if typing.get_origin(hint) is typing.Literal:
+        return value in parts
     if typing.get_origin(hint) is tuple and parts[1:] == (...,):
-        return isinstance(value, tuple) and all(_fits(each, parts[0]) for each in value)
+        return isinstance(value, tuple) and all(fits(each, parts[0]) for each in value)
     plain = {float: (int, float), int: (int,), bool: (bool,), str: (str,), type(None): (type(None),)}
     return type(value) in plain.get(hint, (type(value),))
+
+
+def text_of(hint: Any) -> str:
+    """Return a type as messages say it: "int or None", "'error' or 'skip'"."""
+    parts = typing.get_args(hint)
+    if typing.get_origin(hint) is typing.Literal:
+        return " or ".join(map(repr, parts))
+    if typing.get_origin(hint) in UNIONS:
+        return " or ".join(map(text_of, parts)).replace("NoneType", "None")
+    return hint.__name__ if isinstance(hint, type) else str(hint)
 
 
 def expect_array(value: Any, name: str, *, dtype: Any, shape: tuple[int | None, ...]) -> np.ndarray:

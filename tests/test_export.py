@@ -541,10 +541,7 @@ def test_the_golden_artefact_replays_under_this_jax_and_todays_code_agrees():
     np.testing.assert_allclose(got, jax.jit(model.joint)(params, user, items), rtol=0, atol=1e-5)
 
 
-def test_score_expressions_infinite_golden_outputs_and_params_of_which_one_is_a_group_too_are_refused(tmp_path):
-    folder = forged(FOLDER, tmp_path / "orders", edit=lambda manifest: manifest.update(orders={"value": "p * bid"}))
-    for read in (export.load, export.restore):
-        refused(ExportError, "orders: expected names of compiled functions, got dict; export again with orders=", read, folder)
+def test_infinite_golden_outputs_and_params_of_which_one_is_a_group_too_are_refused(tmp_path):
     infinite = np.full(2, np.inf, np.float32)
     refused(ExportError, "expected the golden output within", consume.model.difference, "logits", infinite, infinite, 1e-4)
     raw = bytes_of({"user": np.zeros(1, np.float32), "user/kernel": np.zeros(1, np.float32)}, tmp_path)

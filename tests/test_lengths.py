@@ -99,7 +99,7 @@ def test_lengths_that_are_given_stay(data, model, small_world, buckets, tmp_path
 
 
 def test_another_word_is_refused(data, model):
-    with pytest.raises(ValueError, match="FitConfig.buckets: expected 'auto' or a tuple of lengths, got 'short'"):
+    with pytest.raises(ValueError, match=r"FitConfig.buckets: expected tuple\[int, ...\] or 'auto', got 'short'"):
         fit(model, data, buckets="short", progress=False, **GIVEN)
 
 

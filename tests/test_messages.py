@@ -10,7 +10,7 @@ import aif_jax
 
 PACKAGE = Path(aif_jax.__file__).parent
 STATES = {
-    "DeadlineExceeded": "time ran out", "TimeoutError": "time ran out", "EngineClosed": "an engine that does not serve",
+    "DeadlineExceeded": "time ran out", "EngineClosed": "an engine that does not serve",
     "Overloaded": "more calls than can be answered", "Failure": "an HTTP request that is no call, or what no call can help",
     "OSError": "a disk, a port or a broker", "RuntimeError": "another process or thread",
     "WriterConflict": "another writer",
@@ -21,6 +21,7 @@ STATES = {
 PASSED_ON = {
     "cli/options.py:as_usage": "the message of an error, behind the option",
     "cli/options.py:open_store": "the message of the client of a file system",
+    "cli/options.py:Parser.error": "what argparse says, and where help is",
     "connectors/kafka.py:KafkaStream.poll": "the broker's error",
     "encoding/times.py:in_unit": "`wrong_unit` makes the text",
     "engines/items.py:_encoded": "the message of an error, behind the place",

@@ -130,7 +130,6 @@ def jobs(folder, tmp_path_factory):  # noqa: F811
         "check": (["check", *files(folder), *FLAGS], "rows"),
         "add": (["add", "popularity", "--run", out / "run", *files(folder), "--out"], "rows"),
         "index build": (build, "item index: "),
-        "index update": (["index", "update", *build[2:-1], "--index", out / "index", "--out"], "rows"),
         "index verify": (["index", "verify", out / "index"], ""),
     }
 
@@ -139,10 +138,11 @@ def test_json_on_stdout_is_whole_and_quiet_is_silent(jobs, run, tmp_path):  # no
     """Of every job: without a terminal JSON on stdout and no bar on stderr; with --quiet nothing but the result."""
     for name, (command, _) in jobs.items():
         place = [tmp_path / name] if command[-1] == "--out" else []
-        code, out, err = run(*command, *place, "--json")
+        form = ["--json"] * (name == "check")
+        code, out, err = run(*command, *place, *form)
         assert code == 0 and not CONTROL.search(err), (name, err)
         place = [tmp_path / f"{name}, quiet"] if place else []
-        code, again, err = run(*command, *place, "--json", "--quiet")
+        code, again, err = run(*command, *place, *form, "--quiet")
         assert code == 0 and err == "", (name, err)
         assert json.loads(again).keys() == json.loads(out).keys(), name
     assert json.loads(out)["items"] == 90
@@ -161,13 +161,13 @@ def test_a_terminal_is_left_with_whole_lines(jobs, run, monkeypatch, tmp_path): 
         assert [line for line in lines if line.count("|") > 2] == [], name
 
 
-def test_every_job_has_json_and_quiet():
-    """What ends by itself and has a result that people read; other commands print JSON alone, or serve until they are told."""
+def test_every_job_has_quiet():
+    """What ends by itself, or follows a stream; `check` alone has a text, and JSON by a flag."""
     from tests.test_docs import website  # which imports much
 
-    both = {
-        " ".join(words)
-        for words, one in website("reference").commands(cli.parser_of())
-        if {"--json", "--quiet"} <= {word for action in one._actions for word in action.option_strings}
-    }
-    assert both == {"check", "train", "add", "index build", "index update", "index verify", "refresh"}
+    having: dict[str, set[str]] = {"--json": set(), "--quiet": set()}
+    for words, one in website("reference").commands(cli.parser_of()):
+        for flag in having.keys() & {word for action in one._actions for word in action.option_strings}:
+            having[flag].add(" ".join(words))
+    indexes = {f"index {name}" for name in ("build", "follow", "verify")}
+    assert having == {"--quiet": indexes | {"check", "train", "add", "refresh"}, "--json": {"check"}}

@@ -135,7 +135,7 @@ def refresh_words(folder: Path, *more: str, days: int = 5) -> list[str]:
     files = ["--events", str(folder / f"events{days}.csv"), "--items", str(folder / f"items{days}.csv")]
     sizes = ["--batch-size", "64", "--learning-rate", "0.02", "--requests", "80", "--k", "5", "--platforms", "cpu", "--quiet"]
     bounds = ["users=5", "gauc=0.05", "hit_rate=0.2", "log_loss=0.2", "calibration=0.2", "overlap=0"]
-    return ["refresh", *files, *sizes, "--json", "--gate", *bounds, *more]
+    return ["refresh", *files, *sizes, "--gate", *bounds, *more]
 
 
 def test_what_add_and_export_write_says_until_when_it_was_trained(run, corrected, stocked, tmp_path, capsys):
@@ -152,7 +152,7 @@ def test_what_add_and_export_write_says_until_when_it_was_trained(run, corrected
         assert report["additions"] == ["SVD term", "popularity correction"]
         names.append(report["name"])
     words = refresh_words(corrected, "size=0.5", "--current", str(store), "--out", str(store), days=6)
-    assert cli.main([word for word in words if word != "--json"]) == cli.options.REFUSED == 3
+    assert cli.main(words) == cli.options.REFUSED == 3
     assert "bytes, 1.00 times the old one's; bound: at most 0.5 times" in capsys.readouterr().out
     assert SnapshotStore(store).current() == names[-1]
     assert len(SnapshotStore(store / "reports").names()) == 2  # the refused model's too
@@ -529,7 +529,7 @@ def measured(gauc: float = 0.8, **changes: Any) -> Measurement:
     values = {"gauc": gauc, "hr@5": 0.5, "log_loss": 0.3, "calibration_error": 0.01} | changes.pop("metrics", {})
     by_user = {name: ByUser(users, value + spread, np.ones(200)) for name, value in values.items()}
     top = np.tile(np.arange(5, dtype=np.int32), (10, 1))
-    given = {"version": "v", "finite": True, "by_user": by_user, "top": top, "bytes": 1000} | changes
+    given = {"finite": True, "by_user": by_user, "top": top, "bytes": 1000} | changes
     return Measurement(**given)
 
 

@@ -170,7 +170,7 @@ def test_tls_and_a_token(tmp_path):
     (["FOLDER", "--serving", "colour=1"], 2, "expected one of the fields"),
     (["FOLDER", "--log", "log", "--log-share", "2"], 2, "log_share: expected 0 to 1, got 2"),
     (["FOLDER", "--features", "json:nothing"], 1, "expected MODULE:NAME"),
-    (["FOLDER", "--max-age", "-1"], 2, "max_age: expected more than 0, got -1.0"),
+    (["FOLDER", "--max-age", "-1"], 2, "max_age: expected more than 0, got -1"),
     (["FOLDER", "--max-bytes", "0"], 2, "body_bytes: expected more than 0"),
     (["FOLDER", "--token-file", "EMPTY"], 2, "got an empty file"),
 ])  # fmt: skip

@@ -52,7 +52,6 @@ class LinearMemory(Block):
 
     def __post_init__(self):
         expect(self.width >= 1, self, "width", "at least 1", self.width)
-        expect(self.keys in ("linear", "softmax"), self, "keys", "'linear' or 'softmax'", self.keys)
 
     def widths(self, config: Config) -> dict[str, int]:
         return {"mean": config.width, "deviation": config.width}

@@ -18,11 +18,10 @@ from orbax.checkpoint import multihost
 from orbax.checkpoint import v1 as ocp
 
 from aif_jax.checks import expect
-from aif_jax.export.consume.files import memory
 from aif_jax.sharding.meshes import place
 from aif_jax.sharding.processes import several
 from aif_jax.store import sealed
-from aif_jax.store.folders import METADATA_FILE, CheckpointError, local, new_folder, unfinished
+from aif_jax.store.folders import METADATA_FILE, CheckpointError, local, memory, new_folder, unfinished
 from aif_jax.store.sealed import is_json, seal
 from aif_jax.store.trained import Digest, __version__, digest
 from aif_jax.trees import describe, is_key, leaves_by_path, listed, mismatches, nest

@@ -9,13 +9,14 @@ Commands keep compiled programs in the user's cache folder. `JAX_COMPILATION_CAC
 """
 
 import argparse
+import json
 import logging
 import os
 import pkgutil
-import select
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -42,7 +43,6 @@ def parser_of() -> argparse.ArgumentParser:
     add_snapshot_commands(commands)
     add_refresh_commands(commands)
     add_service_commands(commands)
-    commands.metavar = "|".join(commands.choices)
     return parser
 
 
@@ -50,42 +50,42 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; `argv` None takes the words of this process. Returns the exit code; reasons are on stderr.
 
     Example:
-      >>> main(["index", "inspect", "no-such-folder"])
+      >>> main(["index", "verify", "no-such-folder"])
       2
     """
     try:
         try:
-            return _run(parser_of().parse_args(argv))
+            code, told = _run(argv)
+            if told is not None:
+                print(told if isinstance(told, str) else json.dumps(told, indent=2))
+            return code
         finally:
             if sys.stdout is not None:
                 sys.stdout.flush()  # at the end of the process a closed pipe would leave a traceback
     except OSError as error:  # of stdout: nobody reads it any more, or its disk is full
-        broken = isinstance(error, BrokenPipeError)
-        if broken and not _is_unread():
-            raise
-        if not broken:
+        unread = isinstance(error, BrokenPipeError)
+        if not unread:
             print(f"error: stdout: {error}", file=sys.stderr)
         with open(os.devnull, "wb") as nowhere:  # where what is left to write goes
             os.dup2(nowhere.fileno(), (sys.stdout or sys.stderr).fileno())
-        return UNREAD if broken else PROBLEMS
+        return UNREAD if unread else PROBLEMS
 
 
-def _run(options: argparse.Namespace) -> int:
-    """Return the exit code of a command; prints what went wrong."""
+def _run(argv: Sequence[str] | None) -> tuple[int, Any]:
+    """Return the exit code of a command, and what is printed; its errors go to stderr."""
     try:
+        options = parser_of().parse_args(argv)
         for module in options.modules:
             pkgutil.resolve_name(module)
         keep_compiled()
         with hidden(getattr(options, "quiet", False)):
             return options.run(options)
     except (UsageError, ArgumentError, FileNotFoundError, FileExistsError, NotADirectoryError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USAGE
+        code, text = USAGE, error
     except (ArithmeticError, OSError, RuntimeError, TypeError, ValueError, *_of_clients()) as error:
-        if isinstance(error, BrokenPipeError) and _is_unread():
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return PROBLEMS
+        code, text = PROBLEMS, error
+    print(f"error: {text}", file=sys.stderr)
+    return code, None
 
 
 def keep_compiled() -> Path | None:
@@ -107,16 +107,6 @@ def keep_compiled() -> Path | None:
 
 
 def _of_clients() -> list[type[Exception]]:
-    """Return exceptions of the loaded clients of brokers, such as for a server that does not answer."""
-    named = (("redis", "RedisError"), ("confluent_kafka", "KafkaException"))
-    return [getattr(sys.modules[module], name) for module, name in named if module in sys.modules]
-
-
-def _is_unread() -> bool:
-    """Return whether stdout is a pipe that nobody reads any more."""
-    try:
-        poll = select.poll()
-        poll.register(sys.stdout.fileno(), 0)
-        return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
-    except (AttributeError, OSError, ValueError):  # none, closed, or no file
-        return False
+    """Return exceptions of the loaded client of a broker, such as for a server that does not answer."""
+    client = sys.modules.get("confluent_kafka")
+    return [] if client is None else [client.KafkaException]

@@ -4,7 +4,6 @@ import importlib.metadata
 import platform
 import re
 import tempfile
-from typing import Any
 
 import jax
 import numpy as np
@@ -21,18 +20,23 @@ NEXT = """all well. Next:
 FIX = "NOT WELL. Reinstall, then run this again:\n  python -m pip install --upgrade --force-reinstall aif_jax\n  aif-jax doctor"
 
 
-def examine() -> dict[str, Any]:
-    """Return the report as plain JSON values: versions by extra, None for missing packages, and what the smoke test found."""
+def examine() -> tuple[bool, str]:
+    """Return whether all is well, and a report for people: versions by extra, the smoke test, what to do next."""
     found = {re.sub("[-_.]+", "-", made.name).lower(): made.version for made in importlib.metadata.distributions()}
     versions: dict[str, dict[str, str | None]] = {}
     for need in (importlib.metadata.requires("aif_jax") or ()) if "aif-jax" in found else ():
         package, extra = re.split(r"[^\w-]", need)[0], (re.findall(r"extra == ['\"](\w+)", need) or ["needed"])[0]
         versions.setdefault(extra, {})[package] = found.get(package.lower())
-    about = {"aif_jax": __version__, "python": platform.python_version(), "platform": platform.platform(), "versions": versions}
+    lines = [f"aif_jax {__version__}, Python {platform.python_version()}, {platform.platform()}"]
+    for extra, packages in versions.items():
+        missing = ", ".join(name for name, version in packages.items() if version is None)
+        here = ", ".join(f"{name} {version}" for name, version in packages.items() if version)
+        lines.append(f"{extra}: {here}" + (f' (missing {missing}: pip install "aif_jax[{extra}]")' if missing else ""))
     try:
-        return about | {"smoke test": smoke_test(), "healthy": True}
+        well, said = True, smoke_test()
     except Exception as error:  # whatever goes wrong is the finding
-        return about | {"smoke test": f"{type(error).__name__}: {error}", "healthy": False}
+        well, said = False, f"{type(error).__name__}: {error}"
+    return well, "\n".join([*lines, f"smoke test: {said}", NEXT if well else FIX])
 
 
 def smoke_test() -> str:
@@ -45,13 +49,3 @@ def smoke_test() -> str:
         loaded = checkpoint.load(f"{folder}/model", config=model.config).params
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
     return f"a model was built, saved and loaded on {', '.join(map(str, jax.devices()))}"
-
-
-def render(report: dict[str, Any]) -> str:
-    """Return the report for a person to read, with the next commands to type, or what to do about a failed smoke test."""
-    lines = [f"aif_jax {report['aif_jax']}, Python {report['python']}, {report['platform']}"]
-    for extra, versions in report["versions"].items():
-        missing = ", ".join(name for name, version in versions.items() if version is None)
-        here = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
-        lines.append(f"{extra}: {here}" + (f' (missing {missing}: pip install "aif_jax[{extra}]")' if missing else ""))
-    return "\n".join([*lines, f"smoke test: {report['smoke test']}", NEXT if report["healthy"] else FIX])

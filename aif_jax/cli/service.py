@@ -2,16 +2,13 @@
 
 import argparse
 import contextlib
-import inspect
-import json
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from aif_jax.checks import expect
 from aif_jax.cli import options as shared
-from aif_jax.cli.options import FINE, UsageError
+from aif_jax.cli.options import FINE, UsageError, Value
 from aif_jax.connectors import Follower, SnapshotStore
 from aif_jax.connectors.kafka import FORM, open_stream
 from aif_jax.export.consume.files import MANIFEST
@@ -26,14 +23,13 @@ from aif_jax.service.current import CURRENT, mirror
 from aif_jax.service.log import RequestLog
 from aif_jax.service.models import Models
 from aif_jax.service.process import Listening, log_to_stderr, serve, source_of
-from aif_jax.serving import ServingConfig, compute_inline
+from aif_jax.serving import compute_inline
 from aif_jax.serving.metrics import exposed
 from aif_jax.store.folders import URL
 from aif_jax.store.trained import Trained
 
-SERVING = shared.fields_of(ServingConfig)
 FLAGS: dict[type, Mapping[str, str]] = {
-    Models: {name: name for name in ("keep", "poll", "index")},
+    Models: {"config": "serving"} | {name: name for name in ("keep", "poll", "index")},
     RequestLog: {"share": "log_share"},
     Policy: {name: name for name in ("max_age", "max_index_age", "when_stale")}
     | {"body_bytes": "max_bytes", "candidates": "max_candidates"},
@@ -49,23 +45,20 @@ def add_service_commands(commands: Any) -> None:
     text = "export; or folder of exports with the file `current` of service.current.publish; or URL of a store of exports"
     one.add_argument("folder", help=text)
     one.add_argument("--mirror", type=Path, metavar="DIR", help="local folder for the exports of a store")
-    text = "fields of ServingConfig in JSON, such as buckets=[128,1024] max_k=300 budget=0.05: "
-    text += ", ".join(name for name in SERVING if name != "orders")  # which are functions
-    one.add_argument("--serving", nargs="+", default=[], metavar="FIELD=VALUE", help=text)
     for owner, names in FLAGS.items():
         shared.add_flags(one, owner, names)
     text = "object with async get(user), or a function that makes one, as MODULE:NAME, for calls that bring a user id alone"
     one.add_argument("--features", metavar="MODULE:NAME", help=f"{text} (default: calls bring the features)")
     one.add_argument("--log", type=Path, metavar="DIR", help="folder of the request log, Parquet files (default: no log)")
     text = "file with the bearer token that calls must bring, but for / and /health (default: no token)"
-    one.add_argument("--token-file", type=Path, help=text)
+    one.add_argument("--token-file", action=Value, make=read_token, dest="token", metavar="FILE", help=text)
     one.add_argument("--log-form", choices=("text", "json"), default="text", help="form of stderr log (default: %(default)s)")
     one.add_argument(
         "--log-level", choices=("debug", "info", "warning", "error"), default="info", help="(default: %(default)s)"
     )
 
 
-def run_serve(options: argparse.Namespace) -> int:
+def run_serve(options: argparse.Namespace) -> tuple[int, Any]:
     """Serve an exported model over HTTP until SIGTERM; prints its address as JSON when it is ready."""
     compute_inline()
     is_store = URL.match(options.folder) is not None
@@ -76,9 +69,8 @@ def run_serve(options: argparse.Namespace) -> int:
         raise FileNotFoundError(f"{folder}: expected an exported folder, got none; write one: aif-jax export")
     given = {owner: shared.flags_given(options, names) for owner, names in FLAGS.items()}
     with shared.as_usage("serve"):
-        config = ServingConfig(**shared.read_fields(options.serving, "--serving", SERVING))
         policy = Policy(**given[Policy])
-        where = Listening(token=_token(options.token_file), **given[Listening])
+        where = Listening(token=options.token, **given[Listening])
     log_to_stderr(options.log_form, options.log_level)
     source = None if options.features is None else source_of(options.features)
     store: SnapshotStore | None = None
@@ -86,22 +78,18 @@ def run_serve(options: argparse.Namespace) -> int:
         with shared.open_store(options.folder) as store:
             if not (folder / CURRENT).is_file():
                 mirror(store, folder)
-    models = Models(folder, config=config, source=source, store=store, **given[Models])
+    models = Models(folder, source=source, store=store, **given[Models])
     with contextlib.ExitStack() as until_end:
         log = options.log and until_end.enter_context(contextlib.closing(RequestLog(options.log, **given[RequestLog])))
         serve(Service(models, policy=policy, observers=(log,) if log else ()), where)
-    return FINE
+    return FINE, None
 
 
-def _token(path: Path | None) -> str | None:
-    if path is None:
-        return None
-    token = path.read_text("utf-8").strip()
-    expect(token, f"--token-file {path}", "a token", "an empty file", error=UsageError)
+def read_token(path: str) -> str:
+    """Return the text in a file; ValueError for none."""
+    token = Path(path).read_text("utf-8").strip()
+    expect(token, path, "a token", "an empty file")
     return token
-
-
-SHOWN = 1.0  # seconds between two looks at lag and age for the progress bar
 
 
 def add_index_follow(inner: Any) -> None:
@@ -109,11 +97,12 @@ def add_index_follow(inner: Any) -> None:
     one = shared.add_command(inner, "follow", run_index_follow)
     shared.add_checkpoint(one, required=True)
     one.add_argument("--stream", required=True, metavar="URL", help=FORM)
-    one.add_argument("--stream-options", type=Path, metavar="FILE", help="JSON of settings of the client, such as passwords")
+    text = "JSON of settings of the client, such as passwords"
+    one.add_argument("--stream-options", action=Value, make=shared.read_json, metavar="FILE", help=text)
     one.add_argument("--until-idle", action="store_true", help="end when nothing comes for a second")
     text = "serve counters, lag and age for Prometheus there, at /metrics"
     one.add_argument("--metrics", type=_address, metavar="[HOST:]PORT", help=text)
-    one.add_argument("--quiet", action="store_true", help="no bar with lag and age on stderr")
+    shared.add_quiet(one)
     one.add_argument("--directory", type=Path, required=True, help="folder of snapshots; resumes from its newest")
     one.add_argument("--index", type=Path, help="folder of the index to start from, where the directory has no snapshot")
     text = "where snapshots are published, such as s3://BUCKET/PATH; settings: AWS_ACCESS_KEY_ID and other variables"
@@ -122,30 +111,24 @@ def add_index_follow(inner: Any) -> None:
     one.add_argument("--takeover", action="store_true", help="take the directory from a writer that hangs")
 
 
-def run_index_follow(options: argparse.Namespace) -> int:
+def run_index_follow(options: argparse.Namespace) -> tuple[int, Any]:
     """Apply an update stream to an index until SIGTERM or SIGINT. Resumable: run the same command again."""
-    trained, shown = open_model(options.checkpoint), 0.0
-    shared.encoder_of(options.checkpoint, trained)
-    settings = shared.read_json(options.stream_options, "--stream-options")
+    trained = open_model(options.checkpoint)
     with shared.as_usage("--stream"):
-        stream = open_stream(options.stream, settings)
+        stream = open_stream(options.stream, options.stream_options)
     store = None if options.store is None else SnapshotStore(options.store)
     with contextlib.closing(stream):
         with _writer(trained, options) as writer, shared.stop_requested() as told:
             follower = Follower(stream, writer, store=store)
             serving = contextlib.nullcontext() if options.metrics is None else exposed(follower.metrics, *options.metrics)
-            with serving, track(label="follow", unit="messages", show=not options.quiet) as bar:
+            with serving, track(label="follow", unit="messages") as bar:
                 while not told():
                     count = follower.step(1.0)
                     bar.update(count)
-                    if not options.quiet and time.monotonic() - shown > SHOWN:
-                        gauges, shown = follower.metrics()["gauges"], time.monotonic()
-                        bar.set_postfix(lag=gauges["stream_lag"], age=f"{gauges['stream_age_seconds']:.1f} s")
                     if options.until_idle and not count:
                         break
         follower.flush()
-        print(json.dumps(follower.metrics()))
-    return FINE
+    return FINE, follower.metrics()
 
 
 def _writer(trained: Trained, options: argparse.Namespace) -> IndexWriter:
@@ -165,48 +148,44 @@ def _address(text: str) -> tuple[int, str]:
     return int(port), host or "127.0.0.1"
 
 
-KEEP = inspect.signature(SnapshotStore).parameters["keep"].default
-
-
-SNAPSHOTS = {
-    "list": "Prints the names of all complete snapshots, oldest first, and of the current one as JSON.",
-    "publish": "Uploads and verifies a folder, makes it current and prints its name; removes old snapshots, down to --keep.",
-    "fetch": "Downloads a snapshot and checks every file. Prints the local folder.",
-    "collect": "Removes the oldest snapshots, down to --keep, and day-old interrupted uploads; prints their names.",
-}
-
-
 def add_snapshot_commands(commands: Any) -> None:
     """Add the commands to what `add_subparsers` returned."""
     text = "Looks into a snapshot store, publishes into it and fetches from it. Settings of S3: AWS_ACCESS_KEY_ID and others."
-    inner = commands.add_parser("snapshots", help=text, description=text).add_subparsers(
-        required=True, metavar="|".join(SNAPSHOTS), dest="action"
-    )
-    for name, text in SNAPSHOTS.items():
-        one = inner.add_parser(name, help=text, description=text)
-        one.set_defaults(run=run_snapshots, keep=KEEP)
+    inner = commands.add_parser("snapshots", help=text, description=text).add_subparsers(required=True)
+    for name, run in (("list", run_list), ("publish", run_publish), ("fetch", run_fetch), ("collect", run_collect)):
+        one = shared.add_command(inner, name, run)
         one.add_argument("url", help="the store, such as s3://BUCKET/PATH, or a local path")
-        if name == "publish":
+        if run is run_publish:
             one.add_argument("folder", type=Path, help="an export, or a snapshot of an index")
-        if name == "fetch":
+        if run is run_fetch:
             one.add_argument("directory", type=Path, help="local folder, made where it is missing")
-            one.add_argument("--name", help="name of the snapshot (default: the current one)")
-        if name in ("publish", "collect"):
-            text = "snapshots that stay, the current one among them (default: %(default)s)"
-            one.add_argument("--keep", type=int, default=KEEP, help=text)
+            shared.add_flags(one, SnapshotStore.fetch, ["name"])
+        if run in (run_publish, run_collect):
+            shared.add_flags(one, SnapshotStore, ["keep"])
 
 
-def run_snapshots(options: argparse.Namespace) -> int:
-    """Run an action of `SNAPSHOTS`."""
-    if options.action == "publish" and options.folder.is_dir():  # a service would take it over, and a rollback go onto it
-        known, expected = (options.folder / MANIFEST).is_file(), "an export, or a snapshot of an index"
-        expect(known, str(options.folder), expected, f"a folder without {MANIFEST}", error=UsageError)
-    with shared.open_store(options.url, keep=options.keep) as store:
-        actions: dict[str, Callable[[], list[Any]]] = {
-            "list": lambda: [json.dumps({"current": store.current(), "snapshots": store.names()})],
-            "publish": lambda: [store.publish(options.folder)],
-            "fetch": lambda: [store.fetch(options.directory, options.name)],
-        }
-        lines = actions.get(options.action, store.collect)()
-    print(*lines, sep="\n", end="\n" if lines else "")
-    return FINE
+def run_list(options: argparse.Namespace) -> tuple[int, Any]:
+    """Print the names of all complete snapshots, oldest first, and of the current one as JSON."""
+    with shared.open_store(options.url) as store:
+        return FINE, {"current": store.current(), "snapshots": store.names()}
+
+
+def run_publish(options: argparse.Namespace) -> tuple[int, Any]:
+    """Upload and verify a folder, make it current and print its name; remove old snapshots, down to --keep."""
+    folder, expected = options.folder, "an export, or a snapshot of an index"
+    if folder.is_dir():  # a service would take it over, and a rollback go onto it
+        expect((folder / MANIFEST).is_file(), str(folder), expected, f"a folder without {MANIFEST}", error=UsageError)
+    with shared.open_store(options.url, **shared.flags_given(options, ["keep"])) as store:
+        return FINE, store.publish(folder)
+
+
+def run_fetch(options: argparse.Namespace) -> tuple[int, Any]:
+    """Download a snapshot and check every file. Prints the local folder."""
+    with shared.open_store(options.url) as store:
+        return FINE, str(store.fetch(options.directory, **shared.flags_given(options, ["name"])))
+
+
+def run_collect(options: argparse.Namespace) -> tuple[int, Any]:
+    """Remove the oldest snapshots, down to --keep, and day-old interrupted uploads; prints their names."""
+    with shared.open_store(options.url, **shared.flags_given(options, ["keep"])) as store:
+        return FINE, "\n".join(store.collect()) or None

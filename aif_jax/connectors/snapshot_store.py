@@ -174,7 +174,7 @@ class SnapshotStore:
 
         Args:
           directory: a local folder, made where it is missing; one process at a time fetches into it.
-          name: name of the snapshot; None takes the current one.
+          name: name of the snapshot; None: the current one.
 
         Raises:
           FileNotFoundError: an empty store, or no such snapshot (any more).

@@ -7,7 +7,7 @@ import dataclasses
 from typing import Any, Literal, TypeAlias, get_args
 
 from aif_jax.checks import Fields, expect, expect_types
-from aif_jax.encoding.times import PER_SECOND, TimeUnit
+from aif_jax.encoding.times import TimeUnit
 from aif_jax.schema import statistic_names
 
 Kind: TypeAlias = Literal["id", "value", "category", "action", "bag", "float", "number", "vector", "time"]
@@ -96,7 +96,6 @@ class Columns(Fields):
             elif isinstance(field.default, tuple) and not isinstance(value, tuple):
                 raise ValueError(f"Columns.{field.name}: expected a tuple of column names, got {value!r}")
         expect_types(self)
-        expect(self.time_unit in PER_SECOND, "Columns.time_unit", f"one of {', '.join(PER_SECOND)}", repr(self.time_unit))
         several = "at least 2 (item_attributes are for single values)"
         expect(self.bag_length >= 2, "Columns.bag_length", several, self.bag_length)
         named = [*self.item_attributes, *self.item_bags, *self.user_attributes]

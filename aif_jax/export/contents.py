@@ -27,7 +27,7 @@ from aif_jax.train import training
 from aif_jax.trees import leaves_by_path, nest
 from aif_jax.types import ItemFeatures
 
-IDS = ("ids", "keys", "marks")  # marks: of earlier versions
+IDS = ("ids", "keys")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,14 +63,12 @@ class RestoredModel:
       trained: model, built from the config by the code that is here.
       index: the exported rows; None where the export has none.
       golden: inputs and outputs by name, see `check_golden`.
-      manifest: the parsed manifest.
       orders: the exported orders by name, for `ServingConfig.orders`.
     """
 
     trained: Trained
     index: ItemIndex | None
     golden: Mapping[str, np.ndarray] = dataclasses.field(repr=False)
-    manifest: Mapping[str, Any] = dataclasses.field(repr=False)
     orders: Mapping[str, ExportedOrder] = dataclasses.field(default_factory=dict)
 
     def check_golden(self) -> float:
@@ -133,7 +131,7 @@ def restore(
         keys = arrays["ids"] if "ids" in arrays else arrays["keys"].view(np.uint64)
         rows = {name: array for name, array in arrays.items() if name not in IDS}
         index = ItemIndex.of_rows(trained, keys, rows)
-    return RestoredModel(trained=trained, index=index, golden=golden, manifest=manifest, orders=orders)
+    return RestoredModel(trained=trained, index=index, golden=golden, orders=orders)
 
 
 def _trained(

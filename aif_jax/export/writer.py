@@ -32,7 +32,7 @@ PACKAGES = ("jax", "jaxlib", "numpy", "flax")
 
 
 def save(
-    folder: str | Path, trained: Trained, index: ItemIndex | None = None, *, platforms: Sequence[str] = PLATFORMS,
+    folder: str | Path, trained: Trained, index: ItemIndex | None = None, *, platforms: tuple[str, ...] = PLATFORMS,
     buckets: Mapping[str, Sequence[int]] | None = None, orders: Mapping[str, Order] | None = None,
 ) -> str:  # fmt: skip
     """Write a model for a place without its code, replay the golden case, and only then give the folder its name.

@@ -22,10 +22,10 @@ import numpy as np
 from aif_jax.checks import VersionMismatch, expect
 from aif_jax.encoding.raw import plain
 from aif_jax.encoding.vocabulary import IdKind
-from aif_jax.export.consume.files import memory
 from aif_jax.index.ids import kind_of, raw_keys
 from aif_jax.readers.tables import pyarrow
 from aif_jax.store.codec import STORAGES, Storage
+from aif_jax.store.folders import memory
 
 
 class RowVersion(NamedTuple):

@@ -1,6 +1,6 @@
 """Progress on stderr: tqdm's bars on a terminal, nothing elsewhere. The only module that draws.
 
-Standard output stays free for results, such as those of `--json`.
+Standard output stays free for results.
 """
 
 import contextlib

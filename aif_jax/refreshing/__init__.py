@@ -1,6 +1,6 @@
 """Refresh: trains the served model on newer events and publishes it if the gate passes it.
 
-`run` runs `steps.STEPS`; `gate` judges old against new. A module `aif_jax.refresh` would hide the function of this name.
+`run` runs the `steps`; `gate` judges old against new. A module `aif_jax.refresh` would hide the function of this name.
 """
 
 from aif_jax.refreshing.config import RefreshConfig

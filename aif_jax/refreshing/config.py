@@ -1,10 +1,9 @@
 """Settings of a refresh."""
 
 import dataclasses
-import json
 from typing import Any, Literal
 
-from aif_jax.checks import ArgumentError, Fields, expect, expect_types
+from aif_jax.checks import Fields, expect_types
 from aif_jax.export.writer import PLATFORMS
 from aif_jax.refreshing.gate import GateConfig
 from aif_jax.train.settings import FitConfig
@@ -61,20 +60,12 @@ class RefreshConfig(Fields):
     keep: int = 3
 
     def __post_init__(self):
-        def expect_field(ok: bool, field: str, expected: str) -> None:
-            expect(ok, f"RefreshConfig.{field}", expected, repr(getattr(self, field)), error=ArgumentError)
-
         expect_types(self)
-        expect_field(0 < self.held_out < 0.5, "held_out", "a share above 0, below 0.5")
-        expect_field(self.unknown in ("skip", "error"), "unknown", "'skip' or 'error'")
-        expect_field(self.forget is None or self.forget > 0, "forget", "days above 0")
-        expect_field(self.keep >= 1, "keep", "at least 1")
+        self.expect(0 < self.held_out < 0.5, "held_out", "a share above 0, below 0.5")
+        self.expect(self.forget is None or self.forget > 0, "forget", "days above 0")
+        self.expect(self.keep >= 1, "keep", "at least 1")
         self.training(since=0)
 
     def training(self, **others: Any) -> FitConfig:
         """Return the config of the training, with other fields of it; ValueError for values that `fit` refuses."""
         return FitConfig(**{name: getattr(self, name) for name in OF_FIT}, keep_best=None, **others)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a dict of plain JSON values, moments as text."""
-        return json.loads(json.dumps(dataclasses.asdict(self), default=str))

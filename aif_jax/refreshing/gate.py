@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from aif_jax import metrics
-from aif_jax.checks import expect, expect_types
+from aif_jax.checks import Fields, expect_types
 from aif_jax.data.candidates import BatchKey, SourceFn
 from aif_jax.data.dataset import Dataset
 from aif_jax.metrics import ByUser, Interval
@@ -27,7 +27,7 @@ OF_PROBABILITIES = ("log_loss", "calibration", "calibration_error")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GateConfig:
+class GateConfig(Fields):
     """Bounds beyond which a new model is refused.
 
     A metric refuses a model that is worse by more than its bound, and significantly: the interval of the difference excludes 0.
@@ -65,11 +65,11 @@ class GateConfig:
 
     def __post_init__(self):
         expect_types(self)
-        for field in dataclasses.fields(self):
-            expect(getattr(self, field.name) >= 0, f"GateConfig.{field.name}", "at least 0", getattr(self, field.name))
-        for name in ("overlap", "unknown", "volume", "floor"):
-            expect(getattr(self, name) <= 1, f"GateConfig.{name}", "a share from 0 to 1", getattr(self, name))
-        expect(0 < self.level < 1 and self.draws >= 1, "GateConfig.level, draws", "a share, and at least 1", self)
+        for name, value in vars(self).items():
+            self.expect(value >= 0, name, "at least 0")
+            self.expect(value <= 1 or name not in ("overlap", "unknown", "volume", "floor"), name, "a share from 0 to 1")
+        self.expect(0 < self.level < 1, "level", "a share above 0, below 1")
+        self.expect(self.draws >= 1, "draws", "at least 1")
 
     @property
     def bounds(self) -> dict[str, float]:
@@ -108,7 +108,6 @@ class Measurement:
     """One model on requests.
 
     Attributes:
-      version: version of the model.
       finite: whether every parameter and score is; without it there is nothing else.
       by_user: metrics by name before they are averaged; "hr@k of new items" is of requests for items that the old model lacks.
       top: int32 [R, k] the best catalogue rows of each request; None where the catalogue was not ranked.
@@ -116,7 +115,6 @@ class Measurement:
       bytes: bytes of the parameters.
     """
 
-    version: str
     finite: bool
     by_user: Mapping[str, ByUser] = dataclasses.field(default_factory=dict, repr=False)
     top: np.ndarray | None = dataclasses.field(default=None, repr=False)
@@ -162,12 +160,10 @@ def measure(
     data, positions, k = requests.data, requests.positions, requests.k
     served = with_served_vocabulary(trained, data.encoder)
     params, users = served.params, data.log.user[positions]
-    leaves = [leaf for leaf in jax.tree.leaves(params) if np.issubdtype(np.asarray(leaf).dtype, np.floating)]
-    if not all(np.isfinite(np.asarray(leaf)).all() for leaf in leaves):
-        return Measurement(version=trained.version, finite=False)
     lists = requests.candidates(positions, BatchKey(0, 0, 0))
-    if not np.isfinite(list_scores(served.model, params, data, positions, lists, progress=progress)).all():
-        return Measurement(version=trained.version, finite=False)
+    scores = list_scores(served.model, params, data, positions, lists, progress=progress)
+    if not all(np.isfinite(np.asarray(leaf)).all() for leaf in (scores, *jax.tree.leaves(params))):
+        return Measurement(finite=False)
     figures = functools.partial(
         evaluate, served.model, data=data, positions=positions, k=None, candidates=requests.candidates,
         calibration_negatives=requests.calibration_negatives, repeats=requests.repeats, progress=progress,
@@ -186,7 +182,7 @@ def measure(
     item = data.log.item[positions]
     known = params[ROWS]["item"][item] if ROWS in params else item
     return Measurement(
-        version=trained.version, finite=True, by_user=by_user, top=top, unknown=float((np.asarray(known) == 0).mean()),
+        finite=True, by_user=by_user, top=top, unknown=float((np.asarray(known) == 0).mean()),
         bytes=bytes_of(trained),
     )  # fmt: skip
 

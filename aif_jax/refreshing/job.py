@@ -18,18 +18,18 @@ DONE = "done"
 
 
 class Job:
-    """The job in a folder, in which each step is a folder; `begin` opens it, `say` prints a line of progress."""
+    """The job in a folder, in which each step is a folder; `begin` opens it, `say` prints a line of progress.
 
-    def __init__(self, folder: Path, record: Any, lease: Lease, say: Callable[[str], None]):
-        self.folder, self.record, self.say, self._lease = folder, record, say, lease
+    `records` holds what each step that was called returned, by name in their order.
+    """
 
-    def path(self, name: str) -> Path:
-        """Return folder of a step."""
-        return self.folder / name
+    def __init__(self, folder: Path, arguments: Any, lease: Lease, say: Callable[[str], None]):
+        self.folder, self.arguments, self.say, self._lease = folder, arguments, say, lease
+        self.records: dict[str, dict[str, Any]] = {}
 
     def sealed(self, name: str) -> dict[str, Any] | None:
         """Return the record of a step that is done, None for one that is not."""
-        file = self.path(name) / SEAL
+        file = self.folder / name / SEAL
         return json.loads(file.read_text("utf-8")) if file.is_file() else None
 
     def restart(self) -> None:
@@ -37,7 +37,7 @@ class Job:
         if self.folder.exists():
             remove_folder(self.folder)
         self.folder.mkdir()
-        write_file(self.folder / RECORD, json.dumps(self.record, indent=1).encode())
+        write_file(self.folder / RECORD, json.dumps(self.arguments, indent=1).encode())
 
     def step(self, name: str, make: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
         """Return the record of a step: `make` fills a folder and returns it, unless a job before the kill did.
@@ -49,13 +49,15 @@ class Job:
         if record is None:
             self._lease.check()
             began = time.perf_counter()
-            with new_folder(self.path(name)) as partial:
-                made = make(partial)
-                record = {"seconds": time.perf_counter() - began, **made}
-                (partial / SEAL).write_text(json.dumps(record, indent=1), "utf-8")
+            with new_folder(self.folder / name) as partial:
+                result = make(partial)
+                text = json.dumps({"seconds": time.perf_counter() - began, **result}, indent=1)
+                (partial / SEAL).write_text(text, "utf-8")
+            record = json.loads(text)
             self.say(f"refresh: {name}: {record['line']} ({record['seconds']:.1f} s)")
         else:
             self.say(f"refresh: {name}: {record['line']} (done before)")
+        self.records[name] = record
         return record
 
 
@@ -72,7 +74,7 @@ def begin(
     Raises WriterConflict: a job runs there; names its process and host.
     """
     leases = [Lease(folder) for folder in dict.fromkeys((work, *folders))]
-    folder, record, job = work / "job", json.loads(json.dumps(arguments)), None
+    folder, record, job = work / "job", json.loads(json.dumps(arguments, default=str)), None
     try:
         for lease in leases:
             lease.take()

@@ -12,12 +12,11 @@ from aif_jax.connectors.snapshot_store import SnapshotStore
 from aif_jax.data.dataset import Dataset
 from aif_jax.encoding.times import iso_text, seconds_of
 from aif_jax.export.writer import expect_platforms
-from aif_jax.readers import read
 from aif_jax.readers.tables import Source, TextFile, files_of
 from aif_jax.refreshing.config import RefreshConfig
 from aif_jax.refreshing.job import DONE, begin
 from aif_jax.refreshing.served import open_served
-from aif_jax.refreshing.steps import STEPS, Refresh
+from aif_jax.refreshing.steps import Refresh
 from aif_jax.store.folders import URL, local
 from aif_jax.store.trained import Trained
 from aif_jax.train.distillation import Teacher
@@ -94,7 +93,7 @@ def refresh(
     expect(work is not None or not URL.match(where), "work", needed, work, error=ArgumentError)
     folder = local(work if work is not None else f"{where.rstrip('/')}.work", "work")
     store, reports = SnapshotStore(where, keep=config.keep), SnapshotStore(f"{where.rstrip('/')}/reports", keep=REPORTS)
-    arguments = config.to_json() | {
+    arguments = dataclasses.asdict(config) | {
         "current": current.version if isinstance(current, Trained) else str(current), "out": store.url, "task": repr(task),
         "files": None if isinstance(events, Dataset) else [str(each)[:200] for each in (events, items, users)],
     }  # fmt: skip
@@ -111,34 +110,31 @@ def refresh(
         for moment in config.fixed or ():
             seconds_of(moment, "fixed", unit=trained.need_encoder("refresh").columns.time_unit)
 
-    def read_data(trained: Trained) -> Dataset:
-        """Return the data under vocabularies with the ids of the served model and the new ones."""
-        if isinstance(events, Dataset):
-            expected, got = "a Dataset with an encoder", "one without; read(..., encoder=...)"
-            expect(events.encoder is not None, "refresh data", expected, got)
-            return events
-        if items is None:
-            raise ValueError("refresh items: expected the items file that belongs to events, got None")
-        return read(events, items=items, users=users, earlier=trained, unknown=config.unknown, progress=progress)
-
     folders = () if URL.match(where) else (local(where),)
     with output.hidden(not progress), begin(folder, arguments, folders=folders, say=say, check=check) as job:
-        made = Refresh(
-            job=job, config=config, opened=opened, read=read_data, store=store, reports=reports, items=items,
-            arguments=arguments, teacher=teacher, progress=progress,
+        steps = Refresh(
+            job=job, config=config, opened=opened, events=events, items=items, users=users, store=store, teacher=teacher,
+            progress=progress,
         )  # fmt: skip
-        if (before := made.record("read")) and before["digest"] != made.data.digest:
+        if (before := job.sealed("read")) and before["digest"] != steps.data.digest:
             say("refresh: the data changed since the job was killed, so its steps are done again")
             job.restart()
-            made = dataclasses.replace(made)  # which has read nothing
-        for step in STEPS:
-            if step.needed(made):
-                job.step(step.name, functools.partial(step.run, made))
-        if not made.has_new():
-            job.step(DONE, lambda _: {"line": f"nothing new since {iso_text(made.since)}"})
+            steps = dataclasses.replace(steps)  # which has read nothing
+        job.step("current", steps.keep_current)
+        if not job.step("read", steps.read_data)["new"]:
+            job.step(DONE, lambda _: {"line": f"nothing new since {iso_text(steps.since)}"})
             return RefreshResult(status="nothing new")
-        report = made.record("report")["report"]
-        return RefreshResult(status=report["status"], name=report["name"], trained=made.trained, report=report)
+        job.step("warm start", steps.warm_start)
+        job.step("train", steps.train)
+        job.step("additions", steps.add)
+        if not job.step("gate", steps.judge)["reasons"]:
+            job.step("served", steps.export_served)
+            job.step("publish served", functools.partial(steps.publish, step="served", to=store))
+            job.step("export", steps.export)
+            job.step("publish", functools.partial(steps.publish, step="export", to=store))
+        report = job.step("report", steps.report)["report"]
+        job.step(DONE, functools.partial(steps.publish, step="report", to=reports))
+        return RefreshResult(status=report["status"], name=report["name"], trained=steps.trained, report=report)
 
 
 def _expect_there(source: Any) -> None:

@@ -29,12 +29,11 @@ def training_record(trained: Trained, folder: Path | None = None) -> dict[str, A
     record: dict[str, Any] = {"until": None, "newest": -1, "task": None, "periods": [], "id_dropout": 0.0}
     if trained.settings is not None and "first_validation" in trained.settings:
         settings = parse_settings(trained.settings, "settings of the served model")
-        first = validated = settings.first_validation, settings.first_test
+        record |= {"until": settings.first_test, "task": task_record(settings.task), "id_dropout": settings.id_dropout}
         if settings.without is not None:  # trained by a refresh, which judged it on that period
-            first = settings.without
-        until = settings.first_validation if settings.without is not None else settings.first_test
-        record |= {"until": until, "task": task_record(settings.task), "id_dropout": settings.id_dropout}
-        record["periods"] = [list(first)] if settings.validates or first is not validated else []
+            record |= {"until": settings.first_validation, "periods": [list(settings.without)]}
+        elif settings.validates:
+            record["periods"] = [[settings.first_validation, settings.first_test]]
     if folder is not None and (folder / KEPT).is_file():
         record |= json.loads((folder / KEPT).read_text("utf-8"))
     return record

@@ -1,4 +1,4 @@
-"""The steps of a refresh in their order, `STEPS`: each fills a folder of the job and returns its record, see `Job.step`."""
+"""The steps of a refresh: each fills a folder of the job and returns its record, see `Job.step`."""
 
 import dataclasses
 import functools
@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -20,11 +20,11 @@ from aif_jax.encoding.encoder import reencode
 from aif_jax.encoding.times import iso_text
 from aif_jax.encoding.vocabulary import new_rows
 from aif_jax.index import ItemIndex
-from aif_jax.readers import read_items
+from aif_jax.readers import read, read_items
 from aif_jax.readers.tables import Source
 from aif_jax.refreshing.config import RefreshConfig
 from aif_jax.refreshing.gate import Requests, bytes_of, judge, measure, volume
-from aif_jax.refreshing.job import DONE, Job
+from aif_jax.refreshing.job import Job
 from aif_jax.refreshing.served import KEPT, task_record
 from aif_jax.refreshing.warm import forget_ids, warm_start
 from aif_jax.run import fit
@@ -47,21 +47,16 @@ class Refresh:
     job: Job
     config: RefreshConfig
     opened: Callable[[], tuple[Trained, dict[str, Any]]]  # the served model and its record, see `open_served`
-    read: Callable[[Trained], Dataset]  # under vocabularies with the ids of the served model and the new ones
-    store: SnapshotStore  # of exports
-    reports: SnapshotStore
+    events: Source | Dataset
     items: Source | None  # None where the data was given
-    arguments: dict[str, Any]  # settings, files and stores as plain JSON
+    users: Source | None
+    store: SnapshotStore  # of exports
     teacher: Teacher | None  # see `fit`
     progress: bool
 
-    def record(self, step: str) -> dict[str, Any]:
-        """Return the record of a step, {} before it is done."""
-        return self.job.sealed(step) or {}
-
     def model(self, step: str) -> Trained:
         """Return the model that a step wrote."""
-        return checkpoint.load(self.job.path(step) / MODEL).trained()
+        return checkpoint.load(self.job.folder / step / MODEL).trained()
 
     @functools.cached_property
     def served(self) -> Trained:
@@ -70,8 +65,15 @@ class Refresh:
 
     @functools.cached_property
     def data(self) -> Dataset:
-        """The data that both models are judged on."""
-        return self.read(self.served)
+        """The data that both models are judged on, under vocabularies with the ids of the served model and the new ones."""
+        if isinstance(self.events, Dataset):
+            expected, got = "a Dataset with an encoder", "one without; read(..., encoder=...)"
+            expect(self.events.encoder is not None, "refresh data", expected, got)
+            return self.events
+        if self.items is None:
+            raise ValueError("refresh items: expected the items file that belongs to events, got None")
+        options: dict[str, Any] = {"unknown": self.config.unknown, "progress": self.progress}
+        return read(self.events, items=self.items, users=self.users, earlier=self.served, **options)
 
     @functools.cached_property
     def kept(self) -> Dataset:
@@ -98,31 +100,23 @@ class Refresh:
     @functools.cached_property
     def settings(self) -> FitSettings:
         """Settings of the training."""
-        return FitSettings.from_json(self.record("train")["settings"])
+        return FitSettings.from_json(self.job.records["train"]["settings"])
 
     @functools.cached_property
     def task(self) -> Task:
         """Task of both models."""
-        given = dict(self.record("current")["task"] or {})
-        return task_of(self.data, TASKS[given.pop("name")](**given) if given else None)
+        task = dict(self.job.records["current"]["task"] or {})
+        return task_of(self.data, TASKS[task.pop("name")](**task) if task else None)
 
     @property
     def since(self) -> int:
         """Seconds since 1970, from which events are new."""
-        return self.record("current")["since"]
+        return self.job.records["current"]["since"]
 
     @property
     def calibrated(self) -> bool:
         """Whether the served model has a calibration, for which a part of the new samples is kept."""
         return GROUP in self.served.params["fitted"]
-
-    def has_new(self) -> bool:
-        """Return whether there are new samples."""
-        return self.record("read")["new"]
-
-    def passed(self) -> bool:
-        """Return whether the gate passed the new model."""
-        return self.record("gate").get("reasons") == []
 
     # the steps
 
@@ -146,9 +140,9 @@ class Refresh:
             sizes = {name: each | {"forgotten": newer[name] - left[name]} for name, each in sizes.items()}
         line = f"{len(data.log):,} events; new ids: {', '.join(f'{newer[name] - own[name]:,} of {name}' for name in own)}"
         record = {"line": line, "digest": data.digest, "events": len(data.log), "vocabularies": sizes}
-        if newest <= self.record("current")["newest"] or not len(positions):
+        if newest <= self.job.records["current"]["newest"] or not len(positions):
             return record | {"new": False}
-        inputs = self.arguments | {"current": self.served.version, "files": data.digest, "out": ""}
+        inputs = self.job.arguments | {"current": self.served.version, "files": data.digest, "out": ""}
         inputs = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()
         self._expect_not_rolled_back(inputs)
         return record | {"new": True, "fixed": self._earlier_period(), "inputs": inputs}
@@ -157,7 +151,7 @@ class Refresh:
         """Return the earlier period to judge on: the one given, else the first of the served model's that the events hold."""
         given, least = training.span_of(self.config.fixed, self.data, "fixed"), self.config.gate.users
         counts = {}
-        for first, after in self.record("current")["periods"] if given is None else [given]:
+        for first, after in self.job.records["current"]["periods"] if given is None else [given]:
             if first < self.forget:
                 continue  # what is known of later events alone
             positions = self.task.positions(self.data, min_history=0, since=first, before=after)
@@ -182,25 +176,25 @@ class Refresh:
         encoder: Any = self.kept.encoder
         started = warm_start(self.served, encoder, self.kept.catalogue, forget=self.forget > 0, seed=self.config.seed)
         checkpoint.save(folder / MODEL, started)
-        sizes = self.record("read")["vocabularies"]
+        sizes = self.job.records["read"]["vocabularies"]
         gone = ", ".join(f"{each.get('forgotten', 0):,} of {name}" for name, each in sizes.items())
         gone = f"; forgotten ids: {gone}" if self.forget else ""
         return {"line": f"{bytes_of(started):,} bytes of parameters under the new vocabularies{gone}"}
 
     def train(self, folder: Path) -> dict[str, Any]:
         """Return the model after training on the new samples."""
-        started, held_out, dropout = self.model("warm start"), self.config.held_out, self.config.id_dropout
-        first, after = map(_moment, self.record("read")["fixed"])
+        start, held_out, dropout = self.model("warm start"), self.config.held_out, self.config.id_dropout
+        first, after = map(_moment, self.job.records["read"]["fixed"])
         config = self.config.training(
             since=_moment(self.since), validation=held_out if self.calibrated else 0.0, test=held_out, without=(first, after),
-            id_dropout=self.record("current")["id_dropout"] if dropout is None else dropout,
+            id_dropout=self.job.records["current"]["id_dropout"] if dropout is None else dropout,
         )  # fmt: skip
         teacher, encoder = self.teacher, self.kept.encoder
         if teacher is not None and isinstance(teacher.ranker, Trained) and encoder is not None:
             ranker = warm_start(teacher.ranker, encoder, self.kept.catalogue, forget=True)
             teacher = dataclasses.replace(teacher, ranker=ranker)
-        given: dict[str, Any] = {"out": self.job.path("fit"), "start": started.params, "task": self.task, "teacher": teacher}
-        run = fit(started.model, self.kept, config, progress=self.progress, **given)
+        options: dict[str, Any] = {"out": self.job.folder / "fit", "start": start.params, "task": self.task, "teacher": teacher}
+        run = fit(start.model, self.kept, config, progress=self.progress, **options)
         checkpoint.save(folder / MODEL, run.trained)
         trained = training.training_positions(self.kept, run.settings)
         new = int((self.kept.log.time[trained] >= self.since).sum())
@@ -210,41 +204,41 @@ class Refresh:
     def add(self, folder: Path) -> dict[str, Any]:
         """Return SVD term, popularity correction and calibration, as far as the served model has them, fitted again."""
         settings, old, task, data = self.settings, self.served, self.task, self.kept
-        made, before, added, faults = self.model("train"), settings.first_validation, [], []
+        model, before, added, faults = self.model("train"), settings.first_validation, [], []
         own, log = self._own_rows("item", data), data.history_log
         if settings.id_dropout:
             table = np.asarray(old.params["embedding"]["item"])
             known = (table[np.maximum(own, 0)] != table[0]).any(1)  # items that the served model has a row for
-            made = edits.unseen_items(made, data, before=before, known=known)
+            model = edits.unseen_items(model, data, before=before, known=known)
             added.append("unseen items")
         if (term := old.config.find("pure_svd")) is not None:
             factors, earlier = np.asarray(old.params["fitted"][term.name]["table"]), log.time < self.since
             deviation = edits.svd_deviation(factors, log.user[earlier], own[log.item[earlier]], block=term)
-            made = edits.svd_term(made, data, before=before, deviation=deviation or edits.DEVIATION)
+            model = edits.svd_term(model, data, before=before, deviation=deviation or edits.DEVIATION)
             added.append("SVD term")
         if (block := old.config.find("item_offset")) is not None:
             least = float(np.min(old.params["fitted"][block.name]["table"]))
             untrained = item_offset.UNTRAINED if least <= item_offset.UNTRAINED else None
             power = getattr(task, "power", 0.75)
-            made = edits.popularity_correction(made, data, before=before, power=power, untrained=untrained)
+            model = edits.popularity_correction(model, data, before=before, power=power, untrained=untrained)
             added.append("popularity correction")
         if self.calibrated:
             positions, source = training.held_out(data, settings, "validation")  # raises: nothing to judge without a sample
-            given: dict[str, Any] = {"positions": positions, "candidates": source, "progress": self.progress}
+            options: dict[str, Any] = {"positions": positions, "candidates": source, "progress": self.progress}
             try:
-                made = edits.calibration(made, data, calibration_negatives=task.calibration_negatives, **given)
+                model = edits.calibration(model, data, calibration_negatives=task.calibration_negatives, **options)
             except ValueError as error:  # such as scores that fall where labels rise: the served calibration, for the gate
-                served = old.params["fitted"][GROUP]
-                made, faults = made.replace(params=with_calibration(made.params, served)), [f"no calibration fits it: {error}"]
+                model = model.replace(params=with_calibration(model.params, old.params["fitted"][GROUP]))
+                faults = [f"no calibration fits it: {error}"]
             added.append("calibration")
-        checkpoint.save(folder / MODEL, made)
+        checkpoint.save(folder / MODEL, model)
         line = ", ".join(added) or "none: the served model has none"
         return {"line": "; ".join([line, *faults]), "additions": added, "faults": faults}
 
     def judge(self, _: Path) -> dict[str, Any]:
         """Return the gate's verdict as plain JSON."""
         settings, data = self.settings, self.data
-        first, after = self.record("read")["fixed"]
+        first, after = self.job.records["read"]["fixed"]
         span = dataclasses.replace(settings, first_validation=first, first_test=after, since=None, replay=0.0, keep_best=None)
         options: dict[str, Any] = {"requests": self.config.requests, "min_history": 0}
         slices = {
@@ -262,7 +256,7 @@ class Refresh:
         share = volume(data.log.time, self.since)
         verdict = judge(measured, self.config.gate, volume=share)
         positions = slices["newest"][0]
-        reasons = [*self.record("additions")["faults"], *verdict.reasons]
+        reasons = [*self.job.records["additions"]["faults"], *verdict.reasons]
         return {
             "line": "refused: " + "; ".join(reasons) if reasons else "passed", "reasons": reasons,
             "metrics": verdict.metrics, "overlap": verdict.overlap, "volume": share,
@@ -295,7 +289,7 @@ class Refresh:
         """Return the served model as an export, for a store without one: what a rollback of the first refresh goes back to."""
         if self.store.current() is not None:
             return {"line": f"{self.store.url} has a version before"}
-        record = self.record("current")
+        record = self.job.records["current"]
         kept = {name: record[name] for name in ("until", "newest", "periods")} | {"task": task_record(self.task)}
         export.save(folder / EXPORT, self.served, self.index_of(self.served), platforms=self.config.platforms)
         (folder / EXPORT / KEPT).write_text(json.dumps(kept), "utf-8")
@@ -303,33 +297,32 @@ class Refresh:
 
     def export(self, folder: Path) -> dict[str, Any]:
         """Return the folder that is published: an export with its index, and what the next refresh must know."""
-        index, made = self.index_of(self.trained), folder / EXPORT
-        export.save(made, self.trained, index, platforms=self.config.platforms)
+        index, target = self.index_of(self.trained), folder / EXPORT
+        export.save(target, self.trained, index, platforms=self.config.platforms)
         newest, settings = int(self.data.log.time.max()), self.settings
-        periods = [self.record("read")["fixed"], [settings.first_test, newest + 1]]
+        periods = [self.job.records["read"]["fixed"], [settings.first_test, newest + 1]]
         kept = {"until": settings.first_validation, "newest": newest, "task": task_record(settings.task), "periods": periods}
-        (made / KEPT).write_text(json.dumps(kept | {"inputs": self.record("read")["inputs"]}), "utf-8")
-        size = sum(path.stat().st_size for path in made.rglob("*") if path.is_file())
+        (target / KEPT).write_text(json.dumps(kept | {"inputs": self.job.records["read"]["inputs"]}), "utf-8")
+        size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
         return {"line": f"{len(index):,} items, {size:,} bytes", "bytes": size}
 
-    def publish(self, _: Path, *, step: str, store: str = "store") -> dict[str, Any]:
+    def publish(self, _: Path, *, step: str, to: SnapshotStore) -> dict[str, Any]:
         """Publish the folder that a step made, if any, unless the killed job did."""
-        made, to = self.job.path(step) / EXPORT, getattr(self, store)
-        if not made.is_dir():
+        source = self.job.folder / step / EXPORT
+        if not source.is_dir():
             return {"line": "not needed"}
-        name = to.publish(made, unless_current=True)
+        name = to.publish(source, unless_current=True)
         return {"line": f"{to.url}: {name}", "name": name}
 
     def report(self, folder: Path) -> dict[str, Any]:
         """Write `report.json`: what the refresh changed."""
-        done = {step.name: record for step in STEPS if (record := self.record(step.name))}
-        gate, passed = done["gate"], self.passed()
+        done, gate = self.job.records, self.job.records["gate"]
         sizes = {"parameters before": bytes_of(self.served), "parameters": bytes_of(self.trained)}
         sizes |= {"export": done["export"]["bytes"]} if "export" in done else {}
         counts = {field: gate[field] for field in ("requests", "new_item_requests", "new_user_requests")}
         counts |= {field: done["train"][field] for field in ("samples", "replayed")}
         report = {
-            "status": "published" if passed else "refused", "name": done["publish"]["name"] if passed else None,
+            "status": "refused" if gate["reasons"] else "published", "name": done.get("publish", {}).get("name"),
             "versions": {"old": self.served.version, "new": self.trained.version},
             "vocabularies": done["read"]["vocabularies"],
             "data": counts | {
@@ -344,30 +337,6 @@ class Refresh:
         (folder / EXPORT).mkdir()
         (folder / EXPORT / REPORT).write_text(json.dumps(report, indent=1) + "\n", "utf-8")
         return {"line": report["status"], "report": report}
-
-
-class Step(NamedTuple):
-    """A step by name, and when there is one: always, with new samples, or for a model that passed the gate."""
-
-    name: str
-    run: Callable[..., dict[str, Any]]  # of `Refresh` and a folder
-    needed: Callable[[Refresh], bool] = Refresh.has_new
-
-
-STEPS = (
-    Step("current", Refresh.keep_current, needed=lambda _: True),
-    Step("read", Refresh.read_data, needed=lambda _: True),
-    Step("warm start", Refresh.warm_start),
-    Step("train", Refresh.train),
-    Step("additions", Refresh.add),
-    Step("gate", Refresh.judge),
-    Step("served", Refresh.export_served, needed=Refresh.passed),
-    Step("publish served", functools.partial(Refresh.publish, step="served"), needed=Refresh.passed),
-    Step("export", Refresh.export, needed=Refresh.passed),
-    Step("publish", functools.partial(Refresh.publish, step="export"), needed=Refresh.passed),
-    Step("report", Refresh.report),
-    Step(DONE, functools.partial(Refresh.publish, step="report", store="reports")),
-)
 
 
 def _moment(seconds: int) -> datetime:

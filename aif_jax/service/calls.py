@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from aif_jax.checks import expect
+from aif_jax.checks import expect, expect_types
 from aif_jax.encoding.vocabulary import MOST_CHARACTERS, expect_short
 from aif_jax.serving import DeadlineExceeded, EngineClosed, NonFiniteScores, Overloaded
 from aif_jax.serving.requests import CallerError, Candidates
@@ -53,7 +53,7 @@ class Policy:
     when_stale: Literal["degrade", "refuse"] = "degrade"
 
     def __post_init__(self):
-        expect(self.when_stale in ("degrade", "refuse"), "when_stale", "'degrade' or 'refuse'", repr(self.when_stale))
+        expect_types(self)
         for name, bound in vars(self).items():
             expect(name == "when_stale" or bound is None or bound > 0, name, "more than 0", bound)
 

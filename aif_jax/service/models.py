@@ -141,7 +141,7 @@ class Models:
         self,
         root: str | Path,
         *,
-        config: ServingConfig | None = None,
+        config: ServingConfig = ServingConfig(),  # noqa: B008 frozen
         keep: int = 2,
         source: FeatureSource | None = None,
         index: Path | None = None,
@@ -151,7 +151,7 @@ class Models:
         expect(keep >= 1, "keep", "at least 1", keep, error=ArgumentError)
         expect(poll > 0, "poll", "more than 0 seconds", poll, error=ArgumentError)
         self.root = Path(root)
-        self.config = config or ServingConfig()
+        self.config = config
         self.held: list[LoadedModel] = []  # the latest first
         self.serving: list[LoadedModel] = []  # those among them that `current` names
         self.publishes = self.failures = 0

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from aif_jax.checks import check_encoding, expect
+from aif_jax.checks import ArgumentError, check_encoding, expect
 from aif_jax.config import Config
 from aif_jax.encoding.encoder import Encoder
 from aif_jax.features import item_layout, user_layout
@@ -210,9 +210,9 @@ class Trained:
         return self.replace(params=jax.device_put(self.params, sharding)).with_version(self.version)
 
     def need_encoder(self, what: str) -> Encoder:
-        """Return the encoder; ValueError for a model without one, named by `what` needs it."""
+        """Return the encoder; ArgumentError for a model without one, named by `what` needs it."""
         if self.encoder is None:
             expected = "a model with an encoder, which reads raw data"
             out = "give Trained(model, params, encoder), or save the model with the encoder of its data"
-            raise ValueError(f"{what}: expected {expected}, got one without; {out}")
+            raise ArgumentError(f"{what}: expected {expected}, got one without; {out}")
         return self.encoder

@@ -73,20 +73,15 @@ class FitConfig(Fields):
     keep_best: str | None = "gauc"
 
     def __post_init__(self):
-        def expect_field(ok: bool, field: str, expected: str) -> None:
-            expect(ok, f"FitConfig.{field}", expected, repr(getattr(self, field)))
-
         expect_types(self)
         for field in ("epochs", "batch_size", "requests", "k", "evaluate_every"):
             value = getattr(self, field)
-            expect_field(value is None or value >= 1, field, "at least 1")
+            self.expect(value is None or value >= 1, field, "at least 1")
         for field in ("learning_rate", "weight_decay"):
-            expect_field(0 <= getattr(self, field) < float("inf"), field, "a finite number of at least 0")  # NaN is none
-        expect_field(0 <= self.replay < float("inf"), "replay", "a share of at least 0")
-        expect_field(not self.replay or self.since is not None, "replay", "0 without since")
-        listed = isinstance(self.buckets, tuple) and all(type(each) is int and each >= 1 for each in self.buckets)
-        expect_field(listed or self.buckets == "auto", "buckets", "'auto' or a tuple of lengths")
-        expect_field(isinstance(self.sparse, tuple) or self.sparse == "auto", "sparse", "'auto' or a tuple of names of tables")
+            self.expect(0 <= getattr(self, field) < float("inf"), field, "a finite number of at least 0")  # NaN is none
+        self.expect(0 <= self.replay < float("inf"), "replay", "a share of at least 0")
+        self.expect(not self.replay or self.since is not None, "replay", "0 without since")
+        self.expect(self.buckets == "auto" or min(self.buckets, default=1) >= 1, "buckets", "lengths of at least 1")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -51,7 +51,7 @@ def flag(action: argparse.Action) -> str:
     value = action.metavar or ("" if action.nargs == 0 else action.dest.upper())
     value = " ".join(value) if isinstance(value, tuple) else value
     if action.choices:
-        value = " or ".join(map(str, action.choices))
+        value = "|".join(map(str, action.choices))
     if not action.option_strings:
         return value
     several = " ..." * (action.nargs in ("*", "+") and not isinstance(action.metavar, tuple))
@@ -65,43 +65,20 @@ refused; 2 the command could not start; 3 `refresh` refused a model; 141 broken 
 """
 
 
-FIELDS = {
-    "columns of the files": "Each is a field of [`aif_jax.Columns`](api.md#aif_jax.Columns), which explains it, but for "
-    "`--columns`: a JSON\nfile with these settings, which flags override. A list is written as words: `--actions view buy`."
-}
-"""What is said of a group of flags that the API reference explains."""
-
-
 def command_line() -> str:
     """The page of the command line: what commands share comes first, once, and a flag's most frequent meaning."""
-    parsers = list(commands(parser_of()))
-    groups = [
-        (group.title or "", tuple(map(row, filter(shown, group._group_actions))))
-        for _, one in parsers
-        for group in one._action_groups
-    ]
-    shared_groups = {rows: title.split(" (")[0] for title, rows in groups if len(rows) > 3 and groups.count((title, rows)) > 1}
-    single = [each for _, rows in groups if rows not in shared_groups for each in rows]
+    parsers = [(words, one, list(map(row, filter(shown, one._actions)))) for words, one in commands(parser_of())]
+    single = [each for _, _, rows in parsers for each in rows]
     often = {each for each in single if single.count(each) > 1 and each[0].startswith("`--")}
     shared = sorted({bare(one[0]): one for one in sorted(often, key=lambda one: (single.count(one), one))}.values())
     before = listing(map(row, filter(shown, parser_of()._optionals._group_actions)))
     parts = [HEAD, "## Before the command\n", before, "## Shared arguments\n", listing(shared)]
-    for rows, title in shared_groups.items():
-        titled = f"## {title[0].upper()}{title[1:]}\n"
-        parts += [titled, ", ".join(name for name, _ in rows) + f".\n\n{FIELDS[title]}\n" if title in FIELDS else listing(rows)]
-    for words, one in parsers:
+    for words, one, rows in parsers:
         text = re.sub(r"`(Run\.\w+)`", r"[`\1`](api.md#aif_jax.\1)", one.description or "")
         parts.append(f"## aif-jax {' '.join(words)}\n{text}\n")
-        rows, others, whole = [], [], []
-        for group in one._action_groups:
-            made = tuple(map(row, filter(shown, group._group_actions)))
-            if title := shared_groups.get(made):
-                whole.append(f"the [{title}](#{title.replace(' ', '-')})")
-            else:
-                rows += [each for each in made if each not in shared]
-                others += [f"`{bare(name)}`" for name, text in made if (name, text) in shared]
-        named = [f"{', '.join(others)} ([shared](#shared-arguments))"] * bool(others) + whole
-        parts.append(listing(rows) + f"- {', '.join(named)}\n" * bool(named))
+        others = ", ".join(f"`{bare(name)}`" for name, text in rows if (name, text) in shared)
+        own = listing(each for each in rows if each not in shared)
+        parts.append(own + f"- {others} ([shared](#shared-arguments))\n" * bool(others))
     return "\n".join(parts)
 
 

@@ -3,10 +3,8 @@
 Arrays are in the public safetensors layout: eight bytes of header length, a JSON header, data.
 """
 
-import contextlib
 import hashlib
 import json
-import os
 import re
 import reprlib
 import stat
@@ -63,8 +61,6 @@ def read_manifest(folder: Path, *, sha256: str | None = None) -> dict[str, Any]:
     expect(version == FORMAT_VERSION, MANIFEST, f"format_version {FORMAT_VERSION}", f"{version!r}; {way_out}")
     inside, digest = manifest.get("sha256"), seal(manifest)
     expect(inside == digest, f"{MANIFEST} was altered", f"sha256 {inside} inside", digest)
-    orders, way_out = manifest.get("orders", []), "export again with orders={NAME: lambda p, bid: ...}"
-    expect(isinstance(orders, list), f"{MANIFEST} orders", "names of compiled functions", f"{type(orders).__name__}; {way_out}")
     return manifest
 
 
@@ -134,13 +130,3 @@ def read_file(path: Path, name: str, *, size: int | None = None, limit: int | No
     expect(limit is None or status.st_size <= limit, name, f"at most {limit} bytes", status.st_size)
     with path.open("rb") as file:
         return file.read(status.st_size + 1)  # one more than expected, so that a file that grew meanwhile does not pass
-
-
-def memory() -> int:
-    """Return bytes of memory of this machine, or of the container that this process runs in: no file to be read is larger."""
-    sizes = []
-    with contextlib.suppress(AttributeError, OSError, ValueError):  # not on every platform
-        sizes.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    with contextlib.suppress(OSError, ValueError):  # "max" for no limit
-        sizes.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return min(sizes, default=1 << 40)

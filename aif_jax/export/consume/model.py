@@ -59,7 +59,7 @@ class ExportedIndex:
 class ExportedModel:
     """User, item and interaction of one exported model.
 
-    Inputs are dicts of arrays, flat ("history.item") or nested, or dataclasses with those fields. Dtypes, shapes and values
+    Inputs are dicts of arrays, flat ("history.item") or nested, or dataclasses of `aif_jax`. Dtypes, shapes and values
     must be those that the manifest names; an input that the model does not read may be left out.
 
     Attributes:
@@ -182,7 +182,7 @@ class ExportedModel:
     def _features(self, features: Any) -> dict[str, Any]:
         """Return features by name; their encoding must be the model's where both are known."""
         given = flatten(features)
-        encoding = given.pop("encoding", "")
+        encoding = given.pop("encoding", getattr(features, "encoding", ""))
         fits = not self.encoding or (isinstance(encoding, str) and encoding in ("", self.encoding))
         why = "their ids and floats mean something else to this model: encode with the encoder that it was exported with"
         expect(fits, "features", f"the encoding {self.encoding}", f"{encoding}; {why}")
@@ -197,9 +197,10 @@ def verify(folder: str | Path, *, tolerance: float = 1e-4, sha256: str | None = 
     """Check every checksum of a folder and replay its golden inputs, on this process's device.
 
     Args:
-      folder, sha256: as `load`.
+      folder: as `load`.
       tolerance: largest |got - golden| / max(1, |golden|) of a float, more on accelerators that multiply in lower precision;
         integers must agree exactly.
+      sha256: digest of the manifest, as `save` returned it: pins every file; None: not compared.
 
     Returns:
       `version`; `max_abs_diff`, the largest difference of all; `functions`, the same for each function.
@@ -228,25 +229,15 @@ def verify(folder: str | Path, *, tolerance: float = 1e-4, sha256: str | None = 
     return {"version": model.version, "max_abs_diff": max(largest.values(), default=0.0), "functions": largest}
 
 
-def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Return arrays by dotted name, from nested dicts, tuples or dataclasses; None is left out.
+def flatten(value: Any) -> dict[str, Any]:
+    """Return arrays by dotted name, from nested dicts, tuples or dataclasses of `aif_jax`; None is left out.
 
     Example:
       >>> flatten({"history": {"item": 1, "mask": 3}, "content": None, "floats": 2})
-      {'history.item': 1, 'history.mask': 3, 'floats': 2}
+      {'floats': 2, 'history.item': 1, 'history.mask': 3}
     """
-    if isinstance(value, Mapping):
-        named = value.items()
-    elif dataclasses.is_dataclass(value):
-        named = [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
-    elif isinstance(value, tuple):
-        named = zip(getattr(value, "_fields", range(len(value))), value, strict=True)
-    else:
-        return {} if value is None else {prefix: value}
-    flat: dict[str, Any] = {}
-    for name, inner in named:
-        flat |= flatten(inner, f"{prefix}.{name}" if prefix else str(name))
-    return flat
+    leaves = jax.tree_util.tree_flatten_with_path(value)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
 def check_versions(manifest: Mapping[str, Any]) -> None:
@@ -282,7 +273,7 @@ def _vocabularies(arrays: Mapping[str, np.ndarray]) -> dict[str, Ids]:
 def _index(arrays: Mapping[str, np.ndarray]) -> ExportedIndex:
     kinds = {name: array for name, array in arrays.items() if name in ("ids", "keys")}
     known = Ids(kinds, "index")
-    table = {name: array for name, array in arrays.items() if name not in (*kinds, "marks")}  # marks: of earlier versions
+    table = {name: array for name, array in arrays.items() if name not in kinds}
     if other := [name for name, array in table.items() if array.shape[:1] != (len(known),)]:
         raise ExportError(f"index: expected {len(known)} rows, got another number in {other}")
     return ExportedIndex(known.raw, jax.device_put(table), known)
