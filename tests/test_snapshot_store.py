@@ -162,6 +162,16 @@ def test_a_damaged_snapshot_is_a_snapshot_error(open_store, tmp_path):
     assert number_of(store.fetch(tmp_path / "out")) == 7 and not (tmp_path / "escaped").exists()
 
 
+def test_a_record_that_is_too_large_is_not_read(open_store, tmp_path, monkeypatch):
+    """It would be in memory, whole, before anything is checked."""
+    store = open_store()
+    name = store.publish(fill(tmp_path / "made", 7))
+    monkeypatch.setattr(module, "RECORD_BYTES", 60)
+    monkeypatch.setattr(store._files, "cat_file", lambda path: 1 / 0)
+    for named, file in ((None, "current"), (name, f"{name}/snapshot-manifest.json")):
+        refused(SnapshotError, rf"{file}: expected at most 60 bytes, got \d+", store.fetch, tmp_path / "out", named)
+
+
 def test_what_reads_back_as_something_else_is_not_published(tmp_path, monkeypatch):
     store = SnapshotStore(tmp_path / "store")
     first = store.publish(fill(tmp_path / "made", 1))

@@ -31,6 +31,7 @@ UNDONE = "rolled-back"  # an empty file in a snapshot that stays out
 MODIFIED = "modified_ns"  # when a file was written, in the manifest
 PLAIN = re.compile(r"(?!\.\.?\Z)[^\\\0]{1,255}")  # a part of the path of a file
 PATH_BYTES = 1024  # of a path: what object stores take
+RECORD_BYTES = 64 << 20  # of a manifest
 TRIES = 3  # of a fetch whose snapshot is removed in the middle
 logger = logging.getLogger(__name__)
 
@@ -145,7 +146,7 @@ class SnapshotStore:
         """Return a small file of each complete snapshot after the current one that `rollback` took out of use, if it has it."""
         current, listed = self.current(), self._listed()
         later = [name for name, files in listed.items() if current is not None and name > current and MANIFEST in files]
-        return {name: self._files.cat_file(self._path(name, file)) for name in later if {UNDONE, file} <= listed[name].keys()}
+        return {name: self._read(name, file) for name in later if {UNDONE, file} <= listed[name].keys()}
 
     def rollback(self) -> str:
         """Make the complete snapshot before the current one current again; returns its name.
@@ -260,14 +261,14 @@ class SnapshotStore:
 
     def _manifest(self, name: str, sha256: str = "") -> tuple[bytes, dict[str, dict[str, Any]]]:
         """Return the manifest of a snapshot, which must have that checksum where one is known, and the files that it lists."""
-        raw = self._files.cat_file(self._path(name, MANIFEST))
+        raw = self._read(name, MANIFEST)
         if sha256 not in ("", got := hashlib.sha256(raw).hexdigest()):
             raise SnapshotError(f"{self.url}: {name}: expected a manifest of sha256 {sha256}, got {got}; publish again")
         return raw, _entries(raw, f"{self.url}: {name}")
 
     def _pointer(self) -> Pointer | None:
         try:
-            raw = self._files.cat_file(self._path(CURRENT))
+            raw = self._read(CURRENT)
         except FileNotFoundError:
             return None
         try:
@@ -289,6 +290,14 @@ class SnapshotStore:
                 moment = moment.timestamp() if hasattr(moment, "timestamp") else moment  # type: ignore[union-attr]
                 listed.setdefault(name, {})[relative] = time.time() if moment is None else float(moment)
         return listed
+
+    def _read(self, *parts: str) -> bytes:
+        """Return a small file; SnapshotError for one of more than `RECORD_BYTES`, of which nothing is read."""
+        self._files.invalidate_cache()  # other processes write here
+        size = self._files.size(self._path(*parts)) or 0
+        where = f"{self.url}: {'/'.join(parts)}"
+        expect(size <= RECORD_BYTES, where, f"at most {RECORD_BYTES} bytes", f"{size}; publish again", error=SnapshotError)
+        return self._files.cat_file(self._path(*parts))
 
     def _path(self, *parts: str) -> str:
         return "/".join((self._root, *parts))
