@@ -25,6 +25,10 @@ def contents(folder):
     return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
 
 
+def leftovers(target):
+    return list(target.parent.glob(f".{target.name}.*.partial"))
+
+
 def fill(folder, word="new"):
     with new_folder(folder) as partial:
         (partial / "inner").mkdir()
@@ -37,7 +41,8 @@ def test_a_folder_appears_with_its_parents_and_leaves_nothing_else(tmp_path):
     with new_folder(target) as partial:
         (partial / "file").write_text("x")
         (partial.parent / "scratch.zip").write_text("gone at the end")
-        assert not target.exists() and unfinished(target) == [partial.parent]
+        assert not target.exists() and leftovers(target) == [partial.parent]
+        assert unfinished(target) == f"; {partial.parent} is being written, or was left by a save that was killed"
     assert contents(target) == {"file": "x"}
     assert [path.name for path in target.parent.iterdir()] == ["b"]
     assert os.stat(target).st_mode & 0o777 == 0o777 & ~umask()
@@ -94,7 +99,7 @@ def test_a_file_is_replaced_whole_and_forced_to_disk_before_and_after_its_rename
         with pytest.raises(error), new_file(target) as partial:
             partial.write_bytes(b"half")
             raise error
-    assert contents(tmp_path) == {"new/fit.json": "two"} and not unfinished(target)
+    assert contents(tmp_path) == {"new/fit.json": "two"} and not leftovers(target)
 
 
 def test_a_pipe_is_written_into_and_a_folder_is_refused(tmp_path):
@@ -117,7 +122,7 @@ def test_what_a_killed_writer_of_a_file_left_goes_with_the_next_write(tmp_path):
     target = tmp_path / "a"
     write_file(target, b"old")
     assert Life(killed_at, "os.rename", "partial", write_file, target, b"half").killed()
-    assert target.read_bytes() == b"old" and len(unfinished(target)) == 1
+    assert target.read_bytes() == b"old" and len(leftovers(target)) == 1
     write_file(target, b"new")
     assert [path.name for path in tmp_path.iterdir()] == ["a"] and target.read_bytes() == b"new"
 
@@ -131,9 +136,9 @@ def test_a_killed_process_leaves_all_or_nothing(tmp_path, event, pattern, there)
     target = tmp_path / "a"
     assert Life(killed_at, event, pattern, fill, target).killed()
     assert target.exists() == there and (not there or contents(target) == {"inner/file": "new"})
-    assert len(unfinished(target)) == 1
+    assert len(leftovers(target)) == 1
     fill(tmp_path / "a.b")  # another name: not its business
-    assert len(unfinished(target)) == 1
+    assert len(leftovers(target)) == 1
     if there:
         remove_unfinished(tmp_path)
     else:
@@ -161,7 +166,7 @@ with new_folder({str(target)!r}) as partial:
     with pytest.raises(RuntimeError), new_folder(target):
         raise RuntimeError
     remove_unfinished(tmp_path)
-    assert len(unfinished(target)) == 1
+    assert len(leftovers(target)) == 1
     slow.communicate("\n", timeout=60)
     assert slow.returncode == 0 and contents(target) == {"file": "slow"}
 
@@ -181,7 +186,7 @@ def test_many_threads_write_one_name(tmp_path):
 
     with ThreadPoolExecutor(8) as pool:
         results = list(pool.map(write, range(8)))
-    assert sorted(results) == ["refused"] * 7 + ["written"] and not unfinished(tmp_path / "a")
+    assert sorted(results) == ["refused"] * 7 + ["written"] and not leftovers(tmp_path / "a")
     assert len(contents(tmp_path / "a")) == 1
 
 

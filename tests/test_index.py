@@ -13,7 +13,7 @@ from pyarrow import csv, parquet
 
 import aif_jax as aif
 from aif_jax import item
-from aif_jax.export.consume.ids import hashes
+from aif_jax.export.consume.ids import TEXT, hashes
 from aif_jax.index import ItemIndex, capacity_for, verify
 from aif_jax.index import ids as ids_module
 from aif_jax.index.ids import EMPTY, IdMap
@@ -21,6 +21,7 @@ from aif_jax.index.item_index import FORMAT
 from aif_jax.index.store import ItemProgram
 from aif_jax.store import sealed
 from aif_jax.store.codec import Half, Packed, Scaled, decode, encode, pack, unpack
+from aif_jax.store.folders import CheckpointError
 from tests import demo
 from tests.beside import meanwhile
 from tests.demo import part, same
@@ -374,8 +375,9 @@ def test_strings_are_found_by_what_they_are():
     assert index.lookup(names)[1].all() and index.lookup(np.array(names))[1].all()
     assert index.lookup(["7", "007", "", "007 "])[1].tolist() == [False, True, False, False]
     assert np.array_equal(index.ids, np.sort(hashes(names))) and hashes([]).shape == (0,)
+    assert not make(part(FEATURES, slice(0)), []).lookup(names)[1].any() and len(index.lookup([])[0]) == 0
     for form in (np.array(names), np.array(names, np.dtypes.StringDType())):
-        assert np.array_equal(ids_module.raw_keys(form, "ids").view(np.int64), hashes(names))
+        assert np.array_equal(ids_module.raw_keys(form, "ids"), hashes(names))
     assert len(np.unique(hashes([f"item {i}" for i in range(100_000)]))) == 100_000
     refused(TypeError, "ids: expected strings, got integers", index.lookup, np.arange(3))
     one = part(FEATURES, slice(1))
@@ -386,11 +388,19 @@ def test_strings_are_found_by_what_they_are():
     assert same(less.take(["008"])[0], index.take(["008"])[0])
 
 
-def test_two_strings_with_one_hash_are_no_catalogue(monkeypatch):
-    """Of 10^7 strings two share 64 bits with probability 3e-6."""
-    monkeypatch.setattr(ids_module, "hashes", lambda strings: np.array([len(text) for text in strings]))
-    with pytest.raises(ValueError, match="expected distinct ids, got repeated ones: one comes twice, at positions 0 and 1"):
-        make(part(FEATURES, slice(2)), ["a", "b"])
+def test_two_strings_with_one_hash_are_two_items(monkeypatch):
+    """In a build, an update, a deletion, on disk: the second hash tells them apart."""
+    clash = lambda strings: np.array([(len(text), sum(map(ord, text))) for text in strings], TEXT)  # noqa: E731
+    monkeypatch.setattr(ids_module, "hashes", clash)
+    names = ["a", "b", "c", "dd"]
+    index = make(part(FEATURES, slice(4)), names)
+    whole = index.take(names)[0]
+    assert index.lookup([*names, "e"])[1].tolist() == [True] * 4 + [False]
+    updated = make(part(FEATURES, [3, 1]), ["c", "a"]).upsert(["b", "a", "dd", "c"], part(FEATURES, [1, 0, 3, 2]))
+    assert same(updated.take(names)[0], whole) and same(updated.stored(), index.stored())
+    assert updated.delete(["e", "b"]).lookup(names)[1].tolist() == [True, False, True, True]
+    message = "expected distinct ids, got repeated ones: one comes twice, at positions 0 and 2"
+    refused(ValueError, message, make, part(FEATURES, slice(3)), ["a", "b", "a"])
 
 
 def test_what_is_refused(index):
@@ -490,15 +500,17 @@ def test_an_empty_index_and_strings_go_to_disk_and_back(tmp_path):
     build().delete([5, 6, 7]).save(tmp_path / "empty")
     assert ItemIndex.load(tmp_path / "empty", TRAINED).upsert([1], features([1])).ids.tolist() == [1]
     index = build(["a", "bb", ""])
+    index.delete(["a", "bb", ""]).save(tmp_path / "none")
+    assert len(ItemIndex.load(tmp_path / "none", TRAINED).upsert(["a"], features([1]))) == 1
     index.save(tmp_path / "a")
     back = ItemIndex.load(tmp_path / "a", TRAINED)
     assert (verify(tmp_path / "empty").items, verify(tmp_path / "a").ids) == (0, "strings")
     assert back.lookup(["bb", "", "b"])[1].tolist() == [True, True, False]
     trees, record = sealed.read(tmp_path / "a", format=FORMAT), sealed.inspect(tmp_path / "a", format=FORMAT)
-    trees["ids"]["marks"] = np.arange(3, dtype=np.uint32)  # a second hash, as earlier versions wrote
+    del trees["ids"]["marks"]
     record = {name: value for name, value in record.items() if name not in ("files", "arrays", "sha256")}
-    sealed.write(tmp_path / "older", trees, record, format=FORMAT)
-    assert same(ItemIndex.load(tmp_path / "older", TRAINED).stored(), index.stored())
+    sealed.write(tmp_path / "without", trees, record, format=FORMAT)
+    refused(CheckpointError, "without: ids: expected hashes of strings, int64", ItemIndex.load, tmp_path / "without", TRAINED)
     assert same(*(each.upsert(["c"], features([4])).delete(["a"]).stored() for each in (back, index)))
 
 

@@ -182,7 +182,7 @@ def test_an_id_in_two_parts_is_refused(encoded):
     ids = encoded[4].column("id").to_pylist()
     ids[5] = encoded[2].column("id")[7].as_py()
     twice = [*encoded[:4], changed(encoded[4], id=ids)]
-    refused(ValueError, f"ones: {ids[5]} comes twice, in batch 2, row 7 and batch 4, row 5", world.merged, twice)
+    refused(ValueError, f"ones: {ids[5]} comes twice, at positions 135 and 261", world.merged, twice)
 
 
 @pytest.mark.parametrize(("change", "error", "message"), [

@@ -20,7 +20,7 @@ from aif_jax import export
 from aif_jax.export import ExportError
 from aif_jax.export.consume import files
 from aif_jax.store import sealed
-from aif_jax.store.folders import METADATA_FILE, CheckpointError
+from aif_jax.store.folders import CheckpointError
 from tests import writer_world as world
 from tests.golden import make_export
 from tests.refusals import refused
@@ -113,7 +113,6 @@ def put(content: bytes) -> Callable[[Path], Any]:
 
 
 JSON, FORMATS = "manifest.json: expected JSON", "expected the format '{format}', got "
-OLDER = FORMATS + "one of an earlier version; {rebuild}"
 DAMAGES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "data flipped": ("data", flip, "was altered"),
     "data cut": ("data", lambda file: os.truncate(file, file.stat().st_size - 4), "expected .* bytes"),
@@ -129,14 +128,13 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "manifest a list": ("manifest", put(b"[]"), FORMATS + r"\[\]"),
     "manifest gone": ("manifest", Path.unlink, "not a complete snapshot: manifest.json is missing; {rebuild}"),
     "another kind": ("manifest", put(b'{"format": "other/9"}'), FORMATS + "'other/9'; {rebuild}"),
-    "an earlier version": ("manifest", lambda file: file.rename(file.parent / METADATA_FILE), OLDER),
 }
 """What is damaged and how, and what the reader says."""
 OF_EXPORTS = {
-    "manifest a list": "manifest.json: expected ", "manifest gone": "expected a file", "an earlier version": "expected a file",
+    "manifest a list": "manifest.json: expected ", "manifest gone": "expected a file",
     "another kind": "expected format 'aif_jax",
 }  # fmt: skip
-"""What readers of exports say instead, which have no formats of an earlier version."""
+"""What readers of exports say instead."""
 
 
 @pytest.fixture(scope="module")

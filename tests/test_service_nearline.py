@@ -63,7 +63,7 @@ def test_what_fails_delays_nothing_else(tmp_path, monkeypatch):
     """A torn index of one export: `current` and the index of another export are taken over at the next look."""
     exports().copied(tmp_path)
     exports().index["one"].save(tmp_path / "index" / "one")
-    exports().index["two"].save(tmp_path / "index" / "two" / "000001-0000000001")
+    exports().index["two"].save(tmp_path / "index" / "two" / "0000000001")
     params = next((tmp_path / "index" / "one").glob("*.safetensors"))
     params.write_bytes(params.read_bytes()[:-4])
     (tmp_path / "current").write_text("one\ntwo share=0.5\n")
@@ -71,8 +71,8 @@ def test_what_fails_delays_nothing_else(tmp_path, monkeypatch):
     with running(tmp_path, poll=0.01, index=tmp_path / "index") as service:
         models = service.service.models
         until(lambda: models.failures >= 10)  # 10 s to the next try
-        exports().index["two"].save(tmp_path / "index" / "two" / "000002-0000000001")
-        until(lambda: models.serving[1].index_from.path.name.startswith("000002"))
+        exports().index["two"].save(tmp_path / "index" / "two" / "0000000002")
+        until(lambda: models.serving[1].index_from.path.name == "0000000002")
         (tmp_path / "current").write_text("torn share=2\n")
         until(lambda: "a share in [0, 1]" in models.problem)
         (tmp_path / "current").write_text("two\n")
@@ -98,6 +98,6 @@ def test_an_index_that_is_too_old_is_marked_or_refused(tmp_path):
 
 
 def test_snapshots_are_found_by_export_or_for_all(tmp_path):
-    exports().index["one"].save(tmp_path / "000001-0000000001")
+    exports().index["one"].save(tmp_path / "0000000001")
     assert newest(tmp_path / "none", "monday") is None
-    assert newest(tmp_path, "monday") == newest(tmp_path, "") == tmp_path / "000001-0000000001"
+    assert newest(tmp_path, "monday") == newest(tmp_path, "") == tmp_path / "0000000001"

@@ -22,6 +22,7 @@ from aif_jax import checkpoint, cli
 from aif_jax.connectors import Follower, KafkaStream, SnapshotStore, StreamError, follow
 from aif_jax.connectors.streams import Message, MessageError, decode, encode, tombstone_key
 from aif_jax.index import IndexWriter, ItemIndex
+from aif_jax.index import writer as writers
 from aif_jax.index.writer import snapshots
 from tests import demo, servers
 from tests.beside import meanwhile
@@ -175,9 +176,10 @@ def test_snapshots_are_published(following, tmp_path, monkeypatch):
     assert follower.counters["published"] == 4 and follower.stream.committed == {0: 3}
 
 
-def test_a_stream_that_pauses_is_saved_by_time(following, tmp_path):
+def test_a_stream_that_pauses_is_saved_by_time(following, tmp_path, monkeypatch):
     clock = [0.0]
-    broker, _, follower = following({"every_updates": None, "every_seconds": 5, "clock": lambda: clock[0]})
+    monkeypatch.setattr(writers, "monotonic", lambda: clock[0])
+    broker, _, follower = following({"every_updates": None, "every_seconds": 5})
     broker.send(encode(items({"i1": 2.0})))
     drain(follower, until=1)
     assert follower.stream.committed == {} and len(snapshots(tmp_path / "w")) == 1

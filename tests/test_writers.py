@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import os
 import re
 import threading
@@ -14,6 +15,7 @@ import aif_jax as aif
 from aif_jax.checkpoint import CheckpointError
 from aif_jax.index import IndexWriter, WriterConflict, snapshots
 from aif_jax.index import writer as writer_files
+from aif_jax.index.writer import Lease
 from aif_jax.store import sealed
 from tests.demo import same
 from tests.refusals import refused
@@ -179,7 +181,7 @@ def test_resume_names_the_snapshot_that_it_cannot_read(world, tmp_path):
 def test_one_writer_owns_a_directory(world):
     stream = world.start()
     for call in (world.start, world.resume):
-        refused(WriterConflict, rf"process {os.getpid()} on .* \(owner 1, since .*\) is writing here", call)
+        refused(WriterConflict, rf"process {os.getpid()} on .* \(since .*\) is writing here", call)
     world.apply(stream, 1)
     stream.close()
     refused(WriterConflict, "this writer is closed", stream.snapshot)
@@ -189,7 +191,7 @@ def test_one_writer_owns_a_directory(world):
     third = world.resume()
     world.apply(third, 2)
     third.close()
-    assert [folder.name[:6] for folder in snapshots(world.directory)] == ["000001", "000001", "000003"]
+    assert [folder.name for folder in snapshots(world.directory)] == ["0000000001", "0000000002", "0000000003"]
 
 
 def test_a_writer_that_was_taken_over_saves_nothing_more(world):
@@ -198,9 +200,9 @@ def test_a_writer_that_was_taken_over_saves_nothing_more(world):
     new = world.resume(takeover=True, every_updates=None)
     world.apply(old, 2)
     for call in (old.snapshot, old.close):
-        refused(WriterConflict, r"owner 2, since .*\) took over; this writer \(owner 1\) saves no more", call)
+        refused(WriterConflict, r"\(since .*\) took over; this writer saves no more", call)
     assert old.saved_positions == {} and world.positions() == [0]
-    refused(WriterConflict, "owner 2", world.resume)
+    refused(WriterConflict, "is writing here", world.resume)
     world.apply(new, 1)
     new.close()
     assert world.positions() == [0, 1]
@@ -227,13 +229,24 @@ def test_a_save_that_is_overtaken_counts_as_none_and_sorts_before_the_new_owners
         assert last.positions == {0: 1}, "the new owner's, whatever came late"
 
 
-def test_the_number_of_owners_rises_even_if_their_files_are_lost(world):
-    for _ in range(2):
-        with contextlib.closing(world.resume() if snapshots(world.directory) else world.start()) as stream:
-            stream.snapshot()
-        for claim in world.directory.glob(".owner-*"):
-            claim.unlink()
-    assert [folder.name[:6] for folder in snapshots(world.directory)] == ["000001", "000001", "000002"]
+def test_a_directory_without_locks_has_one_owner(world, monkeypatch):
+    """The last one to come; also where somebody removed the file that says whose it is."""
+    monkeypatch.setattr(fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOLCK, "No locks available")))
+    old = world.start(every_updates=None)
+    (world.directory / ".owner").unlink()
+    world.apply(old, 1)
+    old.snapshot()
+    new = world.resume()
+    world.apply(old, 2)
+    refused(WriterConflict, "took over", old.snapshot)
+    world.apply(new, 2)
+    new.close()
+    assert world.positions() == [0, 1, 2]
+    lease = Lease(world.directory)
+    lease.take()
+    Lease(world.directory).take()
+    lease.release(undo=True)
+    assert (world.directory / ".owner").exists(), "it is the other's"
 
 
 def test_a_new_version_catches_up_in_a_directory_of_its_own(world):

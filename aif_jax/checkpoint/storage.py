@@ -81,9 +81,7 @@ def inspect(path: str | Path) -> tuple[dict[str, dict[str, Digest]], dict[str, A
     """
     path = local(path)
     if not path.is_dir():
-        work = unfinished(path)
-        hint = f"; {work[0]} is being written, or was left by a save that was killed" if work else ""
-        raise FileNotFoundError(f"{path}: no checkpoint{hint}; give the folder of one, or the --out of train")
+        raise FileNotFoundError(f"{path}: no checkpoint{unfinished(path)}; give the folder of one, or the --out of train")
     if not sealed.is_complete(path):
         steps = complete_steps(path)
         hint = f"; it holds the steps {steps} of a run, which Checkpoints({str(path)!r}) reads" if steps else ""

@@ -194,7 +194,7 @@ def as_ids(raw: Any, name: str, *, like: IdKind | None = None, short: bool = Tru
         lists = type(flat[0]) in NESTED  # of several lengths
         got = type(flat[0]).__name__ if lists else f"dtype {np.asarray(raw).dtype}"
         raise TypeError(f"{name}: expected {wanted.split(',')[0]}, got {got}")
-    if short and isinstance(ids, list):
+    if short and isinstance(ids, list) and max(map(len, ids)) > MOST_CHARACTERS:
         expect_short(ids, name)
     return ids
 

@@ -17,6 +17,7 @@ from aif_jax.config import Config
 from aif_jax.encoding.encoder import Encoder
 from aif_jax.export import consume
 from aif_jax.export.consume.files import MANIFEST, ORDER
+from aif_jax.export.consume.ids import HASHES, Ids
 from aif_jax.features import item_layout, user_layout
 from aif_jax.index import ItemIndex
 from aif_jax.model import PreRanker
@@ -26,8 +27,6 @@ from aif_jax.store.trained import Trained, fingerprint, model_of
 from aif_jax.train import training
 from aif_jax.trees import leaves_by_path, nest
 from aif_jax.types import ItemFeatures
-
-IDS = ("ids", "keys")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,9 +127,8 @@ def restore(
     trained, index = _trained(folder, manifest, model=model, compiled_from=compiled_from).on_device(), None
     if manifest.get("index"):
         arrays = consume.checked_arrays(folder, manifest, manifest["index"])
-        keys = arrays["ids"] if "ids" in arrays else arrays["keys"].view(np.uint64)
-        rows = {name: array for name, array in arrays.items() if name not in IDS}
-        index = ItemIndex.of_rows(trained, keys, rows)
+        ids = {name: arrays.pop(name) for name in ("ids", *HASHES) if name in arrays}
+        index = ItemIndex.of_rows(trained, Ids(ids, f"{folder}: index").raw, arrays)
     return RestoredModel(trained=trained, index=index, golden=golden, orders=orders)
 
 
@@ -204,8 +202,7 @@ def open(folder: str | Path, *, model: PreRanker | None = None) -> Trained:
         return training.load(path)[1].trained(model)
     expected = f"{path}: expected the folder of a run (--out of train), a checkpoint or an export"
     if not path.is_dir():
-        work = [f"; {each} is being written, or was left by a save that was killed" for each in unfinished(path)]
-        raise FileNotFoundError(f"{expected}, found nothing{''.join(work)}; name another")
+        raise FileNotFoundError(f"{expected}, found nothing{unfinished(path)}; name another")
     if steps := complete_steps(path):
         raise CheckpointError(f"{expected}, found checkpoints of steps {steps}; take one, such as {path / str(steps[-1])}")
     if (path / ARRAYS).is_file():

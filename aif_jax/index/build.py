@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -12,8 +12,9 @@ import numpy as np
 from aif_jax.catalogue import Catalogue
 from aif_jax.checks import check_encoding, expect
 from aif_jax.encoding.vocabulary import IdKind
+from aif_jax.export.consume.ids import TEXT
 from aif_jax.features import check_item_features
-from aif_jax.index.ids import IdMap, View, kind_of, raw_keys
+from aif_jax.index.ids import IdMap, View, ascending, kind_of, raw_keys
 from aif_jax.index.store import ItemProgram, Store
 from aif_jax.output import hidden, track
 from aif_jax.readers import read_items
@@ -23,21 +24,16 @@ from aif_jax.types import ItemFeatures
 
 BATCH, PIECE = 1024, 1 << 14  # items that the item function takes at a time, and that are read from a catalogue
 IN_FLIGHT = 2  # batches computed or waiting while the next one is prepared: bounds memory, keeps the device busy
-ItemBatches: TypeAlias = Iterable[Any]
-"""Pairs of raw ids [n] and `ItemFeatures` with a leading axis [n], or with an encoder raw columns [n], such as Arrow record
-batches; n may differ from batch to batch."""
 Batch: TypeAlias = tuple[np.ndarray, ItemFeatures]
 
 
 def fill(
     program: ItemProgram, batches: Iterable[tuple[np.ndarray, Packed]],
     *, capacity: int | None = None, known: int | None = None, kind: IdKind | None = None, progress: bool = False,
-    locate: Callable[[int], str] | None = None,
 ) -> tuple[Store, View]:  # fmt: skip
     """Return a new table of stored rows [batch_size], of which the first are those of keys [n]; item n of all has row n.
 
-    `known`: how many items there are, where that is known; `kind`: of the ids of an index without items; `locate` says where
-    an item came from.
+    `known`: how many items there are, where that is known; `kind`: of the ids of an index without items.
     """
     store = Store(program, capacity=capacity_for(known or 0, program.mesh) if capacity is None else capacity)
     seen = []
@@ -52,11 +48,12 @@ def fill(
             store.put(stored, store.rows.take(count))
             seen.append(keys)
             bar.update(count)
-    keys = np.concatenate(seen) if seen else np.zeros(0, np.int64)
-    _expect_distinct(keys, locate)
+    keys = np.concatenate(seen) if seen else np.zeros(0, TEXT if kind == "strings" else np.int64)
+    _expect_distinct(keys)
     if capacity is None and known is None and store.capacity > (least := capacity_for(len(keys), program.mesh)):
         store.resize(least)
-    store.ids, store.kind = IdMap(store.capacity), kind_of(keys) or kind
+    store.kind = kind_of(keys) or kind
+    store.ids = IdMap(store.capacity, store.kind)
     return store, store.ids.fill(keys)
 
 
@@ -136,7 +133,7 @@ def item_batches(program: ItemProgram, catalogue: Any) -> tuple[Iterator[Batch],
     return _stream(program, catalogue), known
 
 
-def _stream(program: ItemProgram, entries: ItemBatches) -> Iterator[Batch]:
+def _stream(program: ItemProgram, entries: Iterable[Any]) -> Iterator[Batch]:
     kind = None
     for entry in entries:
         keys, features = checked(program, *(entry if isinstance(entry, tuple) else (entry, None)), kind=kind)
@@ -153,11 +150,10 @@ def _join(batches: list[Any]) -> Any:
     return batches[0] if len(batches) == 1 else jax.tree.map(lambda *leaves: np.concatenate(leaves), *batches)
 
 
-def _expect_distinct(keys: np.ndarray, locate: Callable[[int], str] | None) -> None:
-    order = np.argsort(keys, kind="stable")
+def _expect_distinct(keys: np.ndarray) -> None:
+    order = ascending(keys)
     repeated = np.flatnonzero(keys[order][1:] == keys[order][:-1])
     if len(repeated):
         first, second = order[repeated[0]], order[repeated[0] + 1]
-        name = f"{keys[first]} comes twice" if keys.dtype == np.int64 else "one comes twice"
-        where = f"at positions {first} and {second}" if locate is None else f"in {locate(int(first))} and {locate(int(second))}"
-        raise ValueError(f"ids: expected distinct ids, got repeated ones: {name}, {where} ({len(repeated)} repeated in all)")
+        got = f"{keys[first] if kind_of(keys) == 'integers' else 'one'} comes twice, at positions {first} and {second}"
+        raise ValueError(f"ids: expected distinct ids, got repeated ones: {got} ({len(repeated)} repeated in all)")

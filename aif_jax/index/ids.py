@@ -1,6 +1,6 @@
-"""Raw item ids as the 64-bit keys of the id map: int64 of integers, as they are, uint64 of strings, by a fixed hash.
+"""Raw item ids as the keys of the id map: integers as they are, int64, and strings by two fixed hashes, see `hashes`.
 
-Of 10^7 strings two share a hash with probability 3e-6: a build refuses them as repeated, an update takes one for the other.
+Strings with the same 96 bits are one id: among 10^7 of them two are with probability 6e-16, less than that a disk lies.
 
 *Map.* Keys to table rows: a hash table in NumPy whose versions share nearly all of their memory.
 
@@ -17,20 +17,26 @@ import numpy as np
 
 from aif_jax.checks import expect
 from aif_jax.encoding.vocabulary import IdKind, as_ids
-from aif_jax.export.consume.ids import EMPTY, hashes
+from aif_jax.export.consume.ids import EMPTY, TEXT, first_of, hashed, hashes
 
 
 def kind_of(keys: np.ndarray) -> IdKind | None:
     """Return what the raw ids of keys are; None for none."""
-    if keys.dtype == np.uint64:
+    if keys.dtype == TEXT:
         return "strings"
     return "integers" if len(keys) else None
 
 
+def ascending(keys: np.ndarray) -> np.ndarray:
+    """Return a stable order of keys."""
+    return np.lexsort((keys["marks"], keys["keys"])) if keys.dtype == TEXT else np.argsort(keys, kind="stable")
+
+
 def last_of(keys: np.ndarray) -> np.ndarray:
     """Return int64 positions, ascending, of the last occurrence of every key."""
-    _, first = np.unique(keys[::-1], return_index=True)
-    return np.sort(len(keys) - 1 - first)
+    order, last = ascending(keys), np.ones(len(keys), bool)
+    last[:-1] = keys[order][1:] != keys[order][:-1]
+    return np.sort(order[last])
 
 
 def raw_keys(raw: Any, name: str, *, like: IdKind | None = None) -> np.ndarray:
@@ -41,7 +47,7 @@ def raw_keys(raw: Any, name: str, *, like: IdKind | None = None) -> np.ndarray:
     shape = raw.shape if isinstance(raw, np.ndarray) else np.shape(raw) if _nested(raw) else (len(raw),)
     expect(len(shape) == 1, name, "one axis", f"shape {list(shape)}")
     ids = as_ids(raw, name)
-    keys = ids if isinstance(ids, np.ndarray) else hashes(ids).view(np.uint64)
+    keys = ids if isinstance(ids, np.ndarray) else hashes(ids)
     kind = kind_of(keys)
     expect(like is None or kind in (None, like), name, like, kind, error=TypeError)
     allowed = kind != "integers" or keys.min() != EMPTY
@@ -53,8 +59,7 @@ def _nested(raw: Any) -> bool:
     return not hasattr(raw, "__len__") or (len(raw) > 0 and isinstance(next(iter(raw)), list | tuple | np.ndarray))
 
 
-BUCKET = 8
-PAGE = 128
+BUCKET, PAGE = 8, 128  # powers of two
 MAX_LOAD = 0.7
 CHUNK = 1 << 20  # keys handled in one go, so that temporary arrays stay small
 
@@ -74,15 +79,16 @@ class View(NamedTuple):
     def rows(self, slots: np.ndarray) -> np.ndarray:
         """Return rows int32 [C] in this version of the slots of keys."""
         known = np.maximum(slots, 0)
-        flat = self.directory.take(known // PAGE).astype(np.int64) * PAGE + known % PAGE
+        flat = self.directory.take(known // PAGE).astype(np.int64) * PAGE + (known & (PAGE - 1))
         return np.where(slots >= 0, self.pages.reshape(-1).take(flat), np.int32(-1))
 
     def items(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return keys int64 [n] and rows int32 [n] of this version, by ascending key. Costs a pass over the whole map."""
+        """Return keys [n] and rows int32 [n] of this version, by ascending key. Costs a pass over the whole map."""
         rows = self.pages[self.directory].reshape(-1)
-        at = np.flatnonzero(rows >= 0)
-        at = at[np.argsort(self.ids.flat[at])]
-        return self.ids.flat[at], rows[at]
+        slots = np.flatnonzero(rows >= 0)
+        keys = self.ids.at(slots)
+        order = ascending(keys)
+        return keys[order], rows[slots[order]]
 
 
 class FreeList:
@@ -107,10 +113,10 @@ class FreeList:
 class IdMap:
     """The part of the map that its versions share. One writer at a time; readers of older versions need no lock."""
 
-    def __init__(self, capacity: int):
+    def __init__(self, capacity: int, kind: IdKind | None = None):
         size = max(PAGE, 1 << int(np.ceil(np.log2(max(capacity, 1) / MAX_LOAD))))
         self.keys = np.full((size // BUCKET, BUCKET), EMPTY, np.int64)
-        self.flat = self.keys.reshape(-1)
+        self.marks = np.zeros(self.keys.shape, np.uint32) if kind == "strings" else None  # second hashes
         self.used = 0  # keys ever added, those of deleted ids included
         self.pages = np.full((1, PAGE), -1, np.int32)
         self.numbers = FreeList(1)  # of pages; page 0 is the page of unused keys
@@ -124,9 +130,8 @@ class IdMap:
         fits = rank < BUCKET
         slots, rows = (bucket * BUCKET + rank)[fits], order[fits].astype(np.int32)
         self._put(slots, keys[rows])
-        count = self.keys.size // PAGE
-        directory = self.numbers.take(count)
-        self.pages = np.full(((1 + count) * 9 // 8 + 64, PAGE), -1, np.int32)
+        directory = self.numbers.take(self.keys.size // PAGE)
+        self.pages = np.full(((1 + len(directory)) * 9 // 8 + 64, PAGE), -1, np.int32)
         flat = self.pages.reshape(-1)
         flat[PAGE + slots] = rows
         late = order[~fits]
@@ -156,15 +161,15 @@ class IdMap:
         length = view.length + int((rows >= 0).sum()) - int((before >= 0).sum())
         return View(self, self.pages, directory, length), before[before >= 0], old[old > 0]
 
-    def home(self, key: np.ndarray) -> np.ndarray:
-        """Return the bucket where a key belongs: the high bits of a multiplicative hash."""
-        mixed = key.view(np.uint64)
+    def home(self, keys: np.ndarray) -> np.ndarray:
+        """Return the buckets where keys belong: the high bits of a multiplicative hash."""
+        mixed = first_of(keys).view(np.uint64)
         mixed = (mixed ^ (mixed >> np.uint64(32))) * np.uint64(0x9E3779B97F4A7C15)
         bits = len(self.keys).bit_length() - 1
         return (mixed >> np.uint64(64 - bits)).astype(np.int64)
 
     def add(self, keys: np.ndarray) -> np.ndarray:
-        """Return slots of keys, added where they are missing."""
+        """Return slots int64 [n] of distinct keys, added where they are missing."""
         slots = self.find(keys)
         missing = np.flatnonzero(slots < 0)
         bucket = self.home(keys[missing])
@@ -173,7 +178,7 @@ class IdMap:
             missing, bucket = missing[order], bucket[order]
             first = np.concatenate([[True], bucket[1:] != bucket[:-1]])
             rank = np.arange(len(bucket)) - np.maximum.accumulate(np.where(first, np.arange(len(bucket)), 0))
-            column = (self.keys[bucket] != EMPTY).sum(1) + rank
+            column = (self.keys.take(bucket, axis=0) != EMPTY).sum(1) + rank
             fits = column < BUCKET
             slots[missing[fits]] = bucket[fits] * BUCKET + column[fits]
             self._put(slots[missing[fits]], keys[missing[fits]])
@@ -181,25 +186,34 @@ class IdMap:
         return slots
 
     def _put(self, slots: np.ndarray, keys: np.ndarray) -> None:
-        self.flat[slots] = keys.view(np.int64)
+        self.keys.reshape(-1)[slots] = first_of(keys)
+        if self.marks is not None:
+            self.marks.reshape(-1)[slots] = keys["marks"]
         self.used += len(slots)
+
+    def at(self, slots: np.ndarray) -> np.ndarray:
+        """Return the keys [n] of slots."""
+        keys = self.keys.reshape(-1)[slots]
+        return keys if self.marks is None else hashed(keys, self.marks.reshape(-1)[slots], "ids")
 
     def find(self, keys: np.ndarray) -> np.ndarray:
         """Return slots int64 [C] of keys, -1 where the map does not have them."""
-        key = keys.view(np.int64)
-        slots = np.full(len(key), -1, np.int64)
-        pending = None
-        bucket = self.home(key)
+        slots = np.full(len(keys), -1, np.int64)
+        if (keys.dtype == TEXT) != (self.marks is not None):  # none of their kind is here
+            return slots
+        pending, bucket = np.arange(len(keys)), self.home(keys)
         for _ in range(len(self.keys)):
             block = self.keys.take(bucket, axis=0)
-            flat = (block == (key if pending is None else key[pending])[:, None]).ravel().nonzero()[0]
+            equal = block == first_of(keys)[:, None]
+            if self.marks is not None:
+                equal &= self.marks.take(bucket, axis=0) == keys["marks"][:, None]
+            flat = equal.ravel().nonzero()[0]
             at = flat // BUCKET
-            slots[at if pending is None else pending[at]] = bucket[at] * BUCKET + flat % BUCKET
+            slots[pending[at]] = bucket[at] * BUCKET + (flat & (BUCKET - 1))
             beyond = block[:, -1] != EMPTY  # a bucket with a free slot never overflowed
             beyond[at] = False
             left = beyond.nonzero()[0]
             if not len(left):
                 break
-            pending = left if pending is None else pending[left]
-            bucket = (bucket[left] + 1) % len(self.keys)
+            pending, keys, bucket = pending[left], keys[left], (bucket[left] + 1) % len(self.keys)
         return slots

@@ -21,7 +21,8 @@ from aif_jax.catalogue import Catalogue
 from aif_jax.checks import VersionMismatch, check_encoding, expect, expect_array, expect_integer, expect_names
 from aif_jax.config import Config
 from aif_jax.encoding.vocabulary import IdKind
-from aif_jax.index.build import BATCH, ItemBatches, capacity_for, checked, fill, item_batches, rebatch
+from aif_jax.export.consume.ids import first_of, hashed
+from aif_jax.index.build import BATCH, capacity_for, checked, fill, item_batches, rebatch
 from aif_jax.index.ids import View, kind_of, last_of, raw_keys
 from aif_jax.index.parts import EncodedParts
 from aif_jax.index.store import ItemProgram, Store
@@ -50,8 +51,6 @@ class Manifest:
       storage: how vectors are stored: "float32", "bfloat16" or "int8".
       batch_size: rows in one run of the function that made them.
       positions: positions in the update stream, by partition: every update up to there is in, none after it.
-      library: version of aif_jax that wrote it.
-      leaves: dtype and shape of each array by path.
       nbytes: bytes of the arrays: of the rows, as on the device, and of the ids.
     """
 
@@ -63,8 +62,6 @@ class Manifest:
     storage: Storage
     batch_size: int
     positions: dict[int, int]
-    library: str
-    leaves: dict[str, str]
     nbytes: int
 
 
@@ -76,14 +73,11 @@ def inspect(path: str | Path) -> Manifest:
     record = sealed.inspect(path, format=FORMAT, rebuild=REBUILD)
     try:
         return Manifest(
-            **{field.name: record[field.name] for field in dataclasses.fields(Manifest) if field.name in record} | {
-                "config": Config.from_json(record["config"]),
-                "positions": positions_by_partition({int(name): at for name, at in record["positions"].items()}),
-                "library": record["aif_jax"],
-                "leaves": {name: f"{leaf['dtype']}{leaf['shape']}" for name, leaf in record["arrays"].items()},
-                "nbytes": sealed.nbytes(record),
-            }
-        )  # fmt: skip
+            **{name: record[name] for name in ("items", "ids", "version", "encoding", "storage", "batch_size")},
+            config=Config.from_json(record["config"]),
+            positions=positions_by_partition({int(name): at for name, at in record["positions"].items()}),
+            nbytes=sealed.nbytes(record),
+        )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{path}: the record cannot be read: {error!r}; {REBUILD}") from error
 
@@ -91,12 +85,8 @@ def inspect(path: str | Path) -> Manifest:
 def verify(path: str | Path) -> Manifest:
     """Read every array of a snapshot and compare it with its checksum; raises as `inspect`, also for altered arrays."""
     manifest = inspect(path)
-    _read(path)
+    sealed.read(path, format=FORMAT, rebuild=REBUILD)
     return manifest
-
-
-def _read(path: str | Path) -> Any:
-    return sealed.read(path, format=FORMAT, rebuild=REBUILD)
 
 
 class ItemIndex:
@@ -104,7 +94,8 @@ class ItemIndex:
 
     `upsert` and `delete` return a new snapshot and leave this one as it is; they cost as much as the change, not as the
     catalogue. Snapshots may be read from any thread; one thread at a time makes new ones, from the latest. (An older
-    one works too, at the cost of a copy of the whole table.) Raw ids are integers or strings; strings are stored as hashes.
+    one works too, at the cost of a copy of the whole table.) Raw ids are integers or strings; strings are stored as
+    two hashes, 96 bits.
 
     Attributes:
       trained: model whose item function makes the rows, with its parameters on the device.
@@ -147,7 +138,7 @@ class ItemIndex:
     def build(
         cls,
         trained: Trained,
-        catalogue: Catalogue | ItemBatches | str | Path,
+        catalogue: Catalogue | Iterable[Any] | str | Path,
         *,
         storage: Storage = "float32",
         batch_size: int = BATCH,
@@ -195,12 +186,14 @@ class ItemIndex:
         if manifest.version != trained.version:
             raise VersionMismatch(f"index in {path}", expected=trained.version, got=manifest.version)
         program = ItemProgram(trained, storage=manifest.storage, batch_size=manifest.batch_size, mesh=mesh)
-        arrays = leaves_by_path(_read(path))
-        keys = arrays.pop("ids/ids", np.zeros(0)).view(np.uint64 if manifest.ids == "strings" else np.int64)
-        arrays.pop("ids/marks", None)  # of earlier versions
+        trees = sealed.read(path, format=FORMAT, rebuild=REBUILD)
+        ids = trees.get("ids", {})
+        keys = ids.get("ids", np.zeros(0, np.int64))
+        if manifest.ids == "strings":
+            with sealed.as_checkpoint_error(path):
+                keys = hashed(keys, ids.get("marks", keys), "ids")
         expect(len(keys) == manifest.items, f"{path}", f"{manifest.items} items", len(keys), error=CheckpointError)
-        wanted = leaves_by_path({"rows": program.columns()})
-        return cls._of_columns(program, keys, arrays, wanted, kind=manifest.ids)
+        return cls._of_columns(program, keys, leaves_by_path(trees.get("rows", {})), separator="/", kind=manifest.ids)
 
     @classmethod
     def from_parts(
@@ -219,13 +212,13 @@ class ItemIndex:
           ImportError: pyarrow is missing.
           VersionMismatch: rows of another version, with batch and row.
           ValueError, TypeError: missing columns, rows of another storage, batch size or width, an id that comes twice, with
-            both places, another number of items.
+            both positions among all rows, another number of items.
         """
         encoded = EncodedParts(parts, version=trained.version, batch_size=BATCH)
         program = ItemProgram(trained, storage=encoded.made_by.storage, batch_size=encoded.made_by.batch_size, mesh=mesh)
         batches = rebatch(encoded.rows(program.shapes().words.shape[1]), program.batch_size)
         stored = ((keys, program.words(words)) for keys, words in batches)
-        made = cls(*fill(program, stored, known=items, progress=progress, locate=encoded.locate))
+        made = cls(*fill(program, stored, known=items, progress=progress))
         expect(items in (None, len(made)), "parts", f"{items} items", len(made))
         return made
 
@@ -236,14 +229,14 @@ class ItemIndex:
         Raises ValueError for columns other than those of the model's rows.
         """
         program = ItemProgram(trained, storage="float32", batch_size=min(BATCH, max(len(keys), 1)), mesh=None)
-        wanted = leaves_by_path(program.columns(), separator=".")
-        return cls._of_columns(program, keys, rows, wanted)
+        return cls._of_columns(program, keys, rows, separator=".")
 
     @classmethod
     def _of_columns(
-        cls, program: ItemProgram, keys: np.ndarray, arrays: Any, wanted: dict[str, Any], *, kind: IdKind | None = None
+        cls, program: ItemProgram, keys: np.ndarray, arrays: Any, *, separator: str, kind: IdKind | None = None
     ) -> ItemIndex:
-        """Return the index of distinct keys [n] and arrays [n] by name, which must be those of the program's columns."""
+        """Return the index of distinct keys [n] and arrays [n] by path, which must be those of the program's columns."""
+        wanted = leaves_by_path(program.columns(), separator=separator)
         expect_names(arrays, "rows", wanted)
         leaves = [
             expect_array(arrays[name], name, dtype=leaf.dtype, shape=(len(keys), *leaf.shape[1:]))
@@ -269,7 +262,8 @@ class ItemIndex:
         record["config"] = json.loads(json.dumps(self.trained.config.to_json()))
         record["positions"] = {str(partition): at for partition, at in sorted(positions_by_partition(positions).items())}
         keys, rows = self._view.items()
-        trees = {"ids": {"ids": keys}, "rows": self._on_host(_columns, rows)}
+        ids = {"ids": first_of(keys)} | ({"marks": keys["marks"]} if self.kind == "strings" else {})
+        trees = {"ids": ids, "rows": self._on_host(_columns, rows)}
         sealed.write(path, trees, record, format=FORMAT)
 
     def __len__(self) -> int:
@@ -282,7 +276,7 @@ class ItemIndex:
 
     @property
     def ids(self) -> np.ndarray:
-        """int64 [len(self)] ids, ascending; of strings their hashes. Costs a pass over the id map."""
+        """int64 [len(self)] ids, ascending; of strings their two hashes. Costs a pass over the id map."""
         return self._view.items()[0]
 
     @property
@@ -323,7 +317,7 @@ class ItemIndex:
         return self._on_host(_decode_stored, rows.clip(0)), mask
 
     def stored(self, *, decoded: bool = False) -> tuple[np.ndarray, Any]:
-        """Return ids int64 [n], ascending, and their rows [n] on the host: columns as the table has them, or decoded."""
+        """Return ids [n], see `ids`, and their rows [n] on the host: columns as the table has them, or decoded."""
         keys, rows = self._view.items()
         return keys, self._on_host(_decode_stored if decoded else _columns, rows)
 
@@ -377,7 +371,6 @@ class ItemIndex:
         """Return a copy in new memory, rows by ascending key, with room for at least so many more items."""
         program, (keys, rows) = self._store.program, self._view.items()
         capacity = max(self.capacity, capacity_for(len(self) + least, program.mesh) if least else 0)
-        keys = keys.view(np.uint64) if self.kind == "strings" else keys
         batches = ((keys[part], self._store.read(rows[part])) for part in program.parts(len(rows)))
         return ItemIndex(*fill(program, batches, capacity=capacity, kind=self.kind or kind))
 

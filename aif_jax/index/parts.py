@@ -12,7 +12,6 @@ Every type is one that Parquet, Ray Data and Spark keep. Each row says what made
 mixed, whatever shuffles them.
 """
 
-import bisect
 import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
@@ -72,7 +71,6 @@ class EncodedParts:
         if not isinstance(parts, Iterable) or hasattr(parts, "schema") or isinstance(parts, str):
             raise TypeError(f"parts: expected an iterable of Arrow batches, got {type(parts).__name__}")
         self._stream = _read(parts)
-        self._starts: list[tuple[int, str]] = []  # of the batches so far: rows before it, its name
         self.made_by = RowVersion(version, "float32", batch_size)
         if (first := next(self._stream, None)) is not None:
             name, columns = first
@@ -84,25 +82,19 @@ class EncodedParts:
 
     def rows(self, width: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield keys [n] and words uint32 [n, W = width] of each batch, once; raises as `ItemIndex.from_parts`."""
-        kind, start = None, 0
+        kind = None
         for name, columns in self._stream:
-            self._starts.append((start, name))
             self._expect_made_alike(name, columns)
             lengths = plain(pyarrow("pyarrow.compute").binary_length(columns["row"]))
             if (wrong := lengths != 4 * width).any():
                 at = int(np.argmax(wrong))
                 raise ValueError(f"{name}, row {at}: expected a row of {4 * width} bytes, got {lengths[at]}")
             keys = raw_keys(plain(columns["id"]), f"{name}, column 'id'", like=kind)
-            kind, start = kind_of(keys), start + len(keys)
+            kind = kind_of(keys)
             _, ends, data = columns["row"].buffers()
             offset = int(np.frombuffer(ends, np.int32)[columns["row"].offset])
             words = np.frombuffer(data, np.uint8, len(lengths) * 4 * width, offset).view("<u4")
             yield keys, words.reshape(len(lengths), width).astype(np.uint32, copy=False)
-
-    def locate(self, position: int) -> str:
-        """Return where a row of all rows came from: batch and row."""
-        start, name = self._starts[bisect.bisect_right(self._starts, position, key=lambda entry: entry[0]) - 1]
-        return f"{name}, row {position - start}"
 
     def _expect_made_alike(self, name: str, columns: dict[str, Any]) -> None:
         """Raise VersionMismatch for a row of another version, ValueError for one that is stored in another way."""

@@ -3,7 +3,8 @@
 A changed item gets a *free* row of the table, so an update writes in place and every snapshot stays whole (multi-version
 concurrency control). Rows and pages come back when the snapshots that read them are gone.
 
-A lock has many readers or one writer: an update writes into arrays only while no computation is being handed to the device.
+An update writes into arrays only while no computation is being handed to the device: a reader holds one of `READERS` permits,
+and a writer collects all of them, so those that come while it waits do not go before it.
 """
 
 from __future__ import annotations
@@ -29,34 +30,7 @@ from aif_jax.store.codec import STORAGES, Packed, Storage, encode, pack, unpack
 from aif_jax.store.trained import Trained
 from aif_jax.types import ItemFeatures, ItemRow, Params
 
-
-class ReadWriteLock:
-    """A lock that readers share; a waiting writer goes before readers that come after it. Not reentrant."""
-
-    def __init__(self):
-        self._entry = threading.Lock()  # a writer holds it from the moment it waits
-        self._left = threading.Condition()
-        self._readers = 0
-
-    @contextmanager
-    def reading(self) -> Iterator[None]:
-        """Hold the lock while arrays are read or given to a compiled function; not until its result is there."""
-        with self._entry, self._left:
-            self._readers += 1
-        try:
-            yield
-        finally:
-            with self._left:
-                self._readers -= 1
-                self._left.notify_all()
-
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Hold the lock while arrays are replaced."""
-        with self._entry:
-            with self._left:
-                self._left.wait_for(lambda: not self._readers)
-            yield
+READERS = 64  # at the same time: more than there are threads that hand work to a device
 
 
 class ItemProgram:
@@ -121,7 +95,7 @@ class Store:
         self.program = program
         self.ids = IdMap(0)
         self.kind: IdKind | None = None  # of the raw ids, None for none so far
-        self.lock = ReadWriteLock()  # of the table
+        self._permits, self._writer = threading.Semaphore(READERS), threading.Lock()
         batch = program.shapes()
         self._table = Packed(words=np.zeros((0, batch.words.shape[1]), np.uint32), layout=batch.layout)
         self.resize(capacity)
@@ -146,8 +120,19 @@ class Store:
     @contextmanager
     def reading(self) -> Iterator[Packed]:
         """Lend the arrays until a computation on them is dispatched."""
-        with self.lock.reading():
+        with self._permits:
             yield self._table
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Keep readers and other writers out while the arrays are replaced."""
+        with self._writer:
+            for _ in range(READERS):
+                self._permits.acquire()
+            try:
+                yield
+            finally:
+                self._permits.release(READERS)
 
     def read(self, rows: np.ndarray) -> Packed:
         """Return stored rows [batch_size] on the device, at most `batch_size` of them."""
@@ -158,7 +143,7 @@ class Store:
 
     def resize(self, capacity: int) -> None:
         """Make the table longer or shorter while it is filled for the first time, before there is a snapshot."""
-        with self.lock.writing():
+        with self._writing():
             self._table = _resized(capacity, self.program.rows_sharding)(self._table)
         self.capacity = capacity
 
@@ -170,7 +155,7 @@ class Store:
         """Write a batch of stored rows, of which the first are items, into free rows [n], in place."""
         targets = np.full(self.program.batch_size, self.capacity, np.int32)  # out of range: dropped
         targets[: len(rows)] = rows
-        with self.lock.writing():
+        with self._writing():
             self._table = _write(self._table, stored, self._replicated(targets))
 
     def _replicated(self, rows: np.ndarray) -> Any:

@@ -4,9 +4,7 @@ A snapshot on disk records a position for each partition: it holds every update 
 `resume` reads the newest complete snapshot, and the caller replays each partition after its position; updates that it holds
 already are skipped. Positions rise within a partition; gaps are allowed, as Kafka's offsets have them.
 
-One writer owns a directory, see `Lease`; snapshots are named by the number of their owner and a count, and so sort by age.
-Every owner claims the next number by making the file `.owner-NUMBER`, and locks it until it ends, however it ends. Where a lock
-says nothing (no locks, a takeover), the highest number owns the directory, and a writer checks that at every save.
+One writer owns a directory, see `Lease`. Snapshots are numbered, so they sort by age.
 """
 
 from __future__ import annotations
@@ -22,16 +20,19 @@ import time
 import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from aif_jax.checks import expect
 from aif_jax.index.item_index import ItemIndex, inspect, positions_by_partition
 from aif_jax.store import sealed
-from aif_jax.store.folders import CheckpointError, local, remove_folder, remove_unfinished
+from aif_jax.store.folders import CheckpointError, local, new_file, remove_folder, remove_unfinished
 from aif_jax.store.trained import Trained
 from aif_jax.types import ItemFeatures
 
-CLAIM = re.compile(r"\.owner-(\d+)")
+OWNER = ".owner"
+SNAPSHOT = re.compile(r"\d{10,}")
+logger = logging.getLogger(__name__)
 
 
 class WriterConflict(RuntimeError):
@@ -39,80 +40,71 @@ class WriterConflict(RuntimeError):
 
 
 class Lease:
-    """Write lock on a directory, with a fencing token `number`, 0: not held; `release` or the end of the process frees it."""
+    """Write lock on a directory, held from `take` until `release` or the end of the process, however it ends.
+
+    The owner locks a file. Whoever puts a new file in its place takes the directory over: where a lock says nothing (a file
+    system without locks, an owner that hangs), the last one owns it, and the one before learns so at its next `check`.
+    """
 
     def __init__(self, directory: Path):
-        self.directory = directory
-        self.number = 0
+        self.directory, self.path = directory, directory / OWNER
+        self._descriptor: int | None = None
         self._close: Callable[[], Any] = lambda: None
 
-    def take(self, *, above: int = 0, takeover: bool = False) -> None:
-        """Become the owner, with a number above `above`; `takeover` takes it from a living owner. WriterConflict otherwise."""
+    def take(self, *, takeover: bool = False) -> None:
+        """Become the owner; `takeover` takes the directory from a living owner. WriterConflict otherwise."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        before = self._claims()
-        last = max(before, default=0)
-        if last and not takeover and _locked(before[last]):
-            raise WriterConflict(f"{self.directory}: {_described(before[last], last)} is writing here; stop it first")
-        number = max(last, above) + 1
-        path = self.directory / f".owner-{number:06d}"
-        try:
-            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
-        except FileExistsError:
-            raise WriterConflict(f"{self.directory}: another writer has just started; stop it first") from None
-        self._close = weakref.finalize(self, os.close, descriptor)
-        with contextlib.suppress(OSError):  # a file system without locks: there the number alone decides
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if not takeover and _locked(self.path):
+            raise WriterConflict(f"{self.directory}: {_described(self.path)} is writing here; stop it first")
         since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        os.write(descriptor, json.dumps({"process": os.getpid(), "host": socket.gethostname(), "since": since}).encode())
-        self.number = number
+        with new_file(self.path) as partial:
+            descriptor = os.open(partial, os.O_CREAT | os.O_RDWR, 0o644)
+            self._close = weakref.finalize(self, os.close, descriptor)
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            os.write(descriptor, json.dumps({"process": os.getpid(), "host": socket.gethostname(), "since": since}).encode())
+        self._descriptor = descriptor
         self.check()
-        for path in before.values():
-            path.unlink(missing_ok=True)
 
     def check(self) -> None:
         """Raise WriterConflict unless this is the owner."""
-        if not self.number:
+        if self._descriptor is None:
             raise WriterConflict(f"{self.directory}: this writer is closed; resume to go on")
-        claims = self._claims()
-        last = max(claims, default=0)
-        if last > self.number:
-            taken = f"{self.directory}: {_described(claims[last], last)} took over"
-            raise WriterConflict(f"{taken}; this writer (owner {self.number}) saves no more; stop it")
+        if not self._owns(self._descriptor):
+            raise WriterConflict(f"{self.directory}: {_described(self.path)} took over; this writer saves no more; stop it")
 
     def release(self, *, undo: bool = False) -> None:
-        """Let the next owner in; `undo` also removes the claim, and the directory where nothing else is in it."""
-        if undo and self.number:
-            (self.directory / f".owner-{self.number:06d}").unlink(missing_ok=True)
+        """Let the next owner in; `undo` also removes the file, and the directory where nothing else is in it."""
+        if undo and self._descriptor is not None and self._owns(self._descriptor):
+            self.path.unlink(missing_ok=True)
             with contextlib.suppress(OSError):
                 self.directory.rmdir()
-        self.number = 0
+        self._descriptor = None
         self._close()
 
-    def _claims(self) -> dict[int, Path]:
-        matches = ((CLAIM.fullmatch(path.name), path) for path in self.directory.iterdir())
-        return {int(match[1]): path for match, path in matches if match}
+    def _owns(self, descriptor: int) -> bool:
+        try:
+            return os.path.samestat(os.fstat(descriptor), self.path.stat())
+        except FileNotFoundError:  # removed by hand: nobody else took it
+            return True
 
 
 def _locked(path: Path) -> bool:
-    """Return whether the process that made a claim holds it."""
-    with contextlib.suppress(FileNotFoundError), path.open("rb") as claim:
+    """Return whether the process that made a file of an owner holds it."""
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as owner:
         try:
-            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:  # a file system without locks: not held
             return isinstance(error, BlockingIOError)
     return False
 
 
-def _described(path: Path, number: int) -> str:
+def _described(path: Path) -> str:
     try:
         owner = json.loads(path.read_text())
-        return f"process {owner['process']} on {owner['host']} (owner {number}, since {owner['since']})"
+        return f"process {owner['process']} on {owner['host']} (since {owner['since']})"
     except (OSError, ValueError, KeyError, TypeError):
-        return f"owner {number}"
-
-
-SNAPSHOT = re.compile(r"(\d{6,})-(\d{10,})")
-logger = logging.getLogger(__name__)
+        return "another process"
 
 
 class IndexWriter:
@@ -141,7 +133,6 @@ class IndexWriter:
         every_updates: int | None = 1000,
         every_seconds: float | None = None,
         keep: int = 3,
-        clock: Callable[[], float] = time.monotonic,
     ):
         for name, value in (("every_updates", every_updates), ("every_seconds", every_seconds), ("keep", keep)):
             expect(value is None or value > 0, name, "more than 0", value)
@@ -149,9 +140,8 @@ class IndexWriter:
         self._lease = Lease(self.directory)
         self._positions = positions_by_partition(positions)
         self._saved_positions: dict[int, int] = {}
-        self._every_updates, self._every_seconds, self._keep, self._clock = every_updates, every_seconds, keep, clock
-        self._unsaved = self._untried = 1  # changes since the last save, and since the last try; of a new writer the index
-        self._tried_at, self._snapshots = clock(), 0
+        self._every_updates, self._every_seconds, self._keep = every_updates, every_seconds, keep
+        self._untried, self._tried_at = 0, monotonic()  # updates since the last save was tried
 
     @classmethod
     def start(cls, directory: str | Path, index: ItemIndex, **options: Any) -> IndexWriter:
@@ -180,7 +170,7 @@ class IndexWriter:
         Args:
           mesh: see `ItemIndex.load`.
           takeover: take the directory from a writer that is alive, for one that hangs; its next save raises WriterConflict.
-          options: `every_updates`, `every_seconds`, `keep`, `clock`, as for the class.
+          options: `every_updates`, `every_seconds`, `keep`, as for the class.
 
         Raises:
           FileNotFoundError: no complete snapshot there.
@@ -192,7 +182,7 @@ class IndexWriter:
         if not (there := snapshots(directory)):
             raise FileNotFoundError(f"{directory}: expected a complete snapshot, got none; begin with {cls.__name__}.start")
         lease = Lease(directory)
-        lease.take(above=_number(there[-1])[0], takeover=takeover)
+        lease.take(takeover=takeover)
         try:
             there = snapshots(directory)  # again: the owner before may have saved one
             index = ItemIndex.load(there[-1], trained, mesh=mesh)
@@ -202,8 +192,7 @@ class IndexWriter:
                 error.add_note(f"Without that folder the writer would resume from {there[-2]}.")
             lease.release()
             raise
-        writer._lease = lease
-        writer._saved_positions, writer._unsaved, writer._untried = writer.positions, 0, 0
+        writer._lease, writer._saved_positions = lease, writer.positions
         writer._remove_old()  # what a kill in the middle of a save or a removal left: there may be nothing left to save
         return writer
 
@@ -241,7 +230,6 @@ class IndexWriter:
             return False
         self.index = change(self.index)
         self._positions[partition] = position
-        self._unsaved += 1
         self._untried += 1
         if self._due():
             self.snapshot()
@@ -254,18 +242,18 @@ class IndexWriter:
 
     def snapshot(self) -> None:
         """Save the index now and remove the oldest snapshots beyond `keep`; may raise OSError, WriterConflict."""
-        self._untried, self._tried_at = 0, self._clock()
-        self._snapshots += 1
+        self._untried, self._tried_at = 0, monotonic()
         self._lease.check()
-        self.index.save(self.directory / f"{self._lease.number:06d}-{self._snapshots:010d}", positions=self._positions)
-        self._lease.check()  # a snapshot that came too late sorts before those of the new owner
-        self._saved_positions, self._unsaved = self.positions, 0
+        number = 1 + max(map(_number, snapshots(self.directory)), default=0)
+        self.index.save(self.directory / f"{number:010d}", positions=self._positions)
+        self._lease.check()  # a snapshot that came too late is older than the next one of the new owner
+        self._saved_positions = self.positions
         self._remove_old()
 
     def close(self) -> None:
-        """Save what is not on disk yet and releases the directory; may raise OSError, WriterConflict."""
+        """Save what is not on disk yet and release the directory; may raise OSError, WriterConflict."""
         try:
-            if self._unsaved:
+            if self._positions != self._saved_positions:
                 self.snapshot()
         finally:
             self._lease.release()
@@ -278,7 +266,7 @@ class IndexWriter:
 
     def _due(self) -> bool:
         by_count = self._every_updates is not None and self._untried >= self._every_updates
-        return by_count or (self._every_seconds is not None and self._clock() - self._tried_at >= self._every_seconds)
+        return by_count or (self._every_seconds is not None and monotonic() - self._tried_at >= self._every_seconds)
 
     def _remove_old(self) -> None:
         """Remove what is beyond `keep`; where that fails, the next save tries again."""
@@ -292,11 +280,9 @@ class IndexWriter:
 
 def snapshots(directory: str | Path) -> list[Path]:
     """Return the complete snapshots in a writer's directory, oldest first."""
-    folders = local(directory).glob("[0-9]*-[0-9]*")
+    folders = local(directory).glob("[0-9]*")
     return sorted((folder for folder in folders if SNAPSHOT.fullmatch(folder.name) and sealed.is_complete(folder)), key=_number)
 
 
-def _number(snapshot: Path) -> tuple[int, int]:
-    """Return the number of the owner, and of the snapshot."""
-    owner, number = snapshot.name.split("-")
-    return int(owner), int(number)
+def _number(snapshot: Path) -> int:
+    return int(snapshot.name)

@@ -2,8 +2,8 @@
 
 Which exports serve, `service.current` says; nearline jobs may bring newer indices:
 
-    index/000001-0000000042/         a snapshot of `aif-jax index follow`; the newest one serves
-    index/2026-11-26/000001-.../     the same for the export of that name, where several versions serve
+    index/0000000042/                a snapshot of `aif-jax index follow`; the newest one serves
+    index/2026-11-26/0000000042/     the same for the export of that name, where several versions serve
 """
 
 import asyncio

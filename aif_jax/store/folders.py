@@ -109,10 +109,10 @@ def remove_folder(path: str | os.PathLike[str]) -> None:
         os.rename(target, work / target.name)
 
 
-def unfinished(path: str | os.PathLike[str]) -> list[Path]:
-    """Work folders for `path`: of a process that is writing it now, or of one that was killed."""
-    target = local(path)
-    return [folder for folder, name in _work_folders(target.parent) if name == target.name]
+def unfinished(path: Path) -> str:
+    """Return, for a message that says that nothing is at `path`, the first work folder for it; "" without one."""
+    hint = "is being written, or was left by a save that was killed"
+    return next((f"; {folder} {hint}" for folder, name in _work_folders(path.parent) if name == path.name), "")
 
 
 def remove_unfinished(directory: str | os.PathLike[str]) -> None:
@@ -131,7 +131,7 @@ def sync(path: str | Path) -> None:
 
 
 def _work_folders(directory: Path) -> list[tuple[Path, str]]:
-    """Work folders in a directory, each with the name that it is for."""
+    """Return the work folders in a directory, each with the name that it is for."""
     matches = [(folder, WORK.fullmatch(folder.name)) for folder in sorted(directory.glob(".*.partial"))]
     return [(folder, match[1]) for folder, match in matches if match]
 
@@ -145,8 +145,9 @@ def expect_nothing(target: Path) -> None:
 @contextlib.contextmanager
 def _work_folder(target: Path) -> Iterator[Path]:
     """Make a work folder, locked until the block or the process ends, and then removed; those of killed processes go first."""
-    for leftover in unfinished(target):
-        _clean(leftover)
+    for leftover, name in _work_folders(target.parent):
+        if name == target.name:
+            _clean(leftover)
     while True:  # until no other process takes the folder for a leftover before it is locked
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
         try:

@@ -57,11 +57,8 @@ def inspect(path: str | Path, *, format: str, rebuild: str = "write it again") -
     """
     path = local(path)
     if not path.is_dir():
-        hint = "".join(f"; {work} is being written, or was left by a save that was killed" for work in unfinished(path)[:1])
-        raise FileNotFoundError(f"{path}: expected a snapshot, found nothing{hint}; {rebuild}")
+        raise FileNotFoundError(f"{path}: expected a snapshot, found nothing{unfinished(path)}; {rebuild}")
     if not (path / MANIFEST).is_file():
-        if (path / METADATA_FILE).is_file():
-            raise CheckpointError(f"{path}: expected the format {format!r}, got one of an earlier version; {rebuild}")
         raise CheckpointError(f"{path}: not a complete snapshot: {MANIFEST} is missing; {rebuild}")
     with as_checkpoint_error(path):
         manifest = files.parse_json(files.read_file(path / MANIFEST, MANIFEST, limit=files.MANIFEST_BYTES), MANIFEST)

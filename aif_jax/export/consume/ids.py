@@ -1,4 +1,4 @@
-"""Raw ids of an export, found by value: those of its vocabularies and of its index; strings of an index by a fixed hash."""
+"""Raw ids of an export, found by value: those of its vocabularies and of its index; strings of an index by two fixed hashes."""
 
 import itertools
 from collections.abc import Mapping
@@ -9,7 +9,9 @@ import numpy as np
 
 from .files import ExportError, expect
 
-MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+MULTIPLIER, PRIME = np.uint64(0x9E3779B97F4A7C15), np.uint32(0x01000193)
+HASHES = {"keys": np.int64, "marks": np.uint32}  # of a string
+TEXT = np.dtype([*HASHES.items()], align=True)
 EMPTY = np.iinfo(np.int64).min
 """Marks a free slot of the id map of an index, and so is no valid id."""
 
@@ -18,19 +20,23 @@ class Ids:
     """Known raw ids.
 
     From integers {"ids": int64 [n]}, ascending; strings {"utf8": uint8 [bytes], "offsets": int64 [n + 1]}; or strings by their
-    hashes {"keys": int64 [n]}, ascending. Other arrays raise ExportError.
+    hashes {"keys": int64 [n], "marks": uint32 [n]}, ascending. Other arrays raise ExportError.
+
+    Attributes:
+      raw: int64 [n], StringDType [n] or hashes [n].
     """
 
     def __init__(self, arrays: Mapping[str, np.ndarray], name: str):
-        self.name, self.hashed, self.integers = name, set(arrays) == {"keys"}, set(arrays) == {"ids"}
+        self.name, self.hashed, self.integers = name, set(arrays) == set(HASHES), set(arrays) == {"ids"}
         if self.hashed or self.integers:
-            (self.raw,) = arrays.values()
-            if self.raw.ndim != 1 or self.raw.dtype != np.int64 or (self.raw[1:] <= self.raw[:-1]).any():
-                raise ExportError(f"{name}: expected ascending int64 [n], got {self.raw.dtype}{list(self.raw.shape)}")
+            self._first = first = arrays["keys" if self.hashed else "ids"]
+            if first.ndim != 1 or first.dtype != np.int64 or (first[1:] <= first[:-1]).any():
+                raise ExportError(f"{name}: expected ascending int64 [n], got {first.dtype}{list(first.shape)}")
+            self.raw = hashed(first, arrays["marks"], name) if self.hashed else first
         elif set(arrays) == {"utf8", "offsets"}:
             self.raw = _strings(arrays["utf8"], arrays["offsets"], name)
         else:
-            raise ExportError(f"{name}: expected the arrays ids, keys, or utf8 and offsets, got {sorted(arrays)}")
+            raise ExportError(f"{name}: expected the arrays ids, keys and marks, or utf8 and offsets, got {sorted(arrays)}")
 
     def __len__(self) -> int:
         return len(self.raw)
@@ -44,14 +50,15 @@ class Ids:
                 raise ExportError(f"{self.name}: expected strings, got {other[0]!r}")
             if not self.hashed:
                 return np.fromiter(map(self._place.get, flat, itertools.repeat(-1)), np.int64, len(flat)).reshape(texts.shape)
-            raw = hashes(flat).reshape(texts.shape)
-        ids = np.asarray(raw)
-        if not ids.size or not len(self):
+            ids = hashes(flat).reshape(texts.shape)
+        else:
+            ids = np.asarray(raw)
+            if ids.size and (ids.dtype.kind not in "iu" or (ids.dtype == np.uint64 and ids.max() >= 1 << 63)):
+                raise ExportError(f"{self.name}: expected integers below 2^63, got dtype {ids.dtype}, first {ids.flat[0]!r}")
+            ids = ids.astype(np.int64)
+        if not len(self):
             return np.full(ids.shape, -1)
-        if ids.dtype.kind not in "iu" or (ids.dtype == np.uint64 and ids.max() >= 1 << 63):
-            raise ExportError(f"{self.name}: expected integers below 2^63, got dtype {ids.dtype}, first {ids.flat[0]!r}")
-        ids = ids.astype(np.int64)
-        nearest = np.minimum(np.searchsorted(self.raw, ids), len(self) - 1)
+        nearest = np.minimum(np.searchsorted(self._first, first_of(ids)), len(self) - 1)
         return np.where(self.raw[nearest] == ids, nearest, -1)
 
     @cached_property
@@ -59,20 +66,36 @@ class Ids:
         return {text: place for place, text in enumerate(self.raw.tolist())}
 
 
+def first_of(keys: np.ndarray) -> np.ndarray:
+    """Return int64 of keys of any shape: integers themselves, the first hash of strings."""
+    return keys["keys"] if keys.dtype == TEXT else keys
+
+
+def hashed(keys: np.ndarray, marks: np.ndarray, name: str) -> np.ndarray:
+    """Return two hashes [n] of strings as one array of `TEXT`. Raises ExportError for arrays that are none."""
+    fits = keys.dtype == np.int64 and marks.dtype == np.uint32 and keys.shape == marks.shape == (len(keys),)
+    expect(fits, name, "hashes of strings, int64 [n] and uint32 [n]", "others; export again")
+    both = np.empty(len(keys), TEXT)
+    both["keys"], both["marks"] = keys, marks
+    return both
+
+
 def hashes(strings: list[str]) -> np.ndarray:
-    """Return int64 hashes of strings [n], as an index stores them, the same in every version; memory follows the characters."""
+    """Return two hashes of strings [n], see `TEXT`, the same in every version; memory follows the characters."""
     lengths = np.fromiter(map(len, strings), np.int64, len(strings))
     points = np.frombuffer("".join(strings).encode("utf-32-le", "surrogatepass"), np.uint32)
     order = np.argsort(-lengths, kind="stable")  # the longest first: strings with a character left are a prefix
     starts, sizes = (np.cumsum(lengths) - lengths)[order], lengths[order]
-    mixed = np.full(len(strings), 0xCBF29CE484222325, np.uint64)
+    mixed, marks = np.full(len(strings), 0xCBF29CE484222325, np.uint64), np.full(len(strings), 0x811C9DC5, np.uint32)
     for at, count in enumerate(np.searchsorted(-sizes, -np.arange(lengths.max(initial=0)), side="left").tolist()):
-        step = (mixed[:count] ^ points[starts[:count] + at]) * MULTIPLIER
-        mixed[:count] = step ^ (step >> np.uint64(32))
-    mixed[order] = mixed.copy()
+        character = points[starts[:count] + at]
+        step = (mixed[:count] ^ character) * MULTIPLIER
+        mixed[:count], marks[:count] = step ^ (step >> np.uint64(32)), (marks[:count] ^ character) * PRIME
     mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
-    ids = (mixed ^ (mixed >> np.uint64(32))).view(np.int64)
-    return np.where(ids == EMPTY, 0, ids)
+    keys = (mixed ^ (mixed >> np.uint64(32))).view(np.int64)
+    both = np.empty(len(strings), TEXT)
+    both["keys"][order], both["marks"][order] = np.where(keys == EMPTY, 0, keys), marks
+    return both
 
 
 def _strings(utf8: np.ndarray, offsets: np.ndarray, name: str) -> np.ndarray:

@@ -15,7 +15,7 @@ import numpy as np
 
 from .files import ORDER, PROBABILITY, ExportError, checked, checked_arrays, expect, local, read_manifest
 from .functions import Function, axis_of, read_axes
-from .ids import Ids
+from .ids import HASHES, Ids
 
 
 def load(folder: str | Path, *, buckets: Mapping[str, Sequence[int]] | None = None, sha256: str | None = None) -> ExportedModel:
@@ -43,7 +43,7 @@ class ExportedIndex:
     """The rows of an exported index.
 
     Attributes:
-      ids, table: int64 [N], ascending (hashes of string ids), and arrays [N] on the device by path.
+      ids, table: int64 [N], ascending (of strings their two hashes), and arrays [N] on the device by path.
     """
 
     ids: np.ndarray
@@ -271,7 +271,7 @@ def _vocabularies(arrays: Mapping[str, np.ndarray]) -> dict[str, Ids]:
 
 
 def _index(arrays: Mapping[str, np.ndarray]) -> ExportedIndex:
-    kinds = {name: array for name, array in arrays.items() if name in ("ids", "keys")}
+    kinds = {name: array for name, array in arrays.items() if name in ("ids", *HASHES)}
     known = Ids(kinds, "index")
     table = {name: array for name, array in arrays.items() if name not in kinds}
     if other := [name for name, array in table.items() if array.shape[:1] != (len(known),)]:
