@@ -16,7 +16,7 @@ from aif_jax.checks import VersionMismatch, expect, needs_extra
 from aif_jax.config import Config
 from aif_jax.export import consume, functions
 from aif_jax.export.consume import files
-from aif_jax.export.consume.ids import HASHES
+from aif_jax.export.consume.ids import HASHES, TEXT
 from aif_jax.export.functions import golden_case
 from aif_jax.features import LENGTH, Leaf, item_layout, user_layout
 from aif_jax.index import ItemIndex
@@ -130,7 +130,7 @@ def expect_platforms(platforms: Sequence[str]) -> None:
 def index_arrays(index: ItemIndex) -> dict[str, np.ndarray]:
     """Return ids int64 [N], ascending, or the two hashes of strings, and the decoded table of an index's live rows."""
     keys, rows = index.stored(decoded=True)
-    ids = {name: keys[name] for name in HASHES} if index.kind == "strings" else {"ids": keys}
+    ids = {name: keys[name] for name in HASHES} if keys.dtype == TEXT else {"ids": keys}
     return ids | functions.named(rows)
 
 

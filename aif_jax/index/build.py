@@ -12,7 +12,6 @@ import numpy as np
 from aif_jax.catalogue import Catalogue
 from aif_jax.checks import check_encoding, expect
 from aif_jax.encoding.vocabulary import IdKind
-from aif_jax.export.consume.ids import TEXT
 from aif_jax.features import check_item_features
 from aif_jax.index.ids import IdMap, View, ascending, kind_of, raw_keys
 from aif_jax.index.store import ItemProgram, Store
@@ -48,7 +47,7 @@ def fill(
             store.put(stored, store.rows.take(count))
             seen.append(keys)
             bar.update(count)
-    keys = np.concatenate(seen) if seen else np.zeros(0, TEXT if kind == "strings" else np.int64)
+    keys = np.concatenate(seen) if seen else np.zeros(0, np.int64)
     _expect_distinct(keys)
     if capacity is None and known is None and store.capacity > (least := capacity_for(len(keys), program.mesh)):
         store.resize(least)

@@ -187,14 +187,14 @@ class IdMap:
 
     def _put(self, slots: np.ndarray, keys: np.ndarray) -> None:
         self.keys.reshape(-1)[slots] = first_of(keys)
-        if self.marks is not None:
+        if self.marks is not None and len(keys):
             self.marks.reshape(-1)[slots] = keys["marks"]
         self.used += len(slots)
 
     def at(self, slots: np.ndarray) -> np.ndarray:
-        """Return the keys [n] of slots."""
+        """Return the keys [n] of slots, int64 for none."""
         keys = self.keys.reshape(-1)[slots]
-        return keys if self.marks is None else hashed(keys, self.marks.reshape(-1)[slots], "ids")
+        return keys if self.marks is None or not len(keys) else hashed(keys, self.marks.reshape(-1)[slots], "ids")
 
     def find(self, keys: np.ndarray) -> np.ndarray:
         """Return slots int64 [C] of keys, -1 where the map does not have them."""

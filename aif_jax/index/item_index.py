@@ -189,7 +189,7 @@ class ItemIndex:
         trees = sealed.read(path, format=FORMAT, rebuild=REBUILD)
         ids = trees.get("ids", {})
         keys = ids.get("ids", np.zeros(0, np.int64))
-        if manifest.ids == "strings":
+        if manifest.ids == "strings" and len(keys):
             with sealed.as_checkpoint_error(path):
                 keys = hashed(keys, ids.get("marks", keys), "ids")
         expect(len(keys) == manifest.items, f"{path}", f"{manifest.items} items", len(keys), error=CheckpointError)
@@ -262,7 +262,7 @@ class ItemIndex:
         record["config"] = json.loads(json.dumps(self.trained.config.to_json()))
         record["positions"] = {str(partition): at for partition, at in sorted(positions_by_partition(positions).items())}
         keys, rows = self._view.items()
-        ids = {"ids": first_of(keys)} | ({"marks": keys["marks"]} if self.kind == "strings" else {})
+        ids = {"ids": first_of(keys)} | ({"marks": keys["marks"]} if kind_of(keys) == "strings" else {})
         trees = {"ids": ids, "rows": self._on_host(_columns, rows)}
         sealed.write(path, trees, record, format=FORMAT)
 

@@ -13,7 +13,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache, partial
 from typing import Any
 
@@ -30,7 +30,7 @@ from aif_jax.store.codec import STORAGES, Packed, Storage, encode, pack, unpack
 from aif_jax.store.trained import Trained
 from aif_jax.types import ItemFeatures, ItemRow, Params
 
-READERS = 64  # at the same time: more than there are threads that hand work to a device
+READERS = 32  # at the same time: more than threads hand work to a device
 
 
 class ItemProgram:
@@ -126,13 +126,10 @@ class Store:
     @contextmanager
     def _writing(self) -> Iterator[None]:
         """Keep readers and other writers out while the arrays are replaced."""
-        with self._writer:
+        with self._writer, ExitStack() as permits:
             for _ in range(READERS):
-                self._permits.acquire()
-            try:
-                yield
-            finally:
-                self._permits.release(READERS)
+                permits.enter_context(self._permits)
+            yield
 
     def read(self, rows: np.ndarray) -> Packed:
         """Return stored rows [batch_size] on the device, at most `batch_size` of them."""

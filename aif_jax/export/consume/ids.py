@@ -11,7 +11,7 @@ from .files import ExportError, expect
 
 MULTIPLIER, PRIME = np.uint64(0x9E3779B97F4A7C15), np.uint32(0x01000193)
 HASHES = {"keys": np.int64, "marks": np.uint32}  # of a string
-TEXT = np.dtype([*HASHES.items()], align=True)
+TEXT = np.dtype([*HASHES.items()])
 EMPTY = np.iinfo(np.int64).min
 """Marks a free slot of the id map of an index, and so is no valid id."""
 
@@ -53,11 +53,12 @@ class Ids:
             ids = hashes(flat).reshape(texts.shape)
         else:
             ids = np.asarray(raw)
-            if ids.size and (ids.dtype.kind not in "iu" or (ids.dtype == np.uint64 and ids.max() >= 1 << 63)):
+        if not ids.size or not len(self):
+            return np.full(ids.shape, -1)
+        if self.integers:
+            if ids.dtype.kind not in "iu" or (ids.dtype == np.uint64 and ids.max() >= 1 << 63):
                 raise ExportError(f"{self.name}: expected integers below 2^63, got dtype {ids.dtype}, first {ids.flat[0]!r}")
             ids = ids.astype(np.int64)
-        if not len(self):
-            return np.full(ids.shape, -1)
         nearest = np.minimum(np.searchsorted(self._first, first_of(ids)), len(self) - 1)
         return np.where(self.raw[nearest] == ids, nearest, -1)
 
