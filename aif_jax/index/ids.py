@@ -1,6 +1,6 @@
 """Raw item ids as the keys of the id map: integers as they are, int64, and strings by two fixed hashes, see `hashes`.
 
-Strings with the same 96 bits are one id: among 10^7 of them two are with probability 6e-16, less than that a disk lies.
+Strings with equal hashes, 96 bits, are one id: among 10^7 of them any two have equal ones with probability 6e-16.
 
 *Map.* Keys to table rows: a hash table in NumPy whose versions share nearly all of their memory.
 

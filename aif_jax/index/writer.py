@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import re
+import secrets
 import socket
 import time
 import weakref
@@ -26,7 +27,7 @@ from typing import Any
 from aif_jax.checks import expect
 from aif_jax.index.item_index import ItemIndex, inspect, positions_by_partition
 from aif_jax.store import sealed
-from aif_jax.store.folders import CheckpointError, local, new_file, remove_folder, remove_unfinished
+from aif_jax.store.folders import CheckpointError, local, remove_folder, remove_unfinished
 from aif_jax.store.trained import Trained
 from aif_jax.types import ItemFeatures
 
@@ -42,69 +43,64 @@ class WriterConflict(RuntimeError):
 class Lease:
     """Write lock on a directory, held from `take` until `release` or the end of the process, however it ends.
 
-    The owner locks a file. Whoever puts a new file in its place takes the directory over: where a lock says nothing (a file
-    system without locks, an owner that hangs), the last one owns it, and the one before learns so at its next `check`.
+    The owner locks a file and writes into it who it is. Where the lock says nothing (a file system without locks, an owner that
+    hangs), the last one to write owns the directory, and the one before learns so at its next `check`.
     """
 
     def __init__(self, directory: Path):
         self.directory, self.path = directory, directory / OWNER
-        self._descriptor: int | None = None
+        self._owner: bytes | None = None
         self._close: Callable[[], Any] = lambda: None
 
     def take(self, *, takeover: bool = False) -> None:
         """Become the owner; `takeover` takes the directory from a living owner. WriterConflict otherwise."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        if not takeover and _locked(self.path):
-            raise WriterConflict(f"{self.directory}: {_described(self.path)} is writing here; stop it first")
-        since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        with new_file(self.path) as partial:
-            descriptor = os.open(partial, os.O_CREAT | os.O_RDWR, 0o644)
-            self._close = weakref.finalize(self, os.close, descriptor)
-            with contextlib.suppress(OSError):  # a file system without locks
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-            os.write(descriptor, json.dumps({"process": os.getpid(), "host": socket.gethostname(), "since": since}).encode())
-        self._descriptor = descriptor
+        if takeover:
+            self.path.unlink(missing_ok=True)  # the lock of the owner before is on a file that has no name now
+        descriptor = os.open(self.path, os.O_CREAT | os.O_RDWR, 0o644)
+        self._close = weakref.finalize(self, os.close, descriptor)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._close()
+            raise WriterConflict(f"{self.directory}: {self._described()} is writing here; stop it first") from None
+        except OSError:
+            pass  # a file system without locks
+        owner = {"process": os.getpid(), "host": socket.gethostname(), "token": secrets.token_hex(8)}
+        owner["since"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        self._owner = json.dumps(owner).encode()
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, self._owner)
         self.check()
 
     def check(self) -> None:
         """Raise WriterConflict unless this is the owner."""
-        if self._descriptor is None:
+        if self._owner is None:
             raise WriterConflict(f"{self.directory}: this writer is closed; resume to go on")
-        if not self._owns(self._descriptor):
-            raise WriterConflict(f"{self.directory}: {_described(self.path)} took over; this writer saves no more; stop it")
+        if not self._owns():
+            raise WriterConflict(f"{self.directory}: {self._described()} took over; this writer saves no more; stop it")
 
     def release(self, *, undo: bool = False) -> None:
         """Let the next owner in; `undo` also removes the file, and the directory where nothing else is in it."""
-        if undo and self._descriptor is not None and self._owns(self._descriptor):
+        if undo and self._owns():
             self.path.unlink(missing_ok=True)
             with contextlib.suppress(OSError):
                 self.directory.rmdir()
-        self._descriptor = None
+        self._owner = None
         self._close()
 
-    def _owns(self, descriptor: int) -> bool:
+    def _owns(self) -> bool:
         try:
-            return os.path.samestat(os.fstat(descriptor), self.path.stat())
+            return self.path.read_bytes() == self._owner
         except FileNotFoundError:  # removed by hand: nobody else took it
-            return True
+            return self._owner is not None
 
-
-def _locked(path: Path) -> bool:
-    """Return whether the process that made a file of an owner holds it."""
-    with contextlib.suppress(FileNotFoundError), path.open("rb") as owner:
+    def _described(self) -> str:
         try:
-            fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:  # a file system without locks: not held
-            return isinstance(error, BlockingIOError)
-    return False
-
-
-def _described(path: Path) -> str:
-    try:
-        owner = json.loads(path.read_text())
-        return f"process {owner['process']} on {owner['host']} (since {owner['since']})"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "another process"
+            owner = json.loads(self.path.read_bytes())
+            return f"process {owner['process']} on {owner['host']} (since {owner['since']})"
+        except (OSError, ValueError, KeyError, TypeError):
+            return "another process"
 
 
 class IndexWriter:
