@@ -146,7 +146,7 @@ class ItemIndex:
         mesh: Any = None,
         progress: bool = True,
     ) -> ItemIndex:
-        """Run the item function over a catalogue; host memory is bounded by a few batches and some 20 bytes an item for ids.
+        """Run the item function over a catalogue; host memory is bounded by a few batches and 20 to 30 bytes an item for ids.
 
         Args:
           trained: model whose item function runs. Features and catalogues that another encoder made are refused. Its parameters

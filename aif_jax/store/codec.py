@@ -39,9 +39,9 @@ class Scaled:
     scale: Array  # float32 [...] largest |x| / 127
 
 
-def encode(row: Any, storage: Storage, *, axes: int = 1) -> Any:
-    """Return ONE row as it is stored: float arrays of at least so many axes and `NARROW` entries a vector in `storage`."""
-    return jax.tree.map(lambda leaf: leaf if jnp.ndim(leaf) < axes else _encode_leaf(leaf, storage), row)
+def encode(row: Any, storage: Storage) -> Any:
+    """Return ONE row as it is stored: float vectors of at least `NARROW` entries in `storage`."""
+    return jax.tree.map(partial(_encode_leaf, storage=storage), row)
 
 
 def widen(columns: Any) -> Any:
@@ -108,8 +108,8 @@ def decode(table: Packed, rows: Array) -> Any:
     return widen(columns)
 
 
-def _encode_leaf(leaf: jax.Array, storage: Storage) -> Any:
-    if storage == "float32" or leaf.ndim == 0 or leaf.shape[-1] < NARROW or leaf.dtype != jnp.float32:
+def _encode_leaf(leaf: jax.Array, *, storage: Storage) -> Any:
+    if storage == "float32" or jnp.ndim(leaf) == 0 or leaf.shape[-1] < NARROW or leaf.dtype != jnp.float32:
         return leaf
     if storage == "bfloat16":
         return Half(bits=jax.lax.bitcast_convert_type(leaf.astype(jnp.bfloat16), jnp.uint16))
