@@ -45,7 +45,7 @@ def test_what_is_written_reads_back(tmp_path):
     folder = write(tmp_path / "a")
     assert sorted(file.name for file in folder.iterdir()) == ["arrays.safetensors", "manifest.json"]
     manifest, trees = sealed.inspect(folder, format=FORMAT), sealed.read(folder, format=FORMAT)
-    assert manifest["made"] == [1, "a", None] and sealed.nbytes(manifest) == 24 + 3 + 12 + 0 + 4
+    assert manifest["made"] == [1, "a", None]
     jax.tree.map(np.testing.assert_array_equal, trees, TREES)
     assert [leaf.dtype for leaf in jax.tree.leaves(trees)] == [leaf.dtype for leaf in jax.tree.leaves(TREES)]
     refused(FileExistsError, "something is there", write, folder)
@@ -60,14 +60,6 @@ def test_what_cannot_be_written_is_refused(tmp_path):
     ):
         refused(error, message, sealed.write, tmp_path / "b", trees, record, format=FORMAT)
     assert not list(tmp_path.iterdir())
-
-
-def test_arrays_that_the_manifest_does_not_list_are_refused(tmp_path):
-    folder = write(tmp_path / "a")
-    entry = sealed.write_arrays(folder / sealed.ARRAYS, {"ids": np.arange(3), "other": np.zeros(40)})
-    manifest = json.loads((folder / "manifest.json").read_text()) | {"files": {sealed.ARRAYS: entry}}
-    (folder / "manifest.json").write_bytes(sealed.sealed({name: manifest[name] for name in manifest if name != "sha256"}))
-    refused(CheckpointError, "expected the arrays that manifest.json lists, got others", sealed.read, folder, format=FORMAT)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -51,7 +51,7 @@ class Manifest:
       storage: how vectors are stored: "float32", "bfloat16" or "int8".
       batch_size: rows in one run of the function that made them.
       positions: positions in the update stream, by partition: every update up to there is in, none after it.
-      nbytes: bytes of the arrays: of the rows, as on the device, and of the ids.
+      nbytes: bytes of the file with rows and ids.
     """
 
     items: int
@@ -76,7 +76,7 @@ def inspect(path: str | Path) -> Manifest:
             **{name: record[name] for name in ("items", "ids", "version", "encoding", "storage", "batch_size")},
             config=Config.from_json(record["config"]),
             positions=positions_by_partition({int(name): at for name, at in record["positions"].items()}),
-            nbytes=sealed.nbytes(record),
+            nbytes=record["files"][sealed.ARRAYS]["bytes"],
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{path}: the record cannot be read: {error!r}; {REBUILD}") from error

@@ -1,6 +1,6 @@
 """Sealed folders: named arrays and a record in one folder that checks itself, complete or not there at all.
 
-    manifest.json         the record, dtype and shape of every array, size and SHA-256 of the other file; a SHA-256 of all this
+    manifest.json         the record, size and SHA-256 of the other file; a SHA-256 of all this
     arrays.safetensors    the arrays by path, in the public safetensors layout
 
 `export.consume` reads such files, also where this package is not installed; here they are written.
@@ -9,7 +9,6 @@
 import contextlib
 import hashlib
 import json
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -37,11 +36,9 @@ def write(path: str | Path, trees: Any, record: Mapping[str, Any], *, format: st
     with new_folder(path) as partial:
         arrays = {name: np.asarray(leaf) for name, leaf in leaves_by_path(trees).items()}
         manifest = {**record, "format": format, "aif_jax": __version__, "jax": jax.__version__}
-        manifest["arrays"] = {name: {"dtype": str(leaf.dtype), "shape": leaf.shape} for name, leaf in arrays.items()}
         manifest["files"] = {ARRAYS: write_arrays(partial / ARRAYS, arrays)}
-        content = sealed(manifest)
-        limit = f"at most {files.MANIFEST_BYTES} bytes with the list of arrays"
-        expect(len(content) <= files.MANIFEST_BYTES, "record", limit, len(content))
+        content = json.dumps({**manifest, "sha256": seal(json.loads(json.dumps(manifest)))}, indent=2).encode() + b"\n"
+        expect(len(content) <= files.MANIFEST_BYTES, "record", f"at most {files.MANIFEST_BYTES} bytes", len(content))
         (partial / MANIFEST).write_bytes(content)
 
 
@@ -77,16 +74,7 @@ def read(path: str | Path, *, format: str, rebuild: str = "write it again") -> d
     path = local(path)
     manifest = inspect(path, format=format, rebuild=rebuild)
     with as_checkpoint_error(path):
-        arrays = files.read_arrays(files.checked(path, manifest, ARRAYS))
-    listing = {name: {"dtype": str(leaf.dtype), "shape": list(leaf.shape)} for name, leaf in arrays.items()}
-    if listing != manifest["arrays"]:
-        raise CheckpointError(f"{path}: {ARRAYS} was altered: expected the arrays that {MANIFEST} lists, got others; {rebuild}")
-    return nest({name: arrays[name] for name in manifest["arrays"]})
-
-
-def nbytes(manifest: Mapping[str, Any]) -> int:
-    """Return bytes of the arrays of a folder, without the header of their file."""
-    return sum(math.prod(leaf["shape"]) * files.DTYPE_NAMES[leaf["dtype"]].itemsize for leaf in manifest["arrays"].values())
+        return nest(files.checked_arrays(path, manifest, ARRAYS))
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,11 +91,6 @@ def digest_of(path: Path) -> str:
     """Return SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sealed(record: Mapping[str, Any]) -> bytes:
-    """Return a record as a JSON file with a SHA-256 of the record."""
-    return json.dumps({**record, "sha256": seal(json.loads(json.dumps(record)))}, indent=2).encode() + b"\n"
 
 
 @contextlib.contextmanager
