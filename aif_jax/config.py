@@ -11,7 +11,7 @@ from aif_jax.checks import Fields, expect, expect_types
 from aif_jax.heads import Mlp, head_of
 from aif_jax.registry import BLOCKS, HEADS, from_plain, plain
 from aif_jax.schema import Schema
-from aif_jax.scores import parse_objectives
+from aif_jax.scores import chains
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class Config(Fields):
         fits = isinstance(self.towers, tuple) and all(isinstance(w, int) and w >= 1 for w in self.towers)
         expect(fits, "Config.towers", "a tuple of widths of at least 1", self.towers)
         expect(isinstance(self.objectives, tuple), "Config.objectives", "a tuple of names", repr(self.objectives))
-        parse_objectives(self.objectives)
+        chains(self.objectives)
         expect_types(self)
         for field in ("width", "short_length", "long_length"):
             expect(getattr(self, field) >= 1, f"Config.{field}", "at least 1", getattr(self, field))
@@ -112,7 +112,7 @@ class Config(Fields):
     @property
     def reads_display_positions(self) -> bool:
         """Whether training reads where candidates were shown."""
-        return any(block.reads_display_positions for block in self.blocks)
+        return any(block.training_logit for block in self.blocks)
 
     def find(self, name: str) -> Any:
         """Return the block of that name, or None."""

@@ -36,12 +36,11 @@ class Leaf:
 def user_layout(schema: Schema) -> UserFeatures:
     """Return `UserFeatures` whose leaves are `Leaf`s."""
     leaf: Any = Leaf
-    item = schema.item_attribute("item")
     return UserFeatures(
         ids=_ids(schema.user_attributes),
         floats=leaf(dtype=np.float32, shape=(schema.user_floats,)),
         history=Behaviours(
-            item=leaf(dtype=np.int32, shape=(LENGTH,), size=item.size),
+            item=leaf(dtype=np.int32, shape=(LENGTH,), size=schema.table_sizes["item"]),
             action=leaf(dtype=np.int32, shape=(LENGTH,), size=schema.actions),
             age=leaf(dtype=np.float32, shape=(LENGTH,), minimum=0.0),
             mask=leaf(dtype=np.bool_, shape=(LENGTH,)),

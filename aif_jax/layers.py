@@ -125,44 +125,40 @@ def fold_events(step: Callable, shared: Any, own: Any, events: Any, mask: jax.Ar
       total: the total before the first chunk, a pytree; returned with the `out` of all places [L, ...].
     """
 
-    def of_all(shared: Any, own: Any, events: Any, mask: jax.Array, total: Any) -> tuple[Any, Any]:
-        length = mask.shape[1]
-        end = jnp.where(mask, jnp.arange(1, length + 1, dtype=jnp.int32)[None, :], 0).max()
-        every = jax.vmap(step, (None, 0, 0, 0))
+    def of_users(axes: Any, shared: Any, own: Any, events: Any, mask: jax.Array, total: Any) -> tuple[Any, Any]:
+        every, length = jax.vmap(step, (axes, 0, 0, 0)), mask.shape[1]
 
-        def fold(size: int) -> tuple[Any, Any]:
+        def chunks() -> tuple[Any, Any]:
             def pad(x: jax.Array) -> jax.Array:
-                return jnp.pad(x, [(0, 0), (0, -length % size)] + [(0, 0)] * (x.ndim - 2))
-
-            def put(to: jax.Array, i: Any, x: jax.Array) -> jax.Array:
-                return jax.lax.dynamic_update_slice_in_dim(to, x, i * size, 1)
+                return jnp.pad(x, [(0, 0), (0, -length % CHUNK)] + [(0, 0)] * (x.ndim - 2))
 
             def add(i: Any, carry: tuple[Any, Any]) -> tuple[Any, Any]:
-                chunk = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, i * size, size, 1), padded)
-                total, made = every(shared, own, chunk, carry[0])
-                return total, jax.tree.map(lambda to, x: put(to, i, x), carry[1], made)
+                at = i * CHUNK
+                chunk = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, at, CHUNK, 1), padded)
+                total, out = every(shared, own, chunk, carry[0])
+                return total, jax.tree.map(lambda to, x: jax.lax.dynamic_update_slice_in_dim(to, x, at, 1), carry[1], out)
 
             padded, shapes = jax.tree.map(pad, events), jax.eval_shape(every, shared, own, events, total)[1]
             start = total, jax.tree.map(lambda x: pad(jnp.zeros(x.shape, x.dtype)), shapes)
-            last, made = add(0, start) if size == length else jax.lax.fori_loop(0, (end + size - 1) // size, add, start)
-            return last, jax.tree.map(lambda x: x[:, :length], made)
+            end = jnp.where(mask, jnp.arange(1, length + 1, dtype=jnp.int32)[None, :], 0).max()
+            last, out = jax.lax.fori_loop(0, (end + CHUNK - 1) // CHUNK, add, start)
+            return last, jax.tree.map(lambda x: x[:, :length], out)
 
-        return jax.lax.platform_dependent(cpu=partial(fold, min(CHUNK, length)), default=partial(fold, length))
+        whole = partial(every, shared, own, events, total)
+        return jax.lax.platform_dependent(cpu=chunks if length > CHUNK else whole, default=whole)
 
-    def alone(shared: Any, *of_user: Any) -> tuple[Any, Any]:
-        return jax.tree.map(lambda x: x[0], of_all(shared, *jax.tree.map(lambda x: x[None], of_user)))
+    @jax.custom_batching.custom_vmap
+    def of_one(shared: Any, *of_user: Any) -> tuple[Any, Any]:
+        return jax.tree.map(lambda x: x[0], of_users(None, shared, *jax.tree.map(lambda x: x[None], of_user)))
 
-    def batched(size: int, is_batched: Any, shared: Any, *of_user: Any) -> tuple[Any, Any]:
-        if any(jax.tree.leaves(is_batched[0])):  # several models
-            made = jax.vmap(alone, jax.tree.map(lambda there: 0 if there else None, tuple(is_batched)))(shared, *of_user)
-        else:
-            axes = tuple(is_batched[1:])
-            made = of_all(shared, *jax.tree.map(lambda x, b: x if b else jnp.broadcast_to(x, (size, *x.shape)), of_user, axes))
+    @of_one.def_vmap
+    def of_several(size: int, batched: Any, shared: Any, *of_user: Any) -> tuple[Any, Any]:
+        axes = jax.tree.map(lambda there: 0 if there else None, batched[0])  # several models have a `shared` each
+        of_user = jax.tree.map(lambda x, b: x if b else jnp.broadcast_to(x, (size, *x.shape)), of_user, tuple(batched[1:]))
+        made = of_users(axes, shared, *of_user)
         return made, jax.tree.map(lambda _: True, made)
 
-    one = jax.custom_batching.custom_vmap(alone)
-    one.def_vmap(batched)
-    return one(shared, own, events, mask, total)
+    return of_one(shared, own, events, mask, total)
 
 
 def embedding_init(key: jax.Array, schema: Schema, width: int) -> Params:

@@ -183,7 +183,7 @@ def fit_tables(config: Config, catalogue: Catalogue | ItemFeatures, *, seed: int
     check_encoding("init catalogue", expected=config.schema.encoding, got=getattr(made, "encoding", ""))
     if not isinstance(items, ItemFeatures):
         raise TypeError(f"init catalogue: expected Catalogue or ItemFeatures, got {type(catalogue).__name__}")
-    size, shape = config.schema.item_attribute("item").size, jnp.shape(items.ids["item"])
+    size, shape = config.schema.table_sizes["item"], jnp.shape(items.ids["item"])
     expect(shape == (size,), "init catalogue", f"a row for each of the {size} items of the schema", f"shape {list(shape)}")
     has_content = not config.schema.content or items.content is not None
     expect(has_content, "init catalogue", f"content [{size}, {config.schema.content}]", None)
@@ -200,7 +200,7 @@ def fit_tables(config: Config, catalogue: Catalogue | ItemFeatures, *, seed: int
 
 def _check_fitted(config: Config, fitted: Params) -> None:
     """Raise ValueError for the fitted group of another config."""
-    size, tables = config.schema.item_attribute("item").size, {table.name for table in config.tables}
+    size, tables = config.schema.table_sizes["item"], {table.name for table in config.tables}
     wanted = {"fields"} | tables
     extra = fitted.keys() - wanted - {block.name for block in config.blocks} - {GROUP}
     if wanted - fitted.keys() or extra:

@@ -101,12 +101,6 @@ class Schema:
         parts += [f"side: {', '.join(self.side)}"] if self.side else []
         return f"Schema({'; '.join(parts)})"
 
-    def item_attribute(self, name: str) -> Attribute:
-        """Return the item attribute of that name. Raises KeyError with the known names."""
-        named = {attribute.name: attribute for attribute in self.item_attributes}
-        expect(name in named, "attribute", f"one of {list(named)}", repr(name), error=KeyError)
-        return named[name]
-
     @property
     def statistics(self) -> tuple[str, ...]:
         """Names of the item statistics, the last of the item floats; () for none."""
@@ -127,13 +121,11 @@ class Schema:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Schema:
         """Return the schema that `to_json` wrote."""
-        value = dict(value)
         expect("encoding" not in value, "schema", "a record that `to_json` made", "one with an encoding")
-        for field in ("item_attributes", "user_attributes"):
-            value[field] = tuple(Attribute(**a) for a in value.get(field, ()))
-        for field in ("behaviour_fields", "side", "item_statistics", "statistic_actions"):
-            value[field] = tuple(value.get(field, ()))
-        return cls(**value)
+        fields: dict[str, Any] = {name: tuple(entry) if isinstance(entry, list) else entry for name, entry in value.items()}
+        for name in ("item_attributes", "user_attributes"):
+            fields[name] = tuple(Attribute(**attribute) for attribute in fields.get(name, ()))
+        return cls(**fields)
 
 
 def statistic_names(half_lives: tuple[int, ...], actions: tuple[str, ...] = ()) -> tuple[str, ...]:

@@ -39,34 +39,27 @@ Order = Callable[[Mapping[str, Any], Any], Any]
 PROBED = 3  # candidates that an order is traced with
 
 
-def parse_objectives(texts: Sequence[str]) -> dict[str, str | None]:
-    """Parse `Config.objectives`: the objective that must be true for each, by name, None for none.
+def chains(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Parse `Config.objectives`: by name, the places of those whose product is its probability over all candidates.
 
-    Raises ValueError for invalid or repeated names, or one after an objective that depends on it.
+    The first is its own, the second that of the objective that must be true for it. Raises ValueError for invalid or repeated
+    names, or one after an objective that depends on it.
     """
-    known: dict[str, str | None] = {}
-    for text in texts:
+    known: dict[str, tuple[int, ...]] = {}
+    for place, text in enumerate(texts):
         name, bar, given = text.partition("|") if isinstance(text, str) else (text, "", "")
         plain = isinstance(name, str) and name.isidentifier() and not keyword.iskeyword(name)
         expect(plain, "Config.objectives", "names such as 'click', or 'conversion|click'", repr(text))
         expect(name not in known, "Config.objectives", "different names", texts)
         wanted = f"after '|' an objective named before, of {list(known)}"
         expect(not bar or given in known, "Config.objectives", wanted, repr(text))
-        known[name] = given or None
+        known[name] = (place, *(known[given] if bar else ()))
     return known
 
 
 def objective_names(texts: Sequence[str]) -> tuple[str, ...]:
     """Return the names alone, without what is given."""
-    return tuple(parse_objectives(texts))
-
-
-def chain(texts: Sequence[str], name: str) -> tuple[int, ...]:
-    """Return places of the objectives whose product is the probability of `name` over all candidates: its own first."""
-    known = parse_objectives(texts)
-    expect(name in known, "objective", f"one of {sorted(known)}", repr(name))
-    given = known[name]
-    return (list(known).index(name), *(chain(texts, given) if given is not None else ()))
+    return tuple(chains(texts))
 
 
 def over_all(logits: Any, texts: Sequence[str], name: str, xp: Any) -> Any:
@@ -74,7 +67,7 @@ def over_all(logits: Any, texts: Sequence[str], name: str, xp: Any) -> Any:
 
     With p = sigmoid(a) sigmoid(b), (1 - p) / p = e^-a + e^-b + e^-(a + b): no difference of numbers near 1 is taken.
     """
-    total, *others = (logits[..., place] for place in chain(texts, name))
+    total, *others = (logits[..., place] for place in chains(texts)[name])
     for logit in others:
         total = -xp.logaddexp(xp.logaddexp(-total, -logit), -total - logit)
     return total
@@ -107,12 +100,11 @@ def probabilities(params: Params, logits: Any, objectives: Sequence[str], xp: An
     """
     made = calibrated(params, logits, xp)
     made = jax.nn.sigmoid(made) if xp is jnp else xp.exp(-xp.logaddexp(xp.zeros_like(made), -made))
-    known = objective_names(objectives) or ("",)
-    if len(known) == 1:
-        return {known[0]: made}
-    each = {text: made[..., place] for place, text in enumerate(objectives)}
-    whole = {name: math.prod(made[..., place] for place in chain(objectives, name)) for name in known}
-    return whole | {text: values for text, values in each.items() if "|" in text}
+    known = chains(objectives)
+    if len(known) < 2:
+        return {next(iter(known), ""): made}
+    whole = {name: math.prod(made[..., place] for place in places) for name, places in known.items()}
+    return whole | {text: made[..., place] for place, text in enumerate(objectives) if "|" in text}
 
 
 def order_inputs(objectives: Sequence[str], size: Any) -> tuple[dict[str, Any], jax.ShapeDtypeStruct]:

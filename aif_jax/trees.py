@@ -48,29 +48,23 @@ def describe(leaf: Any) -> str:
     return f"{leaf.dtype}{list(leaf.shape)}"
 
 
-def mismatches(got: Mapping[str, str], expected: Mapping[str, str], *, source: str) -> list[str]:
-    """Return leaves that two trees (`describe` by path) do not share, a line each; `source` names `got`."""
-    lines = []
-    for path in sorted(got.keys() | expected.keys()):
-        if path not in expected:
-            lines.append(f"{path}: only in the {source}, {got[path]}")
-        elif path not in got:
-            lines.append(f"{path}: not in the {source}, expected {expected[path]}")
-        elif got[path] != expected[path]:
-            lines.append(f"{path}: expected {expected[path]}, the {source} has {got[path]}")
-    return lines
-
-
-def differences(got: Any, expected: Any, *, path: str, source: str) -> list[str]:
-    """Return JSON values that differ, a line each, by path, in the order of `got`."""
+def differences(got: Any, expected: Any, *, path: str = "", source: str) -> list[str]:
+    """Return values in which two trees of JSON differ, a line each, by path, in the order of `got`, which `source` names."""
     if isinstance(got, Mapping) and isinstance(expected, Mapping):
-        keys = [*got, *(key for key in expected if key not in got)]
-        pairs = [(f"{path}.{key}", got.get(key), expected.get(key)) for key in keys]
-    elif isinstance(got, list | tuple) and isinstance(expected, list | tuple) and len(got) == len(expected):
-        pairs = [(f"{path}[{i}]", g, e) for i, (g, e) in enumerate(zip(got, expected, strict=True))]
-    else:
-        return [] if got == expected else [f"{path}: expected {expected!r}, the {source} has {got!r}"]
-    return [line for field, g, e in pairs for line in differences(g, e, path=field, source=source)]
+        lines = []
+        for key in [*got, *(key for key in expected if key not in got)]:
+            at = f"{path}.{key}" if path else key
+            if key not in expected:
+                lines.append(f"{at}: only in the {source}, {got[key]!r}")
+            elif key not in got:
+                lines.append(f"{at}: not in the {source}, expected {expected[key]!r}")
+            else:
+                lines += differences(got[key], expected[key], path=at, source=source)
+        return lines
+    if isinstance(got, list | tuple) and isinstance(expected, list | tuple) and len(got) == len(expected):
+        pairs = enumerate(zip(got, expected, strict=True))
+        return [line for i, (g, e) in pairs for line in differences(g, e, path=f"{path}[{i}]", source=source)]
+    return [] if got == expected else [f"{path}: expected {expected!r}, the {source} has {got!r}"]
 
 
 def listed(lines: Sequence[str]) -> str:

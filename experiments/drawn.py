@@ -24,7 +24,7 @@ def items(schema: aif.Schema, shape: tuple[int, ...], *, seed: int = 0) -> aif.I
 
 def catalogue(schema: aif.Schema, *, seed: int = 0) -> aif.Catalogue:
     """Return a catalogue of all items of the schema's vocabulary; raw ids are the rows."""
-    raw = np.arange(1, schema.item_attribute("item").size, dtype=np.int32)
+    raw = np.arange(1, schema.table_sizes["item"], dtype=np.int32)
     drawn = items(schema, (len(raw),), seed=seed)
     ids = dict(drawn.ids) | {"item": raw}
     return aif.Catalogue.from_items(schema, raw, ids=ids, floats=drawn.floats, content=drawn.content, side=drawn.side)

@@ -65,7 +65,7 @@ class TorchServing(nn.Module):
 
     def _few(self, field: str) -> bool:
         """Return whether a field has no more values than a history has places: its half is then a table of them."""
-        return self.config.schema.item_attribute(field).size <= self.config.long_length
+        return self.config.schema.table_sizes[field] <= self.config.long_length
 
     def _met(self, history: dict[str, Tensor]) -> list[Tensor]:
         """Return, by field, the sorted values [L] and the statistics where a run of equal ones begins, or those of all."""
@@ -76,7 +76,7 @@ class TorchServing(nn.Module):
         days, found = history["age"].clamp(min=0) / 86400, []
         for field in self.matching.fields:
             value = self._field(field, history["item"])
-            size = self.config.schema.item_attribute(field).size
+            size = self.config.schema.table_sizes[field]
             key = torch.sort(torch.where(mask & (value > 0), value, size) * length + place).values
             group, order = key // length, key % length
             before = torch.cat([torch.zeros(1, counted.shape[1]), counted[order].cumsum(0)])

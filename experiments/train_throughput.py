@@ -60,7 +60,7 @@ def category_of(item: np.ndarray) -> np.ndarray:
 def batch_of(config: aif.Config, size: int, *, seed: int) -> Batch:
     """Return random features; histories between half and the whole of their length are filled."""
     rng, schema, length = np.random.default_rng(seed), config.schema, config.history_length
-    rows = schema.item_attribute("item").size
+    rows = schema.table_sizes["item"]
     hot = rng.integers(1, rows, HOT).astype(np.int32)
 
     def items(shape: tuple[int, ...]) -> np.ndarray:

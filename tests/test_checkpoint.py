@@ -175,10 +175,10 @@ def test_a_numpy_template_stays_in_numpy_and_renamed_and_resized_leaves_are_name
     with pytest.raises(ValueError, match="expected params like the template") as error:
         checkpoint.load(saved, like={"params": template})
     for line in (
-        "embedding/item: expected float32[5, 3], the checkpoint has float32[4, 3]",
-        "embedding/category: expected bfloat16[2, 3], the checkpoint has float32[2, 3]",
-        "item/mlp/kernel: only in the checkpoint, float32[3, 2]",
-        "item/tower/kernel: not in the checkpoint, expected float32[3, 2]",
+        "embedding/item: expected 'float32[5, 3]', the checkpoint has 'float32[4, 3]'",
+        "embedding/category: expected 'bfloat16[2, 3]', the checkpoint has 'float32[2, 3]'",
+        "item/mlp/kernel: only in the checkpoint, 'float32[3, 2]'",
+        "item/tower/kernel: not in the checkpoint, expected 'float32[3, 2]'",
     ):
         assert line in str(error.value)
 

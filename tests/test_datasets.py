@@ -196,7 +196,6 @@ def test_more_genres_than_fit_are_left_out_from_the_end(tmp_path):
     many = "A|B|C|D|E|F|G|H"
     data = movielens.read(write(tmp_path, "csv", [("movies.csv", "Action|Comedy", many)]))
     assert data.catalogue.items.ids["genres"][2].tolist() == [1, 2, 3, 4, 6, 7]  # Drama, of the other movie, is 5
-    assert data.schema.item_attribute("genres").length == 6
 
 
 def test_years_are_steps_with_open_ends(tmp_path):
@@ -204,7 +203,7 @@ def test_years_are_steps_with_open_ends(tmp_path):
     assert steps == [None, 1915, 1915, 1920, 1920, 1925, 2025, 2030, 2030]
     data = movielens.read(write(tmp_path, "csv"))
     assert data.encoder.vocabularies["year"].encode(steps[1:]).tolist() == [1, 1, 2, 2, 3, 23, 24, 24]
-    assert data.schema.item_attribute("year").size == 25  # whatever years there are
+    assert data.schema.table_sizes["year"] == 25  # whatever years there are
 
 
 @pytest.mark.parametrize(("title", "bucket"), [
@@ -246,8 +245,8 @@ def test_category_by_content(tmp_path):
     data = movielens.read(write(tmp_path, "csv"), content=content, category="content", categories=2)
     category = data.catalogue.items.ids["category"]
     assert category[0] == 0 and category[1] == category[3] != category[2] and set(category[1:]) == {1, 2}
-    assert data.schema.item_attribute("category").size == 3
-    assert data.schema.item_attribute("genres").size == 4
+    assert data.schema.table_sizes["category"] == 3
+    assert data.schema.table_sizes["genres"] == 4
 
 
 @pytest.mark.parametrize(("options", "expected"), [
@@ -329,7 +328,7 @@ def test_between_keeps_the_days_asked_for_and_times_before_1970_are_read(tmp_pat
 def test_the_head_of_taobao():
     data = taobao.read(HEAD)
     assert (len(data.users) - 1, len(data.items) - 1, len(data.log)) == (983, 64_467, 100_001)
-    assert data.schema.item_attribute("category").size == 3129
+    assert data.schema.table_sizes["category"] == 3129
     assert np.bincount(data.log.action).tolist() == [0, 89_710, 5_446, 2_744, 2_101]
     lengths = np.diff(data.log.offsets)[1:]
     assert (np.median(lengths), lengths.max()) == (74, 539)

@@ -30,7 +30,7 @@ NAMES = ("click", "conversion|click", "like")
 def test_objectives_are_parsed_and_chained():
     assert aif_scores.objective_names(NAMES) == ("click", "conversion", "like")
     deep = ("a", "b|a", "c|b")
-    assert aif_scores.chain(deep, "c") == (2, 1, 0) and aif_scores.chain(deep, "a") == (0,)
+    assert aif_scores.chains(deep) == {"a": (0,), "b": (1, 0), "c": (2, 1, 0)}
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(50, 3)) * 8
     for name, count in (("a", 1), ("b", 2), ("c", 3)):
@@ -74,7 +74,7 @@ def test_each_column_is_a_model_of_one_objective():
 def test_an_offset_is_of_the_first_objective_and_not_weighed():
     model, params = demo.build(objectives=NAMES, **demo.VARIANTS["dot products"])
     params = params | {"head": params["head"] | {"direct": jnp.asarray([0.8, 0.9, 1.1], jnp.float32)}}
-    table = np.linspace(-2, 1, model.config.schema.item_attribute("item").size, dtype=np.float32)
+    table = np.linspace(-2, 1, model.config.schema.table_sizes["item"], dtype=np.float32)
     changed, config = with_table(params, table, ItemOffset(), config=model.config)
     user, items = demo.user(model.config), demo.items(9)
     before, after = model.joint(params, user, items), aif.build(config).joint(changed, user, items)

@@ -83,7 +83,6 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
     (lambda: schema(behaviour_fields=("item",)), "behaviour_fields: expected 'category'"),
     (lambda: schema(behaviour_fields=("item", "category", "tags")), "behaviour_fields...got 'tags'"),
     (lambda: schema(behaviour_fields=("item", "category", "shop")), "behaviour_fields...got 'shop'"),
-    (lambda: demo.schema().item_attribute("gender"), KeyError, "'item', 'category', 'tags'...got 'gender'"),
     *each(schema, "Schema", "at least 2...", actions=[1]),
     *each(schema, "Schema", "...", user_floats=[-1], item_floats=[-2], content=[-3]),
     (lambda: aif.Schema.from_json({**demo.schema().to_json(), "colour": 1}), TypeError, "colour"),

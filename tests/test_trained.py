@@ -57,11 +57,11 @@ def test_parameters_of_another_size_are_refused_wherever_a_model_goes(trained, d
     rows, width = params["embedding"]["item"].shape
     smaller = params | {"embedding": {name: table[:-3] for name, table in params["embedding"].items()}}
     fewer = params["fitted"] | {"fields": {name: table[:-3] for name, table in params["fitted"]["fields"].items()}}
-    of_item = rf"embedding/item: expected \[{rows}, {width}\], the params has \[{rows - 3}, "
+    of_item = rf"embedding/item: expected '\[{rows}, {width}\]', the params has '\[{rows - 3}, "
     for wrong, message in (
         (smaller, rf"(?s)parameters of this model.*{of_item}"),
         (params | {"item": {}}, "item/.*: not in the params, expected"),
-        (params | {"other": {"kernel": np.zeros(2)}}, r"other/kernel: only in the params, \[2\]"),
+        (params | {"other": {"kernel": np.zeros(2)}}, r"other/kernel: only in the params, '\[2\]'"),
         (params | {"fitted": fewer}, f"expected {rows} rows in"),
         ({name: group for name, group in params.items() if name != "fitted"}, "'fitted' among them"),
         (None, "expected the groups that `model.init` returns, .* got NoneType"),

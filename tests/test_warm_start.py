@@ -66,7 +66,7 @@ def test_new_ids_are_appended_and_old_rows_kept():
     np.testing.assert_allclose(table[50:].std(), np.std(params["embedding"]["item"]), rtol=0.05)
     assert params["embedding"]["item"].shape == (50, 8)
     assert grown["embedding"]["gender"] is params["embedding"]["gender"]
-    assert config.schema.item_attribute("item").size == 2050
+    assert config.schema.table_sizes["item"] == 2050
     assert config.replace(schema=CONFIG.schema) == CONFIG
     _, config = grow_vocabulary(params, "gender", np.arange(3), 4, jax.random.key(0), config=CONFIG)
     assert config.schema.table_sizes["gender"] == 4
@@ -100,7 +100,7 @@ def test_a_field_that_grows_renames_its_ids(model):
     np.testing.assert_array_equal(grown["fitted"]["fields"]["category"], rows[params["fitted"]["fields"]["category"]])
     old, new = ({**p["fitted"], "fields": None} for p in (params, grown))
     jax.tree.map(np.testing.assert_array_equal, old, new)
-    assert config.schema.item_attribute("category").size == 9
+    assert config.schema.table_sizes["category"] == 9
 
 
 def test_a_block_says_which_of_its_arrays_are_per_item(model):

@@ -96,7 +96,7 @@ class Block:
         nearline   item(params, item) of ONE item      -> rows.blocks[name]
         per user   user(params, user) of ONE user      -> state.blocks[name], while retrieval runs
         real time  score(params, state, rows, kernels) -> HeadInputs: one user, C candidates
-        training   training_logit(params, display_positions)      added to the logits, with `reads_display_positions` alone
+        training   training_logit(params, display_positions)      -> added to logits [B, C] or [B, C, T]; None for no method
 
     `params` is what `init` and `fit` returned, in one dict. `widths` names the features of a pair that the block gives to the
     head; `score` always returns the sum of features @ `kernels[n]`, of shape [widths[n], H]. For a head without `first_layer`
@@ -104,7 +104,7 @@ class Block:
     rows are pytrees of arrays.
 
     Attributes:
-      reads_display_positions: whether it has a `training_logit`.
+      training_logit: method for what training alone adds to the logits; `display_positions` int32 [B, C] as in `Batch`.
       per_item: names of the arrays of `fit` with a row for each item, which move where a vocabulary grows; () for none. Unset,
         a block that fits something refuses to grow. Trained arrays do not grow.
 
@@ -130,7 +130,7 @@ class Block:
     """
 
     per_item: ClassVar[tuple[str, ...] | None] = None
-    reads_display_positions: ClassVar[bool] = False
+    training_logit: Any = None
 
     @property
     def name(self) -> str:
@@ -172,10 +172,6 @@ class Block:
     def score(self, params: Params, state: UserState, rows: ItemRow, kernels: BlockKernels) -> HeadInputs:
         """Return, in real time, its features times their kernels and its terms of the logit, for one state and rows [C]."""
         return HeadInputs()
-
-    def training_logit(self, params: Params, display_positions: jax.Array) -> Any:
-        """Return what training alone adds to logits [B, C] or [B, C, T]; positions int32 [B, C] as in `Batch`."""
-        return 0.0
 
 
 B = TypeVar("B", bound=type[Block])

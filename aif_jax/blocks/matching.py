@@ -18,18 +18,11 @@ FEW = 64  # candidates up to which comparing each with the whole history costs l
 
 
 @record
-class Sorted:
-    """The sorted values of a field in a history; the statistics of a value are at its first position."""
+class Met:
+    """Statistics of a field's values in a history: of all V values if these are at most L, else of the history's."""
 
-    value: Array  # int32 [L] ascending, the largest int32 for padding
-    statistics: Array  # float32 [L, STATISTICS + actions]
-
-
-@record
-class Table:
-    """Statistics of every value of a field with at most L values; 0 for a value that the user has not met."""
-
-    statistics: Array  # float32 [V, STATISTICS + actions]
+    value: Array | None = None  # None for all V values; int32 [L] ascending, the largest int32 for padding
+    statistics: Array  # float32 [V, STATISTICS + actions], 0 for one not met; [L, ...]: the first place of a value has them
 
 
 @record
@@ -87,7 +80,7 @@ class MatchingStatistics(Block):
     def widths(self, config: Config) -> dict[str, int]:
         return {"statistics": len(self.fields) * (STATISTICS + config.schema.actions)}
 
-    def user(self, params: Params, user: UserView) -> tuple[Sorted | Table, ...] | Unsorted:
+    def user(self, params: Params, user: UserView) -> tuple[Met, ...] | Unsorted:
         schema, long = user.config.schema, user.long
         mask, action = jnp.asarray(long.mask), jnp.asarray(long.action)
         fields = layers.behaviour_fields(user.params, schema, long.item)
@@ -100,7 +93,7 @@ class MatchingStatistics(Block):
         days, events = jnp.where(mask, days, 0.0), mask.sum().astype(jnp.float32)
         if user.candidates is not None and user.candidates <= FEW:
             return Unsorted(value=value, counted=counted, days=days, events=events)
-        sizes = [schema.item_attribute(name).size for name in self.fields]
+        sizes = [schema.table_sizes[name] for name in self.fields]
         made = [_table if size <= user.config.long_length else _sorted for size in sizes]
         return tuple(made[f](value[f], counted, days, events, size=size) for f, size in enumerate(sizes))
 
@@ -117,7 +110,7 @@ class MatchingStatistics(Block):
         return HeadInputs(rest=sum(look_up(half[f], wanted[:, f], own) for f, own in enumerate(kernels_by_field)))
 
 
-def look_up(half: Sorted | Table, wanted: jax.Array, kernel: jax.Array) -> jax.Array:
+def look_up(half: Met, wanted: jax.Array, kernel: jax.Array) -> jax.Array:
     """Return statistics of the candidates' values int32 [C], times the kernel [STATISTICS + actions, H] -> [C, H].
 
     The kernel is applied to the half's rows, or to what is found where candidates are fewer than rows.
@@ -126,7 +119,7 @@ def look_up(half: Sorted | Table, wanted: jax.Array, kernel: jax.Array) -> jax.A
     sizes = rows.shape[0], wanted.shape[0]
     first = not all(isinstance(size, int) for size in sizes) or sizes[0] <= sizes[1]  # under jax.export sizes are symbols
     rows = rows @ kernel if first else rows
-    if isinstance(half, Table):
+    if half.value is None:
         found = rows.at[wanted].get(mode="fill", fill_value=0)
     else:
         value = jnp.asarray(half.value)
@@ -166,7 +159,7 @@ def compare(history: Unsorted, wanted: jax.Array) -> jax.Array:
     return jnp.where(counts[..., :1] > 0, found, 0.0)
 
 
-def _sorted(value: jax.Array, counted: jax.Array, days: jax.Array, events: jax.Array, *, size: int) -> Sorted:
+def _sorted(value: jax.Array, counted: jax.Array, days: jax.Array, events: jax.Array, *, size: int) -> Met:
     """Return the statistics of values int32 [L], 0 for none; a run of equal values begins at its most recent event."""
     group, order = sort_by_value(value, value > 0, size=size)
     length = group.shape[0]
@@ -175,16 +168,16 @@ def _sorted(value: jax.Array, counted: jax.Array, days: jax.Array, events: jax.A
     nexts = jnp.concatenate([jnp.where(begins, place, length)[1:], jnp.full(1, length, jnp.int32)])
     end = jax.lax.cummin(nexts, reverse=True)
     before = jnp.concatenate([jnp.zeros((1, counted.shape[1])), jnp.cumsum(counted[order], 0)])
-    return Sorted(value=group, statistics=_statistics(before[end] - before[place], order, days[order], events))
+    return Met(statistics=_statistics(before[end] - before[place], order, days[order], events), value=group)
 
 
-def _table(value: jax.Array, counted: jax.Array, days: jax.Array, events: jax.Array, *, size: int) -> Table:
+def _table(value: jax.Array, counted: jax.Array, days: jax.Array, events: jax.Array, *, size: int) -> Met:
     """Return the statistics of values int32 [L] below `size`, 0 for none."""
     length = value.shape[0]
     counts = jnp.zeros((size, counted.shape[1])).at[value].add(counted)
     last = jnp.full(size, length - 1, jnp.int32).at[value].min(jnp.arange(length, dtype=jnp.int32))
     met = (counts[:, :1] > 0) & (jnp.arange(size) > 0)[:, None]
-    return Table(statistics=jnp.where(met, _statistics(counts, last, days[last], events), 0.0))
+    return Met(statistics=jnp.where(met, _statistics(counts, last, days[last], events), 0.0))
 
 
 def _statistics(counts: jax.Array, last: jax.Array, days: jax.Array, events: jax.Array) -> jax.Array:

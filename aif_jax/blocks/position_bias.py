@@ -1,7 +1,5 @@
 """The bias of the position at which a candidate was shown: trained, and left out in serving."""
 
-from typing import ClassVar
-
 import jax
 import jax.numpy as jnp
 
@@ -29,7 +27,6 @@ class PositionBias(Block):
     """
 
     positions: int = 20
-    reads_display_positions: ClassVar[bool] = True
 
     def __post_init__(self):
         expect(self.positions >= 2, self, "positions", "at least 2", self.positions)

@@ -42,7 +42,7 @@ class PureSvd(Block):
         expect(self.decay >= 0, self, "decay", "at least 0", self.decay)
 
     def fit(self, items: ItemFeatures, config: Config, *, seed: int) -> Params:
-        return {"table": jnp.zeros((config.schema.item_attribute("item").size, self.width))}
+        return {"table": jnp.zeros((config.schema.table_sizes["item"], self.width))}
 
     def user(self, params: Params, user: UserView) -> dict[str, jax.Array]:
         events = recent(user.long, self.length)

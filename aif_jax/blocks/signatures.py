@@ -92,24 +92,15 @@ def fit_projection(content: np.ndarray, *, bits: int, seed: int = 0) -> jax.Arra
 
 def sign(projection: jax.Array, content: jax.Array) -> jax.Array:
     """Return the signatures of content embeddings: float [..., E] and H [E, K] -> uint32 [..., K / 32]."""
-    return pack(content @ projection > 0)
-
-
-def pack(bits: jax.Array) -> jax.Array:
-    """Return bool [..., K] -> uint32 [..., K / 32], little-endian: bit k is bit k % 32 of word k // 32."""
+    bits = content @ projection > 0
     words = bits.reshape(*bits.shape[:-1], bits.shape[-1] // WORD, WORD).astype(jnp.uint32)
     return (words << _places(words.shape)).sum(-1, dtype=jnp.uint32)
 
 
-def unpack(words: jax.Array) -> jax.Array:
-    """Return uint32 [..., W] -> bool [..., 32 W]; inverse of `pack`."""
-    bits = (jnp.asarray(words)[..., None] >> _places((*words.shape, WORD))) & jnp.uint32(1)
-    return bits.reshape(*words.shape[:-1], words.shape[-1] * WORD).astype(bool)  # no -1: there may be no rows
-
-
 def signs(words: jax.Array) -> jax.Array:
-    """Return uint32 [..., W] -> float32 [..., K] of -1 and +1."""
-    return unpack(words).astype(jnp.float32) * 2.0 - 1.0
+    """Return the signs of signatures, -1 for a bit 0 and +1 for 1: uint32 [..., W] -> float32 [..., K]."""
+    bits = (jnp.asarray(words)[..., None] >> _places((*words.shape, WORD))) & jnp.uint32(1)
+    return bits.reshape(*words.shape[:-1], words.shape[-1] * WORD).astype(jnp.float32) * 2.0 - 1.0  # no -1: rows may be 0
 
 
 def _places(shape: tuple[int, ...]) -> jax.Array:

@@ -86,7 +86,7 @@ class Sim(Block):
         schema, long = user.config.schema, user.long
         value = layers.behaviour_fields(user.params, schema, long.item)[self.field]
         age, mask = jnp.asarray(long.age), jnp.asarray(long.mask)
-        sizes = {"slots": self.slots, "length": self.length, "size": schema.item_attribute(self.field).size}
+        sizes = {"slots": self.slots, "length": self.length, "size": schema.table_sizes[self.field]}
         return fill_cache(value, user.embedded, age, mask, **sizes)
 
 

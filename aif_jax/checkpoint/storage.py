@@ -24,7 +24,7 @@ from aif_jax.store import sealed
 from aif_jax.store.folders import METADATA_FILE, CheckpointError, local, memory, new_folder, unfinished
 from aif_jax.store.sealed import is_json, seal
 from aif_jax.store.trained import Digest, __version__, digest
-from aif_jax.trees import describe, is_key, leaves_by_path, listed, mismatches, nest
+from aif_jax.trees import describe, differences, is_key, leaves_by_path, listed, nest
 
 FORMAT = "aif_jax.checkpoint/2"
 RECORD = "custom_metadata"  # as Orbax names it
@@ -162,11 +162,8 @@ def _restore(path: Path, name: str, leaves: Mapping[str, Digest], like: Any) -> 
     nested = like is None or like is np.ndarray
     templates = dict.fromkeys(leaves, like) if nested else leaves_by_path(like)
     if not nested:
-        lines = mismatches(
-            {p: str(leaf) for p, leaf in leaves.items()},
-            {p: describe(t) for p, t in templates.items()},
-            source="checkpoint",
-        )
+        stored = {p: str(leaf) for p, leaf in leaves.items()}
+        lines = differences(stored, {p: describe(t) for p, t in templates.items()}, source="checkpoint")
         expect(not lines, str(path), f"{name} like the template", f"others:\n{listed(lines)}")
     arrays = {p: _stored(leaf) for p, leaf in leaves.items()}
     if stored := {p: array for p, array in arrays.items() if array.size}:

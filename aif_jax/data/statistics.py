@@ -39,7 +39,7 @@ class ItemStatistics:
     """
 
     def __init__(self, schema: Schema, log: EventLog):
-        self._items, self.width = schema.item_attribute("item").size, len(schema.statistics)
+        self._items, self.width = schema.table_sizes["item"], len(schema.statistics)
         lives, actions = np.array(schema.item_statistics, np.float64), range(1, len(schema.statistic_actions) + 1)
         self._all = _Counts(log.item, log.time, self._items, lives[:0] if actions else lives)
         of_action = [log.action == row for row in actions]

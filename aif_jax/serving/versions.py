@@ -126,6 +126,6 @@ def check_version(index: Any, name: str) -> None:
 def probe_user(schema: Schema, length: int) -> UserFeatures:
     """Return a user with an event in every place of the history, an hour apart."""
     places = np.arange(length)
-    items = 1 + places % (schema.item_attribute("item").size - 1)
+    items = 1 + places % (schema.table_sizes["item"] - 1)
     history = behaviours(items, places % schema.actions, 3600.0 * (1 + places), np.ones(length, bool))
     return dataclasses.replace(empty_user(schema, length=length), history=history)

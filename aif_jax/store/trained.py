@@ -21,7 +21,7 @@ from aif_jax.config import Config
 from aif_jax.encoding.encoder import Encoder
 from aif_jax.features import item_layout, user_layout
 from aif_jax.model import PreRanker, build
-from aif_jax.trees import is_key, leaves_by_path, listed, mismatches
+from aif_jax.trees import differences, is_key, leaves_by_path, listed
 from aif_jax.types import ItemFeatures, Params
 
 __version__ = "0.2.0"
@@ -115,7 +115,7 @@ def check_params(model: PreRanker, params: Params, name: str = "params") -> None
     leaves, tree = jax.tree.flatten(params["fitted"])
     expected = _expected(model.init, tree, tuple(map(np.shape, leaves)))
     shapes = {path: str(list(np.shape(leaf))) for path, leaf in leaves_by_path(params).items()}
-    if lines := mismatches(shapes, expected, source=name):
+    if lines := differences(shapes, expected, source=name):
         raise ValueError(f"{name}: expected parameters of this model, see warm_start, got others:\n{listed(lines)}")
 
 

@@ -35,7 +35,7 @@ from aif_jax.encoding.encoder import Encoder
 from aif_jax.encoding.vocabulary import new_rows
 from aif_jax.metrics.entries import weighted_entries
 from aif_jax.model import rebuilt
-from aif_jax.scores import GROUP, parse_objectives, with_calibration
+from aif_jax.scores import GROUP, chains, with_calibration
 from aif_jax.store.trained import Trained
 from aif_jax.train.evaluate import labels_of, list_scores, sampled_before
 from aif_jax.types import Array, Params
@@ -96,7 +96,7 @@ def svd_term(trained: Trained, data: Dataset, *, before: int, deviation: float =
     config, log, there = trained.config, data.history_log, trained.config.find("pure_svd")
     got = f"{sizes}; leave out width=, length=, decay="
     expect(there is None or not sizes, "svd_term sizes", f"none, since the model has {there}", got)
-    block, size = there or PureSvd(**sizes), config.schema.item_attribute("item").size
+    block, size = there or PureSvd(**sizes), config.schema.table_sizes["item"]
     user, item = (part[log.time < before] for part in (log.user, log.item))
     table = svd_factors(user, item, size=size, block=block, deviation=deviation)
     params, config = with_table(trained.params, table, block, config=config)
@@ -150,15 +150,15 @@ def calibration(
     few = slice(None) if calibration_negatives is None else slice(1 + calibration_negatives)
     lists = jax.tree.map(lambda values: values[:, few], lists)
     scores = list_scores(model, trained.params, data, positions, lists, batch_size=batch_size, progress=progress)
-    labels, parts = labels_of(model.config, lists.labels), []
-    for place, (name, given) in enumerate((parse_objectives(model.config.objectives) or {"": None}).items()):
+    labels, parts, objectives = labels_of(model.config, lists.labels), [], chains(model.config.objectives) or {"": (0,)}
+    for name, (place, *given) in objectives.items():
         known = (lists.rows > 0) & ~np.isnan(labels[name])
-        if given is not None:
-            known &= labels[given] == 1
+        if given:
+            known &= labels[list(objectives)[given[0]]] == 1
         raw = scores[..., place] if model.config.outputs > 1 else scores
         weights = population_weights(labels[name], lists.log_q)
         entries = (np.where(known, values, 0) for values in (raw, labels[name]))
-        parts.append(platt(*entries, where=known, weights=weights, rate=rate if given is None else 1.0))
+        parts.append(platt(*entries, where=known, weights=weights, rate=1.0 if given else rate))
     scale, bias = parts[0] if len(parts) == 1 else map(np.stack, zip(*parts, strict=True))
     return trained.replace(params=with_calibration(trained.params, {"scale": scale, "bias": bias}))
 

@@ -226,7 +226,7 @@ def make_step(
             joined = join_tables(dense, taken) | state.fitted
             scores = score(model, joined, batch)
             positions = batch.display_positions
-            biased = [block for block in model.config.blocks if block.reads_display_positions and positions is not None]
+            biased = [block for block in model.config.blocks if block.training_logit and positions is not None]
             return sum((block.training_logit(joined["blocks"][block.name], positions) for block in biased), scores)
 
         return loss_and_gradient(scores_of, (dense, rows), batch, loss, part=part, share=(share, shares))

@@ -86,7 +86,7 @@ class Similar(Block):
         return {"similar": len(self.clusters) * (1 + len(HALF_LIVES))}
 
     def fit(self, items: ItemFeatures, config: Config, *, seed: int) -> Params:
-        return {"table": jnp.zeros((config.schema.item_attribute("item").size, len(self.clusters)), jnp.int32)}
+        return {"table": jnp.zeros((config.schema.table_sizes["item"], len(self.clusters)), jnp.int32)}
 
     def user(self, params: Params, user: UserView) -> tuple[jax.Array, ...]:
         weights = jnp.concatenate([jnp.asarray(user.long.mask)[:, None].astype(jnp.float32), decayed(user.long)], 1)
@@ -106,7 +106,7 @@ class Similar(Block):
 def with_clusters(params: Params, config: Config, user: np.ndarray, item: np.ndarray) -> Params:
     """Return parameters whose `Similar`, if there is one, has k-means clusters of the PureSVD factors of training events."""
     for similar in (one for one in config.blocks if isinstance(one, Similar)):
-        size = config.schema.item_attribute("item").size
+        size = config.schema.table_sizes["item"]
         factors = svd_factors(user, item, size=size, block=PureSvd(width=32, length=128))
         norm = np.linalg.norm(factors, axis=1)
         some = np.flatnonzero(norm > 0)

@@ -48,7 +48,7 @@ class Case(NamedTuple):
             params |= {"embedding": params["embedding"] | {"item": jnp.where(seen[:, None], table, table[:1])}}
         if "factors" in self.additions:
             user, item = np.repeat(np.arange(30), 8), rng.integers(0, demo.ITEMS, 240)
-            table = svd_factors(user, item, size=config.schema.item_attribute("item").size)
+            table = svd_factors(user, item, size=config.schema.table_sizes["item"])
             params, config = blocks.with_table(params, table, blocks.PureSvd(width=table.shape[1]), config=config)
         if "offset" in self.additions:
             table = blocks.popularity_offset(rng.integers(0, 9, demo.ITEMS))
