@@ -189,11 +189,6 @@ def embed_attributes(embedding: Params, attributes: tuple[Attribute, ...], ids: 
     return vectors
 
 
-def fit_fields(ids: Mapping[str, Array], schema: Schema) -> Params:
-    """Return the behaviour fields of every item but the item itself: int32 [N] each, from the catalogue's ids."""
-    return {field: jnp.asarray(ids[field], jnp.int32) for field in schema.behaviour_fields if field != "item"}
-
-
 def behaviour_fields(params: Params, schema: Schema, item: Array) -> dict[str, jax.Array]:
     """Return int32 [S] ids of behaviour fields for the items [S] of a history, looked up in `params["fitted"]["fields"]`."""
     rows = jnp.asarray(item)

@@ -101,9 +101,9 @@ def assemble(config: Config, *, user: Component | layers.Module = USER, item: Co
     The config of the model names the functions that replace the package's (`Config.assembled`). What is saved of the model is
     opened with `model=` alone, by `aif.open`, `Run.load` and `export.restore`; commands cannot open it.
     """
-    given = {"user": (user, USER), "item": (item, ITEM)}
-    others = [part for part, (one, ours) in given.items() if isinstance(one, layers.Module) or one.apply is not ours.apply]
-    config = config.replace(assembled=tuple(f"{part}={_name(given[part][0])}" for part in others))
+    others = {"user": user} if user.apply is not USER.apply else {}
+    others |= {"item": item} if item.apply is not ITEM.apply else {}
+    config = config.replace(assembled=tuple(f"{part}={_name(given)}" for part, given in others.items()))
     hinted = user is USER or isinstance(user, layers.Module)  # a component of yours need not know how many candidates follow
     user, item = _component(user, USER), _component(item, ITEM)
     user_fn = partial(user.apply, config=config)
@@ -189,13 +189,10 @@ def fit_tables(config: Config, catalogue: Catalogue | ItemFeatures, *, seed: int
     expect(has_content, "init catalogue", f"content [{size}, {config.schema.content}]", None)
     with jax.ensure_compile_time_eval():  # fits run on the host, also where `init` is traced
         parts = {part.name: part.fit(items, config, seed=seed) for part in (*config.tables, *config.blocks)}
-        fields = layers.fit_fields(items.ids, config.schema)
-    for part in config.blocks:
-        for name in part.per_item or ():
-            got = {key: jnp.shape(made) for key, made in parts[part.name].items()}
-            fits = got.get(name, ())[:1] == (size,)
-            expect(fits, f"{part!r}.per_item", f"an array {name!r} of `fit` with {size} rows", got)
-    return {"fields": fields} | {name: made for name, made in parts.items() if made}
+        fields = {name: jnp.asarray(items.ids[name], jnp.int32) for name in config.schema.behaviour_fields if name != "item"}
+    fitted = {"fields": fields} | {name: made for name, made in parts.items() if made}
+    _check_fitted(config, fitted)
+    return fitted
 
 
 def _check_fitted(config: Config, fitted: Params) -> None:
@@ -204,13 +201,13 @@ def _check_fitted(config: Config, fitted: Params) -> None:
     wanted = {"fields"} | tables
     extra = fitted.keys() - wanted - {block.name for block in config.blocks} - {GROUP}
     if wanted - fitted.keys() or extra:
-        raise ValueError(f"init fitted: expected {sorted(wanted)}, got {sorted(fitted)}; fit_tables makes them for a config")
+        raise ValueError(f"fitted: expected {sorted(wanted)}, got {sorted(fitted)}; fit_tables makes them for a config")
     found = fitted["fields"] | {name: fitted[name]["table"] for name in tables}
     for block in config.blocks:
-        found |= {f"{block.name}/{name}": fitted.get(block.name, {}).get(name) for name in block.per_item or ()}
+        found |= {f"{block.name}/{name} (per_item)": fitted.get(block.name, {}).get(name) for name in block.per_item or ()}
     for path, table in found.items():
-        got = None if table is None else jnp.shape(table)
-        expect(got and got[0] == size, "init fitted", f"{size} rows in {path}, one for each item", f"shape {got and list(got)}")
+        shape = getattr(table, "shape", ())
+        expect(shape[:1] == (size,), "fitted", f"{size} rows in {path}, one for each item", f"shape {list(shape)}")
 
 
 def name_of(function: Any) -> str:

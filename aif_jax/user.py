@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from aif_jax import layers
-from aif_jax.blocks.block import UserView, own, recent
+from aif_jax.blocks.block import UserView, own
 from aif_jax.config import Config
 from aif_jax.types import Params, UserFeatures, UserState
 
@@ -44,8 +44,7 @@ def apply(
     network: layers.Module | None = None,
 ) -> UserState:
     """Return UserState of ONE user; `candidates`: how many it will score, where training knows it, see `UserView`."""
-    history = recent(features.history, config.history_length)
-    view = UserView(config=config, params=params, features=features, history=history, candidates=candidates)
+    view = UserView(config=config, params=params, features=features, candidates=candidates)
     blocks = {block.name: block.user(own(params, block), view) for block in config.blocks}
     return UserState(vector=vector(params, view, network), blocks=blocks)
 

@@ -125,8 +125,7 @@ def test_mlp_and_layer_norm_by_hand():
 def test_fields_of_a_behaviour_come_from_the_catalogue():
     """The item is the history's, every other field is looked up by it; an id out of range has the unknown item's."""
     schema, catalogue = demo.schema(), demo.catalogue()
-    params = {"fitted": {"fields": layers.fit_fields(catalogue.items.ids, schema)}}
-    assert list(params["fitted"]["fields"]) == ["category"]
+    params = {"fitted": {"fields": {"category": catalogue.items.ids["category"]}}}
     item = np.array([3, 0, 49, 50, -2], np.int32)
     fields = layers.behaviour_fields(params, schema, item)
     np.testing.assert_array_equal(fields["item"], item)

@@ -100,8 +100,8 @@ def test_init_refuses_the_fitted_tables_of_another_config():
     fitted = aif.fit_tables(other, demo.catalogue())
     shorter = jax.tree.map(lambda x: x[:40], aif.fit_tables(model.config, demo.catalogue()))
     for wrong, message in (
-        (fitted, r"init fitted: expected \['fields', 'signatures_32'\], got \['fields', 'signatures_64'\]"),
-        (shorter, r"init fitted: expected 50 rows in category, one for each item, got shape \[40\]"),
+        (fitted, r"fitted: expected \['fields', 'signatures_32'\], got \['fields', 'signatures_64'\]"),
+        (shorter, r"fitted: expected 50 rows in category, one for each item, got shape \[40\]"),
     ):
         refused(ValueError, message, model.init, jax.random.key(0), None, fitted=wrong)
 

@@ -25,7 +25,6 @@ class UserView:
     Attributes:
       config, params: config and parameters of the whole model.
       features: the user's features.
-      history: the events [n], n up to max(S, L).
       candidates: how many candidates the state will score if that is known (in training), None in serving: a block with a
         cheaper equal form for few candidates may use it.
     """
@@ -33,18 +32,17 @@ class UserView:
     config: Config
     params: Params
     features: UserFeatures
-    history: Behaviours
     candidates: int | None = None
 
     @cached_property
     def short(self) -> Behaviours:
         """The first `short_length` places of the history."""
-        return recent(self.history, self.config.short_length)
+        return recent(self.features.history, self.config.short_length)
 
     @cached_property
     def long(self) -> Behaviours:
         """The first `long_length` places of the history."""
-        return recent(self.history, self.config.long_length)
+        return recent(self.features.history, self.config.long_length)
 
     @cached_property
     def sequence(self) -> jax.Array:
@@ -57,8 +55,9 @@ class UserView:
 
     @cached_property
     def embeddings(self) -> jax.Array:
-        """Embeddings of the whole history, float32 [n, D]; zeros for padding."""
-        return layers.embed_behaviours(self.params, self.config.schema, self.history, joined=self.candidates is not None)
+        """Embeddings of the longer of the two histories, float32 [n, D]; zeros for padding."""
+        history = recent(self.features.history, self.config.history_length)
+        return layers.embed_behaviours(self.params, self.config.schema, history, joined=self.candidates is not None)
 
     @cached_property
     def embedded(self) -> jax.Array:

@@ -92,11 +92,10 @@ def sum_events(keys: jax.Array, values: jax.Array, mask: jax.Array) -> Summed:
 def sum_softmax(keys: jax.Array, values: jax.Array, mask: jax.Array) -> Summed:
     """Sum a history under keys [K, L] that are n times the softmax over its n behaviours, for each of the K entries apart.
 
-    Divides sums [K, D] in place of shares [K, L].
+    Divides sums [K, D] in place of shares [K, L]. Padding has weight 0; without events all have 1, and the scale is 0.
     """
     scores = jnp.where(mask, keys, jnp.finfo(keys.dtype).min)
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(1, keepdims=True)))
-    weights = jnp.where(mask, weights, jnp.zeros((), keys.dtype))
     summed = sum_events(weights, values, mask)
     scale = summed.count.astype(keys.dtype) / jnp.maximum(weights.sum(1), jnp.finfo(keys.dtype).tiny)
     return Summed(moments=summed.moments * scale[:, None].astype(values.dtype), total=summed.total, count=summed.count)

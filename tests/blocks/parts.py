@@ -15,4 +15,4 @@ def user(config: aif.Config, mask: Any, *, candidates: int | None = None, **hist
     nothing = {"item": np.zeros(mask.shape, np.int32), "action": np.zeros(mask.shape, np.int32)}
     events = aif.Behaviours(**(nothing | {"age": np.zeros(mask.shape, np.float32)} | history), mask=mask)
     features = aif.UserFeatures(ids={}, floats=np.zeros(0, np.float32), history=events)
-    return UserView(config=config, params={}, features=features, candidates=candidates, history=events)
+    return UserView(config=config, params={}, features=features, candidates=candidates)

@@ -57,7 +57,7 @@ def test_a_user_view_has_both_histories():
     _, params = demo.build()
     config = demo.config(short_length=3, long_length=5)
     features = demo.user(demo.config())
-    view = UserView(config=config, params=params, features=features, history=features.history)
+    view = UserView(config=config, params=params, features=features)
     item = view.features.history.item
     assert view.short.item.tolist() == item[:3].tolist() and view.long.item.tolist() == item[:5].tolist()
     np.testing.assert_array_equal(view.embedded, layers.embed_behaviours(params, config.schema, view.long))
@@ -78,7 +78,7 @@ class Fitting(blocks.Block):
 
 @pytest.mark.parametrize("kind", ["name", "rows"])
 def test_per_item_names_arrays_with_a_row_for_each_item(kind):
-    with pytest.raises(ValueError, match=r"per_item: expected an array 'table' of `fit` with 50 rows, got"):
+    with pytest.raises(ValueError, match=r"fitted: expected 50 rows in fitting/table \(per_item\), one for each item"):
         demo.build(blocks=(Fitting(kind), blocks.DotProduct()))
 
 
