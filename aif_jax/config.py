@@ -53,19 +53,16 @@ class Config(Fields):
     assembled: tuple[str, ...] = ()
 
     def __post_init__(self):
-        fits = isinstance(self.towers, tuple) and all(isinstance(w, int) and w >= 1 for w in self.towers)
-        expect(fits, "Config.towers", "a tuple of widths of at least 1", self.towers)
-        expect(isinstance(self.objectives, tuple), "Config.objectives", "a tuple of names", repr(self.objectives))
-        chains(self.objectives)
         expect_types(self)
         for field in ("width", "short_length", "long_length"):
             expect(getattr(self, field) >= 1, f"Config.{field}", "at least 1", getattr(self, field))
+        expect(min(self.towers, default=1) >= 1, "Config.towers", "widths of at least 1", self.towers)
+        chains(self.objectives)
         for part in self.blocks:
-            if type(part) not in BLOCKS.values():
-                raise TypeError(f"Config.blocks: expected values of classes made by the decorator `block`, got {part!r}")
-        if type(self.head) not in HEADS.values():
-            expected = "a value of a class made by the decorator `head`, such as Mlp((64, 32))"
-            raise TypeError(f"Config.head: expected {expected}, got {self.head!r}")
+            expected = "values of classes made by the decorator `block`"
+            expect(type(part) in BLOCKS.values(), "Config.blocks", expected, repr(part), error=TypeError)
+        expected = "a value of a class made by the decorator `head`, such as Mlp((64, 32))"
+        expect(type(self.head) in HEADS.values(), "Config.head", expected, repr(self.head), error=TypeError)
         names = [part.name for part in self.blocks]
         expect(len(set(names)) == len(names), "Config.blocks", "blocks of different names", names)
         for part in self.blocks:

@@ -110,9 +110,7 @@ def assemble(config: Config, *, user: Component | layers.Module = USER, item: Co
     item_fn = partial(item.apply, config=config)
     interaction_fn = partial(interaction.apply, config=config)
 
-    def init(
-        key: jax.Array, catalogue: Catalogue | ItemFeatures | None, *, seed: int = 0, fitted: Params | None = None
-    ) -> Params:
+    def init(key: jax.Array, catalogue: Catalogue | None, *, seed: int = 0, fitted: Params | None = None) -> Params:
         if fitted is None:
             fitted = fit_tables(config, catalogue, seed=seed)  # type: ignore[arg-type]  # which refuses None
         elif fitted:
@@ -164,12 +162,12 @@ def rebuilt(model: PreRanker, config: Config, name: str) -> PreRanker:
     return build(config)
 
 
-def fit_tables(config: Config, catalogue: Catalogue | ItemFeatures, *, seed: int = 0) -> Params:
+def fit_tables(config: Config, catalogue: Catalogue, *, seed: int = 0) -> Params:
     """Return the fitted group alone: what blocks and tables derive from a catalogue; for a catalogue that has changed.
 
     Args:
       config: config of the model.
-      catalogue: features of all N rows of the item vocabulary.
+      catalogue: items of the model's vocabulary.
       seed: seed of random rotations and starts.
 
     Returns:
@@ -179,12 +177,11 @@ def fit_tables(config: Config, catalogue: Catalogue | ItemFeatures, *, seed: int
       ValueError: another number of rows than the schema's; no content although the schema has one.
       EncodingMismatch: a catalogue of another encoder than the schema's.
     """
-    items, made = (catalogue.items, catalogue.schema) if isinstance(catalogue, Catalogue) else (catalogue, catalogue)
-    check_encoding("init catalogue", expected=config.schema.encoding, got=getattr(made, "encoding", ""))
-    if not isinstance(items, ItemFeatures):
-        raise TypeError(f"init catalogue: expected Catalogue or ItemFeatures, got {type(catalogue).__name__}")
-    size, shape = config.schema.table_sizes["item"], jnp.shape(items.ids["item"])
-    expect(shape == (size,), "init catalogue", f"a row for each of the {size} items of the schema", f"shape {list(shape)}")
+    got = type(catalogue).__name__
+    expect(isinstance(catalogue, Catalogue), "init catalogue", "a Catalogue", got, error=TypeError)
+    check_encoding("init catalogue", expected=config.schema.encoding, got=catalogue.schema.encoding)
+    items, size = catalogue.items, config.schema.table_sizes["item"]
+    expect(len(catalogue) == size, "init catalogue", f"a row for each of the {size} items of the schema", len(catalogue))
     has_content = not config.schema.content or items.content is not None
     expect(has_content, "init catalogue", f"content [{size}, {config.schema.content}]", None)
     with jax.ensure_compile_time_eval():  # fits run on the host, also where `init` is traced

@@ -100,7 +100,7 @@ def build(seed: int = 0, **changes: Any) -> tuple[aif.PreRanker, dict[str, Any]]
     return model, init(model, seed)
 
 
-def init(model: aif.PreRanker, seed: int = 0, *, items: aif.Catalogue | aif.ItemFeatures | None = None) -> dict[str, Any]:
+def init(model: aif.PreRanker, seed: int = 0, *, items: aif.Catalogue | None = None) -> dict[str, Any]:
     """Parameters of a model on `items` or `catalogue()`. NumPy draws the trained ones, biases too; nothing is compiled."""
     fitted = aif.fit_tables(model.config, catalogue() if items is None else items, seed=seed)
     shapes = jax.eval_shape(lambda key: model.init(key, None, fitted=fitted), jax.random.key(seed))

@@ -66,7 +66,7 @@ def test_init_is_a_function_of_key_and_seed():
     one, same, other = (init(jax.random.key(seed)) for seed in (0, 0, 1))
     assert jax.tree.all(jax.tree.map(np.array_equal, one, same))
     assert not np.array_equal(one["embedding"]["item"], other["embedding"]["item"])
-    fitted = {seed: aif.fit_tables(model.config, catalogue.items, seed=seed) for seed in (3, 4)}
+    fitted = {seed: aif.fit_tables(model.config, catalogue, seed=seed) for seed in (3, 4)}
     jax.tree.map(np.testing.assert_array_equal, one["fitted"], fitted[3])
     assert not np.array_equal(*(fit["signatures_32"]["projection"] for fit in fitted.values()))
     np.testing.assert_array_equal(fitted[3]["fields"]["category"], catalogue.items.ids["category"])
@@ -83,12 +83,14 @@ def test_init_takes_fitted_tables_and_fits_on_the_host_under_jit():
 
 
 @pytest.mark.parametrize(("catalogue", "error", "message"), [
-    (None, TypeError, "init catalogue: expected Catalogue or ItemFeatures, got NoneType"),
-    ("the demo schema", TypeError, "init catalogue: expected Catalogue or ItemFeatures, got str"),
-    (demo.items(49), ValueError, "init catalogue: expected a row for each of the 50 items of the schema, got shape [49]"),
-    (demo.catalogue().features(np.arange(50), content=False), ValueError,
+    (None, TypeError, "init catalogue: expected a Catalogue, got NoneType"),
+    (demo.catalogue().items, TypeError, "init catalogue: expected a Catalogue, got ItemFeatures"),
+    (aif.Catalogue(schema=demo.schema(), raw=np.arange(48), items=demo.catalogue().features(np.arange(49))), ValueError,
+     "init catalogue: expected a row for each of the 50 items of the schema, got 49"),
+    (aif.Catalogue(schema=dataclasses.replace(demo.schema(), content=0), raw=np.arange(49),
+                   items=demo.catalogue().features(np.arange(50), content=False)), ValueError,
      "init catalogue: expected content [50, 12], got None"),
-], ids=["none", "a name", "rows missing", "no content"])  # fmt: skip
+], ids=["none", "features", "rows missing", "no content"])  # fmt: skip
 def test_init_refuses_a_catalogue_that_does_not_fit(catalogue, error, message):
     model = aif.build(demo.config())
     refused(error, re.escape(message), model.init, jax.random.key(0), catalogue)

@@ -121,8 +121,9 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
     *each(demo.config, "Config", "at least 1", width=[0], short_length=[0], long_length=[-4]),
     *each(demo.config, "Config", "int", width=[2.5, np.int64(8)], long_length=[True]),
     *each(demo.config, "Config", "bool", sequence=["no"]),
-    *each(demo.config, "Config", "a tuple of names", objectives=["click"]),
-    *each(demo.config, "Config", "a tuple of widths of at least 1", towers=[(16, 0), 16, None]),
+    *each(demo.config, "Config", "tuple[str, ...]", objectives=["click", ["click"], (3,)]),
+    *each(demo.config, "Config", "widths of at least 1", towers=[(16, 0)]),
+    *each(demo.config, "Config", "tuple[int, ...]", towers=[16, None]),
     *((lambda value=value: demo.config(head=value), TypeError,
        f"Config.head: expected a value of a class made by the decorator `head`, such as Mlp((64, 32)), got {value!r}")
       for value in ((64, 32), None, Mlp)),
@@ -272,9 +273,9 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
     # training
     (lambda: demo.config(objectives=("click", "click")), "Config.objectives: expected different names"),
     *((lambda names=names: demo.config(objectives=names), f"Config.objectives: expected {expected}") for names, expected in (
-        (("conversion|click",), "after '|' an objective named before"), (["click"], "a tuple of names"),
+        (("conversion|click",), "after '|' an objective named before"),
         (("click", "conversion|"), "after '|' an objective named before"),
-        *((wrong, "names such as 'click'") for wrong in (("long view",), ("lambda",), (3,))),
+        *((wrong, "names such as 'click'") for wrong in (("long view",), ("lambda",))),
     )),
     (lambda: Goal(lambda s, y: s, "click"), TypeError, "Goal.loss: expected a losses.Loss, got function"),
     (lambda: Goal(losses.pointwise_bce, "click", stages=("shown",)), "Goal.stages: expected a tuple of stages among"),

@@ -13,8 +13,8 @@ schema = demo.schema()
 sized = tuple(dataclasses.replace(a, size=64) if a.name == "item" else a for a in schema.item_attributes)
 config = demo.config(schema=dataclasses.replace(schema, item_attributes=sized), **demo.SMALL | {"sequence": True})
 model, optimizer = aif.build(config), optax.chain(optax.clip_by_global_norm(0.5), optax.adam(0.05))
-items = jax.tree.map(lambda x: np.concatenate([x, x[:14]]), demo.catalogue().items)  # 50 rows and 14 more
-params = demo.init(model, items=items)
+rows = demo.catalogue().features([*range(50), *range(14)])  # 50 rows and 14 more
+params = demo.init(model, items=aif.Catalogue(schema=config.schema, raw=np.arange(63), items=rows))
 batches = [batch_of(config, seed=seed, samples=16) for seed in range(4)]
 fresh = lambda: train.init_state(params, optimizer)
 item = lambda state: state.trained["embedding"]["item"]

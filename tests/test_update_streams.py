@@ -303,7 +303,9 @@ def trained(tmp_path_factory):
     """A checkpoint of a model that runs as it is saved, and an index of it."""
     folder = tmp_path_factory.mktemp("trained")
     config = aif.presets.two_tower(ENCODER.schema, width=4, short_length=4, towers=(4,), sequence=False)
-    params = demo.init(aif.build(config), items=ENCODER.items(items(dict.fromkeys(["unknown", *NAMES], 0.0)))[1])
+    ids, floats = {"category": [1] * len(NAMES)}, np.zeros((len(NAMES), 1))
+    catalogue = aif.Catalogue.from_items(ENCODER.schema, ENCODER.vocabularies["item"].raw, ids=ids, floats=floats)
+    params = demo.init(aif.build(config), items=catalogue)
     checkpoint.save(folder / "model", aif.Trained(aif.build(config), params, ENCODER))
     made = ItemIndex.build(aif.Trained(aif.build(config), params, ENCODER), [items({"i0": 1.0})], batch_size=8, progress=False)
     made.save(folder / "index")

@@ -164,7 +164,8 @@ def test_an_item_in_the_table_reads_the_table_whatever_its_content(model, signat
     np.testing.assert_array_equal(signature_of(params, changed), table[ids])
     content = catalogue.items.content.copy()
     content[ids] *= -1
-    again = params | {"fitted": aif.fit_tables(both.config, dataclasses.replace(catalogue.items, content=content))}
+    moved = dataclasses.replace(catalogue, items=dataclasses.replace(catalogue.items, content=content))
+    again = params | {"fitted": aif.fit_tables(both.config, moved)}
     refitted = again["fitted"]["signatures_32"]
     np.testing.assert_array_equal(signature_of(again, changed), signed(-items.content, refitted))
     assert not np.array_equal(refitted["table"][ids], table[ids])
