@@ -1,6 +1,6 @@
 """Trees of arrays by path: names for leaves, and differences in words. Used where trees meet files."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -29,12 +29,6 @@ def take(tree: Any, at: Any) -> Any:
 def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
     """Return leaves by path to nested dicts."""
     return traverse_util.unflatten_dict(leaves, sep="/")
-
-
-def table_of(path: tuple, names: Iterable[str]) -> str | None:
-    """Return the embedding table of a leaf of a training state; paths of an optimizer's state end as the parameters'."""
-    keys = [key.key for key in path[-2:] if isinstance(key, jax.tree_util.DictKey)]
-    return keys[1] if len(keys) == 2 and keys[0] == "embedding" and keys[1] in names else None
 
 
 def is_key(leaf: Any) -> bool:

@@ -87,8 +87,7 @@ class MatchingStatistics(Block):
         value = jnp.stack([jnp.where(mask, fields[name], 0) for name in self.fields]).astype(jnp.int32)
         place = jnp.arange(mask.shape[0], dtype=jnp.int32)
         ones = jnp.stack([mask, mask & (place < self.recent_events)], 1).astype(jnp.float32)
-        known = (action >= 0) & (action < schema.actions) & mask
-        actions = jax.nn.one_hot(jnp.where(known, action, schema.actions), schema.actions, dtype=jnp.float32)
+        actions = jax.nn.one_hot(jnp.where(mask, action, -1), schema.actions, dtype=jnp.float32)  # zeros if out of range
         counted, days = jnp.concatenate([ones, actions], 1), jnp.maximum(jnp.asarray(long.age), 0.0) / DAY
         days, events = jnp.where(mask, days, 0.0), mask.sum().astype(jnp.float32)
         if user.candidates is not None and user.candidates <= FEW:

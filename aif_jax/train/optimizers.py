@@ -30,7 +30,6 @@ from aif_jax.checks import expect
 from aif_jax.config import Config
 from aif_jax.layers import behaviour_fields
 from aif_jax.schema import Schema
-from aif_jax.trees import table_of
 from aif_jax.types import ItemFeatures, Params, UserFeatures, record
 
 
@@ -184,11 +183,14 @@ def update_rows(
 
 
 def _map_rows(f: Callable, opt_state: Any, counts: Mapping[str, int], *rest: Any) -> Any:
-    """Map f(leaf, table, *others) over what the optimizer keeps of a table; other leaves come from the last tree given."""
+    """Map f(leaf, table, *others) over what the optimizer keeps of a table; other leaves come from the last tree given.
+
+    Paths of an optimizer's state end as those of the parameters: "embedding", name of the table.
+    """
 
     def one(path: tuple, leaf: Any, *others: Any) -> Any:
-        name = table_of(path, counts)
-        if name is None:
+        group, name = ["", "", *(str(getattr(key, "key", "")) for key in path)][-2:]
+        if group != "embedding" or name not in counts:
             return others[-1] if others else leaf
         expected = f"one row for each of the {counts[name]} rows of table {name!r}"
         got = f"shape {leaf.shape}; such an optimizer needs sparse=()"
