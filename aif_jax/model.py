@@ -101,9 +101,9 @@ def assemble(config: Config, *, user: Component | layers.Module = USER, item: Co
     The config of the model names the functions that replace the package's (`Config.assembled`). What is saved of the model is
     opened with `model=` alone, by `aif.open`, `Run.load` and `export.restore`; commands cannot open it.
     """
-    others = {"user": user} if user.apply is not USER.apply else {}
-    others |= {"item": item} if item.apply is not ITEM.apply else {}
-    config = config.replace(assembled=tuple(f"{part}={_name(given)}" for part, given in others.items()))
+    parts = ("user", user, USER.apply), ("item", item, ITEM.apply)
+    yours = [(part, one if isinstance(one, layers.Module) else one.apply) for part, one, ours in parts if one.apply is not ours]
+    config = config.replace(assembled=tuple(f"{part}={name_of(one).rpartition('.')[2]}" for part, one in yours))
     hinted = user is USER or isinstance(user, layers.Module)  # a component of yours need not know how many candidates follow
     user, item = _component(user, USER), _component(item, ITEM)
     user_fn = partial(user.apply, config=config)
@@ -141,11 +141,6 @@ def _component(given: Component | layers.Module, ours: Component) -> Component:
     if not isinstance(given, layers.Module):
         return given
     return Component(partial(ours.init, network=given), partial(ours.apply, network=given))
-
-
-def _name(given: Component | layers.Module) -> str:
-    """Return the name of a component's function, or of a module's class."""
-    return type(given).__name__ if isinstance(given, layers.Module) else name_of(given.apply).rpartition(".")[2]
 
 
 @functools.lru_cache(maxsize=64)
