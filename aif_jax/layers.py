@@ -18,6 +18,7 @@ from aif_jax.types import Array, Behaviours, Params, record
 
 Module: TypeAlias = nn.Module
 """A Flax module, as a head or a tower."""
+NORM = nn.LayerNorm()
 
 AGE_BUCKETS = 32
 """Ages are looked up by floor(log2(1 + seconds)); the last bucket holds everything from 2^31 seconds (68 years) on."""
@@ -81,16 +82,6 @@ def mlp(params: Params, x: jax.Array) -> jax.Array:
     """Apply an `MLP` of the widths that these parameters have."""
     widths = tuple(params[f"layer_{i}"]["kernel"].shape[-1] for i in range(len(params)))
     return apply_module(MLP(widths), params, x)
-
-
-def layer_norm_init(key: jax.Array, width: int) -> Params:
-    """Return parameters of `layer_norm`: scale and bias [width]."""
-    return init_module(nn.LayerNorm(), key, width)
-
-
-def layer_norm(params: Params, x: jax.Array) -> jax.Array:
-    """Return layer normalisation over the last axis."""
-    return apply_module(nn.LayerNorm(), params, x)
 
 
 def masked_softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:

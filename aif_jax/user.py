@@ -28,7 +28,7 @@ def init(key: jax.Array, config: Config, *, network: layers.Module | None = None
     else:
         params["profile_constant"] = jax.random.normal(next(keys), (width,), jnp.float32) * width**-0.5
     if config.sequence:
-        params["norm"] = layers.layer_norm_init(next(keys), width)
+        params["norm"] = layers.init_module(layers.NORM, next(keys), width)
         params["feed_forward"] = layers.init_module(layers.MLP((2 * width, width)), next(keys), width)
     module = network or layers.MLP((*config.towers, width))
     params["tower"] = layers.init_module(module, next(keys), (2 + config.sequence) * width)
@@ -59,7 +59,8 @@ def vector(params: Params, user: UserView, network: layers.Module | None = None)
     module = network or layers.MLP((*config.towers, config.width))
     if not config.sequence:
         return layers.apply_module(module, tower["tower"], jnp.concatenate([projected, layers.masked_mean(sequence, mask)]))
-    attended = layers.layer_norm(tower["norm"], sequence + layers.attention(sequence, sequence, sequence, mask))
+    attended = sequence + layers.attention(sequence, sequence, sequence, mask)
+    attended = layers.apply_module(layers.NORM, tower["norm"], attended)
     pooled = layers.masked_mean(attended + layers.mlp(tower["feed_forward"], attended), mask)
     crossed = layers.attention(projected, sequence, sequence, mask)
     return layers.apply_module(module, tower["tower"], jnp.concatenate([projected, pooled, crossed]))

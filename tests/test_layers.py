@@ -119,7 +119,7 @@ def test_mlp_and_layer_norm_by_hand():
     }
     np.testing.assert_allclose(layers.mlp(params, jnp.array([[3.0], [-2.0]])), [[7.0], [26.0]])  # relu, then 2a + 10b + 1
     params = {"scale": jnp.array([1.0, 2.0]), "bias": jnp.array([0.0, 10.0])}
-    np.testing.assert_allclose(layers.layer_norm(params, jnp.array([[1.0, 3.0]])), [[-1.0, 12.0]], atol=1e-5)
+    np.testing.assert_allclose(layers.apply_module(layers.NORM, params, jnp.array([[1.0, 3.0]])), [[-1.0, 12.0]], atol=1e-5)
 
 
 def test_fields_of_a_behaviour_come_from_the_catalogue():

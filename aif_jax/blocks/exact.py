@@ -36,10 +36,11 @@ class _Attention(Block):
 
     def score(self, params: Params, state: UserState, rows: ItemRow, kernels: BlockKernels) -> HeadInputs:
         history, query = state.blocks[self.name], jnp.asarray(rows.blocks[self.name])
-        values, item = jnp.asarray(history.values), jnp.asarray(rows.vector)
-        read = layers.attention(query, values, values, jnp.asarray(history.mask))
+        values, mask, item = jnp.asarray(history.values), jnp.asarray(history.mask), jnp.asarray(rows.vector)
+        read = layers.attention(query, values, values, mask)
+        once = layers.masked_mean(values, mask) @ kernels["mean"] if "mean" in kernels else 0.0
         logit = (item * read).sum(-1) / math.sqrt(item.shape[-1]) if self.dot_product else 0.0
-        return HeadInputs(rest=read @ kernels["read"], logit=logit)
+        return HeadInputs(once=once, rest=read @ kernels["read"], logit=logit)
 
 
 @block
@@ -77,8 +78,3 @@ class TargetAttention(_Attention):
 
     def user(self, params: Params, user: UserView) -> Sequence:
         return Sequence(values=user.embedded, mask=jnp.asarray(user.long.mask))
-
-    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: BlockKernels) -> HeadInputs:
-        history = state.blocks[self.name]
-        mean = layers.masked_mean(jnp.asarray(history.values), jnp.asarray(history.mask))
-        return super().score(params, state, rows, kernels)._replace(once=mean @ kernels["mean"])
