@@ -74,7 +74,7 @@ def dense_init(key: jax.Array, width_in: int, width_out: int) -> Params:
 
 
 def dense(params: Params, x: jax.Array) -> jax.Array:
-    """Return affine map of the last axis: [..., width_in] -> [..., width_out]."""
+    """Apply an affine map to the last axis: [..., width_in] -> [..., width_out]."""
     return apply_module(nn.Dense(params["kernel"].shape[-1]), params, x)
 
 
@@ -85,7 +85,7 @@ def mlp(params: Params, x: jax.Array) -> jax.Array:
 
 
 def masked_softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:
-    """Return softmax of scores [..., S] over the entries where `mask` is true; zeros if there is none."""
+    """Return the softmax of scores [..., S] over the entries where `mask` is true; zeros if there is none."""
     mask = jnp.broadcast_to(mask, scores.shape)
     scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
     weights = jnp.where(mask, jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True))), 0.0)
@@ -98,7 +98,7 @@ def attention(query: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Ar
 
 
 def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
-    """Return mean of values [S, D] over the entries that mask [S] keeps; zeros where it keeps none."""
+    """Return the mean of values [S, D] over the entries that mask [S] keeps; zeros where it keeps none."""
     kept = jnp.where(mask[:, None], values, 0.0)
     return kept.sum(0) / jnp.maximum(mask.sum(), 1).astype(values.dtype)
 

@@ -73,7 +73,7 @@ ITEM = Component(item.init, item.apply)
 
 
 def build(config: Config) -> PreRanker:
-    """Return pre-ranker that a config describes: one for equal configs, so that its programs are compiled once in a process.
+    """Return the pre-ranker of a config: the same one for equal configs, so that its programs are compiled once in a process.
 
     Example:
       >>> import jax, numpy as np, aif_jax as aif
@@ -150,7 +150,7 @@ def _built(config: Config, *_: str) -> PreRanker:
 
 
 def rebuilt(model: PreRanker, config: Config, name: str) -> PreRanker:
-    """Return model of another config, which `name` changed; ValueError for a model of `assemble`, whose parts would be lost."""
+    """Return the model of another config, which `name` changed; ValueError for one of `assemble`, whose parts would be lost."""
     way_out = "change params and config without an edit, and call assemble(config, ...) with these again"
     others = ", ".join(model.config.assembled)
     expect(not others, name, "a model of `build`", f"one of `assemble` with {others}; {way_out}")

@@ -96,8 +96,7 @@ class Schema:
 
         parts = [f"items: {listed(self.item_attributes)}", f"users: {listed(self.user_attributes)}"]
         parts += [f"behaviours: {', '.join(self.behaviour_fields)}", f"actions: {self.actions}"]
-        numbers = {"user_floats": self.user_floats, "item_floats": self.item_floats, "content": self.content}
-        parts += [f"{name}: {count}" for name, count in numbers.items() if count]
+        parts += [f"{name}: {n}" for name in ("user_floats", "item_floats", "content") if (n := getattr(self, name))]
         parts += [f"side: {', '.join(self.side)}"] if self.side else []
         return f"Schema({'; '.join(parts)})"
 

@@ -27,7 +27,7 @@ def take(tree: Any, at: Any) -> Any:
 
 
 def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Return leaves by path to nested dicts."""
+    """Return leaves by path as nested dicts."""
     return traverse_util.unflatten_dict(leaves, sep="/")
 
 

@@ -55,7 +55,7 @@ class Bea(Block):
         return layers.attention(params["bridges"], user.sequence, user.sequence, jnp.asarray(user.short.mask))
 
     def item(self, params: Params, item: ItemView) -> jax.Array:
-        """Return w float32 [M], sums to 1."""
+        """Return w float32 [M], which sums to 1."""
         query = layers.dense(params["query"], item.vector)
         return jax.nn.softmax(query @ params["bridges"].T / math.sqrt(query.shape[-1]))
 

@@ -129,7 +129,7 @@ def look_up(half: Met, wanted: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _begin(value: jax.Array, wanted: jax.Array) -> jax.Array:
-    """Return first place whose value is not smaller, for each of int32 [C], or the last one: a binary search in values [L]."""
+    """Return the first place whose value is not smaller, for each of int32 [C], or the last: a binary search in values [L]."""
     length = value.shape[0]
     bits = length.bit_length() if isinstance(length, int) else 31  # under jax.export the length is a symbol
     start = jnp.zeros_like(wanted)  # how many values are known to be smaller

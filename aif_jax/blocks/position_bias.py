@@ -36,5 +36,6 @@ class PositionBias(Block):
         return {"bias": jnp.zeros((self.positions - 1, *several), jnp.float32)}
 
     def training_logit(self, params: Params, display_positions: jax.Array) -> jax.Array:
+        """Return b_p for positions int32 [B, C], 0 if unknown: float32 [B, C] or, with T objectives, [B, C, T]."""
         bias = jnp.pad(params["bias"], [(2, 0)] + [(0, 0)] * (params["bias"].ndim - 1))
         return bias[jnp.minimum(display_positions, self.positions)]

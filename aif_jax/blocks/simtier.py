@@ -80,7 +80,7 @@ class TierHistory:
 
 
 def tier(differing: jax.Array, *, bits: int, tiers: int) -> jax.Array:
-    """Return tier of a Hamming distance: integers [...] -> the same type [...] in [0, tiers)."""
+    """Return the tier of a Hamming distance: integers [...] -> the same type [...] in [0, tiers)."""
     equal = bits - differing
     at = equal // (bits // tiers) if bits % tiers == 0 else equal * tiers // bits
     return jnp.minimum(at, tiers - 1)
