@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = (ROOT / "README.md", ROOT / "docs" / "index.md", ROOT / "docs" / "results.md")
 COST = Path(__file__).resolve().parent / "results" / "cost" / "record.json"
 DATASETS = {"movielens": "MovieLens", "taobao": "Taobao"}
-RANKERS = {"trees": "trees", "sequence": "SASRec"}
+RANKERS = {"attention": "attention", "trees": "trees", "sequence": "SASRec"}
 PRESETS = {"two_tower": "`presets.two_tower`", "matching": "`presets.two_tower_matching`", "aif": "`presets.aif`"}
 BOUND = 30.0  # milliseconds of a whole request: 99 % are answered within it
 SHOWN = ("C=1000, L=512", "C=1000, L=4096")  # sizes of README's table
@@ -90,20 +90,21 @@ class Recalls:
         return metrics.paired_interval(ours, whole, ratio=True)
 
 
-def recall(*more: str) -> str:
-    """Return ranker recall of a cut of 1,000 to 100 and the HR@10 kept, by data set; of `more` rankers without intervals."""
+def recall(*several: str) -> str:
+    """Return ranker recall of a cut of 1,000 to 100 and the HR@10 kept, before full attention or several rankers."""
     rows = []
-    for ranker in ("attention", *more):
+    for ranker in several or ("attention",):
         sets = [Recalls(dataset, ranker) for dataset in DATASETS]
         for model, name in PRESETS.items():
-            row = [f"{RANKERS[ranker]}: {name.replace('presets.', '')}" if ranker in more else name]
+            row = [RANKERS[ranker], name.replace("presets.", "")] if several else [name]
             for one in sets:
                 both = [one.recall(runs[model]) for runs in (one.alone, one.taught)]
-                row += [f"{100 * each.value:.0f}" if ranker in more else spread(each, 1, scale=100) for each in both]
+                row += [spread(each, 1, scale=100) if ranker == "attention" else f"{100 * each.value:.0f}" for each in both]
                 row.append(f"{one.share(model).value:.2f}")
             rows.append(row)
     columns = ("recall, not taught", "recall, taught", "HR@10 kept, taught")
-    return markdown(["", *(f"{name}: {what}" for name in DATASETS.values() for what in columns)], rows)
+    first = ["ranker", "pre-ranker"] if several else [""]
+    return markdown([*first, *(f"{name}: {what}" for name in DATASETS.values() for what in columns)], rows)
 
 
 def cuts() -> str:
