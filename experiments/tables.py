@@ -102,7 +102,7 @@ def recall(*several: str) -> str:
                 row += [spread(each, 1, scale=100) if ranker == "attention" else f"{100 * each.value:.0f}" for each in both]
                 row.append(f"{one.share(model).value:.2f}")
             rows.append(row)
-    columns = ("recall, not taught", "recall, taught", "HR@10 kept, taught")
+    columns = ("recall (not taught)", "recall (taught)", "HR@10 kept (taught)")
     first = ["ranker", "pre-ranker"] if several else [""]
     return markdown([*first, *(f"{name}: {what}" for name in DATASETS.values() for what in columns)], rows)
 
