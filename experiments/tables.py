@@ -157,7 +157,7 @@ def budget() -> str:
     record = {size: load()[size] for size in SHOWN}
     header = [""]
     for size in record:
-        header += [f"{title(size).split()[2]} events: {figure}" for figure in ("ms", "requests/s", "CPU, ms")]
+        header += [f"{title(size).split()[2]} events: {figure}" for figure in ("latency, ms", "requests/s", "CPU, ms/request")]
     rows = []
     for service, users, name in list(SERVED.values())[:-1]:
         row = [name]
