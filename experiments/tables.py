@@ -84,10 +84,8 @@ class Recalls:
 
     def share(self, model: str) -> Interval:
         """Return HR@10 of the ranker behind the cut over that of the ranker on all 1,000 candidates."""
-        ours, whole = (
-            ranker_recall.pooled(RESULTS, self.taught[model], name) for name in ("hr10@1000-100", "ranker_hr10@1000")
-        )
-        return metrics.paired_interval(ours, whole, ratio=True)
+        names = ("hr10@1000-100", "ranker_hr10@1000")
+        return metrics.paired_interval(*(ranker_recall.pooled(RESULTS, self.taught[model], name) for name in names), ratio=True)
 
 
 def recall(*several: str) -> str:
@@ -99,12 +97,12 @@ def recall(*several: str) -> str:
             row = [RANKERS[ranker], name.replace("presets.", "")] if several else [name]
             for one in sets:
                 both = [one.recall(runs[model]) for runs in (one.alone, one.taught)]
-                row += [spread(each, 1, scale=100) if ranker == "attention" else f"{100 * each.value:.0f}" for each in both]
-                row.append(f"{one.share(model).value:.2f}")
+                shown = [spread(each, 1, scale=100) if ranker == "attention" else f"{100 * each.value:.0f}" for each in both]
+                row += [*shown, f"{one.share(model).value:.2f}"]
             rows.append(row)
-    columns = ("recall (not taught)", "recall (taught)", "HR@10 kept (taught)")
-    first = ["ranker", "pre-ranker"] if several else [""]
-    return markdown([*first, *(f"{name}: {what}" for name in DATASETS.values() for what in columns)], rows)
+    header = ["ranker", "pre-ranker"] if several else [""]
+    figures = ("recall (not taught)", "recall (taught)", "HR@10 kept (taught)")
+    return markdown(header + [f"{name}: {what}" for name in DATASETS.values() for what in figures], rows)
 
 
 def cuts() -> str:
