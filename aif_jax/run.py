@@ -32,10 +32,10 @@ from aif_jax.train.distillation import Teacher, with_teacher
 from aif_jax.train.edits import Edit
 from aif_jax.train.evaluate import Evaluation, evaluate
 from aif_jax.train.loop import LogFn
-from aif_jax.train.losses import Loss
+from aif_jax.train.losses import Loss, bce_of_each
 from aif_jax.train.settings import FitConfig, FitSettings
 from aif_jax.train.step import LossFn
-from aif_jax.train.tasks import Goals, Task, task_of
+from aif_jax.train.tasks import Task, task_of
 from aif_jax.types import Params
 
 
@@ -271,7 +271,7 @@ def fit(
         all of them see.
       task: samples, candidates and labels: `NextItem`, `Impressions` or `Cascaded`. None takes `NextItem`, if all
         events are of one action or `Columns.history_actions` names the positives; ValueError otherwise.
-      loss: a `losses.Loss`, `Goals` or any function, see `make_step`; None takes that of the task.
+      loss: a `losses.Loss` or any function, see `make_step`; None takes that of the task.
       teacher: a ranker whose scores are trained on too; None for none.
       optimizer: any Optax transformation; None takes AdamW with the rates of the config.
       start: parameters to begin with, `fitted` included, such as yesterday's under today's vocabulary, see
@@ -305,16 +305,16 @@ def fit(
     check_encoding("fit data", expected=model.config.schema.encoding, got=data.encoding)
     task = task_of(data, task)
     training.expect_labels(task, data, model.config.objectives)
-    terms = loss or task.loss or Goals.of(model.config.objectives)
+    terms = loss or task.loss or bce_of_each(model.config.objectives)
     if teacher is not None:
         terms = with_teacher(terms, teacher.loss, model.config.objectives)
     expect(out is not None or not processes.several(), "fit out", "a folder that all processes of the job see", None)
     settings = training.resolve_settings(
         config, data, model.config, task=task, out=local(out, "out") if out is not None and resume else None,
-        loss=repr(terms) if isinstance(terms, Loss | Goals) else name_of(terms),
+        loss=repr(terms) if isinstance(terms, Loss) else name_of(terms),
         optimizer="AdamW" if optimizer is None else "given",
         start=None if start is None else fingerprint(start, model.config, data.encoder),
-        **({} if teacher is None else teacher.names),
+        teacher=None if teacher is None else teacher.name,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() if out is None else contextlib.nullcontext(out) as folder:
         if processes.first():

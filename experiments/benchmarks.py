@@ -28,7 +28,6 @@ from aif_jax.data.candidates import BatchKey
 from aif_jax.metrics import ByUser
 from aif_jax.train.evaluate import list_scores
 from aif_jax.train.losses import pointwise_bce
-from aif_jax.train.tasks import Goal, Goals
 from experiments import common
 from experiments.datasets import kuairand, movielens, taobao
 from experiments.datasets.cascade import synthetic_cascade
@@ -117,7 +116,7 @@ def of_recflow(data: Dataset, options) -> Benchmark:
     last = int(log.time[cascade.positions].max())
     test = last - last % DAY
     task = train.Cascaded(exposed=8, ranked=8, pre_ranked=8, retrieved=8)
-    loss = Goals(Goal(pointwise_bce, "effective_view"))
+    loss = pointwise_bce.of("effective_view")
     settings = since(options, test) | {"test": np.datetime64(test, "s"), "k": None}
     positions = task.positions(data, min_history=1, since=test, before=None)
     k, published = 10 if options.smoke else 50, {"LCRON, two stages": {"recall@50 effective_view": 0.1429}}

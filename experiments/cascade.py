@@ -31,7 +31,6 @@ from aif_jax.data.cascade import STAGE
 from aif_jax.data.split import time_cuts
 from aif_jax.train.evaluate import list_scores
 from aif_jax.train.losses import distill_listwise, lists, pointwise_bce, term
-from aif_jax.train.tasks import Goal, Goals
 from experiments import common
 from experiments.datasets.cascade import WHOLE, synthetic_cascade
 from experiments.datasets.synthetic import SMALL, synthetic_world
@@ -80,14 +79,10 @@ def consistency(data: Dataset, options, seed: int) -> dict[str, Any]:
     """Return figures of requests of the test slice, trained with and without the ranker's scores, labels "ranker" and WHOLE."""
     data = with_choice(data, options.k)
     task = train.Cascaded(**COUNTS)
-    plain = Goal(pointwise_bce, CLICK)
-    agreement = (
-        Goal(distill_listwise, "ranker", objective=CHOSEN),
-        Goal(0.5 * pairwise_ndcg(k=options.k), "ranker", objective=CHOSEN),
-        Goal(0.2 * margin_info_nce(margin=0.5), STAGE, objective=CHOSEN),
-        Goal(pointwise_bce, CHOSEN),
-    )
-    ways = {"bce": ((CLICK,), Goals(plain)), "consistent": ((CLICK, CHOSEN), Goals(plain, *agreement))}
+    plain = pointwise_bce.of(CLICK)
+    agreement = (distill_listwise + 0.5 * pairwise_ndcg(k=options.k)).of("ranker", objective=CHOSEN)
+    agreement += 0.2 * margin_info_nce(margin=0.5).of(STAGE, objective=CHOSEN) + pointwise_bce.of(CHOSEN)
+    ways = {"bce": ((CLICK,), plain), "consistent": ((CLICK, CHOSEN), plain + agreement)}
     _, validation, test = time_cuts(data.log.time)
     slices = {"validation": (validation, test), "test": (test, None)}
     held = {split: Held.of(data, task, span) for split, span in slices.items()}

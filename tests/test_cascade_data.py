@@ -12,8 +12,8 @@ from aif_jax import data as sources
 from aif_jax import train
 from aif_jax.data.candidates import BatchKey
 from aif_jax.data.cascade import RANKER, STAGES, Cascade, from_columns
-from aif_jax.train.losses import distill_listwise
-from aif_jax.train.tasks import Cascaded, Goal, Goals
+from aif_jax.train.losses import bce_of_each, distill_listwise
+from aif_jax.train.tasks import Cascaded
 from experiments.cascade import margin_info_nce, pairwise_ndcg
 from experiments.datasets import recflow
 from experiments.datasets.cascade import WHOLE, synthetic_cascade
@@ -177,17 +177,17 @@ def test_the_synthetic_cascade_follows_its_rules(world, data):
 def test_fit_trains_on_a_cascade_and_evaluates_each_objective(data, tmp_path):
     small = demo.SMALL | {"head": aif.heads.Mlp((16,))}
     config = demo.config(schema=data.schema, objectives=("click", "long_view|click"), **small)
-    loss = Goals(*Goals.of(config.objectives).goals, Goal(0.5 * distill_listwise, RANKER, stages=("exposed", "ranked")))
+    loss = bce_of_each(config.objectives) + 0.5 * distill_listwise.of(RANKER, stages=("exposed", "ranked"))
     task = Cascaded(exposed=4, ranked=4, pre_ranked=2, retrieved=4)
     given = dict(task=task, batch_size=32, epochs=1, requests=20, progress=False, k=None, keep_best="auc")
     run = demo.fit(aif.build(config), data, loss=loss, out=tmp_path / "run", **given)
     assert {"auc", "click.auc", "long_view.auc"} <= run.metrics.keys()
-    assert run.settings.loss.endswith("Goal(0.5 * distill_listwise, 'ranker', stages=('exposed', 'ranked'))")
+    assert run.settings.loss.endswith(" + 0.5 * distill_listwise.of('ranker', stages=('exposed', 'ranked'))")
     loaded = aif.Run.load(tmp_path / "run")
     assert loaded.settings.task == task
     got = loaded.calibrate(data, progress=False).evaluate(data, progress=False)
     assert set(got.objectives) == {"click", "long_view"} and got.requests <= 20
-    assert repr(Goals.of(config.objectives)) == "Goal(pointwise_bce, 'click') + Goal(pointwise_bce, 'long_view')"
+    assert repr(bce_of_each(config.objectives)) == "pointwise_bce.of('click') + pointwise_bce.of('long_view')"
     plain = dataclasses.replace(data, cascade=None)
     refused(ValueError, "Cascaded: expected data with a cascade", demo.fit, aif.build(config), plain, **given)
     refused(ValueError, "Cascaded: expected candidates of some stage", Cascaded, exposed=0, ranked=0, pre_ranked=0, retrieved=0)

@@ -258,7 +258,7 @@ def test_a_teacher_is_a_model_or_a_label_of_a_rankers_log(folder, trained, tmp_p
     run.told(*words, tmp_path / "taught", "--teacher", folder / "model")
     assert aif.Run.load(tmp_path / "taught").settings.teacher == trained.version
     run.told(*words, tmp_path / "logged", "--teacher", "house", "--cascade", tmp_path / "log.parquet")
-    assert aif.Run.load(tmp_path / "logged").settings.teacher == "house"
+    assert aif.Run.load(tmp_path / "logged").settings.teacher == "house, 40 candidates"
     message = "--teacher: expected the folder of a model, or with --cascade a label of it, got 'house'"
     run.refuses(2, message, *words, tmp_path / "other", "--teacher", "house")
 
@@ -275,8 +275,8 @@ def test_a_teacher_scores_the_retrieved_candidates_of_a_file(folder, tmp_path, r
     assert code == 0, err
     assert 0 < json.loads(out)["validation"]["ranker_recall"] <= 1 and "the ranker's top 10 among 3 kept" in err
     settings = aif.Run.load(tmp_path / "run").settings
-    assert settings.teacher_candidates == 8 and settings.keep_best == "ranker_recall" and settings.candidates is not None
-    assert settings.loss.endswith("Goal(4 * distill_listwise(corrected=True), 'teacher')")
+    assert ", 8 candidates of " in settings.teacher and settings.keep_best == "ranker_recall"
+    assert settings.loss.endswith("4 * distill_listwise(corrected=True).of('teacher')")
     message = "--candidates: expected a ranker of them, got none; give --teacher"
     run.refuses(2, message, *words, tmp_path / "other", "--candidates", tmp_path / "found.parquet")
     run.refuses(1, "'ranker_recall': no ranker scored its", *words, tmp_path / "other", "--keep-best", "ranker_recall")

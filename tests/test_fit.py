@@ -277,17 +277,18 @@ def test_shares_are_of_the_samples_of_the_task(listed, task):
     assert held == pytest.approx([0.3, 0.2], abs=0.02)
     settings = FitSettings(task=task, loss="", optimizer="", **made)
     samples = samples_of(listed, settings)
-    assert sum(samples[:3]) + samples.short == len(times) and samples.earlier == 0
+    earlier, short, unknown, _ = samples.left_out.values()
+    assert sum(samples[:3]) + short == len(times) and earlier == 0
     line = samples_line(samples, settings)
     assert f"{type(task).__name__}: {samples.train:,} {task.samples} to train on, {samples.validation:,} for validation" in line
-    why = f"{samples.short} with fewer than 1 earlier events of the user (min_history)" if samples.short else "none"
+    why = f"{short} with fewer than 1 earlier events of the user (min_history)" if short else "none"
     if isinstance(task, Impressions):
         log = listed.log
         users, sizes = np.unique(np.stack([log.user, log.time]), axis=1, return_counts=True)
         shown = np.array([(log.time[(log.user == user) & (log.action < 2)] <= at).any() for user, at in users.T])
         eight = int((sizes[shown] > 3).sum())
-        assert samples.longer == eight > 0 and shown.sum() == len(times) == users.shape[1] - samples.unknown
-        why += f", {samples.unknown} before the first impression of their user, histories alone"
+        assert samples.longer == eight > 0 and shown.sum() == len(times) == users.shape[1] - unknown
+        why += f", {unknown} before the first impression of their user, histories alone"
         why += f"; {eight:,} lists have more than `candidates` items: positives are kept"
     assert line.endswith(f"left out: {why}")
 
@@ -330,8 +331,9 @@ def test_a_run_by_dates_resumes_is_evaluated_and_says_its_samples(data, small, t
     run = fit(small, data, **given)
     said = capsys.readouterr().err
     samples = samples_of(data, run.settings)
-    assert samples_line(samples, run.settings) in said and f"{samples.earlier:,} before {since} (since)" in said
-    assert samples.earlier >= 200 and samples.train < 600
+    earlier = next(iter(samples.left_out.values()))
+    assert samples_line(samples, run.settings) in said and f"{earlier:,} before {since} (since)" in said
+    assert earlier >= 200 and samples.train < 600
     whole = NextItem().positions(data, min_history=1, **run.settings.span("train"))
     assert len(whole) == samples.train and data.log.time[whole].min() >= np.datetime64(since, "s").astype(int)
     assert settings_of(run.folder)["first_test"] == int(time[1000]) and settings_of(run.folder)["since"] == int(time[200])

@@ -110,7 +110,7 @@ def test_the_plan_names_steps_and_what_validation_costs(data, model, small_world
     feed = Pipeline(dataset=data, positions=positions, source=source, config=run.config, batch_size=8)
     lines = list(training.plan(feed, run.settings, training.samples_of(data, run.settings)))
     assert len(lines) == 2 and lines[0].startswith("batches: ") and lines[1].startswith("validation: ")
-    samples = training.Samples(train=8, validation=40, test=0, earlier=0, short=0, unknown=0)
+    samples = training.Samples(train=8, validation=40, test=0, left_out={})
     assert not any("is 1 for every model" in line for line in lines)
     small = dataclasses.replace(run.settings, k=90)
     assert any("hr@90 is 1 for every model: the catalogue has 90 items" in line for line in training.plan(feed, small, samples))

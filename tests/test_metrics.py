@@ -195,11 +195,7 @@ def test_agreement_with_a_ranker_by_hand():
     assert metrics.ranker_recall_at_k(scores, ranker, k=3, top=1) == (0.5, 2, 0)
     where = np.array([[True] * 4, [False, True, True, True]])
     assert metrics.ranker_recall_at_k(scores, ranker, k=2, where=where).value == 0.5
-    assert metrics.order_agreement(scores, ranker) == (0.5, 2, 0)
-    assert metrics.order_agreement([[1.0, 1.0, 2.0]], [[1.0, 2.0, 2.0]]).value == 0.75  # a tie of scores is one half
-    assert metrics.order_agreement([[1.0, 2.0]], [[3.0, 3.0]]).left_out == 1
     refused(ValueError, "ranker_scores: expected the shape of scores", metrics.ranker_recall_at_k, scores, [1.0], k=2)
-    refused(ValueError, "ranker_scores: expected the shape of scores", metrics.order_agreement, scores, [1.0])
 
 
 def case(seed=0, users=40, requests=200, candidates=6):
@@ -289,7 +285,7 @@ def test_log_loss_and_calibration_by_user_average_to_the_figures(weighted):
     assert found["log_loss"].mean == pytest.approx(metrics.log_loss(scores, labels, where=where))
     assert found["calibration"].mean == pytest.approx(rates.ratio)
     assert found["calibration_error"].mean == pytest.approx(rates.error)
-    assert metrics.ratio_by_user([1.0], [0.0], [3]).users.size == 0
+    assert metrics.probabilities_by_user([1.0], [0], [3])["calibration"].users.size == 0
 
 
 def test_many_users_are_drawn_in_groups_with_the_same_error(monkeypatch):

@@ -16,9 +16,8 @@ from aif_jax.blocks import ItemOffset, PureSvd, with_table
 from aif_jax.data.candidates import BatchKey, CandidateLists
 from aif_jax.data.pipeline import make_batch, problem_of
 from aif_jax.train.evaluate import list_scores
-from aif_jax.train.losses import distill_listwise, listwise_softmax, pointwise_bce
+from aif_jax.train.losses import Loss, bce_of_each, distill_listwise, listwise_softmax, pointwise_bce
 from aif_jax.train.step import loss_and_gradient
-from aif_jax.train.tasks import Goal, Goals
 from tests import demo
 from tests.refusals import refused
 from tests.serving_world import World, bids_for
@@ -86,7 +85,7 @@ def test_an_offset_is_of_the_first_objective_and_not_weighed():
     np.testing.assert_array_equal(more[:, 1:], before[:, 1:])
 
 
-def test_goals_are_the_losses_that_they_name():
+def test_losses_of_labels_are_those_that_they_name():
     rng = np.random.default_rng(0)
     scores = jnp.asarray(rng.normal(size=(4, 5, 3)), jnp.float32)
     click = (rng.random((4, 5)) < 0.5).astype(np.float32)
@@ -99,29 +98,26 @@ def test_goals_are_the_losses_that_they_name():
     }
     where = rng.random((4, 5)) < 0.8
 
-    def alone(goal: Goal) -> float:
-        return float(Goals(goal).bind(NAMES)(scores, labels, where=where))
+    def alone(loss: Loss) -> float:
+        return float(loss.bind(NAMES)(scores, labels, where=where))
 
     p = sigmoid(scores)
     both, y = p[..., 0] * p[..., 1], labels["conversion"]
     expected = -(y * np.log(both) + (1 - y) * np.log(1 - both))[where].mean()
-    assert alone(Goal(pointwise_bce, "conversion")) == pytest.approx(expected, rel=1e-5)  # ESMM
+    assert alone(pointwise_bce.of("conversion")) == pytest.approx(expected, rel=1e-5)  # ESMM
     clicked = where & (click == 1)
     expected = -(y * np.log(p[..., 1]) + (1 - y) * np.log(1 - p[..., 1]))[clicked].mean()
-    assert alone(Goal(pointwise_bce, "conversion", within="click")) == pytest.approx(expected, rel=1e-5)
+    assert alone(pointwise_bce.of("conversion", within="click")) == pytest.approx(expected, rel=1e-5)
     like = np.nan_to_num(labels["like"])
     expected = float(pointwise_bce(scores[..., 2], like, where=where & ~np.isnan(labels["like"])))
-    assert alone(Goal(pointwise_bce, "like")) == pytest.approx(expected, rel=1e-6)
+    assert alone(pointwise_bce.of("like")) == pytest.approx(expected, rel=1e-6)
     expected = float(distill_listwise(scores[..., 0], labels["ranker"], where=where & (labels["stage"] < 2)))
-    assert alone(Goal(distill_listwise, "ranker", stages=("exposed", "ranked"))) == pytest.approx(expected, rel=1e-5)
-    goals = (Goal(0.5 * pointwise_bce, "click"), Goal(2 * listwise_softmax, "click", objective="like"))
-    total = float(Goals(*goals).bind(NAMES)(scores, labels, where=where))
-    assert total == pytest.approx(sum(map(alone, goals)), rel=1e-6)
-    assert repr(Goals(*goals)) == "Goal(0.5 * pointwise_bce, 'click') + Goal(2 * listwise_softmax, 'click', objective='like')"
-    three = Goals.of(NAMES)
-    assert [goal.target for goal in three.goals] == ["click", "conversion", "like"]
-    assert float(three(scores, labels, where=where)) == pytest.approx(sum(map(alone, three.goals)), rel=1e-6)
-    shifted = Goals(Goal(pointwise_bce, "click")).bind(NAMES)(scores, labels, where=where, log_q=np.full((4, 5), 0.5))
+    assert alone(distill_listwise.of("ranker", stages=("exposed", "ranked"))) == pytest.approx(expected, rel=1e-5)
+    two = (0.5 * pointwise_bce.of("click"), 2 * listwise_softmax.of("click", objective="like"))
+    assert alone(two[0] + two[1]) == pytest.approx(sum(map(alone, two)), rel=1e-6)
+    assert repr(two[0] + two[1]) == "0.5 * pointwise_bce.of('click') + 2 * listwise_softmax.of('click', objective='like')"
+    assert bce_of_each(NAMES) == pointwise_bce.of("click") + pointwise_bce.of("conversion") + pointwise_bce.of("like")
+    shifted = pointwise_bce.of("click").bind(NAMES)(scores, labels, where=where, log_q=np.full((4, 5), 0.5))
     assert float(shifted) == pytest.approx(float(pointwise_bce(scores[..., 0] - 0.5, click, where=where)), rel=1e-5)
 
 
@@ -154,7 +150,7 @@ def test_parts_of_a_batch_add_up(data, small):
         return train.score(model, given | {"fitted": params["fitted"]}, some)
 
     whole, parts = (
-        jax.jit(lambda p, part=part: loss_and_gradient(scores_of, p, batch, Goals.of(NAMES), part=part))(trained)
+        jax.jit(lambda p, part=part: loss_and_gradient(scores_of, p, batch, bce_of_each(NAMES), part=part))(trained)
         for part in (None, 8)
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), whole, parts)
@@ -163,7 +159,7 @@ def test_parts_of_a_batch_add_up(data, small):
 def test_steps_teach_every_objective_and_evaluation_says_so(data, small):
     model, params = small
     optimizer = train.default_optimizer(60, learning_rate=0.02, weight_decay=0.0)
-    step = train.make_step(model, optimizer, loss=Goals(*Goals.of(NAMES).goals))
+    step = train.make_step(model, optimizer, loss=bce_of_each(NAMES))
     state = train.init_state(params, optimizer)
     at = np.flatnonzero(data.log.history_end(np.arange(len(data.log))) > 3)
     held, losses = at[-200:], []

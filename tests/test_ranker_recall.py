@@ -29,6 +29,8 @@ def test_a_cut_by_hand():
     assert found["retrieved@"].tolist() == [1, 1, 0] and found["own_hr10@"].tolist() == [1, 1, 0]
     np.testing.assert_allclose(found["ndcg10@-2"], [0, 1 / np.log2(3), 0])  # behind candidate 0 alone
     np.testing.assert_allclose(found["ranker_ndcg10@"], [1 / np.log2(3), 1 / 2, 0])
+    assert cascade.agreement(ours[0], ranker[0]) == 0.5
+    assert cascade.agreement(np.array([1.0, 1.0, 2.0]), np.array([1.0, 2.0, 2.0])) == 0.75  # a tie of ours is one half
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -300,8 +300,9 @@ def test_a_teacher_scores_the_new_samples_under_the_new_vocabularies(run, tmp_pa
     assert cli.main(refresh_words(tmp_path, *words)) == 0
     assert json.loads(capsys.readouterr().out)["status"] == "published"
     made = aif.open(SnapshotStore(tmp_path / "store").fetch(tmp_path / "made"))
-    assert made.settings["loss"].endswith("Goal(2 * distill_listwise, 'teacher')") and made.settings["candidates"]
-    assert len(made.settings["teacher"]) == 64 and len(made.encoder.vocabularies["item"]) == 1 + world.ITEMS
+    assert made.settings["loss"].endswith("2 * distill_listwise.of('teacher')")
+    ranker, _, found = made.settings["teacher"].partition(", 40 candidates of ")
+    assert len(ranker) == 64 and found and len(made.encoder.vocabularies["item"]) == 1 + world.ITEMS
 
 
 def test_the_first_refresh_can_be_rolled_back_and_is_not_made_again(served, run, published, stocked, tmp_path):

@@ -29,7 +29,6 @@ from aif_jax.service.process import Listening, source_of
 from aif_jax.serving import Request, ServingConfig
 from aif_jax.train import losses
 from aif_jax.train.edits import platt, svd_factors
-from aif_jax.train.tasks import Goal, Goals
 from tests import demo
 
 ITEM, CATEGORY = aif.Attribute(name="item", size=10), aif.Attribute(name="category", size=4)
@@ -40,7 +39,7 @@ BITS = "signature bits: expected a multiple of 32 from 32 to 256"
 TEN_DAYS = int(np.datetime64("2022-05-01", "s").astype(int)) + 86_400 * np.arange(10)
 LOG = aif.EventLog([1] * 7, [1] * 7, [1] * 7, range(7), users=3)
 SAMPLER, STEP = NegativeSampler([0, 1, 1]), {"seed": 0, "epoch": 0, "step": 0}
-EXPOSED = Goals(Goal(losses.pointwise_bce, "click", stages=("exposed",)))
+EXPOSED = losses.pointwise_bce.of("click", stages=("exposed",))
 TWO = [[1.0, 2.0], [3.0, 4.0]], [[0, 1], [1, 0]]
 COLUMNS = aif.Columns(action="event")
 LONG = "x" * 1025
@@ -277,11 +276,11 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
         (("click", "conversion|"), "after '|' an objective named before"),
         *((wrong, "names such as 'click'") for wrong in (("long view",), ("lambda",))),
     )),
-    (lambda: Goal(lambda s, y: s, "click"), TypeError, "Goal.loss: expected a losses.Loss, got function"),
-    (lambda: Goal(losses.pointwise_bce, "click", stages=("shown",)), "Goal.stages: expected a tuple of stages among"),
-    (lambda: Goals(), "Goals: expected at least one goal"),
-    (lambda: Goals(Goal(losses.pointwise_bce, "click", objective="share")).bind(("click", "conversion|click", "like")),
-     "expected an objective of the model, ..., got 'share'"),
+    (lambda: losses.pointwise_bce.of("click", stages=("shown",)), "stages: expected a tuple of stages among"),
+    (lambda: losses.pointwise_bce.of("click", objective="share").bind(("click", "conversion|click", "like")),
+     "pointwise_bce.of('click', objective='share'): expected an objective of the model, ..., got 'share'"),
+    (lambda: losses.pointwise_bce(jnp.zeros((1, 2)), {"like": 1, "click": 1}),
+     "pointwise_bce: expected one array of labels, or the name of one by .of(name), got ['click', 'like']"),
     (lambda: EXPOSED(jnp.zeros((1, 2)), {"click": np.zeros((1, 2), np.float32)}),
      "expected labels ['click', 'stage'], got ['click']"),
     (lambda: EXPOSED(jnp.zeros((1, 2)), np.zeros((1, 2), np.float32)), "got one array without a name"),

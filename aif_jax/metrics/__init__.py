@@ -14,19 +14,16 @@ al. 2017 (arXiv 1706.04599). HR@k and NDCG@k of an event's item in the catalogue
 # ruff: noqa: I001
 
 from aif_jax.metrics.entries import (
-    Mean, Calibration, Deciles, auc, calibration, deciles, gauc, log_loss,
-    order_agreement, ranker_recall_at_k, recall_at_k, top_k_labels,
+    Mean, Calibration, auc, calibration, gauc, log_loss, ranker_recall_at_k, recall_at_k, top_k_labels,
 )  # fmt: skip
 from aif_jax.metrics.intervals import (
     ByUser, Interval, auc_by_user, gauc_by_user, mean_by_user, paired_interval, paired_intervals,
-    probabilities_by_user, ratio_by_user, user_interval, user_intervals,
+    probabilities_by_user, user_interval, user_intervals,
 )  # fmt: skip
 
 __all__ = [
-    "auc", "gauc", "recall_at_k", "top_k_labels",
-    "ranker_recall_at_k", "order_agreement",
-    "log_loss", "calibration", "deciles",
-    "ByUser", "Interval", "gauc_by_user", "mean_by_user", "auc_by_user", "ratio_by_user", "probabilities_by_user",
+    "auc", "gauc", "recall_at_k", "top_k_labels", "ranker_recall_at_k", "log_loss", "calibration",
+    "ByUser", "Interval", "gauc_by_user", "mean_by_user", "auc_by_user", "probabilities_by_user",
     "user_interval", "user_intervals", "paired_interval", "paired_intervals",
-    "Mean", "Calibration", "Deciles",
+    "Mean", "Calibration",
 ]  # fmt: skip

@@ -1,10 +1,10 @@
 """Metrics over entries and their pairs: AUC, GAUC, log-loss, calibration; and the checks that all metrics share.
 
-Recall of the top k of each list; the ranker's top k as labels, and agreement with the ranker.
+Recall of the top k of each list, and the ranker's top k as labels.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -32,7 +32,7 @@ class Calibration(NamedTuple):
       ratio: sum of probabilities over positives: above 1 predicts too much; NaN without a positive.
       error: expected calibration error: mean over entries of |predicted - observed| of their bin.
       predicted, observed: float64 [bins] mean probability and share of positives; NaN in an empty bin.
-      entries: int64 [bins].
+      entries: float64 [bins] how many, or their weight.
     """
 
     ratio: float
@@ -121,45 +121,33 @@ def log_loss(scores: Any, labels: Any, *, where: Any = None) -> float:
     return ratio(np.logaddexp(0, np.where(positive, -scores, scores)).sum(), len(scores))
 
 
-class Deciles(NamedTuple):
-    """Predicted against observed rates by bins of equal size, the lowest probabilities first.
-
-    Attributes:
-      predicted, observed: mean probability and share of positives of each bin.
-      entries: how many entries a bin has, or their weight.
-    """
-
-    predicted: tuple[float, ...]
-    observed: tuple[float, ...]
-    entries: tuple[float, ...]
-
-    @property
-    def deviations(self) -> tuple[float, ...]:
-        """The standard error of each `observed`, sqrt(o (1 - o) / entries): chance alone makes `predicted` differ by as much.
-
-        Entries count as independent and of one weight.
-        """
-        return tuple(math.sqrt(o * (1 - o) / n) for o, n in zip(self.observed, self.entries, strict=True))
-
-
-def calibration(scores: Any, labels: Any, *, where: Any = None, weights: Any = None, bins: int = 10) -> Calibration:
-    """Return predicted against observed: the overall ratio, and the error by bins of equal width in probability.
+def calibration(
+    scores: Any, labels: Any, *, where: Any = None, weights: Any = None, bins: int = 10, by: Literal["width", "size"] = "width"
+) -> Calibration:
+    """Return predicted against observed: the overall ratio, and the error by bins of probability.
 
     ratio = sum of sigmoid(s) / positives; error = sum over bins of |sum of sigmoid(s) - positives| in the bin / entries
 
     Args:
       scores: logits; `labels`, `where` as in `auc`.
       weights: how many entries each stands for, as `where`: 1 / (n q) for a negative that n draws from q gave.
-      bins: how many, of equal width over [0, 1]; where all probabilities are small (advertising), take more than ten.
+      bins: how many; where all probabilities are small (advertising), take more than ten of equal width.
+      by: "width" for bins of equal width over [0, 1]; "size" for bins of as many entries, the lowest probabilities first.
 
     Example:
       >>> calibration([0.0, 0.0, 0.0, 0.0], [1, 0, 0, 0])[:2]
       (2.0, 0.25)
+      >>> calibration([-9.0, -9.0, 0.0, 0.0], [0, 0, 0, 1], bins=2, by="size").observed.tolist()
+      [0.0, 0.5]
     """
     check_at_least_one(bins, "bins")
+    expect(by in ("width", "size"), "by", "'width' or 'size'", repr(by))
     logits, positive, weight = weighted_entries(scores, labels, where, weights)
-    probability = probability_of(logits)
-    place = bin_of(probability, bins)
+    probability, share = probability_of(logits), np.zeros(len(logits))
+    if by == "size" and len(logits):
+        order = np.argsort(logits, kind="stable")
+        share[order] = (np.cumsum(weight[order]) - weight[order] / 2) / weight.sum()
+    place = bin_of(probability if by == "width" else share, bins)
     entries, probabilities, positives = (
         np.bincount(place, values, minlength=bins) for values in (weight, weight * probability, weight * positive)
     )
@@ -171,36 +159,6 @@ def calibration(scores: Any, labels: Any, *, where: Any = None, weights: Any = N
 def bin_of(probability: np.ndarray, bins: int) -> np.ndarray:
     """Return int64 [n], the bin of equal width of each share from 0 to 1."""
     return np.minimum((probability * bins).astype(np.int64), bins - 1)
-
-
-def deciles(scores: Any, labels: Any, *, where: Any = None, weights: Any = None, bins: int = 10) -> Deciles:
-    """Return predicted against observed by deciles of the prediction: where a model promises too much, and to whom.
-
-    Entries are sorted by probability and cut into bins of equal size; a bin has the mean of its probabilities and of its
-    labels.
-
-    Args:
-      scores, labels, where, weights: see `calibration`.
-      bins: how many; fewer where there are fewer entries.
-
-    Example:
-      >>> made = deciles([-9.0, -9.0, 0.0, 0.0], [0, 0, 0, 1], bins=2)
-      >>> made.observed, round(made.predicted[1], 2), made.entries
-      ((0.0, 0.5), 0.5, (2.0, 2.0))
-    """
-    check_at_least_one(bins, "bins")
-    logits, positive, weight = weighted_entries(scores, labels, where, weights)
-    if not len(logits):
-        return Deciles((), (), ())
-    order = np.argsort(logits, kind="stable")
-    probability, positive, weight = probability_of(logits)[order], positive[order], weight[order]
-    place = bin_of((np.cumsum(weight) - weight / 2) / weight.sum(), bins)
-    entries, *sums = (
-        np.bincount(place, values, minlength=bins) for values in (weight, weight * probability, weight * positive)
-    )
-    filled = entries > 0
-    predicted, observed = (part[filled] / entries[filled] for part in sums)
-    return Deciles(*(tuple(part.tolist()) for part in (predicted, observed, entries[filled])))
 
 
 def weighted_entries(scores: Any, labels: Any, where: Any, weights: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -342,40 +300,11 @@ def ranker_recall_at_k(scores: Any, ranker_scores: Any, *, k: int, top: int | No
       >>> ranker_recall_at_k([[9.0, 1.0, 5.0, 0.0]], [[4.0, 3.0, 2.0, float("nan")]], k=2).value
       0.5
     """
-    ranker, scored = _ranked(scores, ranker_scores, where)
-    best = top_k_labels(np.where(scored, ranker, 0), k=k if top is None else top, where=scored)
-    return recall_at_k(scores, best, k=k, where=where)
-
-
-def order_agreement(scores: Any, ranker_scores: Any, *, where: Any = None) -> Mean:
-    """Return agreement of order: of the pairs that a ranker orders, the share that the scores order alike; the mean over lists.
-
-    (pairs alike + pairs tied in the scores / 2) / pairs that the ranker does not tie: 1/2 is chance, 1 the same order.
-    Compares C^2 pairs a list.
-
-    Args:
-      scores, ranker_scores, where: see `ranker_recall_at_k`; candidates without a ranker's score are in no pair.
-
-    Example:
-      >>> order_agreement([[3.0, 1.0, 2.0]], [[3.0, 2.0, 1.0]]).value.__round__(4)
-      0.6667
-    """
-    ranker, scored = _ranked(scores, ranker_scores, where)
-    s, _, valid = listed_entries(scores, np.zeros(ranker.shape), scored)
-    alike, pairs = np.zeros(len(s)), np.zeros(len(s))
-    for row, (own, teacher, here) in enumerate(zip(s, ranker.reshape(s.shape), valid, strict=True)):
-        own, teacher = own[here], teacher[here]
-        above = teacher[:, None] > teacher
-        pairs[row] = above.sum()
-        alike[row] = (above & (own[:, None] > own)).sum() + (above & (own[:, None] == own)).sum() / 2
-    return _mean_of_lists(alike / np.maximum(pairs, 1), pairs)
-
-
-def _ranked(scores: Any, ranker_scores: Any, where: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return a ranker's scores float64 in the shape of `scores`, and which of them count."""
     ranker = np.asarray(ranker_scores, np.float64)
     expect(ranker.shape == np.shape(scores), "ranker_scores", f"the shape of scores {np.shape(scores)}", ranker.shape)
-    return ranker, ~np.isnan(ranker) & np.broadcast_to(True if where is None else np.asarray(where), ranker.shape)
+    scored = ~np.isnan(ranker) & np.broadcast_to(True if where is None else np.asarray(where), ranker.shape)
+    best = top_k_labels(np.where(scored, ranker, 0), k=k if top is None else top, where=scored)
+    return recall_at_k(scores, best, k=k, where=where)
 
 
 def _top_k(scores: np.ndarray, valid: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -96,20 +96,6 @@ def auc_by_user(scores: Any, labels: Any, users: Any, *, where: Any = None) -> B
     return _linear(area, share, users)
 
 
-def ratio_by_user(above: Any, below: Any, users: Any) -> ByUser:
-    """Return sum(above) / sum(below) of entries [n], such as a calibration, as a plain mean over users, as `auc_by_user`.
-
-    Example:
-      >>> ratio_by_user([1.0, 2.0], [2.0, 2.0], [7, 8]).values.tolist()
-      [0.5, 1.0]
-    """
-    above, below, users = np.asarray(above, np.float64), np.asarray(below, np.float64), np.asarray(users)
-    if not (total := below.sum()):
-        return ByUser(*(np.zeros(0, dtype) for dtype in (np.int64, np.float64, np.float64)))
-    value = above.sum() / total
-    return _linear(value, (above - value * below) / total, users)
-
-
 def probabilities_by_user(
     scores: Any, labels: Any, users: Any, *, where: Any = None, weights: Any = None, bins: int = 10
 ) -> dict[str, ByUser]:
@@ -128,9 +114,17 @@ def probabilities_by_user(
     sign = np.sign(np.nan_to_num(rates.predicted - rates.observed))[bin_of(probability, bins)]
     return {
         "log_loss": mean_by_user(np.logaddexp(0, np.where(positive, -flat, flat)), users),
-        "calibration": ratio_by_user(weight * probability, weight * positive, users),
-        "calibration_error": ratio_by_user(weight * sign * (probability - positive), weight, users),
+        "calibration": _ratio(weight * probability, weight * positive, users),
+        "calibration_error": _ratio(weight * sign * (probability - positive), weight, users),
     }
+
+
+def _ratio(above: np.ndarray, below: np.ndarray, users: np.ndarray) -> ByUser:
+    """Return sum(above) / sum(below) of entries [n] as a plain mean over users, as `auc_by_user`."""
+    if not (total := below.sum()):
+        return ByUser(*(np.zeros(0, dtype) for dtype in (np.int64, np.float64, np.float64)))
+    value = above.sum() / total
+    return _linear(value, (above - value * below) / total, users)
 
 
 def _linear(value: float, share: np.ndarray, users: np.ndarray) -> ByUser:
@@ -144,7 +138,7 @@ def user_interval(metric: ByUser, *, draws: int = DRAWS, level: float = 0.95, se
     """Return the mean and its percentile interval over resampled users.
 
     Args:
-      metric: from `gauc_by_user`, `mean_by_user`, `auc_by_user` or `ratio_by_user`.
+      metric: from `gauc_by_user`, `mean_by_user`, `auc_by_user` or `probabilities_by_user`.
       draws: bootstrap samples.
       level: share of the draws inside the interval, between 0 and 1.
       seed: seed of the draws.

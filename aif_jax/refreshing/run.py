@@ -98,7 +98,7 @@ def refresh(
         "files": None if isinstance(events, Dataset) else [str(each)[:200] for each in (events, items, users)],
     }  # fmt: skip
     if teacher is not None:
-        arguments["teacher"] = teacher.names | {"loss": repr(teacher.loss)}
+        arguments["teacher"] = {"name": teacher.name, "loss": repr(teacher.loss)}
     say = output.say if progress else lambda line: None
     opened = functools.cache(functools.partial(open_served, current, config.since, task))
 

@@ -9,13 +9,12 @@ from aif_jax.train.loop import BadBatch, JsonLines, Saving, loop, resume
 from aif_jax.train.optimizers import default_optimizer, rowwise_adagrad
 from aif_jax.train.settings import FitConfig
 from aif_jax.train.step import TrainState, init_state, make_step, score
-from aif_jax.train.tasks import Cascaded, Goal, Goals, Impressions, NextItem
+from aif_jax.train.tasks import Cascaded, Impressions, NextItem
 
 __all__ = [
     "NextItem", "Impressions", "Cascaded", "FitConfig", "Teacher",
     "evaluate", "Evaluation", "baseline_scores", "edits", "svd_factors",
-    "losses", "Goal", "Goals",
-    "make_step", "init_state", "TrainState", "default_optimizer", "rowwise_adagrad",
+    "losses", "make_step", "init_state", "TrainState", "default_optimizer", "rowwise_adagrad",
     "loop", "Saving", "resume", "BadBatch", "score", "predict", "JsonLines",
     "carry_over",
 ]  # fmt: skip

@@ -30,7 +30,6 @@ from aif_jax.store import sealed
 from aif_jax.store.trained import Trained, digest
 from aif_jax.train.evaluate import item_rows, predict
 from aif_jax.train.losses import Loss, distill_listwise
-from aif_jax.train.tasks import Goal, Goals
 from aif_jax.types import ItemRow, Params, UserFeatures
 
 LABEL, TEACHER = "label", "teacher"
@@ -78,15 +77,14 @@ class Teacher:
         expect(fits, "Teacher.candidates", "None for a label of the cascade, whose candidates are logged", self.candidates)
 
     @property
-    def names(self) -> dict[str, Any]:
+    def name(self) -> str:
         """The teacher in the record of a run: version of a model, name of a function or of a label, digest of an array."""
         of, found = self.ranker, self.candidates
+        ranker = of if isinstance(of, str) else of.version if isinstance(of, Trained) else name_of(of)
+        if found is None:
+            return f"{ranker}, {self.count} candidates" if isinstance(of, str) else ranker
         found = name_of(found) if callable(found) else digest(found).sha256 if isinstance(found, np.ndarray) else found
-        return {
-            "teacher": of if isinstance(of, str) else of.version if isinstance(of, Trained) else name_of(of),
-            "candidates": None if found is None else str(found),
-            "teacher_candidates": self.count,
-        }
+        return f"{ranker}, {self.count} candidates of {found}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -116,18 +114,15 @@ def teaches_corrected(term: Loss) -> bool:
     return any(dict(part.options).get("corrected", False) for _, part in term.terms)
 
 
-def with_teacher(loss: Any, term: Loss, objectives: tuple[str, ...] = ()) -> Goals:
+def with_teacher(loss: Any, term: Loss, objectives: tuple[str, ...] = ()) -> Loss:
     """Return the loss of the labels plus a loss of the ranker's scores, for a model of one objective.
 
     If the ranker's loss reads `log_q`, the labels' losses do not subtract it.
     """
     names = objective_names(objectives)
-    expect(len(names) < 2, "fit teacher", "a model of one objective; give Goals with the label of each", list(names))
-    expect(isinstance(loss, Loss | Goals), "fit loss", "a losses.Loss or Goals next to a teacher", f"{loss!r}")
-    goals = loss.goals if isinstance(loss, Goals) else (Goal(loss, LABEL),)
-    if teaches_corrected(term):
-        goals = tuple(dataclasses.replace(goal, loss=goal.loss.uncorrected()) for goal in goals)
-    return Goals(*goals, Goal(term, TEACHER))
+    expect(len(names) < 2, "fit teacher", "a model of one objective; give a loss with the label of each", list(names))
+    expect(isinstance(loss, Loss), "fit loss", "a losses.Loss next to a teacher", f"{loss!r}")
+    return (loss.uncorrected() if teaches_corrected(term) else loss).of(LABEL) + term.of(TEACHER)
 
 
 def scores_of(teacher: Trained | Scores, data: Dataset) -> Scores:

@@ -56,7 +56,7 @@ class Evaluation:
       log_loss: mean over candidates, in nats.
       calibration: sum of predicted probabilities over positives; above 1 predicts too much.
       calibration_error: expected calibration error over 10 bins of probability.
-      deciles: predicted against observed by deciles of the prediction.
+      deciles: predicted against observed by deciles of the prediction, see `metrics.calibration`.
       k: the k of both.
       hit_rate: HR@k of the event's item in the catalogue; None where the catalogue was not ranked.
       ndcg: NDCG@k of the same.
@@ -77,7 +77,7 @@ class Evaluation:
     log_loss: float
     calibration: float
     calibration_error: float
-    deciles: metrics.Deciles
+    deciles: metrics.Calibration = dataclasses.field(repr=False, compare=False)
     k: int | None = None
     hit_rate: float | None = None
     ndcg: float | None = None
@@ -280,7 +280,7 @@ def _figures(
     by_user["gauc_mean"] = by_user["gauc"]._replace(weights=np.ones(len(by_user["gauc"].users)))
     by_user |= metrics.probabilities_by_user(*given, users[:, None], **few)
     means: dict[str, Any] = {name: part.mean for name, part in by_user.items()}
-    deciles = metrics.deciles(*given, **few)
+    deciles = metrics.calibration(*given, **few, by="size")
     return Evaluation(requests=len(users), users=len(np.unique(users)), deciles=deciles, by_user=by_user, **means)
 
 

@@ -3,6 +3,12 @@
     loss = losses.listwise_softmax + 0.1 * losses.pointwise_bce
     loss = losses.distill_listwise(temperature=2.0)
 
+Of several labels by name (`candidates.Labels`), each term reads one:
+
+    loss = pointwise_bce.of("click") + pointwise_bce.of("conversion")  # of "conversion|click": over all, by the product
+    loss += 0.1 * pointwise_bce.of("conversion", within="click")  # the conditional logit, where clicked
+    loss += 0.5 * distill_listwise.of("ranker", stages=("exposed", "ranked"))  # the ranker's scores
+
 A `Loss` is called as `loss(scores, targets, *, where=None, log_q=None)` on logits [..., C] of C candidates, targets of the same
 shape and a mask, true where an entry counts, and returns a float32 scalar in nats. Called with options alone it returns the
 loss with these options. Masked entries contribute nothing to value or gradient, whatever they hold (NaN too); nothing valid
@@ -18,18 +24,21 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from optax.losses import kl_divergence_with_log_targets, sigmoid_binary_cross_entropy
 
 from aif_jax.checks import expect, expect_like_scores
+from aif_jax.data.cascade import STAGE, STAGES
+from aif_jax.scores import objective_names, over_all
 from aif_jax.types import Array
 
 __all__ = [
-    "pointwise_bce", "listwise_softmax", "distill_listwise",
+    "pointwise_bce", "listwise_softmax", "distill_listwise", "bce_of_each",
     "Loss", "term", "entries", "lists", "lists_with_a_positive",
 ]  # fmt: skip
 
@@ -43,16 +52,54 @@ class Term:
         scores; masked scores and targets are 0; log_q is 0 where there is none.
       counts: (targets, where) -> bool, true for the entries or lists that the mean is over. It does not see the scores.
       targets: what the targets are called in messages.
+      label, objective, within, stages: see `Loss.of`; without a label the targets are one array.
     """
 
     values: Callable[..., jax.Array]
     counts: Callable[[jax.Array, jax.Array], jax.Array]
     targets: str = "labels"
     options: tuple[tuple[str, Any], ...] = ()
+    label: str | None = None
+    objective: str | None = None
+    within: str | None = None
+    stages: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        """Return the term as it would be written."""
+        options = ", ".join(f"{name}={value!r}" for name, value in self.options)
+        name = getattr(self.values, "__name__", repr(self.values)) + (f"({options})" if options else "")
+        more = [f"{field}={value!r}" for field in ("objective", "within", "stages") if (value := getattr(self, field))]
+        return name if self.label is None else f"{name}.of({', '.join([repr(self.label), *more])})"
 
     def with_options(self, options: dict[str, Any]) -> Term:
         """Return the same term with these options of `values`."""
         return dataclasses.replace(self, options=tuple((dict(self.options) | options).items()))
+
+    def logit(self, scores: jax.Array, objectives: tuple[str, ...]) -> jax.Array:
+        """Return the logits [..., C] that the term teaches, of scores [..., C] or [..., C, T] of several objectives."""
+        names = objective_names(objectives)
+        if self.label is None or len(names) < 2:
+            return scores
+        name = self.objective or (self.label if self.label in names else names[0])
+        return over_all(scores, objectives, name, jnp) if self.within is None else scores[..., names.index(name)]
+
+    def read(self, labels: Any, where: Any) -> tuple[Any, Any]:
+        """Return targets and mask [..., C] of the term."""
+        by_name = isinstance(labels, Mapping)
+        got = sorted(labels) if by_name else "one array without a name"
+        if self.label is None:
+            expect(not by_name, f"{self!r}", "one array of labels, or the name of one by .of(name)", got)
+            return labels, where
+        wanted = {self.label, *((self.within,) if self.within else ()), *((STAGE,) if self.stages else ())}
+        expect(by_name and wanted <= set(labels), f"{self!r}", f"labels {sorted(wanted)}", got)
+        targets = jnp.asarray(labels[self.label])
+        valid = jnp.broadcast_to(jnp.asarray(True if where is None else where), targets.shape) & ~jnp.isnan(targets)
+        if self.within is not None:
+            valid &= jnp.asarray(labels[self.within]) > 0
+        if self.stages:
+            stage = jnp.asarray(labels[STAGE])
+            valid &= jnp.isin(stage, np.array([STAGES.index(name) for name in self.stages], stage.dtype))
+        return targets, valid
 
 
 @dataclasses.dataclass(unsafe_hash=True, repr=False)
@@ -60,6 +107,10 @@ class Loss:
     """A weighted sum of terms, each a mean whose divisor is known before the scores are; composed with `+` and `*`.
 
     So a batch may be taken in parts that are scored once: `norms` of the batch first, then the sum of `part` over its parts.
+
+    Attributes:
+      terms: each with its weight.
+      objectives: names of the logits that terms of a label read; the training step binds those of its model.
 
     Example:
       >>> from aif_jax.train.losses import listwise_softmax, pointwise_bce
@@ -69,13 +120,18 @@ class Loss:
       >>> scores, labels = jnp.array([[2.0, 1.0]]), jnp.array([[1, 0]])
       >>> [round(float(f(scores, labels)), 4) for f in (listwise_softmax, pointwise_bce, loss)]
       [0.3133, 0.7201, 0.3853]
+      >>> loss = (pointwise_bce.of("click") + 0.5 * pointwise_bce.of("conversion")).bind(("click", "conversion|click"))
+      >>> labels = {"click": jnp.array([[1.0, 0.0]]), "conversion": jnp.array([[0.0, jnp.nan]])}
+      >>> round(float(loss(jnp.zeros((1, 2, 2)), labels)), 4)  # log 2, and half of -log(1 - 1/4)
+      0.837
     """
 
     terms: tuple[tuple[float, Term], ...]
+    objectives: tuple[str, ...] = ()
 
     @overload
     def __call__(
-        self, scores: Array, targets: Array, /, *, where: Array | None = ..., log_q: Array | None = ..., **options: Any
+        self, scores: Array, targets: Any, /, *, where: Array | None = ..., log_q: Array | None = ..., **options: Any
     ) -> jax.Array: ...
     @overload
     def __call__(self, /, **options: Any) -> Loss: ...
@@ -102,12 +158,32 @@ class Loss:
 
     def __repr__(self) -> str:
         """Return the sum as it would be written."""
-        shown = []
-        for weight, term in self.terms:
-            options = ", ".join(f"{name}={value!r}" for name, value in term.options)
-            name = getattr(term.values, "__name__", repr(term.values)) + (f"({options})" if options else "")
-            shown.append(name if weight == 1 else f"{weight:g} * {name}")
-        return " + ".join(shown)
+        return " + ".join(repr(term) if weight == 1 else f"{weight:g} * {term!r}" for weight, term in self.terms)
+
+    def of(
+        self, label: str, *, objective: str | None = None, within: str | None = None, stages: tuple[str, ...] = ()
+    ) -> Loss:  # fmt: skip
+        """Return the same loss of one label by name; terms that have a label keep it. NaN is unknown and does not count.
+
+        Args:
+          objective: whose logit it teaches; None takes the objective of the label's name, or the first one. That of a
+            conditional objective is over all candidates: the logit of the product (ESMM).
+          within: a label: only candidates that have it positive count, and a conditional objective is taught its own logit.
+          stages: only candidates of these stages count, of `data.cascade.STAGES`; () for all.
+        """
+        unknown = [stage for stage in stages if stage not in STAGES]
+        expect(isinstance(stages, tuple) and not unknown, "stages", f"a tuple of stages among {STAGES}", stages)
+        given: dict[str, Any] = {"label": label, "objective": objective, "within": within, "stages": stages}
+        named = ((w, term if term.label is not None else dataclasses.replace(term, **given)) for w, term in self.terms)
+        return Loss(tuple(named))
+
+    def bind(self, objectives: tuple[str, ...]) -> Loss:
+        """Return the same for a model with these objectives; ValueError for a term of an objective that it lacks."""
+        known = objective_names(objectives)
+        for _, term in self.terms:
+            fits = term.objective is None or term.objective in known
+            expect(fits, f"{term!r}", f"an objective of the model, {list(known)}", repr(term.objective))
+        return Loss(self.terms, objectives)
 
     def uncorrected(self) -> Loss:
         """Return the same without the logQ correction, where a batch has `log_q` for another loss."""
@@ -115,24 +191,29 @@ class Loss:
         off = {"logq_correction": False}
         return Loss(tuple((weight, term.with_options(off) if has else term) for weight, term, has in known))
 
-    def norms(self, targets: Array, where: Array) -> tuple[jax.Array, ...]:
-        """Return what each term is divided by, at least 1, from targets [..., C] and mask of a whole batch."""
-        targets = jnp.asarray(targets)
-        valid = jnp.broadcast_to(jnp.asarray(where), targets.shape)
-        targets = jnp.where(valid, targets, jnp.zeros((), targets.dtype))
-        counts = (jnp.sum(term.counts(targets, valid), dtype=jnp.int32) for _, term in self.terms)
-        return tuple(jnp.maximum(count, 1) for count in counts)
+    def norms(self, labels: Any, where: Any) -> tuple[jax.Array, ...]:
+        """Return what each term is divided by, at least 1, from labels [..., C] and mask of a whole batch."""
+
+        def norm(targets: Any, where: Any, term: Term) -> jax.Array:
+            targets = jnp.asarray(targets)
+            valid = jnp.broadcast_to(jnp.asarray(where), targets.shape)
+            counted = term.counts(jnp.where(valid, targets, jnp.zeros((), targets.dtype)), valid)
+            return jnp.maximum(jnp.sum(counted, dtype=jnp.int32), 1)
+
+        return tuple(norm(*term.read(labels, where), term) for _, term in self.terms)
 
     def part(
-        self, scores: Array, targets: Array, norms: tuple[jax.Array, ...] | None, *, where: Any, log_q: Array | None = None
+        self, scores: Array, labels: Any, norms: tuple[jax.Array, ...] | None, *, where: Any, log_q: Array | None = None
     ) -> jax.Array:
         """Return what a part of a batch adds to its loss; `norms` are those of the batch, None where the part is all."""
-        scores, targets, valid, log_q = self._checked(scores, targets, where, log_q)
-        total = jnp.zeros((), scores.dtype)
-        for (weight, term), norm in zip(self.terms, norms or self.norms(targets, valid), strict=True):
-            values = term.values(scores, targets, valid, log_q, **dict(term.options))
-            counted = jnp.where(term.counts(targets, valid), values, jnp.zeros((), values.dtype))
-            total += weight * jnp.sum(counted) / norm.astype(scores.dtype)
+        total: Any = 0.0
+        for (weight, term), norm in zip(self.terms, norms or [None] * len(self.terms), strict=True):
+            logits = term.logit(jnp.asarray(scores), self.objectives)
+            logits, targets, valid, correction = _checked(logits, *term.read(labels, where), log_q, name=term.targets)
+            counted = term.counts(targets, valid)
+            values = term.values(logits, targets, valid, correction, **dict(term.options))
+            divisor = jnp.maximum(jnp.sum(counted, dtype=jnp.int32), 1) if norm is None else norm
+            total += weight * jnp.sum(jnp.where(counted, values, jnp.zeros((), values.dtype))) / divisor.astype(values.dtype)
         return total
 
     def _with(self, options: dict[str, Any]) -> Loss:
@@ -146,28 +227,34 @@ class Loss:
         expect(math.isfinite(temperature) and temperature > 0, "temperature", "a positive finite number", repr(temperature))
         return Loss(((weight, term.with_options(options)),))
 
-    def _checked(
-        self, scores: Array, targets: Array, where: Array | None, log_q: Array | None
-    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        """Return scores in float32 or wider, targets, mask and log_q, all of one shape; zeros in masked places.
 
-        Replacing masked values *before* the arithmetic keeps their NaN out of the gradient: that of a `where` after is 0 * NaN.
-        """
-        scores = jnp.asarray(scores)
-        expect(jnp.issubdtype(scores.dtype, jnp.floating), "scores", "floating-point logits", f"dtype {scores.dtype}")
-        valid = jnp.asarray(True) if where is None else jnp.asarray(where)
-        expect(valid.dtype == jnp.bool_, "where", "a bool mask", f"dtype {valid.dtype}")
-        shape = scores.shape
-        valid = jnp.broadcast_to(valid, shape) if where is None else _broadcast(valid, "where", shape)
-        targets, name = jnp.asarray(targets), self.terms[0][1].targets
-        expect(targets.shape == shape, name, f"the shape of scores {shape}", targets.shape)
-        scores = scores.astype(jnp.float32) if scores.dtype.itemsize < 4 else scores
-        correction = jnp.zeros(shape, scores.dtype)
-        if log_q is not None:
-            correction = _broadcast(jnp.asarray(log_q), "log_q", shape).astype(scores.dtype)
-        values = (scores, targets.astype(scores.dtype), correction)
-        scores, targets, correction = (jnp.where(valid, value, jnp.zeros((), value.dtype)) for value in values)
-        return scores, targets, valid, correction
+def _checked(
+    scores: jax.Array, targets: Any, where: Any, log_q: Array | None, *, name: str
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Return scores in float32 or wider, targets, mask and log_q, all of one shape; zeros in masked places.
+
+    Replacing masked values *before* the arithmetic keeps their NaN out of the gradient: that of a `where` after is 0 * NaN.
+    """
+    expect(jnp.issubdtype(scores.dtype, jnp.floating), "scores", "floating-point logits", f"dtype {scores.dtype}")
+    valid = jnp.asarray(True) if where is None else jnp.asarray(where)
+    expect(valid.dtype == jnp.bool_, "where", "a bool mask", f"dtype {valid.dtype}")
+    shape, targets = scores.shape, jnp.asarray(targets)
+    valid = jnp.broadcast_to(valid, shape) if where is None else _broadcast(valid, "where", shape)
+    expect(targets.shape == shape, name, f"the shape of scores {shape}", targets.shape)
+    scores = scores.astype(jnp.float32) if scores.dtype.itemsize < 4 else scores
+    correction = jnp.zeros(shape, scores.dtype)
+    if log_q is not None:
+        correction = _broadcast(jnp.asarray(log_q), "log_q", shape).astype(scores.dtype)
+    values = (scores, targets.astype(scores.dtype), correction)
+    scores, targets, correction = (jnp.where(valid, value, jnp.zeros((), value.dtype)) for value in values)
+    return scores, targets, valid, correction
+
+
+def bce_of_each(objectives: tuple[str, ...]) -> Loss:
+    """Return binary cross-entropy of every objective over all candidates, all of weight 1."""
+    expected = "names of the objectives, such as ('click', 'like'), for a loss of each, or a loss for fit"
+    expect(len(objectives) > 0, "Config.objectives", expected, "none; name them")
+    return Loss(tuple(term for name in objective_names(objectives) for term in pointwise_bce.of(name).terms))
 
 
 def term(counts: Callable[[jax.Array, jax.Array], jax.Array], *, targets: str = "labels") -> Callable[..., Loss]:

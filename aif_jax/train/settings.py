@@ -90,8 +90,7 @@ class FitSettings(FitConfig):
 
     Attributes:
       first_validation, first_test, since, without: moments in seconds.
-      loss, optimizer, teacher, candidates, start: names or digests of the arguments of `fit`; None for none.
-      teacher_candidates: `distillation.Teacher.count`.
+      loss, optimizer, teacher, start: names or digests of the arguments of `fit`; None for none.
     """
 
     task: Task = NextItem()
@@ -106,8 +105,6 @@ class FitSettings(FitConfig):
     loss: str
     optimizer: str
     teacher: str | None = None
-    candidates: str | None = None
-    teacher_candidates: int = 16
     start: str | None = None
 
     def __post_init__(self):
@@ -118,11 +115,6 @@ class FitSettings(FitConfig):
             best = repr(self.keep_best)
             expect(self.validates, "FitConfig.keep_best", "None without a validation slice", best)
             expect(self.keep_best in self.figures, "FitConfig.keep_best", f"one of {list(self.figures)}", best)
-
-    @property
-    def ranking(self) -> str:
-        """Ranker and retrieval of a run in words."""
-        return ", ".join(part for part in (self.teacher, self.candidates) if part)
 
     @property
     def validates(self) -> bool:

@@ -1,8 +1,8 @@
 """The training step: state, scores, gradient, Optax update. `loop` runs it.
 
-*Parts.* On a CPU the time of a large batch is that of writing arrays such as [B, L, D] to memory, so a `losses.Loss` (or
-`Goals`), which adds up over samples, takes it in parts that stay in the cache. The result is that of the whole batch, up to the
-order of sums. Any other loss takes the batch whole.
+*Parts.* On a CPU the time of a large batch is that of writing arrays such as [B, L, D] to memory, so a `losses.Loss`, which
+adds up over samples, takes it in parts that stay in the cache. The result is that of the whole batch, up to the order of sums.
+Any other loss takes the batch whole.
 
 *Shares.* XLA runs the operations of such a part, which are small, one after the other on one core. So the parts are computed in
 shares, each a call of one program. Threads dispatch them: calls of one thread run in their order, calls of several threads at
@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,6 @@ from aif_jax.sharding.processes import in_order
 from aif_jax.train import optimizers
 from aif_jax.train.losses import Loss
 from aif_jax.train.optimizers import Slots, UniqueIds, join_tables, row_ids, split_tables, take_rows
-from aif_jax.train.tasks import Goals
 from aif_jax.types import Array, Params, record
 
 PART_EVENTS = 10_000
@@ -42,9 +41,8 @@ SHARES_BYTES = 1 << 27
 PART_BYTES = 1 << 26
 """Bytes of embedding rows that all parts of a batch together may add gradients to: each part writes all of the batch's rows."""
 
-LossFn: TypeAlias = Loss | Goals | Callable[..., jax.Array]
-"""A `losses.Loss`, `Goals` for several labels, or any `loss(scores [B, C], labels, *, where) -> []`; it gets `log_q` too where
-the batch has it."""
+LossFn: TypeAlias = Loss | Callable[..., jax.Array]
+"""A `losses.Loss`, or any `loss(scores [B, C], labels, *, where) -> []`; it gets `log_q` too where the batch has it."""
 ScoresFn: TypeAlias = Callable[[Any, Batch], jax.Array]
 """(params, batch) -> scores [B, C]."""
 
@@ -82,14 +80,14 @@ def loss_and_gradient(
 ) -> tuple[jax.Array, Any]:
     """Return the loss [] of B samples and its gradient like `params`, any pytree of `scores_of`, whole for None.
 
-    A `Loss` or `Goals` may be taken in parts of `part` samples; `share` is (int32 [], count): what every count-th part adds to
+    A `Loss` may be taken in parts of `part` samples; `share` is (int32 [], count): what every count-th part adds to
     both, from that part on.
     """
     if part is None:
         correction = {} if batch.log_q is None else {"log_q": batch.log_q}
         whole = partial(loss, where=batch.where, **correction)
         return jax.value_and_grad(lambda params: whole(scores_of(params, batch), batch.labels))(params)
-    assert isinstance(loss, Loss | Goals)
+    assert isinstance(loss, Loss)
     norms: Any = loss.norms(batch.labels, batch.where)
     log_q = None if batch.log_q is None else jnp.broadcast_to(jnp.asarray(batch.log_q), jnp.shape(batch.where))
     parts = _parts(dataclasses.replace(batch, log_q=log_q), _by_length(batch), part, share)
@@ -146,10 +144,8 @@ class TrainState:
         return self.trained | self.fitted
 
 
-class StepFn(Protocol):
-    """`step(state, batch) -> (state, {"loss": [], "grad_norm": []})`; the state given is consumed."""
-
-    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]: ...
+StepFn: TypeAlias = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
+"""`step(state, batch) -> (state, {"loss": [], "grad_norm": []})`; the state given is consumed."""
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
@@ -183,12 +179,12 @@ def make_step(
 
     Args:
       optimizer: any Optax transformation; for tables under `sparse` it must treat rows apart, see `train.optimizers`.
-      loss: a `losses.Loss`, `Goals` for labels by name, or any function `f(scores, labels, *, where)` of float32, float32 and
-        bool [B, C] that returns [] (with `log_q=`, float32 [B, C], where the batch has it), which takes the batch whole.
+      loss: a `losses.Loss`, or any function `f(scores, labels, *, where)` of float32, float32 and bool [B, C] that returns []
+        (with `log_q=`, float32 [B, C], where the batch has it), which takes the batch whole.
       sparse: names of the embedding tables that get sparse updates; "auto" takes those of 20,000 rows or more. () updates every
         table whole, for a block or tower that reads embedding rows that no feature of its batch names: under sparse updates
         they are NaN. A run may resume with another choice.
-      part: samples of a part, for a `Loss` or `Goals`; None takes the batch whole; "auto" takes parts on one CPU.
+      part: samples of a part, for a `Loss`; None takes the batch whole; "auto" takes parts on one CPU.
 
     Example:
       >>> import aif_jax as aif
@@ -198,15 +194,15 @@ def make_step(
       >>> step = make_step(model, optax.sgd(0.1), loss=losses.listwise_softmax + 0.1 * losses.pointwise_bce)
     """
     tables = optimizers.sparse_tables(model.config.schema, sparse)
-    if isinstance(loss, Goals):
-        loss = loss.bind(model.config.objectives)
     try:
         inspect.signature(loss).bind_partial(None, None, where=None)
     except TypeError as error:
         got = str(error).removeprefix("got ")
         raise TypeError(f"loss: expected a function of (scores, labels, *, where), got {got}") from None
-    if not isinstance(loss, Loss | Goals):
-        expect(part in (None, "auto"), "part", "None for a loss that is no losses.Loss or Goals", part)
+    if isinstance(loss, Loss):
+        loss = loss.bind(model.config.objectives)
+    else:
+        expect(part in (None, "auto"), "part", "None for a loss that is no losses.Loss", part)
         part = None
 
     def ids_of(whole: dict[str, jax.Array], unique: dict[str, UniqueIds], sizes: tuple[int, ...]) -> dict[str, jax.Array]:

@@ -48,16 +48,13 @@ logger = logging.getLogger(__name__)
 
 
 class Samples(NamedTuple):
-    """How many samples each split of a run has, and how many are in none."""
+    """How many samples each split of a run has, and how many are in none, by reason."""
 
     train: int
     validation: int
     test: int
-    earlier: int  # before `since`
-    short: int  # whose user has too few earlier events
-    unknown: int  # events, or requests, that are no sample of the task
+    left_out: dict[str, int]
     longer: int = 0  # lists with more than `Impressions.candidates` items
-    without: int = 0  # of the span `without`
 
 
 def samples_of(data: Dataset, settings: FitSettings) -> Samples:
@@ -74,27 +71,22 @@ def samples_of(data: Dataset, settings: FitSettings) -> Samples:
         possible = len(data.log) if task.samples == "events" else len(everything)
     validation, test = (int((times >= first).sum()) for first in (settings.first_validation, settings.first_test))
     without = int(settings.is_without(times[times < settings.first_validation]).sum())
-    return Samples(
-        train=len(times) - validation - without, validation=validation - test, test=test, without=without,
-        earlier=len(everything) - len(inside), short=len(inside) - len(times),
-        unknown=possible - len(everything), longer=longer,
-    )  # fmt: skip
+    left_out = {
+        f"before {iso_text(settings.since or 0)} (since)": len(everything) - len(inside),
+        f"with fewer than {settings.min_history} earlier events of the user (min_history)": len(inside) - len(times),
+        task.no_sample: possible - len(everything),
+        "of the period that is never trained on (without)": without,
+    }
+    return Samples(len(times) - validation - without, validation - test, test, left_out, longer)
 
 
 def samples_line(samples: Samples, settings: FitSettings) -> str:
     """Return the line of text on the samples of a run."""
-    task, least = settings.task, settings.min_history
     evaluated = f" ({min(settings.requests, samples.validation):,} evaluated)" if samples.validation else ""
-    left_out = {
-        f"before {iso_text(settings.since or 0)} (since)": samples.earlier,
-        f"with fewer than {least} earlier events of the user (min_history)": samples.short,
-        task.no_sample: samples.unknown,
-        "of the period that is never trained on (without)": samples.without,
-    }
-    why = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items() if count) or "none"
+    why = ", ".join(f"{count:,} {reason}" for reason, count in samples.left_out.items() if count) or "none"
     cut = f"; {samples.longer:,} lists have more than `candidates` items: positives are kept" if samples.longer else ""
     return (
-        f"{type(task).__name__}: {samples.train:,} {task.samples} to train on, "
+        f"{type(settings.task).__name__}: {samples.train:,} {settings.task.samples} to train on, "
         f"{samples.validation:,} for validation{evaluated} from {iso_text(settings.first_validation)}, "
         f"{samples.test:,} for the test from {iso_text(settings.first_test)}; left out: {why}{cut}"
     )
@@ -117,20 +109,17 @@ def label_lines(feed: Pipeline, settings: FitSettings, samples: Samples, source:
             one = 1 - (positive.any(1) & negative.any(1)).mean()
             shares = f"{positive.sum() / max(1, known.sum()):.1%} of the candidates are positive"
             yield f"labels{name and f' of {name!r}'}: {shares}; {one:.1%} of the lists have one label, which teaches no order"
-    for split in ("validation", "test"):
-        if getattr(samples, split):
-            at, held = held_out(data, settings, split, requests=settings.requests)
-            rows, labels, _ = held(at, BatchKey(0, 0, 0))
-            log = data.history_log if settings.task.samples == "events" else data.log
-            untrained = np.ones(len(data.catalogue), bool)
-            untrained[log.item[log.time < settings.first_validation]] = False
-            new, there = untrained[rows] & (rows > 0), max(1, np.count_nonzero(rows))
-            for of in list(labels_of(config, labels).values())[:1]:
-                wanted = (rows > 0) & (of > 0)
-                requests = (new & wanted).any(1).sum() / max(1, wanted.any(1).sum())
-                share = f"{requests:.1%} of the requests are for an item without a training event"
-                yield f"{split}: {share}, {new.sum() / there:.1%} of the candidates are such items"
-            return
+    for split in [split for split in ("validation", "test") if getattr(samples, split)][:1]:
+        at, held = held_out(data, settings, split, requests=settings.requests)
+        rows, labels, _ = held(at, BatchKey(0, 0, 0))
+        log = data.history_log if settings.task.samples == "events" else data.log
+        untrained = np.ones(len(data.catalogue), bool)
+        untrained[log.item[log.time < settings.first_validation]] = False
+        new, there = untrained[rows] & (rows > 0), max(1, np.count_nonzero(rows))
+        wanted = (rows > 0) & (next(iter(labels_of(config, labels).values())) > 0)
+        requests = (new & wanted).any(1).sum() / max(1, wanted.any(1).sum())
+        share = f"{requests:.1%} of the requests are for an item without a training event"
+        yield f"{split}: {share}, {new.sum() / there:.1%} of the candidates are such items"
 
 
 def plan(feed: Pipeline, settings: FitSettings, samples: Samples) -> Iterator[str]:
@@ -337,9 +326,9 @@ def with_scores(
         if found is not None:
             expected, out = "one process, which scores them", "score them by a run of one"
             expect(not processes.several(), "Teacher.candidates", expected, f"several; {out}")
-            options: dict[str, Any] = {"name": settings.ranking, "repeats": settings.repeats, "progress": progress}
+            options: dict[str, Any] = {"name": teacher.name, "repeats": settings.repeats, "progress": progress}
             scores = distillation.rank_retrieved(scores, data, positions, found, folder=folder, **options)
-    return distillation.distilled(source, scores, name=settings.ranking, count=settings.teacher_candidates, offset=offset)
+    return distillation.distilled(source, scores, name=teacher.name, count=teacher.count, offset=offset)
 
 
 def with_ranker(data: Dataset, settings: FitSettings, teacher: Teacher, *, folder: Path, progress: bool) -> Dataset:
@@ -356,7 +345,7 @@ def with_ranker(data: Dataset, settings: FitSettings, teacher: Teacher, *, folde
         return data
     positions, source = held_out(data, settings, "validation", requests=settings.requests)
     found: Any = teacher.candidates if teacher.candidates is not None else lambda at: source(at, BatchKey(0, 0, 0)).rows
-    options: dict[str, Any] = {"name": settings.ranking, "repeats": settings.repeats, "progress": progress}
+    options: dict[str, Any] = {"name": teacher.name, "repeats": settings.repeats, "progress": progress}
     scores = distillation.scores_of(teacher.ranker, data)
     ranked = distillation.rank_retrieved(scores, data, positions, found, folder=folder / "validation", **options)
     starts, first = np.unique(data.log.history_end(ranked.positions), return_index=True)

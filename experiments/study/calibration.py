@@ -50,7 +50,8 @@ def drawn(log: Any, held: np.ndarray, rng: np.random.Generator, requests: int) -
 
 def figures(report: Evaluation) -> dict[str, Any]:
     """Return what the record keeps of an evaluation."""
-    tenths = {name: getattr(report.deciles, name) for name in ("predicted", "observed", "deviations")}
+    predicted, observed, entries = report.deciles[2:]
+    tenths = {"predicted": predicted, "observed": observed, "deviations": np.sqrt(observed * (1 - observed) / entries)}
     rates = {"ratio": report.calibration, "error": report.calibration_error, "log_loss": report.log_loss}
     return records.rounded(tenths) | records.rounded(rates, digits=4)
 

@@ -39,12 +39,12 @@ def read(folder: Path) -> dict[str, dict[str, Any]]:
 
 def rounded(value: Any, digits: int = 5) -> Any:
     """Return the same with every float cut to five digits after the point: more would be noise."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
     if isinstance(value, dict):
         return {name: rounded(entry, digits) for name, entry in value.items()}
     if isinstance(value, list | tuple):
         return [rounded(entry, digits) for entry in value]
-    if hasattr(value, "item"):
-        value = value.item()
     return round(value, digits) if isinstance(value, float) else value
 
 
