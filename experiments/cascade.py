@@ -96,8 +96,7 @@ def consistency(data: Dataset, options, seed: int) -> dict[str, Any]:
         config = aif.FitConfig(seed=seed, k=None, keep_best="auc", **sizes, **moments)
         run = aif.fit(model, data, config, task=task, loss=loss)
         scored[name] = {
-            split: list_scores(run.model, run.params, data, part.positions, part.lists, batch_size=16)
-            for split, part in held.items()
+            split: list_scores(run.model, run.params, data, part.positions, part.lists) for split, part in held.items()
         }
     frontier = {
         split: {weight: part.figures(served(scored["consistent"][split], weight), options.k) for weight in WEIGHTS}

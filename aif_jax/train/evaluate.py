@@ -23,7 +23,6 @@ from aif_jax.data.cascade import RANKER, STAGE, STAGES
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.events import COLUMNS
 from aif_jax.data.pipeline import Batch, make_batch
-from aif_jax.metrics.intervals import DRAWS
 from aif_jax.model import PreRanker
 from aif_jax.output import track
 from aif_jax.scores import calibrated as with_probabilities
@@ -40,8 +39,9 @@ BASELINE = "baseline."
 RANKER_TOP = 10
 """How many of the ranker's best count for ranker recall."""
 ITEMS = 1024  # items in one run of the item function
+REQUESTS = 128  # requests that are scored at a time, at most
 SCORES = 1 << 22  # scores of requests x items that are held on the host at a time
-CHUNK = 1 << 15  # pairs of a request and a candidate that one program scores, unless a call says otherwise
+CHUNK = 1 << 15  # pairs of a request and a candidate that one program scores
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,19 +91,17 @@ class Evaluation:
         """Return the figures by name, for logs and checkpoints: HR@100 is "hr@100"."""
         return {name: part.mean for name, part in self._parts().items()}
 
-    def intervals(self, *, draws: int = DRAWS, level: float = 0.95, seed: int = 0) -> dict[str, metrics.Interval]:
-        """Return the figures by name with the bounds of an interval that resamples users; arguments as `metrics.user_interval`.
+    def intervals(self) -> dict[str, metrics.Interval]:
+        """Return the figures by name with the bounds of their 95 % interval over users, see `metrics.user_interval`.
 
         AUC, `calibration` and `calibration_error` are linearised, see `metrics.auc_by_user`.
         """
-        return metrics.user_intervals(self._parts(), draws=draws, level=level, seed=seed)
+        return metrics.user_intervals(self._parts())
 
-    def against(
-        self, other: Evaluation, *, ratio: bool = False, draws: int = DRAWS, level: float = 0.95, seed: int = 0
-    ) -> dict[str, metrics.Interval]:
+    def against(self, other: Evaluation) -> dict[str, metrics.Interval]:
         """Return these figures less those of another model on the same requests, resampled by the same users.
 
-        A difference whose interval includes 0 may be chance. Arguments as `metrics.paired_interval`.
+        A difference whose interval includes 0 may be chance, see `metrics.paired_interval`.
 
         Raises:
           ValueError: an evaluation of other requests, candidates or settings; names what differs.
@@ -112,7 +110,7 @@ class Evaluation:
         got = "another:\n" + listed(lines) + "\nEvaluate both with the same data, positions, candidates, k, repeats and seed"
         expect(not lines, "Evaluation.against", "an evaluation of the same requests and candidates", got)
         ours = {name: part for name, part in self._parts().items() if BASELINE not in name}
-        return metrics.paired_intervals(ours, other._parts(), ratio=ratio, draws=draws, level=level, seed=seed)
+        return metrics.paired_intervals(ours, other._parts())
 
     def _parts(self) -> dict[str, metrics.ByUser]:
         """Return figures by user, with the names of objectives before theirs, in the order of `figures`."""
@@ -144,7 +142,7 @@ class CatalogueRanking(NamedTuple):
 def evaluate(
     model: PreRanker, params: Params, data: Dataset, positions: Any, *, k: int | None = 100, candidates: SourceFn | None = None,
     calibration_negatives: int = 15, baselines: Mapping[str, np.ndarray] | None = None, repeats: bool | None = None,
-    seed: int = 0, batch_size: int = 128, progress: bool = True,
+    seed: int = 0, progress: bool = True,
 ) -> Evaluation:  # fmt: skip
     """Evaluate a model on held-out events: a list of candidates for each, and its rank in the catalogue.
 
@@ -174,7 +172,7 @@ def evaluate(
     repeats = bool(data.repeats if repeats is None else repeats)
     source = sampled_before(data, positions, repeats=repeats) if candidates is None else candidates
     lists = source(positions, BatchKey(seed, 0, 0))
-    scores = list_scores(model, params, data, positions, lists, batch_size=batch_size, progress=progress)
+    scores = list_scores(model, params, data, positions, lists, progress=progress)
     users, where = data.log.user[positions], lists.rows > 0
     probable, texts, parts = np.asarray(with_probabilities(params, scores)), model.config.objectives, {}
     named = labels_of(model.config, lists.labels)
@@ -199,7 +197,7 @@ def evaluate(
         by_user |= _hits(ranks, users, k)
         inputs["repeats"] = repeats
         more |= {"k": k, "hit_rate": by_user[f"hr@{k}"].mean, "ndcg": by_user[f"ndcg@{k}"].mean}
-    if (ranked := _ranked(model, params, data, positions, lists, scores, repeats, batch_size, progress)) is not None:
+    if (ranked := _ranked(model, params, data, positions, lists, scores, repeats, progress)) is not None:
         requests, found, logits = ranked
         passed = (found.rows > 0) & (found.labels[STAGE] < STAGES.index("retrieved"))
         kept = max(1, round(float(passed.sum(1).mean())))
@@ -212,7 +210,7 @@ def evaluate(
 
 def _ranked(
     model: PreRanker, params: Params, data: Dataset, positions: np.ndarray, lists: CandidateLists, scores: np.ndarray,
-    repeats: bool, batch_size: int, progress: bool,
+    repeats: bool, progress: bool,
 ) -> tuple[np.ndarray, CandidateLists, np.ndarray] | None:  # fmt: skip
     """Return requests of the cascade, their lists and logits by the first objective; None where there is no ranker's score."""
     if data.cascade is None or RANKER not in data.cascade.labels:
@@ -222,7 +220,7 @@ def _ranked(
         if not len(positions):
             return None
         lists = logged(data, repeats=repeats)(positions, BatchKey(0, 0, 0))
-        scores = list_scores(model, params, data, positions, lists, batch_size=batch_size, progress=progress)
+        scores = list_scores(model, params, data, positions, lists, progress=progress)
     return positions, lists, scores if model.config.outputs == 1 else scores[..., 0]
 
 
@@ -296,16 +294,15 @@ def predict(model: PreRanker, params: Params, batches: Iterable[Batch]) -> Itera
 
 
 def list_scores(
-    model: PreRanker, params: Params, data: Dataset, positions: np.ndarray, lists: CandidateLists, *, batch_size: int = 128,
-    chunk: int = CHUNK, progress: bool = True,
-) -> np.ndarray:  # fmt: skip
+    model: PreRanker, params: Params, data: Dataset, positions: np.ndarray, lists: CandidateLists, *, progress: bool = True
+) -> np.ndarray:
     """Return joint scores of the candidates of R requests, float32 [R, C] or [R, C, T]; EncodingMismatch as `evaluate`.
 
-    At most `batch_size` requests and `chunk` candidates are scored at a time.
+    At most `REQUESTS` requests and `CHUNK` candidates are scored at a time.
     """
     check_encoding("data", expected=model.config.schema.encoding, got=data.encoding)
     whole = lists.rows.shape[1]
-    size, width = max(1, min(batch_size, chunk // max(1, whole))), min(whole, chunk)
+    size, width = max(1, min(REQUESTS, CHUNK // max(1, whole))), min(whole, CHUNK)
 
     def batches(columns: slice) -> Iterator[Batch]:
         for at in _filled(len(positions), size, label="score", progress=progress):
@@ -342,21 +339,21 @@ def rank_catalogue(
 
 def catalogue_scores(
     model: PreRanker, params: Params, data: Dataset, positions: np.ndarray, *, repeats: bool | None = None,
-    batch_size: int = 128, chunk: int = CHUNK, progress: bool = True,
+    progress: bool = True,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:  # fmt: skip
     """Yield int64 [b] indices into `positions` and float32 [b, N] scores of the whole catalogue by the first objective.
 
     -inf for row 0, and unless users come back to items (`repeats`; None takes `data.repeats`) for items that the user has met,
     but for the event's own. With item statistics the events come by time, and statistics are as of the first event of a batch,
-    as in an index that was refreshed just before it. At most `SCORES` scores are held, and `chunk` pairs scored at a time.
+    as in an index that was refreshed just before it. At most `SCORES` scores are held, and `CHUNK` pairs scored at a time.
     """
     repeats = data.repeats if repeats is None else repeats
     log, total, length = data.log, len(data.catalogue), model.config.history_length
     make_rows = partial(item_rows, model, params)
     rows = None if data.statistics else make_rows(data.catalogue, progress=progress)
     users, score_some = partial(_states, params, model=model), partial(_rank, params, model=model)
-    size = max(1, min(batch_size, SCORES // total))
-    count = max(1, min(total, chunk // size))
+    size = max(1, min(REQUESTS, SCORES // total))
+    count = max(1, min(total, CHUNK // size))
     order = np.argsort(log.time[positions], kind="stable") if data.statistics else np.arange(len(positions))
     done = 0
     for places in _filled(len(positions), size, label="rank", progress=progress):

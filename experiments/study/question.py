@@ -273,7 +273,7 @@ def evaluate(
     counts = item_counts(dataset, part.seen)
     found = sampled_metrics(scores, requests, data, counts)
     at = catalogue_requests(requests)
-    given: dict[str, Any] = dict(repeats=data.repeats, batch_size=4, progress=progress)
+    given: dict[str, Any] = dict(repeats=data.repeats, progress=progress)
     offsets = [popularity_offset(counts, untrained=untrained) for untrained in UNTRAINED]
     return found | catalogue_metrics(catalogue_scores(model, params, dataset, at, **given), at, data, counts, offsets)
 
