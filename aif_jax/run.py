@@ -252,7 +252,6 @@ def fit(
     teacher: Teacher | None = None,
     optimizer: optax.GradientTransformation | None = None,
     start: Params | None = None,
-    resume: bool = True,
     on_log: LogFn | None = None,
     progress: bool = True,
 ) -> Run:
@@ -276,14 +275,13 @@ def fit(
       optimizer: any Optax transformation; None takes AdamW with the rates of the config.
       start: parameters to begin with, `fitted` included, such as yesterday's under today's vocabulary, see
         `refreshing.warm_start`; None draws them. The optimizer state starts afresh.
-      resume: whether to go on with the run in `out`; False refuses a folder that has one.
       on_log: receives the step and the values of every log entry, see `aif_jax.train.loop`.
       progress: whether to show bars and the figures of every evaluation.
 
     Raises:
       EncodingMismatch: a model built on the schema of another encoder's data.
       ValueError: settings that do not fit together, too few samples, a run in `out` with other settings or data.
-      FileExistsError: a run in `out` with `resume=False`.
+      FileExistsError: an `out` that holds something else than a run.
       FloatingPointError, BadBatch: as `loop`.
 
     Example:
@@ -310,7 +308,7 @@ def fit(
         terms = with_teacher(terms, teacher.loss, model.config.objectives)
     expect(out is not None or not processes.several(), "fit out", "a folder that all processes of the job see", None)
     settings = training.resolve_settings(
-        config, data, model.config, task=task, out=local(out, "out") if out is not None and resume else None,
+        config, data, model.config, task=task, out=None if out is None else local(out, "out"),
         loss=repr(terms) if isinstance(terms, Loss) else name_of(terms),
         optimizer="AdamW" if optimizer is None else "given",
         start=None if start is None else fingerprint(start, model.config, data.encoder),
@@ -318,7 +316,7 @@ def fit(
     )  # fmt: skip
     with tempfile.TemporaryDirectory() if out is None else contextlib.nullcontext(out) as folder:
         if processes.first():
-            training.expect_resumable(local(folder, "out"), settings, resume=resume)
+            training.expect_resumable(local(folder, "out"), settings)
         saved = training.train(
             model, data, settings, folder=Path(folder), loss=terms, teacher=teacher, start=start, optimizer=optimizer,
             on_log=on_log, progress=progress,

@@ -160,7 +160,6 @@ def test_a_folder_of_another_run_is_refused(data, small, run, tmp_path):
     for changes, error, message in (
         ({"epochs": 3}, ValueError, r"expected a run with these settings, found another:\n  fit.epochs: expected 3, the"),
         ({"task": NextItem(negatives=4, evaluated=20)}, ValueError, "fit.task.negatives: expected 4, the run has 3"),
-        ({"resume": False}, FileExistsError, "expected a new folder, found checkpoints"),
         ({"task": mine}, ValueError, "fit task: expected one of NextItem, Impressions, .* others by make_step, got"),
         (foreign, FileExistsError, "found checkpoints without settings; give another `out`"),
         (fresh | {"batch_size": 5000}, ValueError, "samples: expected at least one batch of batch_size=5000 to train on, got"),

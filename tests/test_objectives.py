@@ -150,7 +150,7 @@ def test_parts_of_a_batch_add_up(data, small):
         return train.score(model, given | {"fitted": params["fitted"]}, some)
 
     whole, parts = (
-        jax.jit(lambda p, part=part: loss_and_gradient(scores_of, p, batch, bce_of_each(NAMES), part=part))(trained)
+        jax.jit(lambda p, part=part: loss_and_gradient(scores_of, p, batch, bce_of_each(NAMES).bind(NAMES), part=part))(trained)
         for part in (None, 8)
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), whole, parts)

@@ -445,14 +445,12 @@ def evaluation_options(settings: FitSettings, data: Dataset, split: str) -> dict
     return options | {"baselines": baselines}
 
 
-def expect_resumable(folder: Path, settings: FitSettings, *, resume: bool) -> None:
+def expect_resumable(folder: Path, settings: FitSettings) -> None:
     """Raise unless a run can start or go on in a folder: FileExistsError, or ValueError for a run with other settings."""
     if (folder / METADATA_FILE).is_file():
         raise FileExistsError(f"{folder}: expected a new folder or one of a run, found a checkpoint; give another `out`")
     if not Checkpoints(folder).steps:
         return
-    if not resume:
-        raise FileExistsError(f"{folder}: expected a new folder, found checkpoints; resume=True goes on with a run")
     record = settings_of(folder)
     if record is None:
         expected = "a new folder or one of a run"
