@@ -99,7 +99,7 @@ class Requests:
     positions: np.ndarray
     candidates: SourceFn
     k: int | None = 100
-    calibration_negatives: int = 15
+    calibration_negatives: int | None = 15
     repeats: bool | None = None
 
 

@@ -147,8 +147,8 @@ def calibration(
     trained = _uncalibrated(trained, data)
     model, positions = trained.model, expect_integers(positions, "positions", size=len(data.log)).astype(np.int64)
     lists = (candidates or sampled_before(data, positions))(positions, BatchKey(seed, 0, 0))
-    few = slice(None) if calibration_negatives is None else slice(1 + calibration_negatives)
-    lists = jax.tree.map(lambda values: values[:, few], lists)
+    count = None if calibration_negatives is None else 1 + calibration_negatives
+    lists = jax.tree.map(lambda values: values[:, :count], lists)
     scores = list_scores(model, trained.params, data, positions, lists, progress=progress)
     labels, parts, objectives = labels_of(model.config, lists.labels), [], chains(model.config.objectives) or {"": (0,)}
     for name, (place, *given) in objectives.items():

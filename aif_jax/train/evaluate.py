@@ -141,7 +141,7 @@ class CatalogueRanking(NamedTuple):
 
 def evaluate(
     model: PreRanker, params: Params, data: Dataset, positions: Any, *, k: int | None = 100, candidates: SourceFn | None = None,
-    calibration_negatives: int = 15, baselines: Mapping[str, np.ndarray] | None = None, repeats: bool | None = None,
+    calibration_negatives: int | None = 15, baselines: Mapping[str, np.ndarray] | None = None, repeats: bool | None = None,
     seed: int = 0, progress: bool = True,
 ) -> Evaluation:  # fmt: skip
     """Evaluate a model on held-out events: a list of candidates for each, and its rank in the catalogue.
@@ -155,7 +155,8 @@ def evaluate(
       candidates: lists of candidates with labels 0 and 1, by name for several objectives; NaN for unknown. A conditional
         objective is evaluated over all candidates, by its product. With `log_q`, calibration counts a negative for as many
         items as it was drawn from. None draws 99 negatives for each event's item, by popularity ** 0.75 before the first event.
-      calibration_negatives: candidates after the first that log-loss and calibration count: as many negatives as in training.
+      calibration_negatives: candidates after the first that log-loss and calibration count: as many negatives as in training;
+        None takes all.
       baselines: scores [N] of every catalogue row by name, such as from `baseline_scores`, whose figures are returned too.
       repeats: whether users come back to items; None takes `data.repeats`. If not, items that the user has met are left out of
         the catalogue, and of lists drawn by default; a given source has its own `repeats`.
@@ -181,7 +182,7 @@ def evaluate(
     for name, labels in named.items():
         raw, logits = (over_all(each, texts, name, np) if len(texts) > 1 else each for each in (scores, probable))
         known, weights = where & ~np.isnan(labels), population_weights(labels, lists.log_q)
-        part = _figures(raw, logits, labels, users, known, weights, 1 + calibration_negatives)
+        part = _figures(raw, logits, labels, users, known, weights, calibration_negatives)
         by_user = dict(part.by_user)
         for baseline, of_items in (baselines or {}).items():
             by_baseline = _order(of_items[lists.rows], labels, users, known)
@@ -190,7 +191,8 @@ def evaluate(
             by_user |= {f"{BASELINE}{baseline}.{figure}": value for figure, value in by_baseline.items()}
         parts[name] = dataclasses.replace(part, by_user=by_user)
     first = next(iter(parts.values()))
-    by_user, inputs = dict(first.by_user), _inputs_of(data, positions, lists, calibration_negatives) | {"k": k}
+    by_user, inputs = dict(first.by_user), _inputs_of(data, positions, lists)
+    inputs |= {"calibration_negatives": calibration_negatives, "k": k}
     more: dict[str, Any] = {"by_user": by_user, "inputs": inputs, "objectives": parts if len(parts) > 1 else {}}
     if k is not None:
         ranks = rank_catalogue(model, params, data, positions, k=1, repeats=repeats, progress=progress).ranks
@@ -245,14 +247,13 @@ def _hits(ranks: np.ndarray, users: np.ndarray, k: int) -> dict[str, metrics.ByU
     return {f"hr@{k}": metrics.mean_by_user(ranks < k, users), f"ndcg@{k}": metrics.mean_by_user(gains, users)}
 
 
-def _inputs_of(data: Dataset, positions: np.ndarray, lists: CandidateLists, calibration_negatives: int) -> dict[str, Any]:
+def _inputs_of(data: Dataset, positions: np.ndarray, lists: CandidateLists) -> dict[str, Any]:
     """Return `Evaluation.inputs` of lists."""
     log, labels = data.log, lists.labels if isinstance(lists.labels, dict) else {"label": lists.labels}
     return {
         "data": {"users": len(data.users), "items": len(data.items)},
         "requests": {"count": len(positions), "sha256": digest(np.stack([getattr(log, c)[positions] for c in COLUMNS])).sha256},
         "candidates": {"rows": digest(lists.rows).sha256, **{name: digest(value).sha256 for name, value in labels.items()}},
-        "calibration_negatives": calibration_negatives,
     }
 
 
@@ -269,9 +270,10 @@ def labels_of(config: Config, labels: Labels) -> dict[str, np.ndarray]:
 
 def _figures(
     raw: np.ndarray, logits: np.ndarray, labels: np.ndarray, users: np.ndarray, where: np.ndarray, weights: np.ndarray | None,
-    count: int,
+    negatives: int | None,
 ) -> Evaluation:  # fmt: skip
-    """Return figures of one objective on lists [R, C]; log-loss and calibration are of the first `count` candidates."""
+    """Return figures of one objective on lists [R, C]; log-loss and calibration are of the first candidate and `negatives`."""
+    count = None if negatives is None else 1 + negatives
     given = logits[:, :count], labels[:, :count]
     few: dict[str, Any] = {"where": where[:, :count], "weights": None if weights is None else weights[:, :count]}
     by_user = _order(raw, labels, users, where)

@@ -86,6 +86,7 @@ class Impressions(Fields):
     threshold: int | Mapping[str, int]
 
     ranks_catalogue = False
+    calibration_negatives = None  # all
     samples = "requests"
     no_sample = "before the first impression of their user, histories alone"
 
@@ -101,11 +102,6 @@ class Impressions(Fields):
     def loss(self) -> Loss | None:
         """Listwise and pointwise for one label, None for several."""
         return None if isinstance(self.threshold, Mapping) else listwise_softmax + pointwise_bce
-
-    @property
-    def calibration_negatives(self) -> int:
-        """The whole list."""
-        return self.candidates
 
     def positions(self, data: Dataset, *, min_history: int, since: int | None, before: int | None) -> np.ndarray:
         """Return the first event of every request in a span of time, from the first impression of its user on."""
@@ -143,7 +139,7 @@ class Cascaded(Fields):
     thresholds: ClassVar[Mapping[str, int]] = {}
     samples = "requests"
     no_sample = ""
-    calibration_negatives = 1 << 20  # all
+    calibration_negatives = None  # all
 
     def __post_init__(self):
         expect_types(self)
