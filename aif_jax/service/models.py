@@ -225,8 +225,6 @@ class Models:
         shares = {served: served.entry.share for served in self.serving}
         return [served.status() | {"share": shares.get(served)} for served in self.held]
 
-    # what others write
-
     async def _follow(self, what: str, step: Callable[[], Awaitable[Any]]) -> None:
         """Take one thing over again and again; while that fails, it alone is tried less often."""
         wait = self._poll
