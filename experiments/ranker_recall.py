@@ -9,8 +9,8 @@ Cascade   retrieval, a ranker (see `retrieval` and `rankers` in `experiments.stu
           sizes, which cut the candidates. All scores have the popularity correction of serving.
 Inputs    as the data sets have them: MovieLens with its first genre as category, without text; Taobao without made content
 Training  `aif.fit` with its defaults. Taught: one more listwise term, with a weight, on the ranker's scores of the event's item
-          and some of 64 retrieved candidates (`Teacher(candidates=...)`). Weight and number of candidates are chosen for each
-          model on the validation split with the ranker of full attention; other rankers take the same.
+          and some of 64 retrieved candidates (`Teacher(candidates=...)`). Weight and number of candidates are chosen on the
+          validation split with the ranker of full attention, alike for all models and rankers; see TRIED and FURTHER.
 Figures   recall K@C-N: the share of the ranker's best K of C candidates among the N that are kept. survives: whether the
           event's item is kept; hr10, ndcg10: of the cascade, the ranker's order of what is kept; own: of the pre-ranker alone;
           ranker: of the ranker without a cut. agreement: share of pairs in the ranker's order. 95 % over users, pairs on the
@@ -80,7 +80,7 @@ class Taught(NamedTuple):
 
 ALONE, USUAL = Taught(), Taught(16.0, candidates=40)
 TRIED = (USUAL, Taught(4.0, candidates=40), ALONE, *(Taught(weight) for weight in (1.0, 4.0, 16.0)))
-"""On the validation split; the best one of each model is kept, USUAL of a model that has none chosen."""
+"""On the validation split. USUAL, of all other figures, is best for each model but the two-tower one on Taobao."""
 FURTHER = (Taught(64.0, candidates=40), *(USUAL._replace(learning_rate=rate) for rate in (5e-3, 2e-2)))
 """What the two-tower model alone tries too."""
 SIZES = {1000: (20, 50, 100, 200), 3000: (100, 300)}
@@ -120,8 +120,8 @@ class Trial:
         return self.id if self.weight else dataclasses.replace(self, ranker="attention").id
 
 
-def plan(name: str, ranker: str, chosen: dict[tuple[str, str], Taught]) -> list[Trial]:
-    """Return the runs of a plan with a ranker; `chosen` by data set and model."""
+def plan(name: str, ranker: str) -> list[Trial]:
+    """Return the runs of a plan with a ranker."""
     both = question.PUBLIC
     if name == "smoke":
         tried = [("smoke", "two_tower", ALONE), ("smoke", "matching", USUAL)]
@@ -132,8 +132,7 @@ def plan(name: str, ranker: str, chosen: dict[tuple[str, str], Taught]) -> list[
         more += [(model, USUAL) for model in JUDGED]
         tried = [(where, model, taught) for where in both for model, taught in (*every, *more)]
     else:
-        best = [(where, model, chosen.get((where, model), USUAL)) for where in both for model in COMPARED]
-        tried = [(where, model, taught) for where, model, of in best for taught in (of, ALONE)]
+        tried = [(where, model, taught) for where in both for model in COMPARED for taught in (USUAL, ALONE)]
     split, seeds = ("test", question.SEEDS) if name == "test" else ("validation", (0,))
     every = [(seed, *one) for seed in seeds for one in tried]
     if name == "validation" and ranker == "attention":
@@ -325,16 +324,6 @@ def runs_of(found: Found, dataset: str, split: str, ranker: str, model: str, tau
     return [r for r in found.values() if (r["dataset"], r["split"], r["ranker"], r["model"], taught_of(r)) == wanted]
 
 
-def chosen_ways(results: Path) -> dict[tuple[str, str], Taught]:
-    """Return what keeps most of the ranker's top 10, by data set and model: validation split, full attention."""
-    best: dict[tuple[str, str], tuple[float, Taught]] = {}
-    for one in read(results).values():
-        if (one["split"], one["ranker"]) == ("validation", "attention") and one["weight"] and one["dataset"] in question.PUBLIC:
-            key, kept = (one["dataset"], one["model"]), (one["figures"][f"recall10{CUT}"], taught_of(one))
-            best[key] = max(best.get(key, kept), kept)
-    return {key: taught for key, (_, taught) in best.items()}
-
-
 def lost(results: Path, runs: list[dict[str, Any]], cut: str) -> ByUser:
     """Return the share of the ranker's top 10 that a cut loses, by user."""
     recall = pooled(results, runs, f"recall10{cut}")
@@ -385,13 +374,13 @@ def keys(results: Path) -> dict[str, dict[str, Any]]:
 
     `order_holds` by ranker: AIF loses less than the two-tower model, and no more than that with matching statistics.
     """
-    found, ways, made = read(results), chosen_ways(results), {}
+    found, made = read(results), {}
     for dataset in question.PUBLIC:
         by_ranker: dict[str, dict[str, Interval]] = {}
         for ranker, added in (*((ranker, "") for ranker in rankers.RANKERS), ("trees", "_statistics")):
             taught, alone = (
-                {model: runs_of(found, dataset, "test", ranker, model + added, way) for model, way in tried.items()}
-                for tried in ({model: ways.get((dataset, model), USUAL) for model in COMPARED}, dict.fromkeys(COMPARED, ALONE))
+                {model: runs_of(found, dataset, "test", ranker, model + added, how) for model in COMPARED}
+                for how in (USUAL, ALONE)
             )
             if all(taught.values()):
                 by_ranker[ranker + added] = figures_of(results, taught, {model: runs for model, runs in alone.items() if runs})
@@ -409,11 +398,11 @@ def keys(results: Path) -> dict[str, dict[str, Any]]:
 
 
 def losses_of(results: Path) -> dict[str, dict[str, Interval]]:
-    """Return % of the ranker's top 10 lost, by data set and model: test split, taught as chosen, full attention untaught."""
-    found, ways, made = read(results), chosen_ways(results), {}
+    """Return % of the ranker's top 10 lost, by data set and model: test split, taught, full attention untaught."""
+    found, made = read(results), {}
     for dataset in question.PUBLIC:
         for model in (*COMPARED, "full_attention"):
-            taught = ALONE if model == "full_attention" else ways.get((dataset, model), USUAL)
+            taught = ALONE if model == "full_attention" else USUAL
             if runs := runs_of(found, dataset, "test", "attention", model, taught):
                 made.setdefault(dataset, {})[model] = _percent(metrics.user_interval(lost(results, runs, CUT)))
     return made
@@ -459,7 +448,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--report-only", action="store_true", help="print tables from the records and stop")
     options = parser.parse_args(arguments)
     name, worlds = "smoke" if options.smoke else options.plan, {}
-    for trial in [] if options.report_only else plan(name, options.ranker, chosen_ways(options.results)):
+    for trial in [] if options.report_only else plan(name, options.ranker):
         wanted = ((trial.dataset, options.dataset), (trial.model, options.model), (trial.seed, options.seed))
         left_out = any(some and value not in some for value, some in wanted)
         if left_out or trial.id in records.read(options.results):

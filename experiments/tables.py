@@ -72,9 +72,8 @@ class Recalls:
     """The pre-rankers of a data set before a ranker: their runs on the test split."""
 
     def __init__(self, dataset: str, ranker: str = "attention"):
-        found, ways = ranker_recall.read(RESULTS), ranker_recall.chosen_ways(RESULTS)
-        runs = functools.partial(ranker_recall.runs_of, found, dataset, "test", ranker)
-        self.taught = {model: runs(model, ways.get((dataset, model), USUAL)) for model in COMPARED}
+        runs = functools.partial(ranker_recall.runs_of, ranker_recall.read(RESULTS), dataset, "test", ranker)
+        self.taught = {model: runs(model, USUAL) for model in COMPARED}
         self.alone = {model: runs(model, ALONE) for model in COMPARED}
         self.name = DATASETS[dataset]
 
