@@ -23,6 +23,7 @@ from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.export import ExportError, consume, writer
 from aif_jax.export.consume import files
 from aif_jax.index import ItemIndex
+from aif_jax.readers import encode_items
 from aif_jax.registry import BLOCKS
 from aif_jax.store.trained import fingerprint
 from aif_jax.trees import leaves_by_path, nest
@@ -430,7 +431,7 @@ def test_a_raw_user_scores_as_in_the_package(encoded):
     assert (loaded.version, loaded.encoding) == (fingerprint(params, model.config, made), made.version)
     events = {"item": [7, 8, 7], "time": [10**9, 10**9 + 5, 10**9 + 9], "event": ["view", "buy", "view"]}
     user = made.user(None, events, 10**9 + 20)
-    raw, items = made.items({"item": [8, 7, 99], "category": ["b", "é", "b"]})
+    raw, items = encode_items({"item": [8, 7, 99], "category": ["b", "é", "b"]}, made)
     got = loaded.interaction(loaded.user(user), loaded.item(items))
     np.testing.assert_allclose(got, jax.jit(model.joint)(params, user, items), rtol=0, atol=1e-6)
     np.testing.assert_array_equal(loaded.encode("item", raw), items.ids["item"])
@@ -443,13 +444,13 @@ def test_features_of_another_encoder_are_refused(encoded):
     assert loaded.user(dataclasses.replace(user, encoding="")).keys() == loaded.user(user).keys()
     message = f"features: expected the encoding {made.version}, got {other.version}; their"
     refused(export.ExportError, message, loaded.user, other.user(None, None, 10**9))
-    refused(export.ExportError, message, loaded.item, other.items({"item": [8], "category": ["b"]})[1])
+    refused(export.ExportError, message, loaded.item, encode_items({"item": [8], "category": ["b"]}, other)[1])
 
 
 def test_an_index_of_strings_is_looked_up_by_strings(encoded):
     _, model, params, made = encoded
     names = ["B00X4WHP5E", "", "é" * 300, "sku-1", "\U0001f600"]
-    items = made.items({"item": [7, 8, 99, 7, 8], "category": ["b", "é", "b", "x", "b"]})[1]
+    items = encode_items({"item": [7, 8, 99, 7, 8], "category": ["b", "é", "b", "x", "b"]}, made)[1]
     index = ItemIndex.build(aif.Trained(model, params, made), [(names, items)], batch_size=8, progress=False)
     arrays = writer.index_arrays(index)
     known = consume.ids.Ids({name: arrays[name] for name in ("keys", "marks")}, "index")

@@ -19,6 +19,7 @@ from aif_jax.index import ids as ids_module
 from aif_jax.index.ids import EMPTY, IdMap
 from aif_jax.index.item_index import FORMAT
 from aif_jax.index.store import ItemProgram
+from aif_jax.readers import encode_items
 from aif_jax.store import sealed
 from aif_jax.store.codec import Half, Packed, Scaled, decode, encode, pack, unpack
 from aif_jax.store.folders import CheckpointError
@@ -307,12 +308,13 @@ def test_raw_items_come_in_as_training_read_them(raw, tmp_path):
     csv.write_csv(arrow, tmp_path / "items.csv")
     parquet.write_table(arrow, tmp_path / "items.parquet")
     options = dict(batch_size=16, progress=False)
-    index = ItemIndex.build(raw, [raw.encoder.items(TABLE)], **options)
+    index = ItemIndex.build(raw, [encode_items(TABLE, raw.encoder)], **options)
     assert index.version == aif.fingerprint(raw.params, raw.config, raw.encoder) and index.encoding == raw.encoder.version
     rows, mask = index.take(["sku-3", "sku-40"])
-    want = raw.model.item(raw.params, raw.encoder.item({name: values[3] for name, values in TABLE.items()}))
+    _, features = encode_items({name: values[3:4] for name, values in TABLE.items()}, raw.encoder)
+    want = jax.vmap(raw.model.item, (None, 0))(raw.params, features)
     assert mask.tolist() == [True, False] and rows.side["bid"][0] == 3.0
-    np.testing.assert_allclose(rows.vector[0], want.vector, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(rows.vector[:1], want.vector, rtol=1e-5, atol=1e-6)
     files = tmp_path / "items.csv", str(tmp_path / "items.parquet")
     for catalogue in (*files, arrow.to_batches(max_chunksize=7), [arrow], arrow, TABLE, [TABLE]):
         assert same(ItemIndex.build(raw, catalogue, **options).stored(), index.stored())
@@ -328,7 +330,7 @@ def test_what_is_no_catalogue_is_named(raw):
     ):
         expected = r"catalogue: expected pairs \(raw ids, ItemFeatures\), or raw columns by name: a mapping such as .*, got "
         refused(TypeError, expected + got, build, wrong)
-    refused(ValueError, "expected a column 'item', got .'sku'", build, {"sku": [1]})
+    refused(ValueError, "items, column 'item': missing column: expected .*, got the columns 'sku'", build, {"sku": [1]})
 
 
 def test_raw_updates(raw):
@@ -340,10 +342,10 @@ def test_raw_updates(raw):
     assert len(changed) == 41 and changed.take(["sku-5", "brand new"])[0].side["bid"].tolist() == [99.0, 1.0]
     for update in (pa.table(columns), pa.record_batch(columns)):
         assert same(index.upsert(update).stored(), changed.stored())
-    assert same(index.upsert(*raw.encoder.items(columns)).stored(), changed.stored())
+    assert same(index.upsert(*encode_items(columns, raw.encoder)).stored(), changed.stored())
     other = dataclasses.replace(raw.encoder, scales={"item/price": (5.0, 3.0)})
-    refused(aif.EncodingMismatch, "ItemFeatures: expected the encoding", index.upsert, *other.items(columns))
-    refused(aif.EncodingMismatch, "", ItemIndex.build, raw, [other.items(TABLE)], progress=False)
+    refused(aif.EncodingMismatch, "ItemFeatures: expected the encoding", index.upsert, *encode_items(columns, other))
+    refused(aif.EncodingMismatch, "", ItemIndex.build, raw, [encode_items(TABLE, other)], progress=False)
     wrong = {name: [value] for name, value in record.items()}
     refused(ValueError, "column 'price'", index.upsert, wrong | {"price": [float("nan")]})
     del wrong["bid"]

@@ -16,6 +16,7 @@ from aif_jax.data.negatives import NegativeSampler, item_counts
 from aif_jax.data.pipeline import Pipeline
 from aif_jax.data.statistics import ItemStatistics
 from aif_jax.index import ItemIndex
+from aif_jax.readers import encode_items
 from aif_jax.schema import statistic_names
 from aif_jax.train.evaluate import rank_catalogue
 from tests import demo
@@ -133,7 +134,7 @@ def test_encoded_online_equals_encoded_offline():
     time, ids = START + 9 * DAY, [3, 1, 40, 1000]
     encoder, known = data().encoder, before(START + 9 * DAY)
     assert encoder is not None
-    _, online = encoder.items(items(ids) | known.statistic_columns(ids, time))
+    _, online = encode_items(items(ids) | known.statistic_columns(ids, time), encoder)
     offline = data().item_features(data().items.encode(ids), time)
     np.testing.assert_array_equal(online.floats[:3], offline.floats[:3])
     np.testing.assert_array_equal(online.floats[3, 1:], np.zeros(3 + len(LIVES)))  # an unknown item has no event
@@ -231,7 +232,7 @@ def test_statistics_by_action_are_those_of_the_moment_wherever_they_are_read():
         of_sample = data.item_features(rows, time).floats
         np.testing.assert_array_equal(of_sample, past.item_features(rows, time).floats)
         np.testing.assert_array_equal(of_sample, data.catalogue_at(time).items.floats)
-        encoded = data.encoder.items(table | past.statistic_columns([1, 2, 3], time))[1]  # type: ignore[union-attr]
+        _, encoded = encode_items(table | past.statistic_columns([1, 2, 3], time), data.encoder)
         np.testing.assert_array_equal(of_sample[1:], encoded.floats)
     floats = data.catalogue.items.floats
     np.testing.assert_array_equal(floats, data.catalogue_at(START + 2 * HOUR + 1).items.floats)  # after the last event

@@ -14,7 +14,7 @@ import pytest
 import aif_jax
 from aif_jax import readers
 from aif_jax.encoding.columns import Columns
-from aif_jax.readers import load_columns, read_items, tables
+from aif_jax.readers import encode_items, load_columns, read_items, tables
 from tests.refusals import refused
 
 PACKAGE = Path(aif_jax.__file__).parent
@@ -141,7 +141,7 @@ def test_a_missing_category_is_unknown(tmp_path):
     for items in (tmp_path / "items.csv", {"item": [7, 8, 9], "category": [None, "tea", None]}):
         data = readers.read(events, items=items, columns=Columns())
         assert data.catalogue.items.ids["category"].tolist() == [0, 0, 1, 0]
-        assert data.encoder.items({"item": [7, 8], "category": [None, "tea"]})[1].ids["category"].tolist() == [0, 1]
+        assert encode_items({"item": [7, 8], "category": [None, "tea"]}, data.encoder)[1].ids["category"].tolist() == [0, 1]
     none = readers.read(events, items={"item": [7, 8], "category": [None, None]}, columns=Columns())
     assert none.catalogue.items.ids["category"].tolist() == [0, 0, 0]
 

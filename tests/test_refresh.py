@@ -26,6 +26,7 @@ from aif_jax.data.cascade import Cascade
 from aif_jax.encoding.times import iso_text
 from aif_jax.index.writer import Lease, WriterConflict
 from aif_jax.metrics import ByUser
+from aif_jax.readers import encode_items
 from aif_jax.refreshing import GateConfig, Measurement, Requests, forget_ids, judge, measure, volume, warm_start
 from aif_jax.refreshing.job import begin
 from aif_jax.refreshing.served import training_record
@@ -497,7 +498,7 @@ def test_the_old_model_answers_new_requests_as_in_service(run, newer):
     raw = newer.items.raw[newer.log.item[start:end] - 1]
     events = {"user": newer.users.raw[np.full(end - start, user) - 1], "item": raw, "time": newer.log.time[start:end]}
     features = run.encoder.user(None, events, now=int(newer.log.time[position]))
-    _, items = run.encoder.items(world.items(5))
+    _, items = encode_items(world.items(5), run.encoder)
     expected = run.model.joint(run.params, features, items)
     length = run.config.history_length
     own = jax.tree.map(lambda leaf: leaf[0], newer.user_features([position], length=length))

@@ -10,6 +10,7 @@ import pytest
 
 from aif_jax.index import IndexWriter
 from aif_jax.index.writer import snapshots
+from aif_jax.readers import encode_items
 from aif_jax.service.calls import Policy
 from aif_jax.service.models import newer, newest
 from tests.client import ServiceError
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.lane("standing")
 def test_a_newer_index_is_taken_over(tmp_path):
     world, directory = exports(), tmp_path / "index"
     index = world.index["one"]
-    ids, features = world.encoder.items({"item": [99], "category": ["tea"], "bid": [1.5]})
+    ids, features = encode_items({"item": [99], "category": ["tea"], "bid": [1.5]}, world.encoder)
     with running(world.root / "one", index=directory) as service, service.client() as client:
         assert service.service.models.problem is None  # the job has written nothing yet
         assert client.score(**ANN, candidates=np.array([99]))["mask"].tolist() == [False]

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import aif_jax as aif
 from aif_jax.encoding.encoder import Encoder, bulk_of, scale_of
+from aif_jax.readers import encode_items
 
 COLUMNS = aif.Columns(
     action="event", actions=("view", "buy"), item_attributes=("brand",), item_bags=("tags",), item_floats=("price",),
@@ -242,7 +243,7 @@ def test_an_outlier_flattens_no_scale_and_is_clipped_where_it_is_encoded(tmp_pat
     assert two[1] == pytest.approx(one[1], rel=0.5) and len(two) == 4
     floats = spoilt.catalogue.items.floats[1:, 0]
     assert np.std(np.delete(floats, 7)) > 0.5 and np.abs(floats).max() < 12  # before: 1e-8, and 11 of one item
-    item = {name: values[7] for name, values in data["items"].items()}
-    assert spoilt.encoder.item(item).floats.tolist() == [floats[7]]
+    _, item = encode_items({name: values[7:8] for name, values in data["items"].items()}, spoilt.encoder)
+    assert item.floats.tolist() == [[floats[7]]]
     again = Encoder.from_record(json.loads(json.dumps(spoilt.encoder.to_record())), spoilt.encoder.to_arrays())
     assert again.version == spoilt.encoder.version and again.scales == spoilt.encoder.scales

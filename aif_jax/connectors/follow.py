@@ -13,6 +13,7 @@ from aif_jax.connectors.streams import Message, StreamError, decode, joined
 from aif_jax.index import IndexWriter, ItemIndex
 from aif_jax.index.ids import kind_of, raw_keys
 from aif_jax.index.writer import snapshots
+from aif_jax.readers import encode_items
 
 POISON = (TypeError, ValueError, ArithmeticError, LookupError, NotImplementedError)
 """Errors that mark a poison message, which is rejected and counted; others stop the follower."""
@@ -105,7 +106,7 @@ class Follower:
         updates, kind = [], self.writer.index.kind
         for change in joined(changes):  # all are read before one is applied
             deletes = isinstance(change, list)
-            arguments = (change,) if deletes else self._encoder.items(change)
+            arguments = (change,) if deletes else encode_items(change, self._encoder)
             kind = kind_of(raw_keys(arguments[0], "ids", like=kind)) or kind
             updates.append((ItemIndex.delete if deletes else ItemIndex.upsert, arguments))
 

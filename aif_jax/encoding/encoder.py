@@ -10,14 +10,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from aif_jax.checks import ArgumentError, expect
 from aif_jax.encoding.columns import Columns
-from aif_jax.encoding.raw import column_of, drop_missing, expect_1d, flat_lists, floats_of, names_in, select
+from aif_jax.encoding.raw import column_of, expect_1d, float_of, names_in, select
 from aif_jax.encoding.times import PER_SECOND, history_order, in_unit
-from aif_jax.encoding.vocabulary import Vocabulary, as_ids, id_array, new_rows
+from aif_jax.encoding.vocabulary import Vocabulary, new_rows
 from aif_jax.features import behaviours
 from aif_jax.schema import Attribute, Schema
 from aif_jax.types import Behaviours, ItemFeatures, UserFeatures
@@ -25,7 +24,6 @@ from aif_jax.types import Behaviours, ItemFeatures, UserFeatures
 MOST_PLACES = 1 << 22  # of a history or a bag, so that a record from elsewhere cannot ask for all memory
 CLIP_RANGE = 5  # outliers are further from the median than so many times the distance of the quantiles
 FEWEST = 20  # values of a column among which one can be an outlier
-CONTENT = "content"  # the column of content embeddings that come from elsewhere than the items file
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -131,38 +129,6 @@ class Encoder:
         return UserFeatures(ids=ids, floats=floats, history=self._history(events, now), encoding=self.version)
 
     __call__ = user
-
-    def items(self, table: Any) -> tuple[np.ndarray, ItemFeatures]:
-        """Return raw ids and features of n items; errors as `user`.
-
-        Args:
-          table: raw values by column of the items file: arrays, lists or Arrow; content from elsewhere as column "content".
-
-        Returns:
-          Raw ids [n], int64 or strings, and ItemFeatures [n] of NumPy arrays; unknown items have row 0 and their other
-          features.
-        """
-        columns = self.columns
-        column = columns.item_id
-        raw = as_ids(self._as_read(column_of(table, column), column, "item", f"column {column!r}"), column)
-        rows = {
-            name: self._rows(column_of(table, column), column, name) for column, name in columns.vocabularies("items").items()
-        }
-        expected = f"the item statistics {list(columns.statistics)} as of the refresh"
-        got = f"{names_in(table)}; add `data.statistic_columns(ids, time)` to the columns"
-        expect(set(columns.statistics) <= set(names_in(table)), "items", expected, got)
-        numbers = (*columns.item_floats, *columns.statistics, *columns.side)
-        floats = {name: floats_of(column_of(table, name), name) for name in numbers}
-        content = self._content(table) if self.schema.content else None
-        lengths = {name: len(value) for name, value in (rows | floats).items()}
-        one = len({*lengths.values(), len(raw if content is None else content)}) == 1
-        expect(one, "items", "columns of one length", lengths)
-        return id_array(raw), self.item_features(rows, floats, content)
-
-    def item(self, record: Mapping[str, Any]) -> ItemFeatures:
-        """Return features of ONE item from its raw values by column; as `items`."""
-        _, features = self.items({name: [value] for name, value in record.items()})
-        return jax.tree.map(lambda leaf: leaf[0], features)
 
     def item_features(
         self, rows: Mapping[str, np.ndarray], floats: Mapping[str, np.ndarray], content: np.ndarray | None
@@ -283,10 +249,11 @@ class Encoder:
             return {name: np.zeros((), np.int32) for name in names.values()}, np.zeros(len(columns.user_floats), np.float32)
         missing = [name for name in (*names, *columns.user_floats) if name not in user]
         expect(not missing, "user", f"values of {[*names, *columns.user_floats]}", str(list(user))[:200])
-        ids = {name: self._rows([user[column]], column, name, file="user, ").reshape(()) for column, name in names.items()}
-        known = np.array([user[name] is not None for name in columns.user_floats], bool)
-        floats = [floats_of([0 if user[name] is None else user[name]], name, file="user, ") for name in columns.user_floats]
-        return ids, np.where(known, self.scale_floats("user", stacked(floats, 1))[0], 0)
+        ids = {name: self._row(user[column], column, name) for column, name in names.items()}
+        numbers = {name: user[name] for name in columns.user_floats if user[name] is not None}
+        given = {name: float_of(number, f"user, column {name!r}") for name, number in numbers.items()}
+        floats = self.scale_floats("user", np.array([[given.get(name, 0) for name in columns.user_floats]], np.float32))[0]
+        return ids, np.where(np.array([name in given for name in columns.user_floats], bool), floats, 0)
 
     def _history(self, events: Any, now: Any) -> Behaviours:
         columns, length = self.columns, self.length
@@ -329,18 +296,12 @@ class Encoder:
         item, action, time = (values[order][latest] for values in (item, action, time))
         return item, action, time if per_second == 1 else time // per_second
 
-    def _rows(self, values: Any, column: str, name: str, *, file: str = "") -> np.ndarray:
-        """Return int32 rows of a categorical column, [n] or [n, bag length]; 0 where a value is missing."""
-        is_bag, length, where = name in self.columns.item_bags, self.columns.bag_length, f"{file}column {column!r}"
-        flat, row, place = flat_lists(values, self.columns.bag_separator) if is_bag else (values, None, None)
-        there, known = drop_missing(flat)
-        rows = np.zeros(len(there), np.int32)
-        rows[there] = expect_1d(self.vocabularies[name].encode(self._as_read(known, column, name, where), where), where)
-        if row is None or place is None:
-            return rows
-        bags, kept = np.zeros((len(values), length), np.int32), place < length
-        bags[row[kept], place[kept]] = rows[kept]
-        return bags
+    def _row(self, value: Any, column: str, name: str) -> np.ndarray:
+        """Return the row of ONE raw value of a user, int32 []; 0 where it is missing, which pandas marks by NaN."""
+        where = f"user, column {column!r}"
+        if value is None or (isinstance(value, float) and value != value):
+            return np.zeros((), np.int32)
+        return expect_1d(self.vocabularies[name].encode(self._as_read([value], column, name, where), where), where)[0]
 
     def _as_read(self, values: Any, column: str, name: str, where: str) -> Any:
         """Return values as a file would give them: booleans are 0 and 1, no ids; numbers of a text column are text."""
@@ -351,16 +312,6 @@ class Encoder:
         if column in self.columns.text and isinstance(first, int | np.integer) and self.vocabularies[name].kind == "strings":
             values = list(map(str, values))
         return values
-
-    def _content(self, table: Any) -> np.ndarray:
-        name, width = self.columns.content or CONTENT, self.schema.content
-        values = column_of(table, name)
-        flat, row, _ = flat_lists(values)
-        lengths = np.bincount(row, minlength=len(values))
-        if (lengths != width).any():
-            at = int(np.argmax(lengths != width))
-            raise ValueError(f"column {name!r}: expected {width} numbers, got {lengths[at]} at position [{at}]")
-        return floats_of(flat, name).reshape(-1, width)
 
 
 def schema_of(columns: Columns, vocabularies: Mapping[str, Vocabulary], *, content: int = 0) -> Schema:

@@ -13,6 +13,7 @@ from aif_jax.export.contents import open as open_model
 from aif_jax.index import parts
 from aif_jax.index.build import BATCH, ahead, checked, rebatch
 from aif_jax.index.store import ItemProgram
+from aif_jax.readers import encode_items
 from aif_jax.readers.tables import pyarrow
 from aif_jax.store.codec import Storage
 from aif_jax.store.folders import local
@@ -67,7 +68,7 @@ class ItemJob:
           batches: Arrow record batches of raw items, of any number of rows, with the columns of the items file.
 
         Raises:
-          TypeError, ValueError: what `Encoder.items` refuses, with batch, row and id.
+          ValueError: what `readers.encode_items` refuses, with batch and row.
           VersionMismatch: the folder of the job has another model now.
         """
         program, stamp = _program(self), parts.RowVersion(self.version, self.storage, self.batch_size)
@@ -86,25 +87,15 @@ def _program(job: ItemJob) -> ItemProgram:
 
 
 def _encoded(program: ItemProgram, batches: Iterable[Any]) -> Iterator[tuple[Any, Any, np.ndarray]]:
-    """Yield keys, features and raw ids of each batch; an error names the batch and its first bad row."""
+    """Yield keys, features and raw ids of each batch; an error names the batch and its first bad rows."""
     encoder = program.trained.need_encoder("ItemJob")
-
-    def attempt(batch: Any) -> tuple[Any, Any, np.ndarray] | Exception:
-        try:
-            ids, features = encoder.items(batch)
-            return *checked(program, ids, features, kind=encoder.vocabularies["item"].kind), ids
-        except (TypeError, ValueError) as error:
-            return error
-
     for number, batch in enumerate(batches):
-        encoded, where = attempt(batch), f"batch {number}"
-        if isinstance(encoded, Exception):
-            if not isinstance(attempt(batch.slice(0, 0)), Exception):  # else a column is missing
-                alone = ((row, attempt(batch.slice(row, 1))) for row in range(batch.num_rows))
-                row, encoded = next((row, error) for row, error in alone if isinstance(error, Exception))
-                where += f", row {row} ({encoder.columns.item_id} {batch.column(encoder.columns.item_id)[row].as_py()!r})"
-            raise (TypeError if isinstance(encoded, TypeError) else ValueError)(f"{where}: {encoded}") from encoded
-        yield encoded
+        try:
+            ids, features = encode_items(batch, encoder)
+            keys, features = checked(program, ids, features, kind=encoder.vocabularies["item"].kind)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"batch {number}: {error}") from error
+        yield keys, features, ids
 
 
 def encode_with_ray(dataset: Any, job: ItemJob, *, actors: int = 1, **options: Any) -> Any:

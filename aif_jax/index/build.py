@@ -16,7 +16,7 @@ from aif_jax.features import check_item_features
 from aif_jax.index.ids import IdMap, View, ascending, kind_of, raw_keys
 from aif_jax.index.store import ItemProgram, Store
 from aif_jax.output import hidden, track
-from aif_jax.readers import read_items
+from aif_jax.readers import encode_items, read_items
 from aif_jax.store.codec import Packed
 from aif_jax.trees import take
 from aif_jax.types import ItemFeatures
@@ -76,7 +76,7 @@ def checked(program: ItemProgram, ids: Any, features: Any, *, kind: IdKind | Non
             got = f"{type(ids).__name__} {str(ids)[:80]!r}"
             columns = "raw columns by name: a mapping such as {'item': [7, 8]}, an Arrow batch or table"
             raise TypeError(f"catalogue: expected pairs (raw ids, ItemFeatures), or {columns}, got {got}")
-        ids, features = encoder.items(ids)
+        ids, features = encode_items(ids, encoder)
     keys = raw_keys(ids, "ids", like=kind)
     check_item_features(program.trained.config.schema, features, batched=True)
     check_encoding("ItemFeatures", expected=program.trained.encoding, got=features.encoding)

@@ -5,7 +5,10 @@ Needs the `data` extra (Apache Arrow).
 
 from aif_jax.readers.cascade import read_candidates, read_cascade
 from aif_jax.readers.check import Report, check
-from aif_jax.readers.read import load_columns, read, read_items
+from aif_jax.readers.read import encode_items, load_columns, read, read_items
 from aif_jax.readers.tables import Problem, TextFile
 
-__all__ = ["Problem", "Report", "TextFile", "check", "load_columns", "read", "read_candidates", "read_cascade", "read_items"]
+__all__ = [
+    "Problem", "Report", "TextFile", "check", "encode_items", "load_columns", "read", "read_candidates", "read_cascade",
+    "read_items",
+]  # fmt: skip

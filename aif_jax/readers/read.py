@@ -23,6 +23,7 @@ from aif_jax.encoding.columns import CODED, Columns, Kind, TableName
 from aif_jax.encoding.encoder import Encoder, bulk_of, reencode, scale_of, schema_of, stacked, vocabulary_names
 from aif_jax.encoding.times import PER_SECOND, history_order, readable
 from aif_jax.encoding.vocabulary import IdKind, Vocabulary
+from aif_jax.features import empty_items
 from aif_jax.output import hidden
 from aif_jax.readers.tables import MISSING_TIME, SKIPPED, Codes, LoadedTable, Problems, Source, Suspicion, batches, read_table
 from aif_jax.store.trained import Trained
@@ -158,24 +159,50 @@ def read_items(
     `read`; nothing is checked across blocks, such as ids that repeat. `statistics` gives item statistics of raw ids [n] by
     column, such as `Dataset.statistic_columns` of a moment; None where they are columns of the items.
     """
-    columns, problems = encoder.columns, Problems()
-    kinds = columns.of("items", computed=statistics is None)
+    problems, kinds = Problems(), encoder.columns.of("items", computed=statistics is None)
     for batch in batches(items, list(kinds), problems, name="items"):
-        table = LoadedTable(batch.file, kinds, columns)
+        table = LoadedTable(batch.file, kinds, encoder.columns)
         table.add(batch, problems)
-        codes, rows = table.codes[columns.item_id], {}
-        ids = codes.values(encoder.vocabularies["item"].kind or _kind([codes], as_text=columns.item_id in columns.text))
-        for column, name in columns.vocabularies("items").items():
-            _, (rows[name],) = encode_columns(name, [(table, column)], problems, given=encoder.vocabularies[name])
-        for kind in SKIPPED:
-            problems.drop(kind)
-        problems.expect_none()
-        computed = {} if statistics is None else statistics(ids)
-        named = [name for name in (*columns.item_floats, *columns.statistics, *columns.side) if name not in computed]
-        floats = {**{name: table.floats(name) for name in named}, **computed}
-        embedding = None if columns.content is None else table.floats(columns.content)
-        yield ids, encoder.item_features(rows, floats, embedding)
+        yield _encoded(table, encoder, problems, statistics)
     problems.expect_none()
+
+
+def encode_items(items: Source, encoder: Encoder) -> tuple[np.ndarray, ItemFeatures]:
+    """Return raw ids [n] and features of a table of raw items that fits in memory; as `read_items`.
+
+    Example:
+      >>> columns = Columns(item_floats=("price",))
+      >>> items = {"item": [7, 8], "category": ["tea", "cup"], "price": [1.0, 3.0]}
+      >>> data = read({"user": [1], "item": [7], "time": [10]}, items=items, columns=columns)
+      >>> ids, features = encode_items({"item": [8, 99], "category": ["cup", None], "price": [3.0, 2.0]}, data.encoder)
+      >>> ids.tolist(), features.ids["item"].tolist(), features.ids["category"].tolist(), features.floats.tolist()
+      ([8, 99], [2, 0], [1, 0], [[1.0], [0.0]])
+    """
+    problems = Problems()
+    table = read_table(items, encoder.columns.of("items"), problems, columns=encoder.columns, name="items")
+    if not table.count:
+        problems.drop("no rows")
+        problems.expect_none()
+        return np.zeros(0, np.int64), dataclasses.replace(empty_items(encoder.schema), encoding=encoder.version)
+    return _encoded(table, encoder, problems)
+
+
+def _encoded(
+    table: LoadedTable, encoder: Encoder, problems: Problems, statistics: Callable[..., Mapping[str, np.ndarray]] | None = None
+) -> tuple[np.ndarray, ItemFeatures]:
+    """Return raw ids and features of the items of a table, see `read_items`."""
+    columns, rows, codes = encoder.columns, {}, table.codes[encoder.columns.item_id]
+    ids = codes.values(encoder.vocabularies["item"].kind or _kind([codes], as_text=columns.item_id in columns.text))
+    for column, name in columns.vocabularies("items").items():
+        _, (rows[name],) = encode_columns(name, [(table, column)], problems, given=encoder.vocabularies[name])
+    for kind in SKIPPED:
+        problems.drop(kind)
+    problems.expect_none()
+    computed = {} if statistics is None else statistics(ids)
+    named = [name for name in (*columns.item_floats, *columns.statistics, *columns.side) if name not in computed]
+    floats = {**{name: table.floats(name) for name in named}, **computed}
+    embedding = None if columns.content is None else table.floats(columns.content)
+    return ids, encoder.item_features(rows, floats, embedding)
 
 
 def load_columns(source: Source, kinds: Mapping[str, Kind], *, columns: Columns | None = None) -> dict[str, np.ndarray]:

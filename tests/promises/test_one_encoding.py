@@ -12,6 +12,7 @@ from aif_jax import train
 from aif_jax.data.candidates import sampled_negatives
 from aif_jax.data.negatives import NegativeSampler, counts_before
 from aif_jax.data.pipeline import Pipeline
+from aif_jax.readers import encode_items
 from aif_jax.train.evaluate import catalogue_scores, item_rows
 from tests import demo
 
@@ -68,7 +69,7 @@ class Met:
         self.trained = aif.Trained(run.model, run.params)
 
     def items(self):
-        return self.other.encoder.items({"item": self.other.items.raw[:2].tolist(), "category": [1, 2]})
+        return encode_items({"item": self.other.items.raw[:2].tolist(), "category": [1, 2]}, self.other.encoder)
 
     def index(self) -> aif.ItemIndex:
         """An index of the other data, by a model that knows of no encoder."""

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
 import aif_jax as aif
+from aif_jax.readers import encode_items
 from tests import demo, writer_world
 from tests.reliability import coded, damaged
 from tests.reliability.sizes import FULL, RUNS, SEED, fully
@@ -360,7 +361,7 @@ def check_encoder_items(world: Any, data: Any) -> None:
         bid = np.array([loose.number(value, (0, 1)) for value in table["bid"]], np.float32)
         refuse = False
     try:
-        raw, got = ENCODER.items(table)
+        raw, got = encode_items(table, ENCODER)
     except REFUSED as error:
         assert str(error) and (refuse or loose.seen or not count), f"refused: {error!r} for {table}"
         return

@@ -23,6 +23,7 @@ from pyarrow import csv, parquet
 import aif_jax as aif
 from aif_jax.connectors import SnapshotStore
 from aif_jax.encoding.times import TimeUnit
+from aif_jax.readers import encode_items
 from aif_jax.refreshing import GateConfig
 from aif_jax.train.tasks import Impressions, NextItem
 from tests.beside import meanwhile
@@ -180,7 +181,7 @@ def walk(folder: Path, road: Road, rng: np.random.Generator) -> aif.Run:
         for record in records
     ]
     features = [encoder.user(record, events, now) for record, events in zip(records, own, strict=True)]
-    _, encoded = encoder.items({name: values[::-1] for name, values in items.items()})
+    _, encoded = encode_items({name: values[::-1] for name, values in items.items()}, encoder)
     joint = jax.jit(run.model.joint)
     expected = [np.asarray(joint(run.params, user, encoded)) for user in features]
 
