@@ -288,7 +288,7 @@ def test_met_candidates_are_left_out_where_nobody_comes_back(data):
     assert source.description == plain.description | {"repeats": False}
     task = Cascaded()
     assert task.source(once, before=2**40).description["repeats"] is False
-    assert "repeats" not in task.source(once, before=2**40, repeats=True).description
+    assert task.source(once, before=2**40, repeats=True).description["repeats"] is True
 
 
 def pairs(scores, teacher, where, k: int) -> float:

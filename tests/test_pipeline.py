@@ -85,7 +85,6 @@ def test_a_cursor_of_another_pipeline_is_refused_and_the_difference_named(data):
         "buckets": ({"buckets": (8, 16)}, r"pipeline.buckets: expected \[8, 16\], the cursor has \[\]"),
         "window": ({"window": 4}, "pipeline.window: expected 4, the cursor has 16"),
         "length": ({"config": shorter}, "pipeline.history_length: expected 16, the cursor has 32"),
-        "kind": ({"positions": range(100)}, "pipeline.positions.kind: expected 'range', the cursor has 'array'"),
         "content": ({"positions": base.positions[::-1]}, "pipeline.positions.content: expected '"),
         "negatives": ({"source": sampled(negatives=3)}, "pipeline.candidates.negatives: expected 3, the cursor has 2"),
         "sampler": ({"source": sampled(power=1)}, "pipeline.candidates.sampler: expected '"),

@@ -32,7 +32,7 @@ def test_values_are_what_python_reads(tmp_path, rows, separator, end, header):
     lines = [separator.join(NAMES)] * header + [separator.join(f) for f in fields]
     path.write_bytes("".join(line + end for line in lines).encode())
     file = TextFile(path=path, names=() if header else NAMES, separator=separator, whole=True)
-    got = load_columns(file, KINDS, columns=Columns(text=("action",)))
+    _, got = load_columns(file, KINDS, columns=Columns(text=("action",)))
     assert got["user"].tolist() == [int(f[0]) for f in fields]
     assert got["change"].tolist() == [int(f[1]) for f in fields]
     assert got["rating"].tolist() == [np.float32(f[2]) for f in fields]
@@ -50,24 +50,24 @@ def test_a_separator_across_the_border_of_two_pieces(tmp_path, monkeypatch, size
     (tmp_path / "ratings.dat").write_bytes(text)
     monkeypatch.setattr(pa, "TransformInputStream", cut)
     file = TextFile(path=tmp_path / "ratings.dat", names=("a", "b", "c"), separator="::")
-    got = load_columns(file, {"a": "id", "b": "id", "c": "category"})
+    _, got = load_columns(file, {"a": "id", "b": "id", "c": "category"})
     assert got["b"].tolist() == [2 * i for i in range(50)] and set(got["c"].tolist()) == {"a:b:"}
 
 
 def test_a_byte_order_mark_and_other_columns_are_left_out(tmp_path):
     path = tmp_path / "table.inter"
     path.write_bytes(b"\xef\xbb\xbfuser\tnote\titem\n6\tx\t5\n")
-    assert load_columns(TextFile(path=path, separator="\t"), {"user": "id", "item": "id"})["user"].tolist() == [6]
+    assert load_columns(TextFile(path=path, separator="\t"), {"user": "id", "item": "id"})[1]["user"].tolist() == [6]
 
 
 def test_encodings_and_quotes(tmp_path):
     path = tmp_path / "u.item"
     path.write_bytes('1|Caf\xe9\x85 (1995)\r\n2|say "hi"\n'.encode("latin-1"))
     file = TextFile(path=path, names=("id", "title"), separator="|", encoding="latin-1", quoted=False)
-    assert load_columns(file, {"title": "category"})["title"].tolist() == ["Caf\xe9\x85 (1995)", 'say "hi"']
+    assert load_columns(file, {"title": "category"})[1]["title"].tolist() == ["Caf\xe9\x85 (1995)", 'say "hi"']
     path = tmp_path / "movies.csv"
     path.write_text('id,title\n1,"Me, Myself ""and"" I"\n3,plain\n')
-    assert load_columns(path, {"title": "category"})["title"].tolist() == ['Me, Myself "and" I', "plain"]
+    assert load_columns(path, {"title": "category"})[1]["title"].tolist() == ['Me, Myself "and" I', "plain"]
     path.write_bytes(b"id,title\n1,a\n2,\xff\n")
     with pytest.raises(ValueError, match=r"movies\.csv: unreadable file: expected text with a header in utf8, got"):
         load_columns(path, {"title": "category"})
@@ -105,7 +105,7 @@ def test_a_file_that_was_cut_off(tmp_path, name):
     with opener(tmp_path / name, "wb") as file:
         file.write(b"1,2\n1,345")
     text = {"path": tmp_path / name, "names": ("a", "b")}
-    assert load_columns(TextFile(**text), {"a": "id"})["a"].tolist() == [1, 1]
+    assert load_columns(TextFile(**text), {"a": "id"})[1]["a"].tolist() == [1, 1]
     with pytest.raises(ValueError, match=r"cut off: expected a line end after the last line, got '1,345'"):
         load_columns(TextFile(**text, whole=True), {"a": "id"})
 

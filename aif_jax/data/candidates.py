@@ -110,7 +110,7 @@ def sampled_negatives(
     Returns:
       A source; it raises ValueError for samples of unknown items, which `sample_positions` leaves out.
     """
-    repeats = dataset.repeats if repeats is None else repeats
+    repeats = bool(dataset.repeats if repeats is None else repeats)
 
     def lists(positions: np.ndarray, key: BatchKey) -> CandidateLists:
         at = expect_integers(positions, "positions", size=len(dataset.log))
@@ -128,8 +128,7 @@ def sampled_negatives(
         log_q[np.isneginf(log_q)] = 0  # of a positive that is never drawn, and of no candidate
         return CandidateLists(rows, labels, log_q)
 
-    settings = {"negatives": negatives, "corrected": logq_correction, "sampler": sampler.digest, "seen": None}
-    settings |= {} if repeats else {"repeats": False}  # cursors of runs before this option stay what they were
+    settings = {"negatives": negatives, "corrected": logq_correction, "sampler": sampler.digest, "repeats": repeats}
     return CandidateSource(lists, {"kind": "sampled", **settings})
 
 
@@ -197,7 +196,7 @@ def retrieved(
       ValueError: candidates below 2.
     """
     expect(candidates >= 2, "candidates", "at least 2", candidates)
-    repeats = dataset.repeats if repeats is None else repeats
+    repeats = bool(dataset.repeats if repeats is None else repeats)
 
     def lists(positions: np.ndarray, key: BatchKey) -> CandidateLists:
         answer = retrieval(positions) if callable(retrieval) else retrieval[positions]
@@ -220,7 +219,7 @@ def retrieved(
     else:
         some = retrieval[:: max(1, len(retrieval) // DESCRIBED_ROWS)]
         table = {"shape": list(retrieval.shape), "sha256": digest(some).sha256}
-    settings = {"candidates": candidates, "retrieval": table} | ({} if repeats else {"repeats": False})
+    settings = {"candidates": candidates, "retrieval": table, "repeats": repeats}
     return CandidateSource(lists, {"kind": "retrieved", **settings})
 
 
@@ -253,14 +252,14 @@ def logged(dataset: Dataset, *, repeats: bool | None = None) -> CandidateSource:
     Raises:
       ValueError: data without a cascade.
     """
-    cascade, repeats = _cascade(dataset), dataset.repeats if repeats is None else repeats
+    cascade, repeats = _cascade(dataset), bool(dataset.repeats if repeats is None else repeats)
 
     def lists(positions: np.ndarray, key: BatchKey) -> CandidateLists:
         at = cascade.at(positions)
         rows = cascade.rows[at] if repeats else _drop_seen(dataset, cascade, at)
         return CandidateLists(rows, cascade.labels_at(at, slice(None)))
 
-    return CandidateSource(lists, {"kind": "logged", **_description(cascade), **({} if repeats else {"repeats": False})})
+    return CandidateSource(lists, {"kind": "logged", **_description(cascade), "repeats": repeats})
 
 
 def staged(dataset: Dataset, counts: Mapping[str, int], *, repeats: bool | None = None) -> CandidateSource:
@@ -277,7 +276,7 @@ def staged(dataset: Dataset, counts: Mapping[str, int], *, repeats: bool | None 
     Raises:
       ValueError: data without a cascade, an unknown stage, no candidates.
     """
-    cascade, repeats = _cascade(dataset), dataset.repeats if repeats is None else repeats
+    cascade, repeats = _cascade(dataset), bool(dataset.repeats if repeats is None else repeats)
     unknown = sorted(set(counts) - set(STAGES))
     good = not unknown and all(isinstance(n, int) and n >= 0 for n in counts.values()) and sum(counts.values()) > 0
     expect(good, "counts", f"numbers of candidates by stage of {STAGES}", dict(counts))
@@ -295,12 +294,11 @@ def staged(dataset: Dataset, counts: Mapping[str, int], *, repeats: bool | None 
         found = np.where(np.concatenate(there, axis=1), np.take_along_axis(rows, places, 1), 0)
         return CandidateLists(found, cascade.labels_at(at[:, None], places))
 
-    given = {"counts": dict(counts), "sampler": None, **({} if repeats else {"repeats": False})}
-    return CandidateSource(lists, {"kind": "staged", **_description(cascade), **given})
+    return CandidateSource(lists, {"kind": "staged", **_description(cascade), "counts": dict(counts), "repeats": repeats})
 
 
 def _cascade(dataset: Dataset) -> Cascade:
-    expect(dataset.cascade is not None, "Dataset.cascade", "a Cascade, as `with_cascade` gives", None)
+    expect(dataset.cascade is not None, "Dataset.cascade", "a Cascade, as `readers.read_cascade` gives", None)
     return dataset.cascade  # type: ignore[return-value]
 
 

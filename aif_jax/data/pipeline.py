@@ -103,7 +103,7 @@ class Pipeline:
 
     Attributes:
       dataset: the data.
-      positions: positions of the samples: a `range` or an array of integers, memory-mapped perhaps.
+      positions: positions of the samples, integers [n], memory-mapped perhaps.
       source: a source of `aif_jax.data.candidates`, or a function of yours, see `candidates.CandidateSource`.
       config: config of the model; gives the length of the history.
       batch_size: B of the whole step.
@@ -159,11 +159,11 @@ class Pipeline:
         check_encoding("Pipeline.dataset", expected=self.config.schema.encoding, got=self.dataset.encoding)
         placed = not self.config.reads_display_positions or self.dataset.display_positions is not None
         expect(placed, "Pipeline.dataset", "the places of shown items for PositionBias", "none; name Columns.position")
+        positions = expect_integers(self.positions, "Pipeline.positions", size=len(self.dataset.log))
+        object.__setattr__(self, "positions", positions)
         least = f"at least one batch of batch_size={self.batch_size} to train on"
         hint = "take a smaller one" if len(self.positions) else "see min_history, since and the splits"
         expect(self.steps_per_epoch >= 1, "samples", least, f"{len(self.positions)}; {hint}")
-        ends = [self.positions[0], self.positions[-1]] if isinstance(self.positions, range) else self.positions
-        expect_integers(ends, "Pipeline.positions", size=len(self.dataset.log))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -178,20 +178,16 @@ class Pipeline:
     @cached_property
     def description(self) -> dict[str, Any]:
         """Everything that decides which sample comes when, with which candidates, as plain JSON."""
-        positions, data, log = self.positions, self.dataset, self.dataset.log
-        if isinstance(positions, range):
-            content: dict[str, Any] = {"kind": "range", "content": [positions.start, positions.stop, positions.step]}
-        else:
-            content = {"kind": "array", "content": digest(np.asarray(positions).astype(np.int64, copy=False)).sha256}
+        data, log = self.dataset, self.dataset.log
+        positions = digest(self.positions.astype(np.int64, copy=False)).sha256
         counts = {"events": len(log), "users": log.users, "items": len(data.catalogue)}
         described = {
             "data": {"name": data.name, **counts, "digest": data.digest},
-            "positions": {**content, "count": len(positions)},
+            "positions": {"content": positions, "count": len(self.positions)},
             "candidates": describe(self.source),
             "history_length": self.config.history_length,
             **{field: getattr(self, field) for field in ("batch_size", "seed", "buckets", "window")},
             **({"id_dropout": self.id_dropout} if self.id_dropout else {}),
-            "process_count": 1,  # whatever the processes: cursors from before candidates were drawn for all of them are refused
         }
         return json.loads(json.dumps(described))
 
@@ -238,12 +234,8 @@ class Pipeline:
     def _window(self, epoch: int, first: int) -> tuple[np.ndarray, np.ndarray]:
         """Return samples [W, B] of the batches from step `first` on, and the length of the history of each batch [W]."""
         count = min(self.window, self.steps_per_epoch - first)
-        start, stop, positions = first * self.batch_size, (first + count) * self.batch_size, self.positions
-        places = permuted(len(positions), start, stop, seed=self.seed, epoch=epoch)
-        if isinstance(positions, range):
-            at = positions.start + positions.step * places
-        else:
-            at = np.asarray(positions)[places].astype(np.int64)
+        start, stop = first * self.batch_size, (first + count) * self.batch_size
+        at = self.positions[permuted(len(self.positions), start, stop, seed=self.seed, epoch=epoch)].astype(np.int64)
         longest = self.config.history_length
         if not self.buckets:
             return at.reshape(count, -1), np.full(count, longest)

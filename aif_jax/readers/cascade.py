@@ -11,7 +11,7 @@ from aif_jax.checks import expect
 from aif_jax.data.cascade import STAGES, from_columns
 from aif_jax.data.dataset import Dataset
 from aif_jax.encoding.columns import Columns
-from aif_jax.readers.read import table_and_columns
+from aif_jax.readers.read import load_columns
 from aif_jax.readers.tables import LoadedTable, Source
 
 logger = logging.getLogger(__name__)
@@ -129,5 +129,5 @@ def _lines(
     ids = (columns.user, columns.item)
     reading = Columns(time_unit=columns.time_unit, text=(*(name for name in columns.text if name in ids), *text))
     every: Any = {**dict.fromkeys(ids, "id"), columns.time: "time", **kinds}
-    lines, table = table_and_columns(source, every, columns=reading, name=name)
+    lines, table = load_columns(source, every, columns=reading, name=name)
     return lines, table, data.users.encode(table[columns.user]), data.items.encode(table[columns.item])

@@ -205,20 +205,16 @@ def _encoded(
     return ids, encoder.item_features(rows, floats, embedding)
 
 
-def load_columns(source: Source, kinds: Mapping[str, Kind], *, columns: Columns | None = None) -> dict[str, np.ndarray]:
+def load_columns(
+    source: Source, kinds: Mapping[str, Kind], *, columns: Columns | None = None, name: str = "table"
+) -> tuple[LoadedTable, dict[str, np.ndarray]]:
     """Read some columns into memory, for data that needs work before it is what `read` takes; errors as `read`.
 
-    `kinds` are "id", "category", "float", "number", "vector" or "time" by column; arrays int64 [n] or StringDType [n], float32
-    [n] or [n, E], int64 [n] seconds. `columns` is for units, and names what stays text.
+    Returns the table, which knows the place of each row, and by column, for each kind whose values may not be missing ("value"
+    and "bag" are left in the table), int64 [n] or StringDType [n], float32 [n] or [n, E], or int64 [n] seconds. `columns` has
+    units and names what stays text; errors call a table in memory by `name`.
     """
-    expect(not {"bag", "value"} & set(kinds.values()), "load_columns", "kinds of columns without missing values", dict(kinds))
-    return table_and_columns(source, kinds, columns=columns or Columns(), name="table")[1]
-
-
-def table_and_columns(
-    source: Source, kinds: Mapping[str, Kind], *, columns: Columns, name: str
-) -> tuple[LoadedTable, dict[str, np.ndarray]]:
-    """Return table, which knows the place of each row, and `load_columns` of its columns whose values may not be missing."""
+    columns = columns or Columns()
     problems = Problems()
     table = read_table(source, kinds, problems, columns=columns, name=name)
     arrays: dict[str, np.ndarray] = {}

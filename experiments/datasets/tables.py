@@ -18,8 +18,7 @@ import numpy as np
 from aif_jax import Dataset, Vocabulary
 from aif_jax.encoding.columns import Columns, Kind
 from aif_jax.encoding.encoder import Encoder, schema_of
-from aif_jax.readers import TextFile, read
-from aif_jax.readers.read import table_and_columns
+from aif_jax.readers import TextFile, load_columns, read
 from aif_jax.readers.tables import Problems, pyarrow
 from experiments.datasets.content import Content, lookup
 
@@ -36,7 +35,7 @@ class Table:
     def __init__(self, file: TextFile, kinds: Mapping[str, str]):
         columns = Columns(text=tuple(name for name, kind in kinds.items() if kind == "text"))
         parsed: dict[str, Kind] = {name: "value" if kind == "text" else kind for name, kind in kinds.items()}  # type: ignore[misc]
-        self._scan, self._columns = table_and_columns(file, parsed, columns=columns, name="table")
+        self._scan, self._columns = load_columns(file, parsed, columns=columns)
         for name in [name for name, kind in kinds.items() if kind == "id" and self._columns[name].dtype.kind == "T"]:
             self._columns[name] = self.integers(name)
 
