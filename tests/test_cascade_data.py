@@ -97,13 +97,13 @@ def test_a_line_that_comes_twice_is_named_as_its_file_has_it(tmp_path):
     message = r"got item 9 twice in the request of user 'ann' at 20001, in line 3 and line 5 of .*log.csv$"
     refused(ValueError, message, aif.read_cascade, tmp_path / "log.csv", data)
     (tmp_path / "log.csv").write_text("\n".join(rows).replace("8,20001,ranked", "8,20001,") + "\n")
-    message = r"log.csv, line 4, column 'stage': null: expected a category in every row, got nothing"
+    message = r"log.csv, line 4, column 'stage': null: expected a value in every row, got nothing"
     refused(ValueError, message, aif.read_cascade, tmp_path / "log.csv", data)
 
 
 def test_wrong_cascades_are_refused(plain):
     six = {name: values[:6] for name, values in LINES.items()}
-    message = r"cascade stage: .*, got \['shown'\], the first in cascade, row 2, column 'stage'"
+    message = "cascade, row 2, column 'stage': unknown stage: expected one of 'exposed', .*, got 'shown'"
     refused(ValueError, message, aif.read_cascade, six | {"stage": ["ranked", *["shown"] * 5]}, plain)
     twice = r"cascade: expected every item once in a request, got item 9 twice in the request of user 'ann' at 20, in row 2 and"
     refused(ValueError, f"{twice} row 3 of cascade$", aif.read_cascade, six | {"item": [7, 9, 9, 8, 7, 8]}, plain)

@@ -201,7 +201,7 @@ def test_a_null_is_no_action():
     events = {"user": [1, 1, 1], "item": [7, 8, 7], "time": [10, 20, 30], "event": ["view", None, "buy"]}
     columns, items = aif.Columns(action="event"), {"item": [7, 8], "category": ["tea", "cup"]}
     (problem,) = aif.check(events, items=items, columns=columns).problems
-    assert str(problem) == "events, row 2, column 'event': null: expected an action in every event, got nothing"
+    assert str(problem) == "events, row 2, column 'event': null: expected a value in every row, got nothing"
 
 
 def test_a_scale_is_that_of_the_values_without_outliers():

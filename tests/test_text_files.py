@@ -77,7 +77,7 @@ def test_encodings_and_quotes(tmp_path):
     ("1,2,3,pv\n1,2,3\n", 2, "wrong number of fields: expected 4, got 3 in '1,2,3'"),
     ("1,2,3,pv\n1,2\n3,pv,1,2,3,pv\n", 2, "wrong number of fields: expected 4, got 2 in '1,2'"),
     ("-1,2,3,pv\n", 1, "column 'user': negative id: expected 0 or more, got -1"),
-    ("1,,3,pv\n", 1, "column 'change': null: expected a category in every row, got nothing"),
+    ("1,,3,pv\n", 1, "column 'change': null: expected a value in every row, got nothing"),
     ("1,2,3,pv\n1,2,3.4.5,pv\n", 2, "column 'rating': wrong type: expected a number, got '3.4.5'"),
     ("1,2,1e300,pv\n", 1, "column 'rating': not finite: expected a finite number, got inf"),
 ])  # fmt: skip

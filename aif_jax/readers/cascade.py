@@ -11,8 +11,8 @@ from aif_jax.checks import expect
 from aif_jax.data.cascade import STAGES, from_columns
 from aif_jax.data.dataset import Dataset
 from aif_jax.encoding.columns import Columns
-from aif_jax.readers.read import load_columns
-from aif_jax.readers.tables import LoadedTable, Source
+from aif_jax.readers.read import encode_listed, load_columns
+from aif_jax.readers.tables import LoadedTable, Problems, Source
 
 logger = logging.getLogger(__name__)
 
@@ -52,14 +52,11 @@ def read_cascade(
       Cascade(1 requests of up to 1,024 candidates: 1 exposed, 1 ranked, 0 pre_ranked, 1 retrieved; labels ['ranker'])
     """
     named = dict(labels) if isinstance(labels, Mapping) else {name: name for name in labels}
-    kinds = {stage: "category"} | dict.fromkeys(named, "number")
-    lines, table, users, rows = _lines(source, data, kinds, name="cascade", text=(stage,))
-    stages, which = np.unique(table[stage], return_inverse=True)
-    codes = np.array([STAGES.index(name) if name in STAGES else -1 for name in stages.tolist()], np.int64)
-    if (codes < 0).any():
-        where = f"{lines.label}, {lines.locate(int(np.argmax(codes[which] < 0)))}, column {stage!r}"
-        unknown = stages[codes < 0].tolist()[:8]
-        expect(False, f"cascade {stage}", f"stages among {STAGES}", f"{unknown}, the first in {where}")
+    kinds = {stage: "action"} | dict.fromkeys(named, "number")
+    lines, table, users, rows = _lines(source, data, kinds, name="cascade")
+    problems = Problems()
+    codes = encode_listed("stage", lines, stage, STAGES, problems) - 1
+    problems.expect_none()
     user, item, time = (table[name] for name in (data.columns.user, data.columns.item, data.columns.time))
     known = np.flatnonzero((rows > 0) & (users > 0))
     order = known[np.lexsort((rows[known], time[known], users[known]))]  # stable: equal ones in the order of the lines
@@ -73,7 +70,7 @@ def read_cascade(
         expect(False, "cascade", "every item once in a request", f"{got}{more}")
     named_labels = {new: table[name] for name, new in named.items()}
     cascade, without, cut = from_columns(
-        data.log, user=users, time=time, rows=rows, stage=codes[which], labels=named_labels, candidates=candidates
+        data.log, user=users, time=time, rows=rows, stage=codes, labels=named_labels, candidates=candidates
     )
     lost = int(np.count_nonzero((rows == 0) | (users == 0)))
     if without or lost:
@@ -122,12 +119,12 @@ def read_candidates(source: Source, data: Dataset) -> np.ndarray:
 
 
 def _lines(
-    source: Source, data: Dataset, kinds: Mapping[str, str], *, name: str, text: tuple[str, ...] = ()
+    source: Source, data: Dataset, kinds: Mapping[str, str], *, name: str
 ) -> tuple[LoadedTable, dict[str, np.ndarray], np.ndarray, np.ndarray]:
     """Return a table of lines, its columns, and the rows of users and of items: as the events have them, and `kinds`."""
     columns = data.columns
     ids = (columns.user, columns.item)
-    reading = Columns(time_unit=columns.time_unit, text=(*(name for name in columns.text if name in ids), *text))
+    reading = Columns(time_unit=columns.time_unit, text=tuple(name for name in columns.text if name in ids))
     every: Any = {**dict.fromkeys(ids, "id"), columns.time: "time", **kinds}
     lines, table = load_columns(source, every, columns=reading, name=name)
     return lines, table, data.users.encode(table[columns.user]), data.items.encode(table[columns.item])

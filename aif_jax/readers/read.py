@@ -7,7 +7,7 @@ CSV they are integers if the first values of any column of the vocabulary are al
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -210,7 +210,7 @@ def load_columns(
 ) -> tuple[LoadedTable, dict[str, np.ndarray]]:
     """Read some columns into memory, for data that needs work before it is what `read` takes; errors as `read`.
 
-    Returns the table, which knows the place of each row, and by column, for each kind whose values may not be missing ("value"
+    Returns the table, which knows the place of each row, and by column, for each kind with one value a row ("value", "action"
     and "bag" are left in the table), int64 [n] or StringDType [n], float32 [n] or [n, E], or int64 [n] seconds. `columns` has
     units and names what stays text; errors call a table in memory by `name`.
     """
@@ -219,7 +219,7 @@ def load_columns(
     table = read_table(source, kinds, problems, columns=columns, name=name)
     arrays: dict[str, np.ndarray] = {}
     for column, kind in kinds.items():
-        if kind in ("bag", "value"):
+        if kind in ("bag", "value", "action"):
             continue
         if kind in CODED:
             vocabulary, (rows,) = encode_columns(column, [(table, column)], problems)
@@ -283,7 +283,7 @@ def read_tables(
     rows: dict[TableName, dict[str, np.ndarray]] = {name: {} for name in tables}
     known = {} if encoder is None else dict(encoder.vocabularies)
     if "action" in members and columns.actions:
-        rows["events"]["action"] = _listed_actions(tables["events"], columns, problems)
+        rows["events"]["action"] = encode_listed("action", tables["events"], str(columns.action), columns.actions, problems)
         del members["action"]
     for vocabulary, places in members.items():
         given, grows = known.get(vocabulary), grow and vocabulary != "action"
@@ -362,15 +362,13 @@ def _kind(members: list[Codes], *, as_text: bool) -> IdKind:
     return "integers" if not members or any(codes.looks_whole for codes in members) else "strings"
 
 
-def _listed_actions(table: LoadedTable, columns: Columns, problems: Problems) -> np.ndarray:
-    """Return rows of `Columns.actions`, which may name integers as text."""
-    column = str(columns.action)
+def encode_listed(name: str, table: LoadedTable, column: str, listed: Sequence[Any], problems: Problems) -> np.ndarray:
+    """Return int32 [n], 1, 2, ... for the values `listed`, which may name integers as text, else 0; its codes are dropped."""
     codes = table.codes.pop(column)
-    numbers = {str(value): number for number, value in enumerate(columns.actions, start=1)}
+    numbers = {str(value): number for number, value in enumerate(listed, start=1)}
     row_of = np.array([*(numbers.get(str(value), 0) for value in codes.distinct.to_pylist()), 0], np.int32)
-    rows = row_of[codes.codes]
-    expected = f"one of {', '.join(map(repr, columns.actions))}"
-    table.note(problems, "unknown action", (codes.codes >= 0) & (rows == 0), column, expected, codes.shown)
+    rows, expected = row_of[codes.codes], f"one of {', '.join(map(repr, listed))}"
+    table.note(problems, f"unknown {name}", (codes.codes >= 0) & (rows == 0), column, expected, codes.shown)
     return rows
 
 

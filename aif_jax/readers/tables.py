@@ -30,11 +30,7 @@ ROWS = 1 << 16  # of a batch
 MERGE_AT = 1 << 20  # distinct values of batches that are merged at a time
 UNIT_SEPARATOR = b"\x1f"  # replaces a separator of several characters
 WHOLE = r"^(0|-?[1-9][0-9]{0,17})$"  # integers as text, each in one spelling: "07" is none
-PRESENT = {
-    "id": "an id",
-    "category": "a category in every row",
-    "action": "an action in every event",
-}  # coded kinds where null is wrong
+PRESENT = ("id", "category", "action")  # coded kinds where null is wrong
 STATISTIC = r"events_(so_far|half_life_\d+|rate)(_.*)?|since_(first|last)_event"  # names of `schema.statistic_names`
 MISSING_TIME = np.iinfo(np.int64).min
 
@@ -696,7 +692,7 @@ class LoadedTable:
         codes = self.codes[cells.column]
         codes.parsed = cells.file.first_line is not None
         if kind in PRESENT:
-            cells.note_nulls(PRESENT[kind])
+            cells.note_nulls("an id" if kind == "id" else "a value in every row")
         if kind == "bag":
             coded, cut = cells.bags(self.columns)
             codes.cut += cut
