@@ -81,7 +81,7 @@ def test_a_catalogue_through_ray(ray, whole, tmp_path):
 
 
 BROKEN = world.items(100).set_column(4, "price", pa.array([0.0] * 40 + [float("nan")] + [0.0] * 59))
-SAID = r"row 40 \(item 283\): column 'price': expected finite values"
+SAID = r"\(item 283\): items, row 41, column 'price': not finite: expected a finite number, got nan"
 
 
 def test_ray_names_a_bad_item(ray):

@@ -14,7 +14,7 @@ from aif_jax.index import parts
 from aif_jax.index.build import BATCH, ahead, checked, rebatch
 from aif_jax.index.store import ItemProgram
 from aif_jax.readers import encode_items
-from aif_jax.readers.tables import pyarrow
+from aif_jax.readers.tables import Problems, pyarrow
 from aif_jax.store.codec import Storage
 from aif_jax.store.folders import local
 
@@ -68,7 +68,7 @@ class ItemJob:
           batches: Arrow record batches of raw items, of any number of rows, with the columns of the items file.
 
         Raises:
-          ValueError: what `readers.encode_items` refuses, with batch and row.
+          ValueError: what `readers.encode_items` refuses, with batch and item.
           VersionMismatch: the folder of the job has another model now.
         """
         program, stamp = _program(self), parts.RowVersion(self.version, self.storage, self.batch_size)
@@ -87,14 +87,17 @@ def _program(job: ItemJob) -> ItemProgram:
 
 
 def _encoded(program: ItemProgram, batches: Iterable[Any]) -> Iterator[tuple[Any, Any, np.ndarray]]:
-    """Yield keys, features and raw ids of each batch; an error names the batch and its first bad rows."""
+    """Yield keys, features and raw ids of each batch; an error names the batch and its first bad item."""
     encoder = program.trained.need_encoder("ItemJob")
     for number, batch in enumerate(batches):
+        problems, name = Problems(), encoder.columns.item_id
         try:
-            ids, features = encode_items(batch, encoder)
+            ids, features = encode_items(batch, encoder, problems=problems)
             keys, features = checked(program, ids, features, kind=encoder.vocabularies["item"].kind)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"batch {number}: {error}") from error
+            row = next((problem.row for problem in problems.listed() if problem.row), 0)
+            item = f" ({name} {batch.column(name)[row - 1].as_py()!r})" if row else ""  # an engine's rows are nobody's
+            raise ValueError(f"batch {number}{item}: {error}") from error
         yield keys, features, ids
 
 

@@ -167,8 +167,8 @@ def read_items(
     problems.expect_none()
 
 
-def encode_items(items: Source, encoder: Encoder) -> tuple[np.ndarray, ItemFeatures]:
-    """Return raw ids [n] and features of a table of raw items that fits in memory; as `read_items`.
+def encode_items(items: Source, encoder: Encoder, *, problems: Problems | None = None) -> tuple[np.ndarray, ItemFeatures]:
+    """Return raw ids [n] and features of a table of raw items that fits in memory; as `read_items`. Fills `problems`.
 
     Example:
       >>> columns = Columns(item_floats=("price",))
@@ -178,7 +178,7 @@ def encode_items(items: Source, encoder: Encoder) -> tuple[np.ndarray, ItemFeatu
       >>> ids.tolist(), features.ids["item"].tolist(), features.ids["category"].tolist(), features.floats.tolist()
       ([8, 99], [2, 0], [1, 0], [[1.0], [0.0]])
     """
-    problems = Problems()
+    problems = problems or Problems()
     table = read_table(items, encoder.columns.of("items"), problems, columns=encoder.columns, name="items")
     if not table.count:
         problems.drop("no rows")
