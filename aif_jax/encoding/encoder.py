@@ -301,7 +301,8 @@ class Encoder:
         where = f"user, column {column!r}"
         if value is None or (isinstance(value, float) and value != value):
             return np.zeros((), np.int32)
-        return expect_1d(self.vocabularies[name].encode(self._as_read([value], column, name, where), where), where)[0]
+        rows = self.vocabularies[name].encode(self._as_read([value], column, name, where), where)
+        return expect_1d(rows, where).reshape(())
 
     def _as_read(self, values: Any, column: str, name: str, where: str) -> Any:
         """Return values as a file would give them: booleans are 0 and 1, no ids; numbers of a text column are text."""
