@@ -279,7 +279,7 @@ def _array(values: Any, name: str) -> Any:
     if np.bool_ in kinds and kinds - {np.bool_, bool}:  # Arrow would make 1 of np.True_
         raise TypeError(f"{name}: expected values of one kind, got booleans among others")
     try:
-        return arrow.array(values)
+        return arrow.array(values, from_pandas=float in kinds and len(kinds) > 1)  # NaN among others is a missing value
     except OverflowError as error:
         raise TypeError(f"{name}: expected integers from -2^63 to below 2^63, got larger ones") from error
     except arrow.ArrowException as error:
