@@ -28,7 +28,7 @@ FEWEST = 20  # values of a column among which one can be an outlier
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Encoder:
-    """Everything that turns raw data into features; it travels with the model.
+    """Everything that turns raw data into features, items by `readers.encode_items`; it travels with the model.
 
     `aif.read` makes it from your files, checkpoints and exports keep it. `Dataset.user_features` cuts samples by the same
     rules, so a request gets the features that a sample of the same moment would have had:
