@@ -182,8 +182,8 @@ def test_without_them_schema_and_columns_are_what_they_were():
 
 
 def test_a_table_of_items_without_them_is_refused_with_the_way_out(tmp_path):
-    message, written = r"the item statistics .*events_half_life_3600.*statistic_columns\(ids, time\)", tmp_path / "items.csv"
-    refused(ValueError, message, data().encoder.items, items())
+    message, written = r"column 'events_half_life_3600': missing .*statistic_columns\(ids, time\)", tmp_path / "items.csv"
+    refused(ValueError, message, encode_items, items(), data().encoder)
     written.write_text("item,category,price\n1,1,1.0\n")
     for name, model in (("since_last_event", trained()), ("events_rate_shown", trained_on(by_action()))):
         message = rf"column '{name}': missing column: .*statistic_columns\(ids, time\)"

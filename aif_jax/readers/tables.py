@@ -515,18 +515,22 @@ def is_dated(type_: Any) -> bool:
 def expected_type(type_: Any, kind: Kind, *, parsed: bool, named: bool) -> str:
     """Return the type expected of a column, "" if the Arrow type fits; `parsed` from text, `named` in `Columns.text`."""
     test = pyarrow("pyarrow.types")
-    number = test.is_floating(type_) or test.is_decimal(type_)
-    boolean = test.is_boolean(type_)
-    integer = test.is_integer(type_) or (boolean and kind != "time")
     listed = test.is_list(type_) or test.is_large_list(type_) or test.is_fixed_size_list(type_)
-    anything = parsed or test.is_null(type_)
-    numbers = (anything or integer or number, "numbers")
-    words = is_text(type_) or test.is_null(type_) or (parsed and (not number or named))  # text may look like dates
-    names = (words or integer) and not (boolean and kind == "id")  # booleans can be an attribute, and name nobody
+    value = type_.value_type if listed else type_
+    value = value.value_type if test.is_dictionary(value) else value
+    number = test.is_floating(value) or test.is_decimal(value)
+    boolean, empty = test.is_boolean(value), test.is_null(value)
+    integer = test.is_integer(value) or (boolean and kind != "time")
+    words = is_text(value) or empty or (parsed and (not number or named))  # text may look like dates
+    numbers = ((parsed or empty or integer or number) and not listed, "numbers")
+    names = (
+        (words or integer) and not listed and not (boolean and kind == "id")
+    )  # booleans can be an attribute, and name nobody
+    bag = parsed or is_text(value) or empty or (listed and integer)
     fits, expected = {
-        "vector": (listed and not parsed, "lists of numbers (in text files give the content by itself)"),
-        "bag": (anything or is_text(type_) or listed, "lists, or text to be split"),
-        "time": (anything or integer or is_dated(type_), "whole numbers or timestamps"),
+        "vector": (listed and (empty or integer or number), "lists of numbers (in text files give the content by itself)"),
+        "bag": (bag, "lists of integers or text, or text to be split"),
+        "time": ((parsed or empty or integer or is_dated(value)) and not listed, "whole numbers or timestamps"),
         "float": numbers,
         "number": numbers,
     }.get(kind, (names, "integers or text"))
