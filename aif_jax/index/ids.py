@@ -123,7 +123,7 @@ class IdMap:
 
     def fill(self, keys: np.ndarray) -> View:
         """Return the first version of a new map: distinct keys [n] with rows 0 to n - 1, written sorted by bucket: fast."""
-        packed = np.sort((self.home(keys) << 32) | np.arange(len(keys)))
+        packed = np.sort((self.home(first_of(keys)) << 32) | np.arange(len(keys)))
         bucket, order = packed >> 32, packed & 0xFFFFFFFF
         first = np.flatnonzero(np.diff(bucket, prepend=-1))
         rank = np.arange(len(order)) - np.repeat(first, np.diff(first, append=len(order)))
@@ -161,9 +161,9 @@ class IdMap:
         length = view.length + int((rows >= 0).sum()) - int((before >= 0).sum())
         return View(self, self.pages, directory, length), before[before >= 0], old[old > 0]
 
-    def home(self, keys: np.ndarray) -> np.ndarray:
-        """Return the buckets where keys belong: the high bits of a multiplicative hash."""
-        mixed = first_of(keys).view(np.uint64)
+    def home(self, first: np.ndarray) -> np.ndarray:
+        """Return the buckets where keys belong, see `first_of`: the high bits of a multiplicative hash."""
+        mixed = first.view(np.uint64)
         mixed = (mixed ^ (mixed >> np.uint64(32))) * np.uint64(0x9E3779B97F4A7C15)
         bits = len(self.keys).bit_length() - 1
         return (mixed >> np.uint64(64 - bits)).astype(np.int64)
@@ -172,7 +172,7 @@ class IdMap:
         """Return slots int64 [n] of distinct keys, added where they are missing."""
         slots = self.find(keys)
         missing = np.flatnonzero(slots < 0)
-        bucket = self.home(keys[missing])
+        bucket = self.home(first_of(keys[missing]))
         while len(missing):
             order = np.argsort(bucket)
             missing, bucket = missing[order], bucket[order]
@@ -201,10 +201,11 @@ class IdMap:
         slots = np.full(len(keys), -1, np.int64)
         if (keys.dtype == TEXT) != (self.marks is not None):  # none of their kind is here
             return slots
-        pending, bucket = np.arange(len(keys)), self.home(keys)
+        first = keys["keys"] if self.marks is not None else keys
+        pending, bucket = np.arange(len(keys)), self.home(first)
         for _ in range(len(self.keys)):
             block = self.keys.take(bucket, axis=0)
-            equal = block == first_of(keys)[:, None]
+            equal = block == first[:, None]
             if self.marks is not None:
                 equal &= self.marks.take(bucket, axis=0) == keys["marks"][:, None]
             flat = equal.ravel().nonzero()[0]
@@ -215,5 +216,5 @@ class IdMap:
             left = beyond.nonzero()[0]
             if not len(left):
                 break
-            pending, keys, bucket = pending[left], keys[left], (bucket[left] + 1) % len(self.keys)
+            pending, keys, first, bucket = pending[left], keys[left], first[left], (bucket[left] + 1) % len(self.keys)
         return slots

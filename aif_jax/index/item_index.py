@@ -113,7 +113,7 @@ class ItemIndex:
       >>> def features(*items):
       ...     rows, none = np.asarray(items, np.int32), np.zeros((len(items), 0), np.float32)
       ...     return aif.ItemFeatures(ids={"item": rows, "category": rows % 3}, floats=none)
-      >>> params = model.init(jax.random.key(0), features(*range(9)))
+      >>> params = model.init(jax.random.key(0), aif.Catalogue.from_items(schema, range(8), ids={"category": [1, 2] * 4}))
       >>> index = ItemIndex.build(aif.Trained(model, params), [([10, 20, 30], features(1, 2, 3))], progress=False)
       >>> index.lookup([20, 99])[1].tolist()
       [True, False]

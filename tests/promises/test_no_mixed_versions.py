@@ -17,16 +17,18 @@ async def test_a_request_ends_on_the_version_it_started_with_and_then_its_memory
     new_index = world.index_of(new)
     begun, go = asyncio.Event(), asyncio.Event()
 
-    async def late():
-        begun.set()
-        await go.wait()
-        yield world.ids[:40]
+    async def late(name: str, *_: object) -> None:
+        """Holds up the first retrieval alone."""
+        if name == "retrieval" and not begun.is_set():
+            begun.set()
+            await go.wait()
 
     async with world.engine(buckets=(64,), index=world.index_of(world.params)) as engine:
         old_name = world.index.version
         old_index = weakref.ref(engine._current.snapshot.index)  # the engine alone holds it
         await engine.rank(aif.Request(user=4, feature_version=1), 8)  # a cached state of the old version
-        under_way = asyncio.create_task(engine.rank(aif.Request(user=3, context=late()), 8))
+        engine._wait = late
+        under_way = asyncio.create_task(engine.rank(aif.Request(user=3), 8))
         await asyncio.wait_for(begun.wait(), 60)
         await engine.publish(Trained(engine.model, new), new_index)
         assert engine.metrics()["gauges"]["cached_states"] == 0  # their memory is of the old version
