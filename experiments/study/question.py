@@ -406,7 +406,8 @@ def main(arguments: list[str] | None = None) -> None:
         figures = ", ".join(f"{name} {made['figures'][name]:.4f}" for name in ("gauc", "gauc_trained", "hr100_trained"))
         print(f"{trial.id}: {figures}; {made['core_seconds']:.0f} s of CPU in training", flush=True)
         jax.clear_caches()
-    print(report(options.results))
+    if options.report_only:
+        print(report(options.results))
     common.write_json(options.json, {"preset": keys(options.results)})
 
 
