@@ -9,7 +9,7 @@ import itertools
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -85,25 +85,15 @@ class Deeds:
 def callables(deeds: Deeds, *, plain: bool) -> tuple[Callable, Callable]:
     """`features` and `retrieval`, both async or both not; each follows the request's context (deed, place) for it."""
 
-    async def stream(request: Request) -> AsyncIterator[np.ndarray]:
-        ids = np.array_split(request.context["ids"], 2)
-        yield ids[0]
-        await deeds.asynchronously(request.context["retrieval"][0])
-        yield ids[1]
-
     def acting(side: str, give: Callable[[Request], Any]) -> Callable:
         async def asynchronous(request: Request) -> Any:
-            deed, place = request.context[side]
-            if (side, place) == ("retrieval", "stream"):
-                return stream(request)
+            deed, _ = request.context[side]
             await asyncio.sleep(0)
             await deeds.asynchronously(deed)
             return give(request)
 
         def function(request: Request) -> Any:
             deed, place = request.context[side]
-            if (side, place) == ("retrieval", "stream"):
-                return stream(request)
             if place == "awaited":  # a plain function that returns a coroutine
                 return asynchronous(request)
             deeds.plainly(deed)
@@ -169,7 +159,7 @@ async def chaos(
 
     async def client() -> None:
         for turn in turns:
-            place = ("called", "stream", "awaited")[rng.integers(3)]
+            place = ("called", "awaited")[rng.integers(2)]
             ids = rng.choice(coded.IDS, rng.integers(2, 40), replace=False)
             context = {"features": (draw(0), place), "retrieval": (draw(1), place), "ids": ids}
             hangs = any(context[side][0] in HANGS for side in ("features", "retrieval"))
