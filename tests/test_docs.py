@@ -494,7 +494,7 @@ def test_the_page_of_commands_leaves_out_hidden_flags_and_says_nothing_twice():
     assert not re.findall(r"^- .*(?:\bNone\b|default: none).*", page, re.M), "say what happens without the flag: '; None: ...'"
     assert len(flags) > 100 and {line for line in twice if line[3:].split(" ")[0].strip("`:") not in named} == set()
     for words, parser in reference.commands(reference.parser_of()):
-        everything = sections[f"aif-jax {' '.join(words)}"] + sections["Columns of the files"]
+        everything = sections[f"aif-jax {' '.join(words)}"]
         for action in filter(reference.shown, parser._actions):
             name = reference.bare(f"`{reference.flag(action)}`")
             assert re.search(rf"`{re.escape(name)}[ ,`]", everything), (words, name)
