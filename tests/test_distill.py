@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import aif_jax as aif
+from aif_jax.data import lengths
 from aif_jax.data.candidates import BatchKey, describe, sampled_negatives
 from aif_jax.data.cascade import RANKER
 from aif_jax.data.negatives import NegativeSampler, item_counts
@@ -46,8 +47,10 @@ def source(data):
     return sampled_negatives(data, sampler=NegativeSampler(item_counts(data, np.arange(len(data.log)))), negatives=3)
 
 
-def test_the_labels_hold_the_scores_of_the_teacher(data, teacher, source):
+def test_the_labels_hold_the_scores_of_the_teacher(data, teacher, source, monkeypatch):
     """The same candidates; scores of histories of like length read together are those of whole ones."""
+    monkeypatch.setattr(lengths, "COMPILE", 0)
+    monkeypatch.setattr(lengths, "SHORTEST_LENGTH", 32)
     at = np.flatnonzero(data.log.history_end(np.arange(len(data.log))) > 0)[::40]
     taught = distill.distilled(source, distill.scores_of(teacher, data), name=teacher.version)
     rows, labels, log_q = taught(at, BatchKey(0, 0, 0))

@@ -22,6 +22,7 @@ import numpy as np
 from aif_jax.checks import check_encoding, expect, expect_array, expect_finite
 from aif_jax.data.candidates import BatchKey, CandidateLists, CandidateSource, SourceFn, describe, retrieved
 from aif_jax.data.dataset import Dataset
+from aif_jax.data.lengths import choose_lengths, history_lengths
 from aif_jax.data.pipeline import make_batch
 from aif_jax.model import PreRanker, name_of
 from aif_jax.output import track
@@ -35,7 +36,6 @@ from aif_jax.types import ItemRow, Params, UserFeatures
 LABEL, TEACHER = "label", "teacher"
 """Names of the labels of a batch with a ranker's scores."""
 FORMAT = "aif_jax ranker scores 1"
-SHORTEST = 64  # the shortest history that scoring compiles for
 USERS = 32  # requests that are scored together
 PART = 8192  # requests of a folder of scores: what a killed run scores again at most
 WEIGHT, COUNT = 16.0, 40  # of the ranker's term, and drawn candidates of each sample: those of all results
@@ -148,8 +148,9 @@ def model_scores(model: PreRanker, params: Params, data: Dataset) -> Scores:
 
     With item statistics, which are as of each request, it runs for each candidate.
     """
-    longest = model.config.history_length
-    choices = [longest >> n for n in range(longest.bit_length()) if longest >> n >= SHORTEST][::-1] or [longest]
+    longest, events = model.config.history_length, len(data.log)
+    histories = history_lengths(data, np.arange(events), longest=longest)
+    choices = (*choose_lengths(histories, longest=longest, batch_size=USERS, steps=events // USERS), longest)
     tables: list[ItemRow] = []  # made by the first call
 
     def some(positions: np.ndarray, rows: np.ndarray, length: int) -> np.ndarray:
