@@ -162,10 +162,9 @@ def model_scores(model: PreRanker, params: Params, data: Dataset) -> Scores:
         return np.asarray(_scores(params, data.user_features(positions, length=length), tables[0], rows, model=model))
 
     def scores(positions: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        bucket = np.searchsorted(choices, np.minimum(data.history_lengths(positions), longest))
-        order, made = np.argsort(bucket, kind="stable"), np.empty(rows.shape, np.float32)
+        fits, made = np.searchsorted(choices, data.history_lengths(positions)), np.empty(rows.shape, np.float32)
         for place, length in enumerate(choices):
-            mine = order[bucket[order] == place]
+            mine = np.flatnonzero(np.minimum(fits, len(choices) - 1) == place)
             for start in range(0, len(mine), USERS):
                 at = mine[start : start + USERS]
                 full = np.resize(at, USERS)  # so that one shape is compiled
