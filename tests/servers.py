@@ -79,6 +79,15 @@ def valkey() -> Iterator[str]:
         yield f"redis://127.0.0.1:{port}"
 
 
+def append(client: Any, user: int | str, events: dict[str, list], *, prefix: str = "aif", length: int = 4096) -> None:
+    """Append raw events of a user to Valkey, by the commands that docs/connectors.md says."""
+    name = f"{prefix}:{{{'s' if isinstance(user, str) else 'i'}:{user}}}"
+    if listed := [json.dumps(dict(zip(events, row, strict=True))) for row in zip(*events.values(), strict=True)]:
+        with client.pipeline(transaction=True) as pipe:
+            pipe.rpush(f"{name}:events", *listed).ltrim(f"{name}:events", -length, -1)
+            pipe.incrby(f"{name}:count", len(listed)).execute()
+
+
 @contextlib.contextmanager
 def kafka() -> Iterator[str]:
     """The address of a broker of the Kafka protocol, which keeps its messages in memory."""

@@ -15,7 +15,6 @@ import aif_jax as aif
 from aif_jax import blocks, metrics, train
 from aif_jax.blocks.signatures import fit_projection
 from aif_jax.catalogue import Catalogue
-from aif_jax.connectors.features import by_user
 from aif_jax.data.negatives import NegativeSampler
 from aif_jax.data.pipeline import prefetch
 from aif_jax.data.split import sample_positions, split_by_time, time_cuts
@@ -349,13 +348,6 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
     *((lambda ids=ids: Request(user=3, exclude=ids), TypeError, "Request.exclude") for ids in ([1.5], [1, "a"])),
     *((lambda ids=ids: Request(user=3, exclude=ids), "Request.exclude") for ids in ([[1]], 7, [LONG])),
     # connectors and the service
-    (lambda: by_user({"user": [1], "item": [1.5], "time": [1_600_000_000], "event": ["buy"]}, COLUMNS),
-     TypeError, "events, column 'item': expected integers or strings"),
-    (lambda: by_user({"user": [1], "item": ["x"], "time": [1_600_000_000 * 1000], "event": ["buy"]}, COLUMNS),
-     "looks like 'ms'"),
-    (lambda: by_user({"user": [1], "item": ["x", "y"], "time": [1_600_000_000], "event": ["buy"]}, COLUMNS),
-     "events: expected columns of one length, got {'user': 1, 'item': 2"),
-    (lambda: by_user({"user": [1], "item": ["x"], "time": [1_600_000_000]}, COLUMNS), "expected a column 'event', got"),
     *((lambda text=text: parse_current(text), expected) for text, expected in {
         "": "at least one", "../one": "names of folders", "/etc": "names of folders", ".hidden": "names of folders",
         "one\none": "different folders", "one sha256=12": "64 hex digits", "one\ntwo share=2": "a share in",

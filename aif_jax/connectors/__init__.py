@@ -10,10 +10,10 @@ from aif_jax.connectors.follow import Follower
 from aif_jax.connectors.kafka import KafkaStream, open_stream
 from aif_jax.connectors.snapshot_store import SnapshotError, SnapshotStore
 from aif_jax.connectors.streams import Message, MessageError, StreamError, decode, encode, tombstone_key
-from aif_jax.connectors.valkey import ValkeyFeatures, ValkeyFeatureWriter
+from aif_jax.connectors.valkey import ValkeyFeatures
 
 __all__ = [
-    "Record", "FeatureSource", "ValkeyFeatures", "ValkeyFeatureWriter", "Fetch",
+    "Record", "FeatureSource", "ValkeyFeatures", "Fetch",
     "Message", "StreamError", "KafkaStream", "open_stream",
     "encode", "tombstone_key", "decode", "MessageError",
     "Follower", "SnapshotStore", "SnapshotError",

@@ -6,15 +6,11 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
-from aif_jax.checks import expect
-from aif_jax.encoding.columns import Columns
 from aif_jax.encoding.encoder import Encoder
-from aif_jax.encoding.raw import column_of, expect_1d
-from aif_jax.encoding.times import PER_SECOND, in_unit
-from aif_jax.encoding.vocabulary import as_ids
+from aif_jax.encoding.times import PER_SECOND
 from aif_jax.serving.metrics import Histogram
 from aif_jax.serving.requests import Request
 from aif_jax.serving.users import SingleFlight
@@ -22,8 +18,6 @@ from aif_jax.types import UserFeatures
 
 UserId: TypeAlias = int | str
 """A raw user id."""
-Event: TypeAlias = dict[str, int | str]
-"""A raw event by column of the events file, without its user; the time is an integer in `Columns.time_unit`."""
 
 
 class Record(NamedTuple):
@@ -47,37 +41,6 @@ class FeatureSource(Protocol):
         """Return the record of a user, None if unknown. Raises ValueError for one that is torn or foreign, and what its client
         raises."""
         ...
-
-
-def by_user(events: Any, columns: Columns) -> list[tuple[UserId, list[Event]]]:
-    """Return the events of each user, in the order in which they came, of a mapping of raw columns, an Arrow batch or table.
-
-    Raises TypeError for ids, actions or times that are none, ValueError for columns that do not fit, a time in another unit.
-    """
-    found: dict[str, list[Any]] = {}
-    for name in (columns.user, *event_columns(columns)):
-        values, where = column_of(events, name), f"events, column {name!r}"
-        if name == columns.time:
-            found[name] = expect_1d(in_unit(values, where, unit=columns.time_unit), where, "time").tolist()
-        else:
-            ids = as_ids(values, where)
-            found[name] = ids if isinstance(ids, list) else ids.tolist()
-    lengths = {name: len(values) for name, values in found.items()}
-    expect(len(set(lengths.values())) == 1, "events", "columns of one length", lengths)
-    users, parts = found.pop(columns.user), {}
-    for user, *values in zip(users, *found.values(), strict=True):
-        parts.setdefault(user, []).append(dict(zip(found, values, strict=True)))
-    return list(parts.items())
-
-
-def in_columns(events: Sequence[Event], columns: Columns) -> dict[str, list[Any]]:
-    """Return events as lists by column, as the encoder takes them. KeyError for an event that lacks one."""
-    return {name: [event[name] for event in events] for name in event_columns(columns)}
-
-
-def event_columns(columns: Columns) -> list[str]:
-    """Return the columns of an event in a store: those of the events file without the user."""
-    return [name for name in columns.of("events") if name != columns.user]
 
 
 SHARED = 1.0  # seconds since its start in which a read is shared: one that takes longer may hang

@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import aif_jax as aif
-from aif_jax.connectors import Fetch, ValkeyFeatures, ValkeyFeatureWriter
+from aif_jax.connectors import Fetch, ValkeyFeatures
 from aif_jax.encoding.times import PER_SECOND
+from tests import servers
 
 START, USERS, ITEMS, LENGTH = 1_700_000_000 * 10**6, 8, 30, 16
 RNG = np.random.default_rng(0)
@@ -68,7 +69,8 @@ def from_server(url: str, prefix: str, encoder: aif.Encoder) -> list[aif.UserFea
     """The features of all users, as an engine gets them."""
     redis = pytest.importorskip("redis")
     with redis.Redis.from_url(url) as client:
-        ValkeyFeatureWriter(client, encoder.columns, prefix=prefix).append(EVENTS | {"time": DATES})
+        for user in range(USERS):
+            servers.append(client, user, delivered(user, prefix, "integers"), prefix=prefix)
 
     async def get() -> list[aif.UserFeatures]:
         async with redis.asyncio.Redis.from_url(url) as client:
