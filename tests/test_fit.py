@@ -19,7 +19,7 @@ from aif_jax.run import Run
 from aif_jax.train.loop import JsonLines
 from aif_jax.train.settings import FitConfig, FitSettings
 from aif_jax.train.tasks import Cascaded, Impressions, NextItem
-from aif_jax.train.training import cuts, held_out, samples_line, samples_of, validation
+from aif_jax.train.training import cuts, held_out, validation
 from experiments.datasets.synthetic import synthetic_world
 from tests import demo
 from tests.demo import FIT, fit, same
@@ -209,7 +209,7 @@ def test_a_figure_that_the_slice_does_not_define_is_refused_before_training(data
     early = data.log.time < np.quantile(data.log.time, 0.7)  # later events are seen alone
     log = aif.EventLog(data.log.user, data.log.item, np.where(early, data.log.action, 1), data.log.time)
     seen = dataclasses.replace(data, log=log)
-    with pytest.raises(ValueError, match="keep_best: expected a figure that the validation slice defines, got 'gauc': its"):
+    with pytest.raises(ValueError, match="keep_best: expected a figure that the validation slice defines, got 'gauc': none"):
         fit(small, seen, **FIT | dict(task=Impressions(candidates=1, threshold=2)))
     liked = np.where(early, 1, data.log.user % 2 + 1).astype(np.int32)  # users like all or nothing: an AUC over all is defined
     apart = dataclasses.replace(data, log=aif.EventLog(data.log.user, data.log.item, liked, data.log.time))
@@ -218,19 +218,17 @@ def test_a_figure_that_the_slice_does_not_define_is_refused_before_training(data
         loss="", optimizer="", k=None, keep_best="auc",
     )  # fmt: skip
     validation(small, apart, settings, progress=False)
-    with pytest.raises(ValueError, match="got 'gauc_mean': no user of its .* of both labels; give keep_best='auc' or None"):
+    with pytest.raises(ValueError, match="got 'gauc_mean': none of its .* of both labels .gauc: of one user.; give"):
         validation(small, apart, dataclasses.replace(settings, keep_best="gauc_mean"), progress=False)
-    with pytest.raises(ValueError, match="got 'auc': its .* samples do not have .* of both labels; give keep_best='log_loss'"):
+    with pytest.raises(ValueError, match="got 'auc': none of its .* of both labels .*; give keep_best='log_loss'"):
         validation(small, seen, settings, progress=False)
 
 
-def test_a_run_follows_its_data_where_nobody_comes_back(data, small, tmp_path, caplog):
+def test_a_run_follows_its_data_where_nobody_comes_back(data, small, tmp_path):
     """The record has what was resolved, so a run resumes; another answer is another run."""
     once, out = dataclasses.replace(data, repeats=False), tmp_path / "run"
-    caplog.set_level("INFO", logger="aif_jax.train.training")
     given = FIT | dict(epochs=1)
     made = fit(small, once, out=out, **given)
-    assert "repeat an item of their user: met items are no negatives in training" in caplog.text
     assert made.settings.repeats is False and settings_of(out)["repeats"] is False
     assert fit(small, once, out=out, **given).metrics == made.metrics  # goes on with the run, which is done
     refused(ValueError, r"fit.repeats: expected True, the run has False", fit, small, data, out=out, **given)
@@ -270,26 +268,14 @@ def listed():
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: type(task).__name__)
 def test_shares_are_of_the_samples_of_the_task(listed, task):
-    times = listed.log.time[task.positions(listed, min_history=0, since=None, before=None)]
+    whole = task.positions(listed, min_history=0, since=None, before=None)
+    times = listed.log.time[whole]
     made = cuts(task, listed, FitConfig(test=0.2))
     held = [(times >= made[name]).mean() for name in ("first_validation", "first_test")]
     assert held == pytest.approx([0.3, 0.2], abs=0.02)
     settings = FitSettings(task=task, loss="", optimizer="", **made)
-    samples = samples_of(listed, settings)
-    earlier, short, unknown, _ = samples.left_out.values()
-    assert sum(samples[:3]) + short == len(times) and earlier == 0
-    line = samples_line(samples, settings)
-    assert f"{type(task).__name__}: {samples.train:,} {task.samples} to train on, {samples.validation:,} for validation" in line
-    why = f"{short} with fewer than 1 earlier events of the user (min_history)" if short else "none"
-    if isinstance(task, Impressions):
-        log = listed.log
-        users, sizes = np.unique(np.stack([log.user, log.time]), axis=1, return_counts=True)
-        shown = np.array([(log.time[(log.user == user) & (log.action < 2)] <= at).any() for user, at in users.T])
-        eight = int((sizes[shown] > 3).sum())
-        assert samples.longer == eight > 0 and shown.sum() == len(times) == users.shape[1] - unknown
-        why += f", {unknown} before the first impression of their user, histories alone"
-        why += f"; {eight:,} lists have more than `candidates` items: positives are kept"
-    assert line.endswith(f"left out: {why}")
+    spans = [task.positions(listed, min_history=0, **settings.span(split)) for split in ("train", "validation", "test")]
+    np.testing.assert_array_equal(np.sort(np.concatenate(spans)), whole)
 
 
 def test_a_next_item_is_split_by_its_events(listed):
@@ -329,17 +315,18 @@ def test_a_run_by_dates_resumes_is_evaluated_and_says_its_samples(data, small, t
     given |= dict(since=since, validation=validation, test=test)
     run = fit(small, data, **given)
     said = capsys.readouterr().err
-    samples = samples_of(data, run.settings)
-    earlier = next(iter(samples.left_out.values()))
-    assert samples_line(samples, run.settings) in said and f"{earlier:,} before {since} (since)" in said
-    assert earlier >= 200 and samples.train < 600
-    whole = NextItem().positions(data, min_history=1, **run.settings.span("train"))
-    assert len(whole) == samples.train and data.log.time[whole].min() >= np.datetime64(since, "s").astype(int)
+    train, validated, tested = (
+        NextItem().positions(data, min_history=1, **run.settings.span(split)) for split in ("train", "validation", "test")
+    )
+    held = f"{len(validated):,} for validation (60 evaluated) from {validation}, {len(tested):,} for the test from {test}"
+    line = f"NextItem: of {len(time):,} events {len(train):,} to train on, {held}"
+    assert f"{line}\n" in said
+    assert len(train) < 600 and data.log.time[train].min() >= np.datetime64(since, "s").astype(int)
     assert settings_of(run.folder)["first_test"] == int(time[1000]) and settings_of(run.folder)["since"] == int(time[200])
     again = fit(small, data, progress=False, **given)  # finished: resumes, and trains nothing
     assert again.metrics == run.metrics and Run.load(run.folder).settings == run.settings
     with caplog.at_level("INFO", logger="aif_jax.train.training"):
         fit(small, data, progress=False, **given)
-    assert samples_line(samples, run.settings) in caplog.text
+    assert line in caplog.text
     refused(ValueError, r"fit.since: expected .*the run has", fit, small, data, progress=False, **given | {"since": None})
-    assert run.evaluate(data, k=10, progress=False).requests == samples.test
+    assert run.evaluate(data, k=10, progress=False).requests == len(tested)

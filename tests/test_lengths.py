@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -82,8 +83,7 @@ def test_the_chosen_lengths_are_recorded_and_a_run_goes_on_with_them(data, model
     said = capsys.readouterr().err
     assert run.settings.buckets and settings_of(tmp_path / "auto")["buckets"] == list(run.settings.buckets)
     shown = ", ".join(map(str, (*run.settings.buckets, run.config.history_length)))
-    assert f"lengths of the history {shown}; about " in said and "% padding; half of" in said
-    assert "validation: 1 evaluation of 40 requests, each over the catalogue of 90 items too (k=10)" in said
+    assert re.search(f"lengths of the history {shown}; about [0-9]+% padding", said)
     # another version of the rule, or a run from before it
     monkeypatch.setattr(lengths, "choose_lengths", lambda *_, **__: (5,))
     again = fit(model, data, out=tmp_path / "auto", progress=False, **GIVEN)
@@ -103,14 +103,12 @@ def test_another_word_is_refused(data, model):
         fit(model, data, buckets="short", progress=False, **GIVEN)
 
 
-def test_the_plan_names_steps_and_what_validation_costs(data, model, small_world):
+def test_the_plan_warns_of_a_catalogue_no_larger_than_k(data, model, small_world):
     run = fit(model, data, buckets=(), progress=False, **GIVEN)
     positions = run.settings.task.positions(data, min_history=1, **run.settings.span("train"))
     source = run.settings.task.source(data, before=run.settings.first_validation)
     feed = Pipeline(dataset=data, positions=positions, source=source, config=run.config, batch_size=8)
-    lines = list(training.plan(feed, run.settings, training.samples_of(data, run.settings)))
-    assert len(lines) == 2 and lines[0].startswith("batches: ") and lines[1].startswith("validation: ")
-    samples = training.Samples(train=8, validation=40, test=0, left_out={})
-    assert not any("is 1 for every model" in line for line in lines)
-    small = dataclasses.replace(run.settings, k=90)
-    assert any("hr@90 is 1 for every model: the catalogue has 90 items" in line for line in training.plan(feed, small, samples))
+    lines = list(training.plan(feed, run.settings))
+    assert len(lines) == 2 and lines[1].startswith("batches: ")
+    *same, warning = training.plan(feed, dataclasses.replace(run.settings, k=90))
+    assert same == lines and warning == "hr@90 is 1 for every model: the catalogue has 90 items; take a smaller k"

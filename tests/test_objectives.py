@@ -194,10 +194,8 @@ def test_steps_teach_every_objective_and_evaluation_says_so(data, small):
     def without(at, draw):
         return CandidateLists(lists.rows, {name: lists.labels[name] for name in ("click", "conversion")})
 
-    with pytest.raises(
-        ValueError, match=r"labels: expected those of \['click', 'conversion', 'like'\], got none of \['like'\]"
-    ):
-        aif.evaluate(model, fitted, data, held, **(given | {"candidates": without}))
+    message = r"labels: expected one for each objective of the model \['click', 'conversion', 'like'\], by name, got \['click'"
+    refused(ValueError, message, aif.evaluate, model, fitted, data, held, **given | {"candidates": without})
     refused(ValueError, "by name, got one array", aif.evaluate, model, fitted, data, held, **given | {"candidates": None})
 
 

@@ -260,11 +260,11 @@ def _inputs_of(data: Dataset, positions: np.ndarray, lists: CandidateLists) -> d
 def labels_of(config: Config, labels: Labels) -> dict[str, np.ndarray]:
     """Return the labels [R, C] of each objective by name, "" for the only one without; ValueError where one has none."""
     names = objective_names(config.objectives)
+    expected = f"one for each objective of the model {list(names)}, by name"
     if not isinstance(labels, dict):
-        expect(len(names) <= 1, "labels", f"those of {list(names)} by name", "one array; give them by name")
+        expect(len(names) <= 1, "labels", expected, "one array; take a task or source that has them, such as Impressions")
         return {next(iter(names), ""): labels}
-    lacking = [name for name in names if name not in labels]
-    expect(not lacking, "labels", f"those of {list(names)}", f"none of {lacking}, but {sorted(labels)}")
+    expect(set(names) <= labels.keys(), "labels", expected, sorted(labels))
     return {name: labels[name] for name in names}
 
 

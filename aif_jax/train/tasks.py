@@ -42,7 +42,6 @@ class NextItem(Fields):
     ranks_catalogue = True
     thresholds: ClassVar[Mapping[str, int]] = {}
     samples = "events"
-    no_sample = "of items that the catalogue lacks, or of none of Columns.history_actions"
 
     def __post_init__(self):
         expect_types(self)
@@ -88,7 +87,6 @@ class Impressions(Fields):
     ranks_catalogue = False
     calibration_negatives = None  # all
     samples = "requests"
-    no_sample = "before the first impression of their user, histories alone"
 
     def __post_init__(self):
         expect_types(self)
@@ -138,7 +136,6 @@ class Cascaded(Fields):
     ranks_catalogue = False
     thresholds: ClassVar[Mapping[str, int]] = {}
     samples = "requests"
-    no_sample = ""
     calibration_negatives = None  # all
 
     def __post_init__(self):

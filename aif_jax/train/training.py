@@ -1,4 +1,4 @@
-"""The usual training run: samples, what is said of them, optimizer, loop, validation, checkpoints, exact resume.
+"""The usual training run: samples, optimizer, loop, validation, checkpoints, exact resume.
 
 `run.fit` is the call; it comes here. For a run of another kind, use `data.pipeline`, `make_step` and `loop`.
 """
@@ -6,10 +6,10 @@
 import copy
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,10 +26,9 @@ from aif_jax.data.cascade import RANKER, STAGES, Cascade
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.negatives import counts_before
 from aif_jax.data.pipeline import Pipeline, to_device
-from aif_jax.data.split import sample_positions, time_cuts
+from aif_jax.data.split import time_cuts
 from aif_jax.encoding.times import iso_text, seconds_of
 from aif_jax.model import PreRanker, fit_tables
-from aif_jax.scores import objective_names
 from aif_jax.sharding import processes
 from aif_jax.store.trained import check_params
 from aif_jax.train import distillation
@@ -40,104 +39,32 @@ from aif_jax.train.loop import JsonLines, LogFn, Saving, loop, resume
 from aif_jax.train.optimizers import default_optimizer
 from aif_jax.train.settings import LOWER_IS_BETTER, FitConfig, FitSettings, parse_settings
 from aif_jax.train.step import FITTED, LossFn, TrainState, init_state, make_step
-from aif_jax.train.tasks import TASKS, Cascaded, Impressions, NextItem, Task
+from aif_jax.train.tasks import TASKS, Impressions, NextItem, Task
 from aif_jax.trees import differences, listed
 from aif_jax.types import ItemFeatures, Params
 
 logger = logging.getLogger(__name__)
 
 
-class Samples(NamedTuple):
-    """How many samples each split of a run has, and how many are in none, by reason."""
-
-    train: int
-    validation: int
-    test: int
-    left_out: dict[str, int]
-    longer: int = 0  # lists with more than `Impressions.candidates` items
-
-
-def samples_of(data: Dataset, settings: FitSettings) -> Samples:
-    """Count the samples of a run."""
-    task, span = settings.task, {"since": settings.since, "before": None}
-    everything = task.positions(data, min_history=0, since=None, before=None)
-    inside = task.positions(data, min_history=0, **span) if settings.since is not None else everything
-    positions = task.positions(data, min_history=settings.min_history, **span)
-    times, longer = data.log.time[positions], 0
-    if isinstance(task, Impressions):
-        longer = int(np.count_nonzero(data.log.request_end(positions) - positions > task.candidates))
-        possible = len(sample_positions(data.log, requests=True))
-    else:
-        possible = len(data.log) if task.samples == "events" else len(everything)
-    validation, test = (int((times >= first).sum()) for first in (settings.first_validation, settings.first_test))
-    without = int(settings.is_without(times[times < settings.first_validation]).sum())
-    left_out = {
-        f"before {iso_text(settings.since or 0)} (since)": len(everything) - len(inside),
-        f"with fewer than {settings.min_history} earlier events of the user (min_history)": len(inside) - len(times),
-        task.no_sample: possible - len(everything),
-        "of the period that is never trained on (without)": without,
-    }
-    return Samples(len(times) - validation - without, validation - test, test, left_out, longer)
-
-
-def samples_line(samples: Samples, settings: FitSettings) -> str:
-    """Return the line of text on the samples of a run."""
-    evaluated = f" ({min(settings.requests, samples.validation):,} evaluated)" if samples.validation else ""
-    why = ", ".join(f"{count:,} {reason}" for reason, count in samples.left_out.items() if count) or "none"
-    cut = f"; {samples.longer:,} lists have more than `candidates` items: positives are kept" if samples.longer else ""
-    return (
-        f"{type(settings.task).__name__}: {samples.train:,} {settings.task.samples} to train on, "
-        f"{samples.validation:,} for validation{evaluated} from {iso_text(settings.first_validation)}, "
-        f"{samples.test:,} for the test from {iso_text(settings.first_test)}; left out: {why}{cut}"
+def plan(feed: Pipeline, settings: FitSettings) -> Iterator[str]:
+    """Yield lines of text before a run: samples of each split, steps, lengths and padding of histories."""
+    data, task, longest = feed.dataset, settings.task, feed.config.history_length
+    whole = len(task.positions(data, min_history=0, since=None, before=None))
+    validation, test = (
+        len(task.positions(data, min_history=settings.min_history, **settings.span(split))) for split in ("validation", "test")
     )
-
-
-def label_lines(feed: Pipeline, settings: FitSettings, samples: Samples, source: SourceFn) -> Iterator[str]:
-    """Yield lines on repeats and replay, on labels of training lists, and on held-out items without a training event."""
-    data, config = feed.dataset, feed.config
-    does = "stay candidates" if settings.repeats else "are no negatives in training, and no candidates in evaluation"
-    repeated = f"{data.repeated:.1%} of the events repeat an item of their user"
-    yield f"{repeated}: met items {does} (repeats={settings.repeats})"
-    if replayed := len(feed.positions) - samples.train:
-        yield f"replay: {replayed:,} earlier samples, drawn at random, are trained on too"
-    if not isinstance(settings.task, NextItem):
-        some = np.random.default_rng(0).permutation(feed.positions)[: settings.requests]
-        rows, labels, _ = source(some, BatchKey(settings.seed, 0, 0))
-        for name, of in labels_of(config, labels).items():
-            known = (rows > 0) & ~np.isnan(of)
-            positive, negative = known & (of > 0), known & (of == 0)
-            one = 1 - (positive.any(1) & negative.any(1)).mean()
-            shares = f"{positive.sum() / max(1, known.sum()):.1%} of the candidates are positive"
-            yield f"labels{name and f' of {name!r}'}: {shares}; {one:.1%} of the lists have one label, which teaches no order"
-    for split in [split for split in ("validation", "test") if getattr(samples, split)][:1]:
-        at, held = held_out(data, settings, split, requests=settings.requests)
-        rows, labels, _ = held(at, BatchKey(0, 0, 0))
-        log = data.history_log if settings.task.samples == "events" else data.log
-        untrained = np.ones(len(data.catalogue), bool)
-        untrained[log.item[log.time < settings.first_validation]] = False
-        new, there = untrained[rows] & (rows > 0), max(1, np.count_nonzero(rows))
-        for of in list(labels_of(config, labels).values())[:1]:  # none where the loss alone names a label
-            wanted = (rows > 0) & (of > 0)
-            requests = (new & wanted).any(1).sum() / max(1, wanted.any(1).sum())
-            share = f"{requests:.1%} of the requests are for an item without a training event"
-            yield f"{split}: {share}, {new.sum() / there:.1%} of the candidates are such items"
-
-
-def plan(feed: Pipeline, settings: FitSettings, samples: Samples) -> Iterator[str]:
-    """Yield lines of text before a run: steps, lengths and padding, what validation costs."""
-    longest, steps, size = feed.config.history_length, len(feed), feed.batch_size
-    histories = lengths.history_lengths(feed.dataset, feed.positions, longest=longest)
-    most, padded = int(np.quantile(histories, 0.99, method="higher")), lengths.padding(histories, feed.lengths)
+    evaluated = f" ({min(settings.requests, validation):,} evaluated)" if validation else ""
     yield (
-        f"batches: {steps:,} steps of {size:,} samples, lengths of the history {', '.join(map(str, feed.lengths))}; about "
-        f"{padded:.0%} padding; half of the histories have up to {int(np.median(histories)):,} events, 99 % up to {most:,}"
+        f"{type(task).__name__}: of {whole:,} {task.samples} {len(feed.positions):,} to train on, {validation:,} for "
+        f"validation{evaluated} from {iso_text(settings.first_validation)}, {test:,} for the test from "
+        f"{iso_text(settings.first_test)}"
     )
-    every, requests = settings.evaluate_every or feed.steps_per_epoch, min(settings.requests, samples.validation)
-    times, items = -(-steps // every), len(feed.dataset.catalogue) - 1
-    if times and requests:
-        whole = f", each over the catalogue of {items:,} items too (k={settings.k})" if settings.k else ""
-        yield f"validation: {times:,} evaluation{'s' * (times > 1)} of {requests:,} requests{whole}"
-    if items <= (settings.k or 0):
+    histories = lengths.history_lengths(data, feed.positions, longest=longest)
+    yield (
+        f"batches: {len(feed):,} steps of {feed.batch_size:,} samples, lengths of the history "
+        f"{', '.join(map(str, feed.lengths))}; about {lengths.padding(histories, feed.lengths):.0%} padding"
+    )
+    if (items := len(data.catalogue) - 1) <= (settings.k or 0):
         yield f"hr@{settings.k} is 1 for every model: the catalogue has {items:,} items; take a smaller k"
 
 
@@ -166,22 +93,16 @@ def cuts(task: Task, data: Dataset, config: FitConfig) -> dict[str, Any]:
     return dict(zip(("since", "first_validation", "first_test"), moments, strict=True))
 
 
-def span_of(span: tuple[Any, Any] | None, data: Dataset, name: str) -> tuple[int, int] | None:
-    """Return two moments in seconds, dates or numbers in the unit of the data; ValueError for others."""
-    if span is None:
-        return None
-    first, after = (seconds_of(moment, name, unit=data.columns.time_unit) for moment in span)
-    return first, after
-
-
 def resolve_settings(
     config: FitConfig, data: Dataset, model: Config, *, task: Task, out: Path | None, **names: Any
 ) -> FitSettings:
     """Return the settings of a run: what the config leaves open follows from data, model, task, and the run in `out`."""
+    unit = data.columns.time_unit
+    without = config.without and tuple(seconds_of(moment, "fit without", unit=unit) for moment in config.without)
     decided = cuts(task, data, config) | {
         "task": task, "validation": None, "test": None, "k": config.k if task.ranks_catalogue else None,
         "repeats": bool(data.repeats if config.repeats is None else config.repeats),
-        "without": span_of(config.without, data, "fit without"), "buckets": () if config.buckets == "auto" else config.buckets,
+        "without": without, "buckets": () if config.buckets == "auto" else config.buckets,
     }  # fmt: skip
     settings = FitSettings(**vars(config) | decided | names)
     if config.buckets != "auto":
@@ -208,34 +129,19 @@ def training_positions(data: Dataset, settings: FitSettings) -> np.ndarray:
     return np.union1d(positions, drawn)
 
 
-def expect_both_labels(data: Dataset, threshold: int, name: str) -> None:
-    """Raise ValueError for a threshold that is no action row, or that all or none of the events reach."""
-    expect_threshold(data, threshold, name)
-    reached = data.action_counts[::-1].cumsum()[::-1] / max(1, data.action_counts.sum())
-    names = data.action_names or range(1, data.schema.actions)
-    listed = ", ".join(f"{row + 1} ({value!r}): {reached[row + 1]:.1%}" for row, value in enumerate(list(names)[:20]))
-    way_out = f"events by least action row: {listed}; take one that some events reach and others do not, or other events"
-    got = f"{reached[threshold]:.0%} positives for {threshold}; {way_out}"
-    expect(0 < reached[threshold] < 1, name, "positives and negatives among the events", got)
-
-
-def expect_labels(task: Task, data: Dataset, objectives: Sequence[str]) -> None:
-    """Raise ValueError for no task, and where one does not have a label for each objective of the model; names both."""
+def expect_task(task: Task, data: Dataset) -> None:
+    """Raise ValueError for no task, or one with a threshold that is no action row, or that all or none of the events reach."""
     expect(type(task) in TASKS.values(), "fit task", f"one of {', '.join(TASKS)}; others by make_step", task)
-    known, name = list(objective_names(objectives)), type(task).__name__
     several = isinstance(task, Impressions) and isinstance(task.threshold, Mapping)
-    for objective, least in task.thresholds.items():
-        expect_both_labels(data, least, f"threshold[{objective!r}]" if several else "threshold")
-    if several:
-        name, labels = "Impressions.threshold", sorted(task.thresholds)
-    elif isinstance(task, Cascaded):
-        expect(data.cascade is not None, "Cascaded", "data with a cascade", f"{data!r}")
-        name, labels = "Cascaded", sorted(data.cascade.labels)  # type: ignore[union-attr]
-    else:
-        more = ", or Impressions with a threshold for each objective by name" if isinstance(task, Impressions) else ""
-        expect(len(known) <= 1, name, f"a model of one objective{more}", f"one with {known}")
-        return
-    expect(set(known) <= set(labels), name, f"a label for each objective of the model {known}", labels)
+    for objective, threshold in task.thresholds.items():
+        name = f"threshold[{objective!r}]" if several else "threshold"
+        expect_threshold(data, threshold, name)
+        reached = data.action_counts[::-1].cumsum()[::-1] / max(1, data.action_counts.sum())
+        names = data.action_names or range(1, data.schema.actions)
+        listed = ", ".join(f"{row + 1} ({value!r}): {reached[row + 1]:.1%}" for row, value in enumerate(list(names)[:20]))
+        way_out = f"events by least action row: {listed}; take one that some events reach and others do not, or other events"
+        got = f"{reached[threshold]:.0%} positives for {threshold}; {way_out}"
+        expect(0 < reached[threshold] < 1, name, "positives and negatives among the events", got)
 
 
 def choose_buckets(data: Dataset, settings: FitSettings, config: Config, *, folder: Path | None) -> tuple[int, ...]:
@@ -258,8 +164,6 @@ def train(
     if start is not None:
         check_params(model, start, "start")
     task, config = settings.task, model.config
-    samples = samples_of(data, settings)
-    say(samples_line(samples, settings), progress=progress)
     source = task.source(data, before=settings.first_validation, repeats=settings.repeats)
     positions, candidates, validated = training_positions(data, settings), source, data
     if teacher is not None:
@@ -271,7 +175,8 @@ def train(
         epochs=settings.epochs, seed=settings.seed, buckets=settings.buckets, id_dropout=settings.id_dropout,
         process_index=jax.process_index(), process_count=jax.process_count(),
     )  # fmt: skip
-    for line in (*label_lines(feed, settings, samples, source), *plan(feed, settings, samples)):
+    labels_of(config, source(positions[:1], BatchKey(settings.seed, 0, 0)).labels)  # raises for those that the model needs
+    for line in plan(feed, settings):
         say(line, progress=progress)
     validate = validation(model, validated, settings, progress=progress) if settings.validates else None
     optimizer = optimizer or default_optimizer(
@@ -415,17 +320,17 @@ def validation(
     rows, named, _ = source(positions, BatchKey(0, 0, 0))
     labels = next(iter(labels_of(model.config, named).values()))
     where = (rows > 0) & ~np.isnan(labels)
-    of_users = metrics.gauc(np.zeros(rows.shape), labels, data.log.user[positions][:, None], where=where)
-    whole = np.isfinite(metrics.auc(np.zeros(rows.shape), labels, where=where))
+    zeros, users = np.zeros(rows.shape), data.log.user[positions][:, None]
+    by_user = metrics.gauc(zeros, labels, users, where=where).used > 0
     logged = data.cascade if data.cascade is not None and RANKER in data.cascade.labels else None
     ranked = logged is not None and np.isin(data.log.history_end(positions), logged.positions).any()
-    defined = {"auc": whole, "gauc": of_users.used > 0, "gauc_mean": of_users.used > 0, "ranker_recall": ranked}
-    lack = f"no user of its {len(positions)} samples has" if whole else f"its {len(positions)} samples do not have"
-    why = f"{lack} candidates of both labels; give keep_best={'auc' if whole else 'log_loss'!r} or None"
+    defined = {"auc": np.isfinite(metrics.auc(zeros, labels, where=where)), "gauc": by_user, "gauc_mean": by_user}
+    fits = (defined | {"ranker_recall": ranked}).get(settings.keep_best or "", True)
+    needs = "candidates of both labels (gauc: of one user)"
     if settings.keep_best == "ranker_recall":
-        why = f"no ranker scored its {len(positions)} samples; give a teacher, or a cascade with the label {RANKER!r}"
-    fits, expected = defined.get(settings.keep_best or "", True), "a figure that the validation slice defines"
-    expect(fits, "FitConfig.keep_best", expected, f"{settings.keep_best!r}: {why}")
+        needs = f"scores of a teacher, or of a cascade with the label {RANKER!r}"
+    got = f"{settings.keep_best!r}: none of its {len(positions)} samples has {needs}; give keep_best='log_loss' or None"
+    expect(fits, "FitConfig.keep_best", "a figure that the validation slice defines", got)
     options = evaluation_options(settings, data, "validation") | {"candidates": source, "progress": progress}
 
     def figures(state: TrainState) -> dict[str, float]:
