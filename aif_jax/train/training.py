@@ -93,16 +93,22 @@ def cuts(task: Task, data: Dataset, config: FitConfig) -> dict[str, Any]:
     return dict(zip(("since", "first_validation", "first_test"), moments, strict=True))
 
 
+def span_of(span: tuple[Any, Any] | None, data: Dataset, name: str) -> tuple[int, int] | None:
+    """Return two moments in seconds, dates or numbers in the unit of the data; ValueError for others."""
+    if span is None:
+        return None
+    first, after = (seconds_of(moment, name, unit=data.columns.time_unit) for moment in span)
+    return first, after
+
+
 def resolve_settings(
     config: FitConfig, data: Dataset, model: Config, *, task: Task, out: Path | None, **names: Any
 ) -> FitSettings:
     """Return the settings of a run: what the config leaves open follows from data, model, task, and the run in `out`."""
-    unit = data.columns.time_unit
-    without = config.without and tuple(seconds_of(moment, "fit without", unit=unit) for moment in config.without)
     decided = cuts(task, data, config) | {
         "task": task, "validation": None, "test": None, "k": config.k if task.ranks_catalogue else None,
         "repeats": bool(data.repeats if config.repeats is None else config.repeats),
-        "without": without, "buckets": () if config.buckets == "auto" else config.buckets,
+        "without": span_of(config.without, data, "fit without"), "buckets": () if config.buckets == "auto" else config.buckets,
     }  # fmt: skip
     settings = FitSettings(**vars(config) | decided | names)
     if config.buckets != "auto":
