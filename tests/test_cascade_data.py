@@ -65,9 +65,7 @@ def test_lines_become_requests(plain, caplog):
 
 def test_of_a_long_request_the_furthest_stages_are_kept_then_the_order_of_the_lines(plain, caplog):
     lines = {"user": [1] * 4 + [2], "time": [20] * 4 + [30], "rows": [3, 2, 4, 1, 1], "stage": [1, 1, 0, 1, 0]}
-    given = dict(
-        labels={"x": np.array([0.1, 0.2, 0.3, 0.4, 0.5])}, **{name: np.array(values) for name, values in lines.items()}
-    )
+    given = {name: np.array(values) for name, values in lines.items()} | {"labels": {"x": np.arange(1, 6) / 10}}
     made, without, cut = from_columns(plain.log, **given, candidates=3)
     assert (without, cut) == (0, 1) and made.rows.tolist() == [[4, 2, 3], [1, 0, 0]]  # row 1 came last; by row in a stage
     assert made.stage[0].tolist() == [0, 1, 1] and made.labels["x"][0].tolist() == pytest.approx([0.3, 0.2, 0.1])
@@ -223,10 +221,8 @@ def test_ranker_recall_is_of_the_cascade_whatever_the_lists(data):
     params, some = demo.init(model, items=data.catalogue), data.cascade.positions[-30:]
     given = dict(k=None, progress=False)
     logged, usual = (train.evaluate(model, params, data, some, candidates=of, **given) for of in (sources.logged(data), None))
-    assert (usual.kept, usual.ranker_recall) == (
-        logged.kept,
-        pytest.approx(logged.ranker_recall),
-    ) and 0 < usual.ranker_recall < 1
+    assert usual.kept == logged.kept and usual.ranker_recall == pytest.approx(logged.ranker_recall)
+    assert 0 < usual.ranker_recall < 1
     plain = dataclasses.replace(data, cascade=None)
     assert train.evaluate(model, params, plain, some, **given).ranker_recall is None
 

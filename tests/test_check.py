@@ -35,13 +35,6 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_clean_files_are_clean(folder):
-    report = check(folder / "events.csv", items=folder / "items.csv", users=folder / "users.csv", columns=Columns())
-    assert report.clean and report.problems == report.suspicions == []
-    assert list(report.rows.values()) == [2, 3, 6]
-    assert "0 problems, 0 suspicions" in str(report) and "events.csv: 6 rows)" in str(report)
-
-
 @pytest.mark.parametrize(("file", "old", "new", "problem"), [
     ("events", "2,7,6", "2,-7,6", ("negative id", 5, "item", "-7")),
     ("events", "2,7,6", "2,9,6", ("unknown item", 5, "item", "9")),

@@ -72,8 +72,13 @@ def test_one_user_by_hand():
     check_user_features(made.schema, features, batched=False)
 
 
-@pytest.mark.parametrize("events", [
-    EVENTS,
+NOWS = [
+    NOW, np.int64(NOW), np.datetime64(NOW, "s"), datetime.datetime.fromtimestamp(NOW, datetime.UTC),
+    datetime.datetime.fromtimestamp(NOW, datetime.timezone(datetime.timedelta(hours=8))),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("events", "now"), [*((EVENTS, now) for now in NOWS), *((events, NOW) for events in (
     {name: values[::-1] for name, values in EVENTS.items()},
     {name: [values[i] for i in (1, 2, 0)] for name, values in EVENTS.items()},
     {name: np.array(values) for name, values in EVENTS.items()},
@@ -83,17 +88,9 @@ def test_one_user_by_hand():
     pa.concat_tables([pa.table(EVENTS).slice(1), pa.table(EVENTS).slice(0, 1)]),
     EVENTS | {"at": np.array(EVENTS["at"], "datetime64[s]").astype("datetime64[ns]")},
     EVENTS | {"something": [None] * 3},
-])  # fmt: skip
-def test_events_in_any_order_and_form(events):
-    assert rows(encoder().user(None, events, NOW)) == KNOWN
-
-
-@pytest.mark.parametrize("now", [
-    NOW, np.int64(NOW), np.datetime64(NOW, "s"), datetime.datetime.fromtimestamp(NOW, datetime.UTC),
-    datetime.datetime.fromtimestamp(NOW, datetime.timezone(datetime.timedelta(hours=8))),
-])  # fmt: skip
-def test_now_as_an_integer_or_a_date(now):
-    assert rows(encoder().user(None, EVENTS, now)) == KNOWN
+))])  # fmt: skip
+def test_events_in_any_order_and_form_and_now_as_an_integer_or_a_date(events, now):
+    assert rows(encoder().user(None, events, now)) == KNOWN
 
 
 def test_the_unknown_user_and_no_events():

@@ -358,11 +358,8 @@ def test_a_stream_of_unknown_length_grows_the_table():
     stream = [(np.arange(i, j), part(many, slice(i, j))) for i, j in itertools.pairwise(cuts)]
     streamed = ItemIndex.build(trained(), iter(stream), batch_size=64, progress=False)
     assert same(streamed.take(np.arange(3000))[0], make(many, np.arange(3000)).take(np.arange(3000))[0])
-    given, message = (
-        dict(batch_size=64, capacity=2000, progress=False),
-        "capacity: expected at least the catalogue's items, got 2000",
-    )
-    refused(ValueError, message, ItemIndex.build, trained(), stream, **given)
+    message = "capacity: expected at least the catalogue's items, got 2000"
+    refused(ValueError, message, ItemIndex.build, trained(), stream, batch_size=64, capacity=2000, progress=False)
 
 
 def test_an_empty_index_works():
@@ -470,11 +467,8 @@ def test_rows_without_the_side_values_of_the_schema_are_refused():
     bare = lambda params, features, *, config: dataclasses.replace(item.apply(params, features, config=config), side={})  # noqa: E731
     model = aif.assemble(demo.config(schema=schema), item=aif.Component(item.init, bare))
     params = jax.eval_shape(lambda: aif.build(demo.config()).init(jax.random.key(0), demo.catalogue()))
-    given, message = (
-        dict(storage="float32", batch_size=8, mesh=None),
-        r"ItemRow.side: .* side values \['bid'\] of the schema, got \[\]",
-    )
-    refused(ValueError, message, ItemProgram, aif.Trained(model, params), **given)
+    message = r"ItemRow.side: .* side values \['bid'\] of the schema, got \[\]"
+    refused(ValueError, message, ItemProgram, aif.Trained(model, params), storage="float32", batch_size=8, mesh=None)
 
 
 @pytest.mark.parametrize("storage", ["float32", "bfloat16", "int8"])

@@ -43,16 +43,11 @@ def test_rows_are_those_of_a_build(whole, encoded, cut):
     assert world.same(index.upsert(changed), whole.upsert(changed))
 
 
-@pytest.mark.parametrize("storage", ["bfloat16", "int8"])
-def test_compact_rows_are_those_of_a_build(storage):
-    out = list(world.job(storage=storage)(world.items().to_batches()))
-    assert world.same(world.merged(out), world.built(storage=storage))
-
-
-def test_string_ids():
-    out = list(world.job(strings=True)(world.items(strings=True).to_batches(max_chunksize=100)))
-    assert out[0].schema.field("id").type == pa.string() and out[0].column("id")[3].as_py() == "sku-3"
-    assert world.same(world.merged(out, strings=True), world.built(strings=True))
+@pytest.mark.parametrize(("storage", "strings"), [("bfloat16", False), ("int8", False), ("float32", True)])
+def test_compact_rows_and_string_ids_are_those_of_a_build(storage, strings):
+    out = list(world.job(storage=storage, strings=strings)(world.items(strings=strings).to_batches(max_chunksize=100)))
+    assert out[0].column("id")[3].as_py() == ("sku-3" if strings else 24)
+    assert world.same(world.merged(out, strings=strings), world.built(storage=storage, strings=strings))
 
 
 def test_a_partition_of_its_own_gives_the_same_rows(whole):
@@ -178,13 +173,6 @@ def test_parts_of_another_version_are_refused(encoded):
         aif.ItemIndex.from_parts(aif.Trained(model, other, world.data().encoder), encoded)
 
 
-def test_an_id_in_two_parts_is_refused(encoded):
-    ids = encoded[4].column("id").to_pylist()
-    ids[5] = encoded[2].column("id")[7].as_py()
-    twice = [*encoded[:4], changed(encoded[4], id=ids)]
-    refused(ValueError, f"ones: {ids[5]} comes twice, at positions 135 and 261", world.merged, twice)
-
-
 @pytest.mark.parametrize(("change", "error", "message"), [
     ({"row": None}, ValueError, r"batch 1: expected columns id, row, version, .*no \['row'\]"),
     ({"version": None}, ValueError, r"no \['version'\]"),
@@ -200,7 +188,11 @@ def test_bad_parts_are_refused(encoded, change, error, message):
     refused(error, message, world.merged, [encoded[0], changed(encoded[1], **change)])
 
 
-def test_bad_stamps_and_sources_are_refused(encoded):
+def test_bad_stamps_and_sources_and_an_id_in_two_parts_are_refused(encoded):
+    ids = encoded[4].column("id").to_pylist()
+    ids[5] = encoded[2].column("id")[7].as_py()
+    twice = [*encoded[:4], changed(encoded[4], id=ids)]
+    refused(ValueError, f"ones: {ids[5]} comes twice, at positions 135 and 261", world.merged, twice)
     with pytest.raises(ValueError, match="batch 0, row 0: expected a version, one of .* and a batch size, got .*'int4'"):
         world.merged([changed(encoded[0], storage=["int4"] * 64)])
     refused(ValueError, "parts: expected 701 items, got 700", world.merged, encoded, items=701)

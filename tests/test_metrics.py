@@ -145,17 +145,6 @@ def test_a_model_keeps_all_of_its_own_best(data, more):
     assert survived.value == 1 or survived.used == 0
 
 
-@pytest.mark.parametrize(
-    ("scores", "labels", "where"),
-    [([], [], None), ([1.0, 2.0], [1, 1], None), ([1.0, 2.0], [0, 0], None), ([1.0, 2.0], [0, 1], [True, False])],
-)
-def test_undefined_values_are_nan(scores, labels, where):
-    groups = np.zeros(len(scores), int)
-    assert math.isnan(metrics.auc(scores, labels, where=where))
-    grouped = metrics.gauc(scores, labels, groups, where=where)
-    assert math.isnan(grouped.value) and grouped[1:] == (0, min(1, len(scores)))
-
-
 @pytest.mark.parametrize("shape", [(0, 4), (2, 0), (0, 0), (3, 4)])
 def test_nothing_to_average_is_nan(shape):
     scores, labels, where = np.zeros(shape), np.ones(shape), np.zeros(shape, bool)

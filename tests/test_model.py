@@ -108,16 +108,6 @@ def test_init_refuses_the_fitted_tables_of_another_config():
         refused(ValueError, message, model.init, jax.random.key(0), None, fitted=wrong)
 
 
-@pytest.mark.parametrize("name", demo.VARIANTS)
-def test_logits_are_float32_without_promotion(name):
-    """Under strict dtypes and ranks, which the whole suite has."""
-    assert jax.config.jax_numpy_dtype_promotion == "strict" and jax.config.jax_numpy_rank_promotion == "raise"  # pyright: ignore
-    model, params = demo.build(**demo.VARIANTS[name])
-    features, items = demo.user(model.config), demo.items(4)
-    scores = jax.eval_shape(model.joint, params, features, items)
-    assert (scores.shape, scores.dtype) == ((4,), jnp.float32)
-
-
 def test_assemble_takes_a_tower_of_your_own():
     def own_init(key, config):
         return user.init(key, config) | {"scale": jnp.full((), 2.0)}

@@ -31,12 +31,8 @@ def pipeline(data, *, counted=None, **changes) -> Pipeline:
     positions = sample_positions((counted or data).log, min_history=1)
     sampler = NegativeSampler(item_counts(counted or data, positions))
     source = sampled_negatives(data, sampler=sampler, negatives=2)
-    return Pipeline(
-        **{
-            "dataset": data, "positions": positions, "source": source, "config": config, "batch_size": 48, "epochs": 2,
-            **changes,
-        }
-    )  # fmt: skip
+    given = dict(dataset=data, positions=positions, source=source, config=config, batch_size=48, epochs=2)
+    return Pipeline(**given | changes)
 
 
 SHAPES = [
@@ -280,17 +276,12 @@ def threads() -> int:
 
 
 @pytest.mark.parametrize("ahead", [1, 2, 50])
-def test_items_come_in_order_and_then_it_ends(ahead):
-    with prefetch(range(20), ahead=ahead) as items:
-        assert list(items) == list(range(20))
+def test_items_come_in_order_from_another_thread_and_then_it_ends(ahead):
+    with prefetch(((number, threading.current_thread().name) for number in range(20)), ahead=ahead) as items:
+        numbers, names = zip(*items, strict=True)
+        assert numbers == (*range(20),) and all(name.startswith("aif_jax.prefetch") for name in names)
         assert list(items) == []
     assert threads() == 0
-
-
-def test_work_is_done_in_another_thread():
-    with prefetch(threading.current_thread().name for _ in range(1)) as names:
-        (name,) = names
-        assert name.startswith("aif_jax.prefetch") and name != threading.current_thread().name
 
 
 def test_no_more_is_made_than_allowed():

@@ -422,13 +422,6 @@ def test_a_stale_model_is_said_to_be(served, client, monkeypatch):
     assert refusal(client.rank, **ANN, candidates=IDS, k=1).status == 503
 
 
-def test_shares_may_add_up_to_one():
-    """Added as floats one by one, these are more than 1."""
-    shares = [0.2, 0.4, 0.3, 0.1]
-    text = "\n".join(["one", *(f"part{n} share={share}" for n, share in enumerate(shares))])
-    assert [entry.share for entry in parse_current(text)] == [0.0, *shares]
-
-
 def test_publish_writes_what_is_read(tmp_path):
     exports().copied(tmp_path)
     publish(tmp_path, ["one", ExportEntry("two", exports().digests["two"], 0.25)])
@@ -437,6 +430,9 @@ def test_publish_writes_what_is_read(tmp_path):
     refused(FileNotFoundError, "expected an exported folder", publish, tmp_path, ["three"])
     refused(FileNotFoundError, "got neither", read_current, tmp_path / "one" / "consume")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["current", "one", "two"]
+    shares = [0.2, 0.4, 0.3, 0.1]  # which may add up to one, though as floats one by one they are more
+    text = "\n".join(["one", *(f"part{n} share={share}" for n, share in enumerate(shares))])
+    assert [entry.share for entry in parse_current(text)] == [0.0, *shares]
 
 
 def test_publishing_under_load_fails_no_call_and_mixes_no_version(tmp_path):

@@ -126,13 +126,6 @@ def test_a_model_that_cannot_be_read_is_found_before_anything_is_compiled(damage
     assert str(tmp_path / "two") in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("compiles")
-def test_a_certificate_that_cannot_be_read_is_found_before_anything_is_compiled(tmp_path, capsys):
-    words = ["--certificate", tmp_path / "certificate.pem", "--key", tmp_path / "key.pem"]
-    assert cli.main(["serve", str(exports().root / "one"), "--port", "0", *map(str, words)]) == 1
-    assert f"TLS: expected a certificate and its key in PEM form, got {tmp_path / 'certificate.pem'}" in capsys.readouterr().err
-
-
 def test_a_signal_during_the_start_ends_it(monkeypatch, capsys):
     async def start(models):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -158,6 +151,7 @@ def test_tls_and_a_token(tmp_path):
             client.rank(**ANN, candidates=IDS, k=3)
 
 
+@pytest.mark.usefixtures("compiles")
 @pytest.mark.parametrize(("words", "code", "message"), [
     (["none"], 2, "expected an exported folder"),
     (["."], 2, "got neither"),
@@ -166,6 +160,7 @@ def test_tls_and_a_token(tmp_path):
     (["s3://nobody/model", "--mirror", "here"], 1, "s3://nobody/model: cannot be read or written: "),
     (["file:///nowhere/at/all", "--mirror", "here"], 2, "expected a store with a current snapshot"),
     (["FOLDER", "--key", "k.pem"], 2, "TLS: expected a certificate and its key"),
+    (["FOLDER", "--certificate", "a.pem", "--key", "k.pem"], 1, "a certificate and its key in PEM form, got a.pem"),
     (["FOLDER", "--serving", "buckets=[]"], 2, "ServingConfig.buckets"),
     (["FOLDER", "--serving", "colour=1"], 2, "expected one of the fields"),
     (["FOLDER", "--log", "log", "--log-share", "2"], 2, "log_share: expected 0 to 1, got 2"),
@@ -174,14 +169,14 @@ def test_tls_and_a_token(tmp_path):
     (["FOLDER", "--max-bytes", "0"], 2, "body_bytes: expected more than 0"),
     (["FOLDER", "--token-file", "EMPTY"], 2, "got an empty file"),
 ])  # fmt: skip
-def test_exit_codes(words, code, message, tmp_path, monkeypatch, capsys):
+def test_exit_codes_before_anything_is_compiled(words, code, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("EMPTY").touch()
     nowhere = {"ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b", "ENDPOINT_URL": "http://127.0.0.1:9", "MAX_ATTEMPTS": "1"}
     for name, value in nowhere.items():
         monkeypatch.setenv(f"AWS_{name}", value)
     folder = str(exports().root / "one")
-    assert cli.main(["serve", *(folder if word == "FOLDER" else word for word in words)]) == code
+    assert cli.main(["serve", *(folder if word == "FOLDER" else word for word in words), "--port", "0"]) == code
     assert message in capsys.readouterr().err
 
 

@@ -31,27 +31,18 @@ def test_vocabulary_by_hand(raw, ids, rows):
     assert encoded.dtype == np.int32 and encoded.tolist() == vocabulary.encode(ids).tolist() == rows
 
 
+@pytest.mark.parametrize(("ids", "forms"), [
+    (st.integers(-(2**63), 2**63 - 1), (np.int64,)),
+    (st.text(st.characters(exclude_categories=["Cs"]), max_size=4), (object, np.dtypes.StringDType())),
+])  # fmt: skip
 @settings(deadline=None, max_examples=50)
-@given(st.lists(st.integers(-(2**63), 2**63 - 1), max_size=20), st.lists(st.integers(-(2**63), 2**63 - 1), max_size=20))
-def test_vocabulary_equals_a_dict(raw, given_ids):
+@given(data=st.data())
+def test_a_vocabulary_equals_a_dict(ids, forms, data):
+    raw, more = (data.draw(st.lists(ids, max_size=20)) for _ in range(2))
     rows = {value: row for row, value in enumerate(sorted(set(raw)), start=1)}
-    given_ids = given_ids + raw
-    got = Vocabulary(np.array(raw, np.int64)).encode(np.array(given_ids, np.int64))
-    assert got.tolist() == [rows.get(value, 0) for value in given_ids]
-
-
-@settings(deadline=None, max_examples=50)
-@given(
-    st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=4), max_size=20),
-    st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=4), max_size=20),
-)
-def test_a_vocabulary_of_strings_equals_a_dict(raw, given_ids):
-    rows = {value: row for row, value in enumerate(sorted(set(raw)), start=1)}
-    given_ids, vocabulary = given_ids + raw, Vocabulary(raw)
-    expected = [rows.get(value, 0) for value in given_ids]
-    assert vocabulary.encode(given_ids).tolist() == expected
-    assert vocabulary.encode(np.array(given_ids, object)).tolist() == expected
-    assert vocabulary.encode(np.array(given_ids, np.dtypes.StringDType())).tolist() == expected
+    given_ids, vocabulary = more + raw, Vocabulary(raw)
+    for form in (given_ids, *(np.array(given_ids, form) for form in forms)):
+        assert vocabulary.encode(form).tolist() == [rows.get(value, 0) for value in given_ids]
     assert Vocabulary.from_arrays(vocabulary.to_arrays()) == vocabulary
     assert vocabulary.ids_of(np.arange(1, len(vocabulary))).tolist() == sorted(set(raw))
 
