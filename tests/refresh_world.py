@@ -62,4 +62,5 @@ def first(folder: Path | None, days: aif.Dataset | None = None, **changes: Any) 
     """The run of the first four days, or of other data, whose last tenth is not trained on."""
     days = data(4) if days is None else days
     options = dict(batch_size=64, learning_rate=0.05, epochs=8, validation=0.1, test=0.0, keep_best=None, requests=20, k=None)
+    options["evaluate_every"] = 10**6  # a checkpoint takes as long as ten epochs
     return demo.fit(model(days.schema), days, out=folder, progress=False, **(options | changes))
