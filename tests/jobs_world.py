@@ -59,18 +59,13 @@ def data(*, strings: bool = False) -> aif.Dataset:
 
 
 @functools.cache
-def model(*, strings: bool = False) -> tuple[aif.PreRanker, Any]:
-    """A model with wide vectors, signatures, and its parameters as NumPy arrays."""
+def trained(*, strings: bool = False) -> aif.Trained:
+    """A model with wide vectors and signatures, its parameters as NumPy arrays, and the encoder of the data."""
     layers = (blocks.LinearMemory(width=8, dot_product=True), blocks.Sim("category", slots=3, length=3), blocks.DotProduct())
     sizes: dict[str, Any] = dict(width=16, short_length=4, long_length=16, towers=(16,), head=aif.heads.Mlp((8,)))
     made = aif.build(aif.Config(schema=data(strings=strings).schema, blocks=layers, **sizes))
-    return made, jax.tree.map(np.asarray, demo.init(made, items=data(strings=strings).catalogue))
-
-
-@functools.cache
-def trained(*, strings: bool = False) -> aif.Trained:
-    """That model with the encoder of the data."""
-    return aif.Trained(*model(strings=strings), data(strings=strings).encoder)
+    params = jax.tree.map(np.asarray, demo.init(made, items=data(strings=strings).catalogue))
+    return aif.Trained(made, params, data(strings=strings).encoder)
 
 
 @functools.cache

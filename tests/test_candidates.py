@@ -57,7 +57,9 @@ def test_requests_start_where_user_or_time_changes(dataset, monkeypatch, block):
     assert sample_positions(long, requests=True).tolist() == [0, 5]
 
 
-def test_a_shown_list_is_all_events_of_its_request(dataset):
+def test_a_shown_list_is_all_events_of_its_request_with_the_history_of_its_first(dataset):
+    """Otherwise one user state for the whole list would look at another member's answer."""
+    assert dataset.log.history_end(np.arange(9)).tolist() == [0, 0, 0, 3, 4, 4, 6, 6, 8]
     found = impressions(dataset, candidates=3, threshold=2)(np.array([0, 3, 4, 6, 8]), DRAW)
     assert found.rows.tolist() == [[1, 2, 3], [2, 0, 0], [4, 0, 0], [5, 6, 0], [1, 0, 0]]  # item 0 is none of the catalogue
     assert found.labels.tolist() == [[0, 1, 0], [1, 0, 0], [0, 1, 0], [0, 0, 0], [1, 0, 0]]
@@ -97,11 +99,6 @@ def test_an_item_that_is_logged_twice_in_a_request_is_one_candidate(candidates):
     rows, labels, _ = impressions(data, candidates=candidates, threshold=2)(np.array([1]), DRAW)
     there = rows[0] > 0
     assert rows[0][there].tolist() == [1, 2] and labels[0][there].tolist() == [1, 1]
-
-
-def test_every_member_of_a_shown_list_has_the_history_of_its_first(dataset):
-    """Otherwise one user state for the whole list would look at another member's answer."""
-    assert dataset.log.history_end(np.arange(9)).tolist() == [0, 0, 0, 3, 4, 4, 6, 6, 8]
 
 
 def test_sampled_lists_have_the_positive_first():

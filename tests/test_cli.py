@@ -197,7 +197,7 @@ def test_check(folder, tmp_path, run):
     assert code == 1 and json.loads(out)["suspicions"][0]["kind"] == "repeated event" and json.loads(out)["problems"] == []
 
 
-def test_settings_that_make_no_sense_are_wrong_usage(folder, tmp_path, run):
+def test_settings_that_make_no_sense_and_no_command_are_wrong_usage(folder, tmp_path, run):
     run.refuses(2, "none.json", "check", *files(folder), "--columns", tmp_path / "none.json")
     for text, words in (
         ("{", "columns.json"),
@@ -214,6 +214,8 @@ def test_settings_that_make_no_sense_are_wrong_usage(folder, tmp_path, run):
     run.refuses(2, message, "check", "--events", folder / "events.parquet", "--columns", tmp_path / "colums.json")
     run.refuses(2, "--columns: Columns.bag_length", "check", *files(folder), "--columns", '{"bag_length": 1}')
     run.refuses(2, "no such file", "check", "--events", tmp_path / "none.parquet")
+    for words, hint in (([], "doctor"), (["fly"], "doctor"), (["index"], r"build\|follow\|verify")):
+        run.refuses(2, hint, *words)
 
 
 SMALL = ["--epochs", "1"]
@@ -359,11 +361,6 @@ def test_every_command_has_help(command, run):
     assert said.startswith(" ".join(["usage: aif-jax", *command]))
     if not command:
         assert "Exit codes" in said and all(word[0] in said for word in COMMANDS if word)
-
-
-def test_a_command_is_required(run):
-    for words, hint in (([], "doctor"), (["fly"], "doctor"), (["index"], r"build\|follow\|verify")):
-        run.refuses(2, hint, *words)
 
 
 def test_a_broken_pipe_to_somewhere_else_is_an_error(monkeypatch, run):

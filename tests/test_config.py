@@ -41,13 +41,6 @@ def test_history_and_content_of_a_config():
     assert config.reads_content and not demo.config(item_content=False).reads_content
 
 
-def test_a_subclass_that_is_not_registered_is_refused():
-    class Wider(blocks.Bea):
-        """A block that the decorator has not seen, so that no JSON could name it."""
-
-    refused(TypeError, "classes made by the decorator `block`", demo.config, blocks=(Wider(),))
-
-
 def test_json_by_hand():
     value = aif.Config(schema=ITEMS_ALONE, blocks=(blocks.Bea(4),)).to_json()
     assert value["blocks"] == [{"block": "Bea", "bridges": 4, "dot_product": False}]
@@ -60,7 +53,11 @@ def test_json_by_hand():
     assert blocks.PureSvd(decay=1).decay == 1  # a float may be written without its point
 
 
-def test_two_classes_of_one_name_are_refused():
+def test_two_classes_of_one_name_and_a_subclass_that_is_not_registered_are_refused():
+    class Wider(blocks.Bea):
+        """A block that the decorator has not seen, so that no JSON could name it."""
+
+    refused(TypeError, "classes made by the decorator `block`", demo.config, blocks=(Wider(),))
     Bea = type("Bea", (), {"__module__": "somewhere.else"})
     refused(ValueError, "block 'Bea': expected a new name, got one that aif_jax.blocks.bea has registered", BLOCKS.add, Bea)
     assert BLOCKS["Bea"] is blocks.Bea

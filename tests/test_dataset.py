@@ -105,7 +105,12 @@ def test_no_behaviour_ties_with_its_sample_or_is_later(rows):
             assert history.mask[at].tolist() == [True] * len(kept) + [False] * len(padding)
 
 
+KNOWN = {"user": Vocabulary([1, 2]), "item": Vocabulary([7, 8]), "category": Vocabulary(["a"])}
+OTHER = Encoder(schema=schema_of(Columns(), KNOWN), columns=Columns(), vocabularies=KNOWN)
+
+
 @pytest.mark.parametrize(("changes", "error", "message"), [
+    ({"encoder": OTHER}, ValueError, "Dataset.encoder: expected one of this schema with these users and items"),
     ({"schema": dataclasses.replace(SCHEMA, actions=9)}, ValueError, "Dataset.schema: expected the catalogue's"),
     ({"users": Vocabulary([1])}, ValueError, "Dataset.log.users: expected 2 rows like the vocabulary, got 4"),
     ({"items": Vocabulary([1])}, ValueError, "Dataset.catalogue: expected 2 rows like the vocabulary, got 4"),
@@ -120,14 +125,6 @@ def test_no_behaviour_ties_with_its_sample_or_is_later(rows):
 ])  # fmt: skip
 def test_parts_that_do_not_fit_together_are_refused(changes, error, message):
     refused(error, re.escape(message), dataclasses.replace, dataset(), **changes)
-
-
-def test_an_encoder_of_another_schema_or_other_vocabularies_is_refused():
-    columns = Columns()
-    vocabularies = {"user": Vocabulary([1, 2]), "item": Vocabulary([7, 8]), "category": Vocabulary(["a"])}
-    encoder = Encoder(schema=schema_of(columns, vocabularies), columns=columns, vocabularies=vocabularies)
-    with pytest.raises(ValueError, match="Dataset.encoder: expected one of this schema with these users and items"):
-        dataclasses.replace(dataset(), encoder=encoder)
 
 
 def test_whether_users_come_back_is_estimated_from_the_log():

@@ -260,13 +260,7 @@ def test_wrong_options(tmp_path, options, expected):
     refused(ValueError, expected, movielens.read, write(tmp_path, "csv"), **options)
 
 
-def test_bad_encoding_is_named(tmp_path):
-    write(tmp_path, "csv")
-    (tmp_path / "movies.csv").write_bytes(FILES["csv"]["movies.csv"].encode("latin-1"))
-    refused(ValueError, r"movies\.csv.*: expected text with a header in utf8, got .*UTF8", movielens.read, tmp_path)
-
-
-def test_folder_without_known_files_or_with_too_many(tmp_path):
+def test_folders_without_known_files_with_too_many_or_of_another_encoding(tmp_path):
     refused(FileNotFoundError, r"expected a folder with MovieLens files, got no such folder", movielens.read, tmp_path / "no")
     refused(FileNotFoundError, r"movies.csv: expected a file, got no such file", movielens.read, tmp_path / "no", layout="csv")
     refused(ValueError, r"expected one of u\.data, ratings\.dat, ratings\.csv, \*\.inter, got \[\]", movielens.read, tmp_path)
@@ -277,6 +271,9 @@ def test_folder_without_known_files_or_with_too_many(tmp_path):
     (tmp_path / "y.inter").write_text(FILES["recbole"]["x.inter"])
     with pytest.raises(ValueError, match=r"expected one file \*\.inter, got 2: \['x\.inter', 'y\.inter'\]"):
         movielens.read(tmp_path, layout="recbole")
+    (tmp_path / "movies.csv").write_bytes(FILES["csv"]["movies.csv"].encode("latin-1"))
+    message = r"movies\.csv.*: expected text with a header in utf8, got .*UTF8"
+    refused(ValueError, message, movielens.read, tmp_path, layout="csv")
 
 
 @pytest.mark.skipif(not MERGED.is_dir(), reason=f"needs the merged MovieLens data in {MERGED} (AIF_JAX_DATA)")
@@ -311,17 +308,14 @@ def test_events_and_categories(tmp_path, caplog):
     assert data.catalogue.items.content.tolist() == [[0, 0], [0, 1], [1, 0]]
 
 
-def test_item_under_two_categories_gets_that_of_its_last_event(tmp_path, caplog):
-    path = write(tmp_path, "taobao", [("UserBehavior.csv", ROWS, "1,9,50,pv,300\n1,9,40,pv,200\n1,8,40,pv,100\n")])
-    assert taobao.read(path).catalogue.items.ids["category"].tolist() == [0, 1, 2]
-    assert "1 of 2 items have more than one category" in caplog.text
-
-
-def test_between_keeps_the_days_asked_for_and_times_before_1970_are_read(tmp_path):
+def test_days_between_times_before_1970_and_the_last_category_of_an_item(tmp_path, caplog):
     data = taobao.read(write(tmp_path, "taobao"), between=(1511544070, 1511600000))
     assert data.log.time.tolist() == [1511544070] and data.items.raw.tolist() == [200]
     refused(ValueError, r"expected events with times in \(1, 2\), got none", taobao.read, tmp_path, between=(1, 2))
     assert taobao.read(write(tmp_path, "taobao", [("UserBehavior.csv", ROWS, "1,2,3,pv,-5\n")])).log.time.tolist() == [-5]
+    path = write(tmp_path, "taobao", [("UserBehavior.csv", ROWS, "1,9,50,pv,300\n1,9,40,pv,200\n1,8,40,pv,100\n")])
+    assert taobao.read(path).catalogue.items.ids["category"].tolist() == [0, 1, 2]
+    assert "1 of 2 items have more than one category" in caplog.text
 
 
 @pytest.mark.skipif(not HEAD.is_dir(), reason=f"needs the head of Taobao UserBehavior in {HEAD} (AIF_JAX_DATA)")

@@ -542,12 +542,9 @@ def dialect(path: Path) -> list[str]:
     return [f"{path.name}:{number}: {found[0]}" for number, line in texts(path) for found in words.finditer(line)]
 
 
-def test_words_are_plain():
-    assert [place for path in (*PAGES, *sorted((ROOT / "aif_jax").rglob("*.py"))) for place in dialect(path)] == []
-
-
-def test_no_argument_is_documented_by_a_bare_genitive():
+def test_words_are_plain_and_no_argument_is_documented_by_a_bare_genitive():
     """`seed: of the draws` says nothing on its own in `--help`; `seed: seed of the draws` does."""
+    assert [place for path in (*PAGES, *sorted((ROOT / "aif_jax").rglob("*.py"))) for place in dialect(path)] == []
     bare = re.compile(r"^ {6,}(?:\w+, )*[a-z_0-9]+: (?:of|the same of|as for) ", re.M)
     sources = [(path.name, path.read_text()) for path in (ROOT / "aif_jax").rglob("*.py")]
     assert [(name, found[0]) for name, source in sources for found in bare.finditer(source)] == []

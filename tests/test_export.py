@@ -289,13 +289,10 @@ def test_wrong_inputs_are_refused_in_words(loaded, scored, name, change, message
         refused(export.ExportError, "", loaded.users, {key: np.stack([value, value]) for key, value in flat.items()})
 
 
-def test_rows_outside_the_table_are_refused(loaded, scored):
+def test_rows_outside_the_table_and_buckets_outside_the_axes_are_refused(made, loaded, scored):
     state, rows = loaded.user(scored[0]), loaded.item(scored[1])
     refused(export.ExportError, r"expected values in \[0, 100\), got 0 to 100", loaded.score, state, rows, np.array([0, 100]))
     refused(export.ExportError, r"expected integers \[C\], got float64", loaded.score, state, rows, np.array([0.0]))
-
-
-def test_buckets_are_checked(made):
     for buckets, message in (
         ({"c": [32, 64]}, "expected sizes of at least 64, got"),
         ({"l": [24, 32]}, r"buckets 'l': expected sizes from 6 to 24, got \[24, 32\]"),
@@ -445,6 +442,9 @@ def test_features_of_another_encoder_are_refused(encoded):
     message = f"features: expected the encoding {made.version}, got {other.version}; their"
     refused(export.ExportError, message, loaded.user, other.user(None, None, 10**9))
     refused(export.ExportError, message, loaded.item, encode_items({"item": [8], "category": ["b"]}, other)[1])
+    other = encoder(columns=Columns(action="event", actions=("view", "buy"), user_id=True))
+    message = "encoder: expected one that makes the features of .*users: none.*users: user 3"
+    refused(ValueError, message, aif.Trained, *encoded[1:3], other)
 
 
 def test_an_index_of_strings_is_looked_up_by_strings(encoded):
@@ -509,12 +509,6 @@ def test_leaves_that_no_function_reads_travel_with_the_model(tmp_path):
     export.save(tmp_path / "a", trained, **QUICK)
     assert all("user/auxiliary/kernel" not in function.params for function in load(tmp_path / "a").functions.values())
     assert export.restore(tmp_path / "a", model=trained.model).trained.params["user"]["auxiliary"]["kernel"].all()
-
-
-def test_an_encoder_of_other_features_is_refused(encoded):
-    other = encoder(columns=Columns(action="event", actions=("view", "buy"), user_id=True))
-    message = "encoder: expected one that makes the features of .*users: none.*users: user 3"
-    refused(ValueError, message, aif.Trained, *encoded[1:3], other)
 
 
 def test_an_existing_folder_is_left_alone_and_a_failure_leaves_nothing(encoded, tmp_path, monkeypatch):

@@ -122,21 +122,24 @@ parquet.write_table(pa.Table.from_batches(out), {str(tmp_path / "out.parquet")!r
     assert parquet.read_table(tmp_path / "out.parquet") == pa.Table.from_batches(encoded)
 
 
+def another() -> aif.Trained:
+    """The model with other parameters."""
+    doubled = jax.tree.map(lambda leaf: leaf * 2 if leaf.dtype == np.float32 else leaf, world.trained().params)
+    return world.trained().replace(params=doubled)
+
+
 def test_another_model_in_the_folder_is_refused(tmp_path):
-    (model, params), encoder = world.model(), world.data().encoder
-    checkpoint.save(tmp_path / "model", aif.Trained(model, params, encoder))
+    checkpoint.save(tmp_path / "model", world.trained())
     sent = pickle.dumps(aif.engines.ItemJob(tmp_path / "model"))
     (tmp_path / "model").rename(tmp_path / "old")
-    other = jax.tree.map(lambda leaf: leaf * 2 if leaf.dtype == np.float32 else leaf, params)
-    checkpoint.save(tmp_path / "model", aif.Trained(model, other, encoder))
+    checkpoint.save(tmp_path / "model", another())
     job = pickle.loads(sent)
     items._program.cache_clear()  # as in a new process
     refused(VersionMismatch, f"job, model in .*model: expected version {job.version}", list, job(world.items(8).to_batches()))
 
 
 def test_what_is_no_job(tmp_path):
-    model, params = world.model()
-    checkpoint.save(tmp_path / "bare", aif.Trained(model, params))
+    checkpoint.save(tmp_path / "bare", world.trained().replace(encoder=None))
     refused(ValueError, "bare: expected a model with an encoder", aif.engines.ItemJob, tmp_path / "bare")
     refused(FileNotFoundError, "nowhere", aif.engines.ItemJob, tmp_path / "nowhere")
     refused(ValueError, "storage: expected one of", world.job, storage="int4")
@@ -167,10 +170,8 @@ def test_parts_of_another_version_are_refused(encoded):
     mixed = ["0" * 64 if n == 9 else version for n in range(64)]
     with pytest.raises(VersionMismatch, match=f"batch 3, row 9: expected version {version}, got 000"):
         world.merged([*encoded[:3], changed(encoded[3], version=mixed)])
-    model, params = world.model()
-    other = jax.tree.map(lambda leaf: leaf * 2 if leaf.dtype == np.float32 else leaf, params)
     with pytest.raises(VersionMismatch, match=f"batch 0, row 0: expected version [0-9a-f]*, got {version}"):
-        aif.ItemIndex.from_parts(aif.Trained(model, other, world.data().encoder), encoded)
+        aif.ItemIndex.from_parts(another(), encoded)
 
 
 @pytest.mark.parametrize(("change", "error", "message"), [

@@ -20,11 +20,6 @@ USUAL = OPTIONS["addopts"][OPTIONS["addopts"].index("-m") + 1]
 """What `python -m pytest` runs without words."""
 
 
-def test_markers_are_known_without_the_tests_folder():
-    """`python -m pytest aif_jax/metrics` reads pyproject.toml alone."""
-    assert OPTIONS["markers"][1:] == [f"{lane}: {meaning}" for lane, meaning in lanes.LANES.items()]
-
-
 def test_no_test_of_the_default_lane_starts_an_interpreter():
     """Each costs seconds to import the package; those with the fixture `python` are told by it."""
     starting, unmarked = [], []
@@ -47,6 +42,7 @@ def test_a_test_gets_one_lane(request, lane):
 
 def test_the_lanes_together_are_the_suite():
     """What pytest runs without words, what .ci/run adds on every change, and two lanes before a release."""
+    assert OPTIONS["markers"][1:] == [f"{lane}: {meaning}" for lane, meaning in lanes.LANES.items()]  # without this folder
     assert lanes.left_out(USUAL) == [lane for lane in lanes.LANES if lane != lanes.DEFAULT]
     for page in (".ci/run", "README.md", "docs/contributing.md"):
         assert 'python -m pytest -m "docs or experiments or standing"' in (ROOT / page).read_text(), page

@@ -25,10 +25,12 @@ def test_attention_by_hand():
     np.testing.assert_allclose(got, [0.5, 0.5, 0.0, 0.0])
 
 
-def test_masked_mean():
+def test_masked_mean_and_buckets_of_ages():
     values = jnp.array([[1.0, 2.0], [3.0, 4.0], [jnp.nan, 7.0]])
     np.testing.assert_allclose(layers.masked_mean(values, jnp.array([True, True, False])), [2.0, 3.0])
     np.testing.assert_allclose(layers.masked_mean(values, jnp.zeros(3, bool)), [0.0, 0.0])
+    seconds = jnp.array([0, 0.9, 1, 3, 86400, 2.0**31, 2.0**40, -5, np.nan])
+    assert layers.age_bucket(seconds).tolist() == [0, 0, 1, 2, 16, 31, 31, 0, 0]
 
 
 @pytest.mark.parametrize("wrong", [3, -1, 2**31 - 1, -(2**31)])
@@ -105,11 +107,6 @@ def test_embed_attributes_averages_the_known_ids_of_a_bag():
     np.testing.assert_allclose(got, [2.0])
     (empty,) = layers.embed_attributes(embedding, (tags,), {"tags": jnp.zeros(3, jnp.int32)})
     np.testing.assert_allclose(empty, [0.0])
-
-
-def test_age_bucket():
-    seconds = jnp.array([0, 0.9, 1, 3, 86400, 2.0**31, 2.0**40, -5, np.nan])
-    assert layers.age_bucket(seconds).tolist() == [0, 0, 1, 2, 16, 31, 31, 0, 0]
 
 
 def test_mlp_and_layer_norm_by_hand():

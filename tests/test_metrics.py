@@ -44,13 +44,10 @@ def candidate_lists(draw):
     return scores, draw(hnp.arrays(np.bool_, shape)), draw(hnp.arrays(np.bool_, shape)), draw(st.integers(1, 6))
 
 
-def test_auc_of_infinite_scores_and_of_lists():
+def test_infinite_scores_lists_and_groups_by_name_or_one_for_each_list():
     assert metrics.auc([0.0, -0.0], [1, 0]) == 0.5
     assert metrics.auc([-np.inf, 0.0, np.inf], [0, 1, 1]) == 1.0
     assert metrics.auc([[1.0, 2.0], [3.0, 9.0]], [[0, 1], [0, 1]], where=[[True, True], [True, False]]) == 0.5
-
-
-def test_groups_are_names_or_one_for_each_list():
     scores, labels, groups = [3, 1, 2, 4, 5, 5, 5, 8, 7, 6], [1, 0, 0, 0, 1, 1, 0, 1, 0, 0], [1, 1, 1, 1, 2, 2, 2, 3, 4, 4]
     assert metrics.gauc(scores, labels, [f"user {g}" for g in groups]) == metrics.gauc(scores, labels, groups)
     assert metrics.gauc([[1, 2], [4, 3]], [[0, 1], [0, 1]], np.array([[0], [1]])) == (0.5, 2, 0)

@@ -574,6 +574,8 @@ def test_the_gate_passes_what_is_no_worse():
     assert judge({"newest": (measured(0.82, top=other), measured())}).passed  # another top k, and surely better
     fixed = judge({"newest": (measured(), measured()), "fixed": (measured(0.7), measured())})
     assert [reason.partition(":")[0] for reason in fixed.reasons] == ["fixed"]
+    times = np.concatenate([np.arange(0, 100), np.arange(100, 200, 2)])  # events a day of the new part and before
+    assert volume(times, 100) == pytest.approx(0.5, rel=0.02) and volume(times, 0) is None
     few = {"newest": (measured(), measured())}
     assert "200 users have candidates of both labels" in judge(few, GateConfig(users=300)).reasons[0]
 
@@ -643,11 +645,6 @@ def test_scores_that_are_no_probabilities_are_judged_by_what_they_rank(run, requ
     loud = jax.tree.map(lambda leaf: 4 * leaf, run.params["embedding"])  # as of a task that it was not trained for
     loud = measure(with_offset(run.trained.replace(params=run.params | {"embedding": loud}), 0.0), requests)
     assert any("log_loss" in reason for reason in judge({"newest": (loud, old)}, gate).reasons)
-
-
-def test_volume_compares_the_new_part_with_the_days_before():
-    times = np.concatenate([np.arange(0, 100), np.arange(100, 200, 2)])
-    assert volume(times, 100) == pytest.approx(0.5, rel=0.02) and volume(times, 0) is None
 
 
 def test_a_model_that_names_no_task_needs_one_for_events_of_several_actions(tmp_path):

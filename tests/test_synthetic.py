@@ -49,12 +49,14 @@ def test_features_are_those_of_raw_events():
         np.testing.assert_array_equal(getattr(encoded.history, field), getattr(offline, field)[0], field)
 
 
-def test_sizes_and_what_a_model_sees(world):
+def test_sizes_what_a_model_sees_and_which_events_are_observable(world):
     data = world.dataset
     assert (len(data.users) - 1, len(data.items) - 1, len(data.log)) == (150, 300, 150 * 120)
     assert [a.name for a in data.schema.item_attributes] == ["item", "category"] and data.schema.content == 16
     assert set(np.unique(data.log.action)) == {1, 2}
     np.testing.assert_array_equal(data.catalogue.items.ids["category"], world.category + 1)
+    early = data.log.history_end(np.arange(len(data.log))) - data.log.offsets[data.log.user] < 32
+    assert not world.observable[early].any() and world.observable[~early].mean() > 0.95
 
 
 def lift_by_hand(world, position, row, lag=16, recent=4):
@@ -150,10 +152,3 @@ def test_ties_share_their_truth(world):
     np.testing.assert_array_equal(world.lift(positions, items), world.lift(positions + 1, items))
     untied = synthetic_world(7, **SMALL, tie_rate=0.0).dataset.log
     assert (np.diff(untied.time)[untied.user[1:] == untied.user[:-1]] > 0).all()
-
-
-def test_early_events_are_not_observable(world):
-    log = world.dataset.log
-    events = log.history_end(np.arange(len(log))) - log.offsets[log.user]
-    assert not world.observable[events < 32].any()
-    assert world.observable[events >= 32].mean() > 0.95

@@ -54,13 +54,10 @@ def test_a_separator_across_the_border_of_two_pieces(tmp_path, monkeypatch, size
     assert got["b"].tolist() == [2 * i for i in range(50)] and set(got["c"].tolist()) == {"a:b:"}
 
 
-def test_a_byte_order_mark_and_other_columns_are_left_out(tmp_path):
+def test_a_byte_order_mark_encodings_and_quotes(tmp_path):
     path = tmp_path / "table.inter"
-    path.write_bytes(b"\xef\xbb\xbfuser\tnote\titem\n6\tx\t5\n")
+    path.write_bytes(b"\xef\xbb\xbfuser\tnote\titem\n6\tx\t5\n")  # other columns are left out
     assert load_columns(TextFile(path=path, separator="\t"), {"user": "id", "item": "id"})[1]["user"].tolist() == [6]
-
-
-def test_encodings_and_quotes(tmp_path):
     path = tmp_path / "u.item"
     path.write_bytes('1|Caf\xe9\x85 (1995)\r\n2|say "hi"\n'.encode("latin-1"))
     file = TextFile(path=path, names=("id", "title"), separator="|", encoding="latin-1", quoted=False)

@@ -108,10 +108,17 @@ def test_open_takes_the_functions_of_an_assembled_model(trained, tmp_path):
             aif.open(folder, model=aif.build(trained.config.replace(width=24)))
 
 
-def test_a_model_of_assemble_is_not_opened_as_another(trained, tmp_path):
-    """The same parameters under other functions are another version, which no folder opens by itself."""
-    calls = lambda params, features, *, config: aif.model.ITEM.apply(params, features, config=config)  # noqa: E731
-    own = trained.replace(model=aif.assemble(trained.config, item=aif.Component(aif.model.ITEM.init, calls)))
+calls = lambda params, features, *, config: aif.model.ITEM.apply(params, features, config=config)  # noqa: E731
+
+
+@pytest.fixture
+def own(trained) -> aif.Trained:
+    """The same parameters under other functions."""
+    return trained.replace(model=aif.assemble(trained.config, item=aif.Component(aif.model.ITEM.init, calls)))
+
+
+def test_a_model_of_assemble_is_not_opened_as_another(trained, own, tmp_path):
+    """It is another version, which no folder opens by itself."""
     assert own.version != trained.version and own.config.assembled == ("item=<lambda>",)
     value = type("Calls", (), {"__call__": lambda self, *features, config: calls(*features, config=config)})()
     assert aif.assemble(trained.config, item=aif.Component(aif.model.ITEM.init, value)).config.assembled == ("item=Calls",)
@@ -169,16 +176,13 @@ def test_edits_compose_and_a_calibration_is_of_the_scores_before(trained, run, d
         svd(encoded, synthetic_world(1, users=5, items=20, topics=4, categories=4, interests=2, favourites=2).dataset)
 
 
-def test_edits_refuse_a_model_whose_functions_they_would_replace(trained, data):
+def test_edits_refuse_a_model_whose_functions_they_would_replace(own, data):
     """A model of `assemble`: built from its config it would be another one."""
-    calls = lambda params, features, *, config: aif.model.ITEM.apply(params, features, config=config)  # noqa: E731
-    model = aif.assemble(trained.config, item=aif.Component(aif.model.ITEM.init, calls))
-    own = aif.Trained(model, trained.params, trained.encoder)
     for name in ("svd_term", "popularity_correction"):
         text = rf"{name}: expected a model of `build`, got .* with item=<lambda>.*assemble\("
         refused(ValueError, text, getattr(edits, name), own, data, before=int(data.log.time.max()))
     unseen = edits.unseen_items(own, data, before=int(data.log.time.max()))
-    assert unseen.model is model  # an edit of parameters keeps the functions
+    assert unseen.model is own.model  # an edit of parameters keeps the functions
 
 
 def test_no_function_takes_a_model_in_parts():

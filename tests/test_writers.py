@@ -19,7 +19,7 @@ from aif_jax.index.writer import Lease
 from aif_jax.store import sealed
 from tests.demo import same
 from tests.refusals import refused
-from tests.writer_world import MODEL, PARAMS, TRAINED, Items, build
+from tests.writer_world import MODEL, PARAMS, TRAINED, Items, build, features
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_options_out_of_range_are_refused(world, option):
 
 def test_an_update_that_does_not_fit_changes_nothing(world):
     stream = world.start()
-    refused(ValueError, "features: expected 1 items like ids, got 2", world.misfit, stream)
+    refused(ValueError, "features: expected 1 items like ids, got 2", stream.upsert, [5], features([1, 2]), position=1)
     assert world.holds(stream.index, {}) and stream.positions == {} and world.apply(stream, 1)
     stream.close()
 

@@ -40,12 +40,6 @@ def build(
     return ItemIndex.build(aif.Trained(MODEL, params, encoder), [(list(ids), features(numbers))], **options)
 
 
-def drawn(partition: Any, number: int) -> tuple[int, np.random.Generator]:
-    """1 for partition 1, whose ids are odd, else 0; and the generator that draws the update of this number."""
-    odd = int(partition == 1)
-    return odd, np.random.default_rng((odd, number))
-
-
 class Items:
     """An index in a directory of snapshots, with a stream of numbered updates in partitions: items come, change and go.
 
@@ -69,8 +63,9 @@ class Items:
 
     @staticmethod
     def change(partition: int, number: int) -> tuple[list[int], list[int] | None]:
-        """Ids of items of that partition, and their new numbers or None for a deletion."""
-        odd, rng = drawn(partition, number)
+        """Ids of items of that partition, odd in partition 1, and their new numbers or None for a deletion."""
+        odd = int(partition == 1)
+        rng = np.random.default_rng((odd, number))
         ids = (rng.choice(30, 4, replace=False) * 2 + odd).tolist()
         return ids, None if rng.random() < 0.25 else rng.integers(0, 1 << 16, 4).tolist()
 
@@ -79,10 +74,6 @@ class Items:
         ids, numbers = self.change(partition, number)
         place = {"position": self.at(number) if position is ... else position, "partition": partition}
         return writer.delete(ids, **place) if numbers is None else writer.upsert(ids, features(numbers), **place)
-
-    def misfit(self, writer: Any) -> None:
-        """Gives a writer an update at position 1 that does not fit."""
-        writer.upsert([5], features([1, 2]), position=1)
 
     def numbers(self, counts: dict[int, int]) -> dict[int, int]:
         """The number of each item after so many updates of each partition."""

@@ -45,44 +45,44 @@ BUSY = {"haproxy": {"maxconn 512": "maxconn 2"}, "nginx": {"max_conns=512": "max
 
 
 class Fronted(NamedTuple):
-    """A service and the proxy in front of it."""
+    """A service, and the address of the proxy in front of it, or its own."""
 
     service: Running
-    proxy: str
+    address: str
 
     def connect(self, said: bytes = b"") -> socket.socket:
-        return connected(self.proxy, said)
+        return connected(self.address, said)
 
     def good(self) -> None:
-        """Health of the service, and through the proxy a call from another address, are answered."""
+        """Health of the service, and at the address a call from elsewhere, are answered."""
         with self.service.client() as client:
             assert client.request("GET", "/health/ready")[0] == 200
         assert self.call() == 200
 
     def call(self, address: str = OTHER) -> int:
-        """Status of a call through the proxy, from an address of this machine."""
+        """Status of a call from an address of this machine."""
         body = json.dumps(CALL | {"candidates": IDS.tolist()})
         headers = {"content-type": "application/json", "authorization": f"Bearer {TOKEN}"}
-        host = self.proxy.removeprefix("http://")
+        host = self.address.removeprefix("http://")
         with contextlib.closing(http.client.HTTPConnection(host, timeout=60, source_address=(address, 0))) as connection:
             connection.request("POST", "/v1/rank", body, headers)
             return connection.getresponse().status
 
 
 @contextlib.contextmanager
-def service(*, policy: Policy | None = None, **options) -> Iterator[Running]:
+def service(*, policy: Policy | None = None, **options) -> Iterator[Fronted]:
     """A service with a token whose deadlines are short."""
     policy, where = policy or Policy(body_seconds=0.5), Listening(http_port=0, token=TOKEN)
     with running(exports().root / "one", **{"where": where, "policy": policy, **options}) as made:
-        yield made
+        yield Fronted(made, made.addresses["http"])
 
 
 @contextlib.contextmanager
 def fronted(name: proxies.Proxy, folder: Path, *changes: dict[str, dict[str, str]], **options) -> Iterator[Fronted]:
     """The same behind a proxy, with some changes of its file by its name."""
     changed = {old: new for change in (FASTER, *changes) for old, new in change[name].items()}
-    with service(**options) as made, proxies.proxy(name, [made.addresses["http"]], folder, changes=changed) as (address, _):
-        yield Fronted(made, address)
+    with service(**options) as made, proxies.proxy(name, [made.address], folder, changes=changed) as (address, _):
+        yield made._replace(address=address)
 
 
 @pytest.fixture(params=["haproxy", "nginx"])
@@ -149,7 +149,7 @@ def floods_of(name: proxies.Proxy) -> dict[str, tuple[bytes, bytes]]:
     return {what: said for what, said in FLOODS.items() if name == "haproxy" or "trailer" not in what}
 
 
-def floods(made: Fronted | Running, of: dict[str, tuple[bytes, bytes]], sizes: Sizes) -> None:
+def floods(made: Fronted, of: dict[str, tuple[bytes, bytes]], sizes: Sizes) -> None:
     """Endless heads, trailers and bodies: each ends after a bounded number of bytes, in flat memory."""
     before = resident()
     for what, (first, part) in of.items():
@@ -193,7 +193,7 @@ def test_slow_heads_and_bodies_end(name, tmp_path):
 def test_an_answer_that_nobody_reads_ends_its_connection(name, tmp_path):
     with fronted(name, tmp_path) as made, socket.socket() as caller:
         caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        host, port = made.proxy.removeprefix("http://").split(":")
+        host, port = made.address.removeprefix("http://").split(":")
         caller.connect((host, int(port)))
         caller.settimeout(2)
         asked = b"GET /page.js HTTP/1.1\r\nhost: x\r\n\r\n" * 3000  # 28 MB of answers for 100 kB
@@ -232,7 +232,7 @@ PATIENT = dataclasses.replace(SERVING, callable_timeout=60.0, budget=60.0)
 
 
 @contextlib.contextmanager
-def held(made: Fronted | Running, source: Held, *users: str) -> Iterator[list[socket.socket]]:
+def held(made: Fronted, source: Held, *users: str) -> Iterator[list[socket.socket]]:
     """Connections with a call of each user whose features the source has to give, and has not given yet."""
     with contextlib.ExitStack() as stack:
         stack.callback(source.release.set)
@@ -283,14 +283,7 @@ def short(monkeypatch):
         yield made
 
 
-def good(made: Running) -> None:
-    """Health and a call are answered."""
-    with made.client() as client:
-        assert client.request("GET", "/health/live")[0] == 200
-        assert len(client.rank(**CALL)["ids"]) == 3
-
-
-def drips(made: Running, sizes: Sizes) -> None:
+def drips(made: Fronted, sizes: Sizes) -> None:
     """A byte of a body from time to time: every connection ends by itself."""
     chunks, other = b"1\r\nx\r\n", CHUNKED.replace(b"/v1/rank", b"/none")
     kinds = (
@@ -301,15 +294,15 @@ def drips(made: Running, sizes: Sizes) -> None:
     )  # fmt: skip
     going = {made.connect(first): drip for first, drip in kinds for _ in range(max(1, sizes.drips // len(kinds)))}
     drip(going)
-    good(made)
+    made.good()
 
 
 def test_the_service_bounds_bodies_in_bytes_and_seconds(short):
     """A caller reads the refusal of a large body: a connection that is closed while bytes come would take the answer back."""
     floods(short, BODIES, SMOKE)
-    good(short)
+    short.good()
     drips(short, SMOKE)
-    with Client(short.addresses["http"], token="wrong") as client:
+    with Client(short.address, token="wrong") as client:
         for _ in range(5):
             status, _, _ = client.request("POST", "/v1/rank", bytes(4 << 20), {"content-type": "application/json"})
             assert status == 401
@@ -320,7 +313,7 @@ def test_more_calls_than_the_service_takes_get_503_and_health_is_answered(monkey
     monkeypatch.setattr(http_front, "MAX_REQUESTS", 3)
     source = Held()
     with service(source=source, config=PATIENT) as made, held(made, source, "ann", "ben", "cat") as callers:
-        with made.client() as client:
+        with made.service.client() as client:
             status, answer = client.post("/v1/rank", CALL)
             assert status == 503 and "expected at most 3 requests at once" in answer["error"]["message"]
             assert client.request("GET", "/health/live")[0] == 200
