@@ -8,7 +8,6 @@ from aif_jax.encoding.columns import Columns
 from aif_jax.encoding.encoder import Encoder, schema_of
 from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.readers import check
-from tests.refusals import refused
 
 EVENTS = "user,item,time\n1,7,10\n1,8,20\n2,7,5\n2,7,6\n3,8,9\n3,7,11\n"
 ITEMS = "item,category\n7,tea\n8,cup\n"
@@ -114,7 +113,8 @@ def test_torn_parquet(folder):
     (dict(events="user,item,time\n1,07,10\n1,7,20\n"), None, [("wrong type", 2, "item", "'07'")]),
     (dict(events=LONG), None, [("wrong type", 150_001, "user", "'x'")]),
     (dict(events=LONG), Columns(text=("user",)), []),
-], ids=["unit", "two kinds", "text with zeros", "integers with zeros", "text after integers", "text"])  # fmt: skip
+    (dict(events="user,item,time,event\n1,7,10,view\n1,8,20,\n"), Columns(action="event"), [("null", 3, "event", "nothing")]),
+], ids=["unit", "two kinds", "text with zeros", "integers with zeros", "text after integers", "text", "null"])  # fmt: skip
 def test_units_and_kinds_of_ids(folder, files, columns, problems):
     write(folder, **files)
     assert found(folder, columns=columns) == problems
@@ -131,16 +131,6 @@ def test_values_that_a_trained_model_lacks(folder):
         ("unknown category", 3, "category", "'cup'"),
         ("unknown category", 3, "brand", "'y'"),
     ]
-
-
-def test_cap_lists_some_and_counts_all(folder):
-    write(folder, events="user,item,time\n" + "1,7,\n" * 30 + "1,-7,3\n")
-    report = check(folder / "events.csv", columns=Columns(), cap=5)
-    assert report.totals == {"null": 30, "negative id": 1}
-    assert [p.row for p in report.problems] == [1, 2, 3, 4, 5, 31]
-    message = "cap: expected at least 1 problem of a kind, got 0"
-    refused(ValueError, message, check, folder / "events.csv", columns=Columns(), cap=0)
-    assert "null: 30\n" in str(report) and "\n  and 25 more\nnegative id: 1\n" in str(report)
 
 
 def test_many_bad_values_are_found_among_many_good_ones(folder):
