@@ -35,7 +35,7 @@ from aif_jax.train.loop import LogFn
 from aif_jax.train.losses import Loss, bce_of_each
 from aif_jax.train.settings import FitConfig, FitSettings
 from aif_jax.train.step import LossFn
-from aif_jax.train.tasks import Task, task_of
+from aif_jax.train.tasks import NextItem, Task, task_of
 from aif_jax.types import Params
 
 
@@ -149,7 +149,9 @@ class Run:
         Raises:
           ValueError: a run of another task than `NextItem`, or a corrected one.
         """
-        task = training.expect_lacks_correction(self.settings.task, "with_popularity_correction")
+        task = self.settings.task
+        if not isinstance(task, NextItem) or task.logq_correction:
+            raise ValueError(f"with_popularity_correction: expected a NextItem task, not corrected, got {task}")
         given: dict[str, Any] = {"before": self.settings.first_validation, "power": task.power, "untrained": untrained}
         return self.edit(data, edits.popularity_correction, **given)
 

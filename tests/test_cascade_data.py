@@ -175,12 +175,12 @@ def test_the_synthetic_cascade_follows_its_rules(world, data):
 def test_fit_trains_on_a_cascade_and_evaluates_each_objective(data, tmp_path):
     small = demo.SMALL | {"head": aif.heads.Mlp((16,))}
     config = demo.config(schema=data.schema, objectives=("click", "long_view|click"), **small)
-    loss = bce_of_each(config.objectives) + 0.5 * distill_listwise.of(RANKER, stages=("exposed", "ranked"))
+    loss = bce_of_each(config.objectives) + 0.5 * distill_listwise.of(RANKER, objective="click")
     task = Cascaded(exposed=4, ranked=4, pre_ranked=2, retrieved=4)
     given = dict(task=task, batch_size=32, epochs=1, requests=20, progress=False, k=None, keep_best="auc")
     run = demo.fit(aif.build(config), data, loss=loss, out=tmp_path / "run", **given)
     assert {"auc", "click.auc", "long_view.auc"} <= run.metrics.keys()
-    assert run.settings.loss.endswith(" + 0.5 * distill_listwise.of('ranker', stages=('exposed', 'ranked'))")
+    assert run.settings.loss.endswith(" + 0.5 * distill_listwise.of('ranker', objective='click')")
     loaded = aif.Run.load(tmp_path / "run")
     assert loaded.settings.task == task
     got = loaded.calibrate(data, progress=False).evaluate(data, progress=False)

@@ -271,13 +271,13 @@ def test_a_teacher_scores_the_retrieved_candidates_of_a_file(folder, tmp_path, r
     pq.write_table(pa.table(lines), tmp_path / "found.parquet")  # some items are in no file
     words = ["train", *files(folder), *FLAGS, *SMALL, "--batch-size", 64, "--requests", 20, "--out"]
     teacher = ["--candidates", tmp_path / "found.parquet"]
-    teacher += ["--teacher", folder / "model", "weight=4", "count=8", "corrected=true"]
+    teacher += ["--teacher", folder / "model", "weight=4", "count=8"]
     code, out, err = run(*words, tmp_path / "run", *teacher, "--keep-best", "ranker_recall")
     assert code == 0, err
     assert 0 < json.loads(out)["validation"]["ranker_recall"] <= 1 and "the ranker's top 10 among 3 kept" in err
     settings = aif.Run.load(tmp_path / "run").settings
     assert ", 8 candidates of " in settings.teacher and settings.keep_best == "ranker_recall"
-    assert settings.loss.endswith("4 * distill_listwise(corrected=True).of('teacher')")
+    assert settings.loss.endswith("4 * distill_listwise.of('teacher')")
     message = "--candidates: expected a ranker of them, got none; give --teacher"
     run.refuses(2, message, *words, tmp_path / "other", "--candidates", tmp_path / "found.parquet")
     message = "'ranker_recall': none of its .* samples has scores of a teacher"

@@ -12,11 +12,9 @@ from aif_jax.data.candidates import BatchKey, describe, sampled_negatives
 from aif_jax.data.cascade import RANKER
 from aif_jax.data.negatives import NegativeSampler, item_counts
 from aif_jax.data.pipeline import make_batch
-from aif_jax.run import Run
 from aif_jax.train import NextItem, Teacher, losses, predict, training
 from aif_jax.train import distillation as distill
 from experiments.datasets.synthetic import synthetic_world
-from tests import demo
 from tests.demo import fit
 from tests.refusals import refused
 
@@ -93,8 +91,8 @@ def test_a_student_takes_the_order_of_its_teacher(data, student, tmp_path, retri
 
 
 def test_a_loss_of_labels_by_name_keeps_its_labels():
-    both = distill.with_teacher(losses.pointwise_bce.of("click"), losses.distill_listwise(corrected=True))
-    assert repr(both) == "pointwise_bce(logq_correction=False).of('click') + distill_listwise(corrected=True).of('teacher')"
+    both = distill.with_teacher(losses.pointwise_bce.of("click"), losses.distill_listwise)
+    assert repr(both) == "pointwise_bce.of('click') + distill_listwise.of('teacher')"
 
 
 def test_what_does_not_fit_is_refused(data, student, teacher):
@@ -162,24 +160,11 @@ def test_retrieved_candidates_are_scored_once_and_some_are_drawn_for_each_batch(
     assert not missing[0, 4:].any() and np.isnan(unknown["teacher"]).all()
 
 
-def test_a_corrected_teacher_orders_the_scores_that_are_served(data, student, tmp_path):
-    """Training adds to the scores, and validation takes off the teacher's, what the popularity correction will add."""
+def test_a_teacher_ranks_the_lists_of_the_validation_slice(data, student, tmp_path):
     names = dict(loss="", optimizer="AdamW", teacher="popular")
-    task = NextItem(power=2.0)
-    settings = training.resolve_settings(aif.FitConfig(), data, student.config, task=task, out=None, **names)
-    run = Run(trained=aif.Trained(student, demo.init(student, items=data.catalogue)), metrics={}, settings=settings)
-    made = run.with_popularity_correction(data, untrained=None)
-    added = np.asarray(made.params["fitted"]["item_offset"]["table"])
-    at, given = training.training_positions(data, settings), dict(folder=tmp_path, progress=False)
-    source = task.source(data, before=settings.first_validation, repeats=True)
-    for loss in (losses.distill_listwise, losses.distill_listwise(corrected=True)):
-        teacher, corrected = Teacher(popular, loss), added * (loss != losses.distill_listwise)
-        rows, _, log_q = training.with_scores(source, data, settings, at, teacher, **given)(at[:9], BatchKey(0, 0, 0))
-        np.testing.assert_array_equal(np.zeros(rows.shape) if log_q is None else log_q, corrected[rows])
-        judged = training.with_ranker(data, settings, teacher, **given).cascade
-        expected = np.where(judged.rows > 0, popular(None, judged.rows) - corrected[judged.rows], np.nan)
-        np.testing.assert_allclose(judged.labels[RANKER], expected, atol=1e-5)
-    assert np.ptp(added) > 1
+    settings = training.resolve_settings(aif.FitConfig(), data, student.config, task=NextItem(), out=None, **names)
+    judged = training.with_ranker(data, settings, Teacher(popular), folder=tmp_path, progress=False).cascade
+    np.testing.assert_array_equal(judged.labels[RANKER], np.where(judged.rows > 0, popular(None, judged.rows), np.nan))
 
 
 def test_a_logged_ranker_is_a_column_of_scores():

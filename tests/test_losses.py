@@ -141,31 +141,12 @@ def test_losses_are_values_that_add_and_scale():
     assert repr(soft) == "distill_listwise(temperature=2.0)" and soft != losses.distill_listwise
 
 
-def test_a_listwise_teacher_may_have_the_correction_of_serving():
-    scores, teacher, log_q = jax.random.normal(jax.random.key(0), (3, *SHAPE))
-    taught = losses.distill_listwise(corrected=True)
-    expected = losses.distill_listwise(scores + log_q, teacher)
-    np.testing.assert_allclose(taught(scores, teacher, log_q=log_q), expected, rtol=1e-6)
-    assert taught(scores, teacher) == losses.distill_listwise(scores, teacher)  # a batch without log_q
-
-
-def test_losses_of_labels_next_to_it_do_not_subtract_log_q():
-    scores, labels, log_q = *jax.random.normal(jax.random.key(0), (2, 4, 3)), jnp.ones((4, 3))
-    both = (losses.listwise_softmax(temperature=2.0) + losses.pointwise_bce).uncorrected()
-    assert repr(both) == "listwise_softmax(temperature=2.0, logq_correction=False) + pointwise_bce(logq_correction=False)"
-    assert both(scores, jnp.abs(labels), log_q=log_q) == both(scores, jnp.abs(labels))
-
-
 def test_a_pointwise_correction_is_that_of_the_scores():
-    """Both terms of a sum read one score: s - log q, unless an option says otherwise."""
+    """Both terms of a sum read one score: s - log q."""
     scores, y = jnp.array([[math.log(3), 0.0]]), jnp.array([[1, 0]])
     log_q = jnp.array([[0.0, math.log(3)]])
-    # s - log q = log 3, -log 3: both cost log(4/3); without the correction the second costs log 2
+    # s - log q = log 3, -log 3: both cost log(4/3)
     np.testing.assert_allclose(losses.pointwise_bce(scores, y, log_q=log_q), math.log(4 / 3), rtol=1e-6)
-    plain = losses.pointwise_bce(logq_correction=False)
-    np.testing.assert_allclose(plain(scores, y, log_q=log_q), (math.log(4 / 3) + math.log(2)) / 2, rtol=1e-6)
     np.testing.assert_allclose(losses.listwise_softmax(scores, y, log_q=log_q), math.log(10 / 9), rtol=1e-6)
-    uncorrected = losses.listwise_softmax(logq_correction=False)
-    np.testing.assert_allclose(uncorrected(scores, y, log_q=log_q), losses.listwise_softmax(scores, y), rtol=1e-6)
     distill = losses.distill_listwise  # student and teacher are compared as they are
     np.testing.assert_array_equal(distill(scores, -scores, log_q=log_q), distill(scores, -scores))

@@ -38,7 +38,6 @@ BITS = "signature bits: expected a multiple of 32 from 32 to 256"
 TEN_DAYS = int(np.datetime64("2022-05-01", "s").astype(int)) + 86_400 * np.arange(10)
 LOG = aif.EventLog([1] * 7, [1] * 7, [1] * 7, range(7), users=3)
 SAMPLER, STEP = NegativeSampler([0, 1, 1]), {"seed": 0, "epoch": 0, "step": 0}
-EXPOSED = losses.pointwise_bce.of("click", stages=("exposed",))
 TWO = [[1.0, 2.0], [3.0, 4.0]], [[0, 1], [1, 0]]
 COLUMNS = aif.Columns(action="event")
 LONG = "x" * 1025
@@ -275,14 +274,13 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
         (("click", "conversion|"), "after '|' an objective named before"),
         *((wrong, "names such as 'click'") for wrong in (("long view",), ("lambda",))),
     )),
-    (lambda: losses.pointwise_bce.of("click", stages=("shown",)), "stages: expected a tuple of stages among"),
     (lambda: losses.pointwise_bce.of("click", objective="share").bind(("click", "conversion|click", "like")),
      "pointwise_bce.of('click', objective='share'): expected an objective of the model, ..., got 'share'"),
     (lambda: losses.pointwise_bce(jnp.zeros((1, 2)), {"like": 1, "click": 1}),
      "pointwise_bce: expected one array of labels, or the name of one by .of(name), got ['click', 'like']"),
-    (lambda: EXPOSED(jnp.zeros((1, 2)), {"click": np.zeros((1, 2), np.float32)}),
-     "expected labels ['click', 'stage'], got ['click']"),
-    (lambda: EXPOSED(jnp.zeros((1, 2)), np.zeros((1, 2), np.float32)), "got one array without a name"),
+    (lambda: losses.pointwise_bce.of("click")(jnp.zeros((1, 2)), {"like": np.zeros((1, 2), np.float32)}),
+     "pointwise_bce.of('click'): expected labels by name, 'click' among them, got ['like']"),
+    (lambda: losses.pointwise_bce.of("click")(jnp.zeros((1, 2)), np.zeros((1, 2), np.float32)), "got one array without a name"),
     (lambda: losses.pointwise_bce(jnp.zeros((2, 3)), jnp.zeros(3)), "labels: expected the shape of scores (2, 3)"),
     (lambda: losses.pointwise_bce(jnp.zeros(3, int), jnp.zeros(3)), "scores: expected floating-point logits"),
     (lambda: losses.pointwise_bce(jnp.zeros(3), jnp.zeros(3), where=jnp.ones(3)), "where: expected a bool mask, got dtype"),
@@ -296,8 +294,8 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
     (lambda: losses.distill_listwise(jnp.zeros(3), jnp.zeros(3), temperature=0.0), "temperature: expected a positive"),
     (lambda: losses.distill_listwise(jnp.zeros(3), jnp.zeros(3), temperature=math.nan), "temperature: expected"),
     (lambda: losses.pointwise_bce(temperature=2.0),
-     TypeError, "expected options among ['logq_correction'], got ['temperature']"),
-    (lambda: (losses.pointwise_bce + losses.pointwise_bce)(logq_correction=False),
+     TypeError, "expected options among [], got ['temperature']"),
+    (lambda: (losses.pointwise_bce + losses.pointwise_bce)(temperature=2.0),
      TypeError, "options of its terms before they are added"),
     (lambda: losses.pointwise_bce(where=jnp.ones(3, bool)),
      TypeError, "expected scores and targets with where and log_q, got none"),

@@ -226,8 +226,7 @@ def read_columns(word: str) -> Columns:
 def add_teacher(parser: argparse.ArgumentParser, *, label: str = "") -> None:
     """Add `--teacher` and `--candidates`; `label` says what else than a folder the teacher may be."""
     text = f"folder of a trained model{label}, whose scores are trained on too, see train.Teacher; fields: weight in the loss "
-    text += f"(default: {WEIGHT:g}), candidates drawn for each sample, count ({COUNT}), corrected=true to teach the order "
-    text += "after the popularity correction, which the scores have too"
+    text += f"(default: {WEIGHT:g}), candidates drawn for each sample, count ({COUNT})"
     parser.add_argument("--teacher", nargs="+", metavar=("FOLDER", "FIELD=VALUE"), help=text)
     text = "file of what retrieval finds, for the teacher to score: a line for each candidate of a request, in order, with the "
     text += "columns of user, item and time that the events have; about 64 for each training event are enough"
@@ -244,9 +243,8 @@ def read_teacher(options: argparse.Namespace, *, labels: bool = False) -> Teache
     expect(labels or is_folder, "--teacher", expected, repr(text), error=UsageError)
     ranker = open_model(text) if is_folder else text
     with as_usage("--teacher"):
-        fields = {"weight": WEIGHT, "count": COUNT} | read_fields(words, ("weight", "count", "corrected"))
-        loss = distill_listwise(corrected=True) if fields.get("corrected") else distill_listwise
-        return Teacher(ranker, fields["weight"] * loss, options.candidates, fields["count"])
+        fields = {"weight": WEIGHT, "count": COUNT} | read_fields(words, ("weight", "count"))
+        return Teacher(ranker, fields["weight"] * distill_listwise, options.candidates, fields["count"])
 
 
 @contextlib.contextmanager

@@ -109,20 +109,12 @@ class RankedCandidates:
         return np.where(there, self.rows[place], 0), np.where(there, self.scores[place], np.float32(np.nan))
 
 
-def teaches_corrected(term: Loss) -> bool:
-    """Return whether a loss teaches the scores after the popularity correction, see `losses.distill_listwise`."""
-    return any(dict(part.options).get("corrected", False) for _, part in term.terms)
-
-
 def with_teacher(loss: Any, term: Loss, objectives: tuple[str, ...] = ()) -> Loss:
-    """Return the loss of the labels plus a loss of the ranker's scores, for a model of one objective.
-
-    If the ranker's loss reads `log_q`, the labels' losses do not subtract it.
-    """
+    """Return the loss of the labels plus a loss of the ranker's scores, for a model of one objective."""
     names = objective_names(objectives)
     expect(len(names) < 2, "fit teacher", "a model of one objective; give a loss with the label of each", list(names))
     expect(isinstance(loss, Loss), "fit loss", "a losses.Loss next to a teacher", f"{loss!r}")
-    return (loss.uncorrected() if teaches_corrected(term) else loss).of(LABEL) + term.of(TEACHER)
+    return loss.of(LABEL) + term.of(TEACHER)
 
 
 def scores_of(teacher: Trained | Scores, data: Dataset) -> Scores:
@@ -228,14 +220,11 @@ def logged_ranks(data: Dataset, label: str, positions: np.ndarray) -> RankedCand
     return RankedCandidates(positions[there], cascade.rows[at], cascade.labels[label][at])
 
 
-def distilled(
-    source: SourceFn, scores: Scores | RankedCandidates, *, name: str, count: int = COUNT, offset: np.ndarray | None = None
-) -> CandidateSource:
+def distilled(source: SourceFn, scores: Scores | RankedCandidates, *, name: str, count: int = COUNT) -> CandidateSource:
     """Return the same candidates with the ranker's logits as one more label; a label without a name is called `LABEL`.
 
     Of retrieved candidates those of `source` get their scores, and `count` others are drawn without replacement for each list,
-    whose other labels are unknown (NaN). `name` is ranker and retrieval in words, for the description. The popularity
-    correction `offset`, float32 [N], becomes `log_q`; None keeps that of `source`.
+    whose other labels are unknown (NaN). `name` is ranker and retrieval in words, for the description.
     """
 
     def lists(positions: np.ndarray, key: BatchKey) -> CandidateLists:
@@ -255,8 +244,7 @@ def distilled(
             log_q = None if log_q is None else np.concatenate([log_q, np.zeros(more.shape, np.float32)], 1)
         else:
             named = named | {TEACHER: scores(positions, rows)}
-        return CandidateLists(rows, named, log_q if offset is None else offset[rows])
+        return CandidateLists(rows, named, log_q)
 
     settings = {"teacher": name, "of": describe(source)} | ({"count": count} if isinstance(scores, RankedCandidates) else {})
-    settings |= {} if offset is None else {"offset": digest(offset).sha256}
     return CandidateSource(lists, {"kind": "distilled", **settings})

@@ -6,8 +6,7 @@
 Of several labels by name (`candidates.Labels`), each term reads one:
 
     loss = pointwise_bce.of("click") + pointwise_bce.of("conversion")  # of "conversion|click": over all, by the product
-    loss += 0.1 * pointwise_bce.of("conversion", within="click")  # the conditional logit, where clicked
-    loss += 0.5 * distill_listwise.of("ranker", stages=("exposed", "ranked"))  # the ranker's scores
+    loss += 0.5 * distill_listwise.of("ranker", objective="click")  # the ranker's scores
 
 A `Loss` is called as `loss(scores, targets, *, where=None, log_q=None)` on logits [..., C] of C candidates, targets of the same
 shape and a mask, true where an entry counts, and returns a float32 scalar in nats. Called with options alone it returns the
@@ -29,11 +28,9 @@ from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from optax.losses import kl_divergence_with_log_targets, sigmoid_binary_cross_entropy
 
 from aif_jax.checks import expect, expect_like_scores
-from aif_jax.data.cascade import STAGE, STAGES
 from aif_jax.scores import objective_names, over_all
 from aif_jax.types import Array
 
@@ -52,7 +49,7 @@ class Term:
         scores; masked scores and targets are 0; log_q is 0 where there is none.
       counts: (targets, where) -> bool, true for the entries or lists that the mean is over. It does not see the scores.
       targets: what the targets are called in messages.
-      label, objective, within, stages: see `Loss.of`; without a label the targets are one array.
+      label, objective: see `Loss.of`; without a label the targets are one array.
     """
 
     values: Callable[..., jax.Array]
@@ -61,15 +58,13 @@ class Term:
     options: tuple[tuple[str, Any], ...] = ()
     label: str | None = None
     objective: str | None = None
-    within: str | None = None
-    stages: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         """Return the term as it would be written."""
         options = ", ".join(f"{name}={value!r}" for name, value in self.options)
         name = getattr(self.values, "__name__", repr(self.values)) + (f"({options})" if options else "")
-        more = [f"{field}={value!r}" for field in ("objective", "within", "stages") if (value := getattr(self, field))]
-        return name if self.label is None else f"{name}.of({', '.join([repr(self.label), *more])})"
+        objective = "" if self.objective is None else f", objective={self.objective!r}"
+        return name if self.label is None else f"{name}.of({self.label!r}{objective})"
 
     def with_options(self, options: dict[str, Any]) -> Term:
         """Return the same term with these options of `values`."""
@@ -80,8 +75,7 @@ class Term:
         names = objective_names(objectives)
         if self.label is None or len(names) < 2:
             return scores
-        name = self.objective or (self.label if self.label in names else names[0])
-        return over_all(scores, objectives, name, jnp) if self.within is None else scores[..., names.index(name)]
+        return over_all(scores, objectives, self.objective or (self.label if self.label in names else names[0]), jnp)
 
     def read(self, labels: Any, where: Any) -> tuple[Any, Any]:
         """Return targets and mask [..., C] of the term."""
@@ -90,16 +84,10 @@ class Term:
         if self.label is None:
             expect(not by_name, f"{self!r}", "one array of labels, or the name of one by .of(name)", got)
             return labels, where
-        wanted = {self.label, *((self.within,) if self.within else ()), *((STAGE,) if self.stages else ())}
-        expect(by_name and wanted <= set(labels), f"{self!r}", f"labels {sorted(wanted)}", got)
+        expect(by_name and self.label in labels, f"{self!r}", f"labels by name, {self.label!r} among them", got)
         targets = jnp.asarray(labels[self.label])
-        valid = jnp.broadcast_to(jnp.asarray(True if where is None else where), targets.shape) & ~jnp.isnan(targets)
-        if self.within is not None:
-            valid &= jnp.asarray(labels[self.within]) > 0
-        if self.stages:
-            stage = jnp.asarray(labels[STAGE])
-            valid &= jnp.isin(stage, np.array([STAGES.index(name) for name in self.stages], stage.dtype))
-        return targets, valid
+        valid = jnp.broadcast_to(jnp.asarray(True if where is None else where), targets.shape)
+        return targets, valid & ~jnp.isnan(targets)
 
 
 @dataclasses.dataclass(unsafe_hash=True, repr=False)
@@ -160,20 +148,14 @@ class Loss:
         """Return the sum as it would be written."""
         return " + ".join(repr(term) if weight == 1 else f"{weight:g} * {term!r}" for weight, term in self.terms)
 
-    def of(
-        self, label: str, *, objective: str | None = None, within: str | None = None, stages: tuple[str, ...] = ()
-    ) -> Loss:  # fmt: skip
+    def of(self, label: str, *, objective: str | None = None) -> Loss:
         """Return the same loss of one label by name; terms that have a label keep it. NaN is unknown and does not count.
 
         Args:
           objective: whose logit it teaches; None takes the objective of the label's name, or the first one. That of a
             conditional objective is over all candidates: the logit of the product (ESMM).
-          within: a label: only candidates that have it positive count, and a conditional objective is taught its own logit.
-          stages: only candidates of these stages count, of `data.cascade.STAGES`; () for all.
         """
-        unknown = [stage for stage in stages if stage not in STAGES]
-        expect(isinstance(stages, tuple) and not unknown, "stages", f"a tuple of stages among {STAGES}", stages)
-        given: dict[str, Any] = {"label": label, "objective": objective, "within": within, "stages": stages}
+        given: dict[str, Any] = {"label": label, "objective": objective}
         named = ((w, term if term.label is not None else dataclasses.replace(term, **given)) for w, term in self.terms)
         return Loss(tuple(named))
 
@@ -184,12 +166,6 @@ class Loss:
             fits = term.objective is None or term.objective in known
             expect(fits, f"{term!r}", f"an objective of the model, {list(known)}", repr(term.objective))
         return Loss(self.terms, objectives)
-
-    def uncorrected(self) -> Loss:
-        """Return the same without the logQ correction, where a batch has `log_q` for another loss."""
-        known = [(weight, term, "logq_correction" in inspect.signature(term.values).parameters) for weight, term in self.terms]
-        off = {"logq_correction": False}
-        return Loss(tuple((weight, term.with_options(off) if has else term) for weight, term, has in known))
 
     def norms(self, labels: Any, where: Any) -> tuple[jax.Array, ...]:
         """Return what each term is divided by, at least 1, from labels [..., C] and mask of a whole batch."""
@@ -296,29 +272,26 @@ def lists_with_a_positive(targets: jax.Array, where: jax.Array) -> jax.Array:
 
 
 @term(entries)
-def pointwise_bce(
-    scores: jax.Array, labels: jax.Array, where: jax.Array, log_q: jax.Array, *, logq_correction: bool = True
-) -> jax.Array:
+def pointwise_bce(scores: jax.Array, labels: jax.Array, where: jax.Array, log_q: jax.Array) -> jax.Array:
     """Return binary cross-entropy of logits, the mean over valid entries.
 
     -[y log sigmoid(s - log q) + (1 - y) log(1 - sigmoid(s - log q))]
 
     Args:
       labels: 0 or 1, or probabilities in between.
-      logq_correction: whether to subtract `log_q` where it is given, so that both losses teach the same score.
+      log_q: as for `listwise_softmax`, so that both losses teach the same score; 0 where there is none.
 
     Example:
       >>> round(float(pointwise_bce(jnp.array([0.0, 2.0]), jnp.array([1, 0]))), 4)
       1.41
     """
-    return sigmoid_binary_cross_entropy(scores - log_q if logq_correction else scores, labels)
+    return sigmoid_binary_cross_entropy(scores - log_q, labels)
 
 
 @term(lists_with_a_positive)
 def listwise_softmax(
-    scores: jax.Array, labels: jax.Array, where: jax.Array, log_q: jax.Array, *, logq_correction: bool = True,
-    temperature: float = 1.0,
-) -> jax.Array:  # fmt: skip
+    scores: jax.Array, labels: jax.Array, where: jax.Array, log_q: jax.Array, *, temperature: float = 1.0
+) -> jax.Array:
     """Return softmax cross-entropy over the candidates of each list, the mean over lists that have a positive.
 
     -sum_c p_c log softmax(s / t - log q)_c, with p = labels / sum(labels)
@@ -335,7 +308,6 @@ def listwise_softmax(
         log(n q) for n draws from q, of the positive too (noise-contrastive estimation, arXiv 1809.01812, which
         `candidates.sampled_negatives` gives and which fits `pointwise_bce` as well); or 0 for a positive that every list holds
         (sampled softmax). Rank of `scores` and broadcastable to it: [1, C] for candidates that the whole batch shares.
-      logq_correction: whether to subtract `log_q` where it is given.
       temperature: t > 0 and finite; below 1 the candidates that score highest weigh more.
 
     Example:
@@ -345,15 +317,14 @@ def listwise_softmax(
     """
     total = jnp.sum(labels, axis=-1)
     scores = scores / temperature
-    cross_entropy = -jnp.sum(labels * _log_softmax(scores - log_q if logq_correction else scores, where), axis=-1)
+    cross_entropy = -jnp.sum(labels * _log_softmax(scores - log_q, where), axis=-1)
     return cross_entropy / jnp.where(total > 0, total, jnp.ones_like(total))
 
 
 @term(lists, targets="teacher_scores")
 def distill_listwise(
-    scores: jax.Array, teacher_scores: jax.Array, where: jax.Array, log_q: jax.Array, *, temperature: float = 1.0,
-    corrected: bool = False,
-) -> jax.Array:  # fmt: skip
+    scores: jax.Array, teacher_scores: jax.Array, where: jax.Array, log_q: jax.Array, *, temperature: float = 1.0
+) -> jax.Array:
     """Return the divergence of each list's softmax from the teacher's, the mean over lists that are not empty.
 
     t^2 KL(softmax(teacher / t) || softmax(s / t)): only differences within a list are taught; the factor t^2 keeps the size of
@@ -362,8 +333,6 @@ def distill_listwise(
     Args:
       teacher_scores: the teacher's logits, shape of `scores`.
       temperature: t > 0 and finite; above 1 softens the targets.
-      corrected: teach s + log_q, the scores after `Run.with_popularity_correction`, the order of the teacher: for a model that
-        will be served with the correction, and a teacher whose scores have it.
 
     Example:
       >>> teacher = jnp.array([[1.0, -3.0, 0.5]])
@@ -371,7 +340,7 @@ def distill_listwise(
       True
     """
     log_teacher = _log_softmax(jax.lax.stop_gradient(teacher_scores) / temperature, where)
-    log_student = _log_softmax((scores + log_q if corrected else scores) / temperature, where)
+    log_student = _log_softmax(scores / temperature, where)
     return kl_divergence_with_log_targets(log_student, log_teacher) * temperature**2  # where masked, both are 0
 
 

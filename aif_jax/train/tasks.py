@@ -120,8 +120,8 @@ class Impressions(Fields):
 class Cascaded(Fields):
     """Logged requests of `Dataset.cascade` with their candidates of each stage; each request is a sample.
 
-    The default loss is binary cross-entropy of every objective with a known label; a `Loss.of` can add other stages and the
-    ranker's scores. Held-out requests are evaluated on all their candidates with known labels.
+    The default loss is binary cross-entropy of every objective with a known label; a `Loss.of` can add the ranker's
+    scores. Held-out requests are evaluated on all their candidates with known labels.
 
     Attributes:
       exposed, ranked, pre_ranked, retrieved: candidates of each stage in a list of training, drawn again for every batch.

@@ -16,7 +16,6 @@ import numpy as np
 import optax
 
 from aif_jax import checkpoint, metrics, output, sharding
-from aif_jax.blocks import popularity_offset
 from aif_jax.checkpoint import METADATA_FILE, Checkpoint, Checkpoints, settings_of
 from aif_jax.checks import expect
 from aif_jax.config import Config
@@ -24,7 +23,6 @@ from aif_jax.data import lengths
 from aif_jax.data.candidates import BatchKey, CandidateSource, SourceFn, expect_threshold
 from aif_jax.data.cascade import RANKER, STAGES, Cascade
 from aif_jax.data.dataset import Dataset
-from aif_jax.data.negatives import counts_before
 from aif_jax.data.pipeline import Pipeline, to_device
 from aif_jax.data.split import time_cuts
 from aif_jax.encoding.times import iso_text, seconds_of
@@ -39,7 +37,7 @@ from aif_jax.train.loop import JsonLines, LogFn, Saving, loop, resume
 from aif_jax.train.optimizers import default_optimizer
 from aif_jax.train.settings import LOWER_IS_BETTER, FitConfig, FitSettings, parse_settings
 from aif_jax.train.step import FITTED, LossFn, TrainState, init_state, make_step
-from aif_jax.train.tasks import TASKS, Impressions, NextItem, Task
+from aif_jax.train.tasks import TASKS, Impressions, Task
 from aif_jax.trees import differences, listed
 from aif_jax.types import ItemFeatures, Params
 
@@ -209,25 +207,11 @@ def train(
         return final(checkpoints, settings)
 
 
-def expect_lacks_correction(task: Task, name: str) -> NextItem:
-    """Return the task; ValueError for one whose scores the popularity correction does not fit."""
-    fits = isinstance(task, NextItem) and not task.logq_correction
-    expect(fits, name, "a NextItem task, not corrected", task)
-    return task  # type: ignore[return-value]
-
-
-def correction_of(data: Dataset, settings: FitSettings) -> np.ndarray:
-    """Return float32 [N] what `Run.with_popularity_correction` adds to each row's logit; ValueError without one."""
-    task = expect_lacks_correction(settings.task, "Teacher.loss")
-    return popularity_offset(counts_before(data, settings.first_validation), power=task.power, untrained=None)
-
-
 def with_scores(
     source: SourceFn, data: Dataset, settings: FitSettings, positions: np.ndarray, teacher: Teacher, *, folder: Path,
     progress: bool,
 ) -> CandidateSource:  # fmt: skip
     """Return the candidates of a run with a ranker's scores; those of retrieved ones are kept in a folder."""
-    offset = correction_of(data, settings) if distillation.teaches_corrected(teacher.loss) else None
     found: Any = teacher.candidates
     if isinstance(teacher.ranker, str):
         scores = distillation.logged_ranks(data, teacher.ranker, positions)
@@ -240,7 +224,7 @@ def with_scores(
             expect(not processes.several(), "Teacher.candidates", expected, f"several; {out}")
             options: dict[str, Any] = {"name": teacher.name, "repeats": settings.repeats, "progress": progress}
             scores = distillation.rank_retrieved(scores, data, positions, found, folder=folder, **options)
-    return distillation.distilled(source, scores, name=teacher.name, count=teacher.count, offset=offset)
+    return distillation.distilled(source, scores, name=teacher.name, count=teacher.count)
 
 
 def with_ranker(data: Dataset, settings: FitSettings, teacher: Teacher, *, folder: Path, progress: bool) -> Dataset:
@@ -263,8 +247,6 @@ def with_ranker(data: Dataset, settings: FitSettings, teacher: Teacher, *, folde
     starts, first = np.unique(data.log.history_end(ranked.positions), return_index=True)
     first, starts = (each[(ranked.rows[first] > 0).sum(1) > 1] for each in (first, starts))  # others have no order
     rows, of = ranked.rows[first], ranked.scores[first]
-    if distillation.teaches_corrected(teacher.loss):
-        of = of - correction_of(data, settings)[rows]
     places = np.argsort(np.argsort(np.where(rows > 0, -of, np.inf), axis=1), axis=1)
     kept = PASSED_ON * places < (rows > 0).sum(1, keepdims=True)
     stage = np.where(kept, STAGES.index("ranked"), STAGES.index("retrieved")).astype(np.int8)
