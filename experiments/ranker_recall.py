@@ -33,17 +33,16 @@ from aif_jax import metrics, train
 from aif_jax.data import item_counts
 from aif_jax.metrics import ByUser, Interval
 from aif_jax.output import track
-from aif_jax.train import NextItem, losses
+from aif_jax.train import NextItem
 from aif_jax.train.distillation import RankedCandidates, Scores, model_scores, rank_retrieved
 from experiments import common
 from experiments.datasets import movielens, taobao
-from experiments.study import datasets, question, rankers, records, retrieval
+from experiments.study import datasets, question, rankers, records, retrieval, teaching
 from experiments.study.question import Part, Requests
 
 RESULTS = Path(__file__).resolve().parent / "results" / "ranker_recall"
 MODELS = {
     "two_tower": question.BASE,
-    "two_tower_head": "two-tower with a head",
     "matching": question.WITH_MATCHING,
     "aif": question.AIF,
     "full_attention": question.FULL,
@@ -72,10 +71,12 @@ class Taught(NamedTuple):
     weight: float = 0.0  # of its term: 0 is not taught
     candidates: int = 16  # of 64 retrieved ones, in each batch
     learning_rate: float = RATE
+    loss: str = "listwise"  # one of `teaching.LOSSES`
 
     def __str__(self) -> str:
         more = "" if self.candidates == 16 else f", {self.candidates} candidates"
-        return f"weight={self.weight:g}{more}" + ("" if self.learning_rate == RATE else f", rate {self.learning_rate:g}")
+        more += "" if self.learning_rate == RATE else f", rate {self.learning_rate:g}"
+        return f"weight={self.weight:g}{more}" + ("" if self.loss == "listwise" else f", {self.loss}")
 
 
 ALONE, USUAL = Taught(), Taught(16.0, candidates=40)
@@ -83,6 +84,8 @@ TRIED = (USUAL, Taught(4.0, candidates=40), ALONE, *(Taught(weight) for weight i
 """On the validation split. USUAL, of all other figures, is best for each model but the two-tower one on Taobao."""
 FURTHER = (Taught(64.0, candidates=40), *(USUAL._replace(learning_rate=rate) for rate in (5e-3, 2e-2)))
 """What the two-tower model alone tries too."""
+LOSSES = tuple(USUAL._replace(loss=loss) for loss in teaching.LOSSES if loss != USUAL.loss)
+"""Tried on MovieLens' validation split."""
 SIZES = {1000: (20, 50, 100, 200), 3000: (100, 300)}
 """Retrieved candidates, and how many are kept."""
 SMOKE_SIZES = {40: (10, 20), 100: (20,)}
@@ -105,7 +108,8 @@ class Trial:
     split: str = "validation"
     weight: float = 0.0
     candidates: int = 16
-    learning_rate: float = RATE  # these three are of `Taught`
+    learning_rate: float = RATE
+    loss: str = "listwise"  # these four are of `Taught`
     seed: int = 0
 
     @property
@@ -128,19 +132,19 @@ def plan(name: str, ranker: str) -> list[Trial]:
     elif name == "validation" and ranker == "attention":
         every = [(model, taught) for taught in TRIED for model in COMPARED]
         every += [("two_tower", taught) for taught in FURTHER]
-        more = [("two_tower_head", USUAL), ("full_attention", ALONE)]
-        more += [(model, USUAL) for model in JUDGED]
-        tried = [(where, model, taught) for where in both for model, taught in (*every, *more)]
+        every += [(model, USUAL) for model in JUDGED]
+        tried = [(where, *one) for where in both for one in every]
+        tried += [("movielens", model, taught) for taught in LOSSES for model in COMPARED]
     else:
         tried = [(where, model, taught) for where in both for model in COMPARED for taught in (USUAL, ALONE)]
     split, seeds = ("test", question.SEEDS) if name == "test" else ("validation", (0,))
     every = [(seed, *one) for seed in seeds for one in tried]
     if name == "validation" and ranker == "attention":
-        every += [(seed, where, model, USUAL) for model in ("aif", *JUDGED) for seed in question.SEEDS[1:] for where in both]
+        every += [(seed, where, model, USUAL) for model in ("aif", *JUDGED[1:]) for seed in question.SEEDS[1:] for where in both]
     if name == "test" and ranker == "attention":  # of a figure alone, so once
         every += [(0, where, "full_attention", ALONE) for where in both]
     if name == "test" and ranker == "trees":
-        every += [(seed, where, model, USUAL) for seed in seeds for where in both for model in WITH_STATISTICS]
+        every += [(0, "taobao", model, USUAL) for model in WITH_STATISTICS]
     return [
         Trial(dataset=where, model=model, ranker=ranker, seed=seed, split=split, **taught._asdict())
         for seed, where, model, taught in every
@@ -219,7 +223,7 @@ def run(trial: Trial, world: World, *, results: Path, work: Path, progress: bool
 
     options: dict[str, Any] = {"progress": progress}
     if trial.weight:
-        term = trial.weight * losses.distill_listwise()
+        term = trial.weight * teaching.LOSSES[trial.loss]
         options["teacher"] = train.Teacher(known, term, candidates=world.teaching, count=trial.candidates)
     folder = work / f"{trial.dataset}--{trial.split}" / records.file_of(trial.trained)
     data = datasets.with_statistics(world.data) if trial.model in WITH_STATISTICS else world.data
@@ -304,7 +308,7 @@ Found = dict[str, dict[str, Any]]
 
 def read(results: Path) -> Found:
     """Return the records; the first ones did not say all of a trial."""
-    first = {"ranker": "attention", "candidates": 16, "learning_rate": RATE}
+    first = {"ranker": "attention", "candidates": 16, "learning_rate": RATE, "loss": "listwise"}
     return {name: first | record for name, record in records.read(results).items()}
 
 
