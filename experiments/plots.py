@@ -26,24 +26,17 @@ from experiments.study.question import AIF, BASE, WITH_MATCHING
 REFRESH = Path("experiments/results/refresh/record.json")
 LOAD = tables.COST
 FIGURES = tables.ROOT / "docs" / "figures"
-LONG, PRESET = "C=1000, L=4096", "C=1000, L=512"
-"""Sizes in that record: of the figure of load, and of the models whose ranker recall is known."""
+PRESET = "C=1000, L=512"
+"""The size in that record of the models whose ranker recall is known."""
 NAMES = {"movielens": "MovieLens", "taobao": "Taobao", "synthetic": "synthetic"}
 COLOURS = {"movielens": "tab:blue", "taobao": "tab:orange", "synthetic": "tab:gray"}
-LOADED = (
-    ("exact", "new", "full attention", "tab:gray", -5),
-    ("aif", "new", "AIF, new users", "tab:cyan", -5),
-    ("aif", "returning_0", "AIF, cached users", "tab:blue", -18),
-    ("two_tower", "new", "two-tower, new users", "black", 8),
-)
-"""Lines of the figure of cost under load: service and users of the record, name, colour, height of the name in points."""
-SERVED = {
-    "two_tower": ("two_tower", "two-tower"), "matching": ("matching", "with matching statistics"), "aif": ("aif", "AIF"),
-    "sequential": ("aif", "AIF, not split"), "exact": ("full_attention", "full attention, not distilled"),
-}  # fmt: skip
-"""Services of the figure of the budget, the pre-ranker of each in the records of ranker recall, and its name."""
-UNDER = {"two_tower": 4, "matching": -34}
-"""Points that a name of the second data set stands above its point there."""
+SERVED = (
+    ("two_tower", "new", "two_tower", "two-tower", 4), ("matching", "new", "matching", "with matching statistics", -34),
+    ("aif", "new", "aif", "AIF", -16), ("aif", "returning_0", "aif", "AIF, cached", -16),
+    ("sequential", "new", "aif", "AIF, not split", -16),
+)  # fmt: skip
+"""Points of the figure of the budget: service, users, the pre-ranker in the records of ranker recall, its name, and how far
+above its point that stands for the second data set."""
 MODELS = {WITH_MATCHING: "two-tower with matching statistics", AIF: "AIF"}
 SCORED = {
     BASE: ("two-tower", "black"), WITH_MATCHING: ("with matching statistics", "tab:orange"), AIF: ("AIF", "tab:blue"),
@@ -129,30 +122,6 @@ def draw_history(gains: Mapping[str, Sequence[tuple[int, Interval]]], path: Path
         _legend(axis, loc="upper left", ncols=2)
 
 
-def draw_load(record: Mapping[str, Any], size: str, path: Path) -> None:
-    """Draw CPU of a request against requests a second; `record` is what `experiments.cost --json` writes."""
-    loops = record[size]["closed_loops"]
-    ratio = loops["exact"]["new"][-1]["cpu_ms"] / loops["aif"]["new"][-1]["cpu_ms"]
-    title = f"A request of full attention takes {ratio:.0f} times the CPU of one of AIF\n({tables.title(size)}, two cores)"
-    with drawing(path, 5.2, title) as axis:
-        for service, users, name, colour, up in LOADED:
-            rows = loops[service][users]
-            rps, cpu = (np.array([row[key] for row in rows]) for key in ("rps", "cpu_ms"))
-            late = np.array([row["p99_ms"] > tables.BOUND for row in rows])
-            axis.plot(rps, cpu, color=colour)
-            for some, fill in ((late, "white"), (~late, colour)):
-                axis.plot(rps[some], cpu[some], "o", color=colour, markerfacecolor=fill)
-            place = dict(xytext=(10, up), textcoords="offset points")
-            axis.annotate(f"{name}: {cpu[-1]:.2g} ms", (rps[-1], cpu[-1]), color=colour, **place)
-        label = f"requests a second (hollow: less than 99 % are answered within {tables.BOUND:g} ms)"
-        axis.set(xscale="log", yscale="log", xlabel=label, ylabel="CPU of a request, ms")
-        axis.set_xticks([50, 200, 1000, 3000], ["50", "200", "1,000", "3,000"])
-        axis.set_yticks([1, 3, 10, 30], ["1", "3", "10", "30"])
-        axis.minorticks_off()
-        axis.set_xlim(25, 12_000)
-        axis.set_ylim(0.6, 60)
-
-
 def draw_quality(results: Path, path: Path) -> None:
     """Draw GAUC over the two-tower model against the time of the scoring program, by number of candidates."""
     found, times = records.read(results), question.read_times(results)
@@ -184,17 +153,19 @@ def draw_budget(record: Mapping[str, Any], losses: Mapping[str, Mapping[str, Int
 
     `record` is one size of `experiments.cost`; `losses` are of `ranker_recall.losses_of`.
     """
-    title = "What a cut keeps of the ranker's top 10,\nand the requests a second that the pre-ranker carries"
+    best = {(service, users): tables.within(record["closed_loops"][service][users]) for service, users, *_ in SERVED}
+    said = [(100 - losses["movielens"][model].value, best[model, "new"]["rps"]) for model in ("aif", "two_tower")]
+    title = "AIF keeps {:.1f} % of the ranker's top 10 at {:,.0f} requests a second,\n".format(*said[0])
+    title += "two-tower {:.1f} % at {:,.0f} (MovieLens, both taught)".format(*said[1])
     with drawing(path, 5.2, title) as axis:
         for dataset, by_model in losses.items():
-            for service, (model, name) in SERVED.items():
-                best = tables.within(record["closed_loops"][service]["new"])
-                if model in by_model and best is not None:
-                    rps = best["rps"]
+            for service, users, model, name, under in SERVED:
+                if served := best[service, users]:
+                    rps = served["rps"]
                     value, low, high = by_model[model]
                     error = [[value - low], [high - value]]
                     axis.errorbar(rps, value, yerr=error, fmt="o", color=COLOURS[dataset], label=NAMES[dataset])
-                    left, up = service == "matching", 4 if dataset == "movielens" else UNDER.get(service, -16)
+                    left, up = service == "matching", 4 if dataset == "movielens" else under
                     given = dict(xytext=(-8 if left else 8, up), ha="right" if left else "left")
                     axis.annotate(name, (rps, value), textcoords="offset points", color=COLOURS[dataset], **given)
         bound = "requests a second on two cores, 99 % answered within 30 ms (log)"
@@ -261,7 +232,6 @@ def main(arguments: list[str] | None = None) -> None:
     draw_blocks(tables.blocks(question.RESULTS), out / "blocks.png")
     draw_refresh(refreshed, out / "refresh.png")
     draw_quality(question.RESULTS, out / "quality_against_time.png")
-    draw_load(load, LONG, out / "load.png")
     draw_budget(load[PRESET], ranker_recall.losses_of(ranker_recall.RESULTS), out / "budget.png")
     draw_calibration(calibrated, out / "calibration.png")
     if options.data is not None:

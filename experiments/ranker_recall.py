@@ -13,8 +13,8 @@ Training  `aif.fit` with its defaults. Taught: one more listwise term, with a we
           validation split with the ranker of full attention, alike for all models and rankers; see TRIED and FURTHER.
 Figures   recall K@C-N: the share of the ranker's best K of C candidates among the N that are kept. survives: whether the
           event's item is kept; hr10, ndcg10: of the cascade, the ranker's order of what is kept; own: of the pre-ranker alone;
-          ranker: of the ranker without a cut. agreement: share of pairs in the ranker's order. 95 % over users, pairs on the
-          same draws; several seeds are averaged by user.
+          ranker: of the ranker without a cut. agreement: share of pairs in the ranker's order, of AGREEING requests. 95 %
+          over users, pairs on the same draws; several seeds are averaged by user.
 """
 
 from __future__ import annotations
@@ -45,7 +45,6 @@ MODELS = {
     "two_tower": question.BASE,
     "matching": question.WITH_MATCHING,
     "aif": question.AIF,
-    "full_attention": question.FULL,
     "two_tower_512": "two-tower with a head, 512 events",
     "aif_no_bea": "aif without BEA",
     "aif_no_linear": "aif without linear memory",
@@ -140,9 +139,7 @@ def plan(name: str, ranker: str) -> list[Trial]:
     split, seeds = ("test", question.SEEDS) if name == "test" else ("validation", (0,))
     every = [(seed, *one) for seed in seeds for one in tried]
     if name == "validation" and ranker == "attention":
-        every += [(seed, where, model, USUAL) for model in ("aif", *JUDGED[1:]) for seed in question.SEEDS[1:] for where in both]
-    if name == "test" and ranker == "attention":  # of a figure alone, so once
-        every += [(0, where, "full_attention", ALONE) for where in both]
+        every += [(seed, where, model, USUAL) for where in both for seed in (1, 2) for model in ("aif", *JUDGED[1:])]
     if name == "test" and ranker == "trees":
         every += [(0, "taobao", model, USUAL) for model in WITH_STATISTICS]
     return [
@@ -342,11 +339,12 @@ def report(results: Path) -> str:
         cuts = [f"@{size}-{cut}" for size, some in sizes.items() for cut in some]
         size, main = next(iter(sizes)), cuts[min(2, len(cuts) - 1)]
         lines += [
-            f"\n{dataset}, {split}, ranker {ranker}: % of the ranker's top 10 lost; at {main[1:]} with 95 % over users, "
-            "event's item kept, HR@10 of the cascade over the ranker's; GAUC and HR@10 of the pre-ranker alone",
-            f"{'':38}"
+            f"\n{dataset}, {split}, ranker {ranker}: % of the ranker's top 10 lost; at {main[1:]} with 95 % over users, % of "
+            "its top 50 lost, event's item kept, HR@10 and NDCG@10 of the cascade over the ranker's; of the pre-ranker alone "
+            "pairs in the ranker's order, GAUC, HR@10",
+            f"{'':46}"
             + "".join(f"{cut[1:]:>10}" for cut in cuts)
-            + f"{'95 %':>16}{'kept':>7}{'share':>7}{'GAUC':>8}{'HR@10':>7}",
+            + f"{'95 %':>16}{'top 50':>8}{'kept':>7}{'HR@10':>7}{'NDCG':>7}{'pairs':>7}{'GAUC':>8}{'HR@10':>7}",
         ]
         for model, taught in dict.fromkeys((r["model"], taught_of(r)) for r in found.values() if r["dataset"] == dataset):
             runs = runs_of(found, dataset, split, ranker, model, taught)
@@ -355,13 +353,19 @@ def report(results: Path) -> str:
             name = f"{model}, {taught if taught.weight else 'not taught'} ({len(runs)})"
             cells = "".join(f"{100 * lost(results, runs, cut).mean:10.2f}" for cut in cuts)
             _, low, high = metrics.user_interval(lost(results, runs, main))
-            hits, whole, kept, gauc, own = (
-                pooled(results, runs, metric)
-                for metric in (f"hr10{main}", f"ranker_hr10@{size}", f"survives{main}", "gauc", f"own_hr10@{size}")
+            shares = (
+                metrics.paired_interval(*(pooled(results, runs, each) for each in pair), ratio=True).value
+                for pair in ((f"{name}{main}", f"ranker_{name}@{size}") for name in ("hr10", "ndcg10"))
             )
-            share = metrics.paired_interval(hits, whole, ratio=True).value
-            cells += f"{f'{100 * low:.2f} to {100 * high:.2f}':>16}{kept.mean:7.3f}{share:7.3f}{gauc.mean:8.4f}{own.mean:7.3f}"
-            lines.append(f"{name:38}{cells}")
+            top50 = f"recall50{main}"  # none where fewer are kept
+            wide = f"{100 * (1 - pooled(results, runs, top50).mean):8.2f}" if top50 in runs[0]["figures"] else f"{'–':>8}"
+            kept, pairs, gauc, own = (
+                pooled(results, runs, metric).mean
+                for metric in (f"survives{main}", f"agreement@{size}", "gauc", f"own_hr10@{size}")
+            )
+            cells += f"{f'{100 * low:.2f} to {100 * high:.2f}':>16}{wide}{kept:7.3f}"
+            cells += "".join(f"{share:7.3f}" for share in (*shares, pairs)) + f"{gauc:8.4f}{own:7.3f}"
+            lines.append(f"{name:46}{cells}")
     return "\n".join(lines)
 
 
@@ -402,12 +406,11 @@ def keys(results: Path) -> dict[str, dict[str, Any]]:
 
 
 def losses_of(results: Path) -> dict[str, dict[str, Interval]]:
-    """Return % of the ranker's top 10 lost, by data set and model: test split, taught, full attention untaught."""
+    """Return % of the ranker's top 10 lost, by data set and model: test split, taught."""
     found, made = read(results), {}
     for dataset in question.PUBLIC:
-        for model in (*COMPARED, "full_attention"):
-            taught = ALONE if model == "full_attention" else USUAL
-            if runs := runs_of(found, dataset, "test", "attention", model, taught):
+        for model in COMPARED:
+            if runs := runs_of(found, dataset, "test", "attention", model, USUAL):
                 made.setdefault(dataset, {})[model] = _percent(metrics.user_interval(lost(results, runs, CUT)))
     return made
 

@@ -21,11 +21,12 @@ from typing import Any
 from aif_jax import metrics
 from aif_jax.metrics import Interval
 from experiments import ranker_recall
-from experiments.ranker_recall import ALONE, COMPARED, RESULTS, USUAL
+from experiments.ranker_recall import ALONE, COMPARED, FURTHER, LOSSES, RESULTS, TRIED, USUAL, Taught
 from experiments.study import question, records
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = (ROOT / "README.md", ROOT / "docs" / "index.md", ROOT / "docs" / "results.md")
+NOTES = ROOT / "experiments" / "notes" / "results.md"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "index.md", ROOT / "docs" / "results.md", NOTES)
 COST = Path(__file__).resolve().parent / "results" / "cost" / "record.json"
 DATASETS = {"movielens": "MovieLens", "taobao": "Taobao"}
 RANKERS = {"attention": "attention", "trees": "trees", "sequence": "SASRec"}
@@ -106,19 +107,93 @@ def recall(*several: str) -> str:
 
 def cuts() -> str:
     """Return ranker recall of several cuts, the HR@10 kept with its interval, and GAUC of all requests."""
-    header = ["", "1,000 to 100, not taught", "taught", "1,000 to 50", "3,000 to 100", "HR@10 kept"]
+    header = ["", "1,000 to 100, not taught", "taught", "item trained", "1,000 to 50", "3,000 to 100", "HR@10 kept"]
     rows = []
     for one in map(Recalls, DATASETS):
         for model in COMPARED:
             taught, alone = one.taught[model], one.alone[model]
             gauc = [f"{ranker_recall.pooled(RESULTS, runs, 'gauc').mean:.3f}" for runs in (alone, taught)]
             more = [
-                f"{100 * ranker_recall.pooled(RESULTS, taught, f'recall10@{cut}').mean:.1f}" for cut in ("1000-50", "3000-100")
+                f"{100 * ranker_recall.pooled(RESULTS, taught, f'recall10@{cut}').mean:.1f}"
+                for cut in ("1000-100 trained", "1000-50", "3000-100")
             ]
             name = f"**{one.name}**: {PRESETS[model]}" if model == COMPARED[0] else PRESETS[model]
             both = [spread(one.recall(runs), 1, scale=100) for runs in (alone, taught)]
             rows.append([name, *both, *more, spread(one.share(model), 3), ", ".join(gauc)])
     return markdown([*header, "GAUC: not taught, taught"], rows)
+
+
+GOALS = {
+    "lost10_aif": ("% lost", "1.0; 0.3"),
+    "lost10_ratio_over_matching": ("over what matching loses", "0.3; less than 1"),
+    "lost10_ratio_over_two_tower": ("over what two-tower loses", "0.15"),
+    "cascade_hr10_share": ("HR@10 of the cascade over the ranker's", "0.98"),
+    "cascade_ndcg10_share": ("NDCG@10 of the cascade over the ranker's", "0.98"),
+    "own_hr10_share": ("HR@10 of AIF alone over the ranker's", "0.95"),
+    "gauc_points_over_two_tower": ("GAUC, points over two-tower", "1.5; –"),
+    "hr100_ratio_over_two_tower": ("HR@100 over two-tower's", "1.10; –"),
+}
+OTHERS = {
+    "lost10_aif": ("% lost", "1.5"),
+    "lost10_less_than_matching": ("points less than matching", "above -0.3"),
+    "lost10_less_than_two_tower": ("points less than two-tower", "above 0"),
+}
+"""Goals of the results page before full attention, and before each other ranker: key in `ranker_recall.keys`, name, reach."""
+
+
+def goals() -> str:
+    """Return the goals of ranker recall, by figure, with what was reached; AIF, taught, a cut of 1,000 to 100."""
+    every, rows = ranker_recall.keys(RESULTS), []
+    for ranker, title in RANKERS.items():
+        for key, (name, reach) in (GOALS if ranker == "attention" else OTHERS).items():
+            found = [every[dataset] if ranker == "attention" else every[dataset][ranker] for dataset in DATASETS]
+            reached = [Interval(*(one[key + end] for end in ranker_recall.ENDS)) for one in found]
+            rows.append([f"{title}: {name}", reach, *(spread(one, 3 if one.value < 2 else 1) for one in reached)])
+    return markdown(["ranker: figure", "goal", *DATASETS.values()], rows)
+
+
+def runs_tried(dataset: str, model: str, taught: Taught) -> list[dict[str, Any]]:
+    """Return the run of the validation split before full attention, of seed 0, or none."""
+    runs = ranker_recall.runs_of(ranker_recall.read(RESULTS), dataset, "validation", "attention", model, taught)
+    return [run for run in runs if run["seed"] == 0]
+
+
+def tried(ways: Mapping[str, Taught], datasets: Sequence[str] = tuple(DATASETS)) -> str:
+    """Return % of the ranker's top 10 that a cut of 1,000 to 100 loses, by model and way to teach it."""
+    rows = []
+    for dataset in datasets:
+        for model, name in PRESETS.items():
+            each = [runs_tried(dataset, model, taught) for taught in ways.values()]
+            cells = [f"{100 * ranker_recall.lost(RESULTS, runs, '@1000-100').mean:.1f}" if runs else "–" for runs in each]
+            rows.append([f"{DATASETS[dataset]}: {name}", *cells])
+    return markdown(["% lost", *ways], rows)
+
+
+def tuned() -> str:
+    """Return what two-tower loses as it is tuned further, and what AIF gains over it alone; AIF by the usual recipe."""
+    ways = {"as it is": ("two_tower", USUAL)} | {
+        name: ("two_tower", taught) for name, taught in zip(("weight 64", "rate 5e-3", "rate 2e-2"), FURTHER, strict=True)
+    }
+    ways["a head and 512 events"] = ("two_tower_512", USUAL)
+    rows = []
+    for dataset, title in DATASETS.items():
+        runs, aif = [runs_tried(dataset, *way) for way in ways.values()], runs_tried(dataset, "aif", USUAL)
+        lost = [f"{100 * ranker_recall.lost(RESULTS, one, '@1000-100').mean:.1f}" for one in runs]
+        gauc, hits = (
+            [(ranker_recall.pooled(RESULTS, aif, metric), ranker_recall.pooled(RESULTS, one, metric)) for one in runs]
+            for metric in ("gauc", "hr100@0")
+        )
+        rows.append([f"{title}: % lost", *lost])
+        rows.append(["GAUC, points of AIF over it", *(spread(metrics.paired_interval(*pair), 1, scale=100) for pair in gauc)])
+        rows.append(["HR@100 of AIF over its", *(spread(metrics.paired_interval(*pair, ratio=True), 2) for pair in hits)])
+    return markdown(["two-tower", *ways], rows)
+
+
+WEIGHTS = {
+    "not taught": ALONE, "weight 1": Taught(1.0), "4": Taught(4.0), "16": Taught(16.0),
+    "4, 40 candidates": Taught(4.0, candidates=40), "16, 40 candidates": USUAL,
+}  # fmt: skip
+assert set(WEIGHTS.values()) == set(TRIED)
 
 
 # cost
@@ -203,7 +278,7 @@ def waited(loops: Sequence[Mapping[str, Any]], *shown: str) -> str:
 RULES = {"movielens": "rule, most popular first", "taobao": "rule, met items, the latest first, then most popular"}
 RANKED = {
     question.BASE: PRESETS["two_tower"], question.WITH_MATCHING: PRESETS["matching"], question.AIF: PRESETS["aif"],
-    question.WITHOUT_MATCHING: "the same without matching statistics", question.FULL: "`presets.full_attention`",
+    question.FULL: "`presets.full_attention`",
 }  # fmt: skip
 
 
@@ -221,13 +296,14 @@ def quality() -> str:
         }
         for name in runs:
             gauc, hits, every = (pools[name, metric] for metric in ("gauc_trained", "hr100_trained", "gauc"))
-            cells = [f"**{title}**: {name}" if name == "no model" else name, f"{gauc.mean:.3f}"]
+            first = f"**{title}**: {name}" if name == "no model" else name
+            cells = [first, f"{every.mean:.3f}", f"{gauc.mean:.3f}"]
             for base in (PRESETS["two_tower"], PRESETS["matching"]):
                 shown = name != "no model" and list(runs).index(name) > list(runs).index(base)
                 gap = metrics.paired_interval(gauc, pools[base, "gauc_trained"])
                 cells.append(spread(gap, 1, scale=100, sign="+") if shown else "–")
-            rows.append([*cells, spread(metrics.user_interval(hits), 3), f"{every.mean:.3f}"])
-    header = ["", "GAUC", "points over two-tower", "points over matching", "HR@100", "GAUC, all requests"]
+            rows.append([*cells, spread(metrics.user_interval(hits), 3)])
+    header = ["", "GAUC, all requests", "GAUC", "points over two-tower", "points over matching", "HR@100"]
     return markdown(header, rows)
 
 
@@ -294,5 +370,7 @@ def ablation() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "recall": recall, "rankers": functools.partial(recall, *RANKERS), "cuts": cuts,
     "budget": budget, "load": under_load, "lone": lone,
-    "quality": quality, "scoring": scoring, "ablation": ablation,
+    "quality": quality, "scoring": scoring, "ablation": ablation, "goals": goals, "tuned": tuned,
+    "weights": functools.partial(tried, WEIGHTS),
+    "losses": functools.partial(tried, {taught.loss: taught for taught in (USUAL, *LOSSES)}, ("movielens",)),
 }  # fmt: skip

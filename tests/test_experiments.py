@@ -172,7 +172,7 @@ def test_a_report_has_every_figure(tmp_path, capsys):
 
 def test_figures_are_drawn_from_the_records(tmp_path, capsys):
     plots.main(["--out", str(tmp_path)])
-    names = {"blocks", "calibration", "load", "refresh", "quality_against_time", "budget"}
+    names = {"blocks", "calibration", "refresh", "quality_against_time", "budget"}
     assert {path.name for path in tmp_path.iterdir()} == {f"{name}.png" for name in names}
     assert all(path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 10_000 for path in tmp_path.iterdir())
     assert "blocks.png" in capsys.readouterr().out
@@ -232,9 +232,9 @@ def test_a_calibration_is_measured_on_events_that_did_not_fit_it(tmp_path, capsy
     assert (tmp_path / "calibration.png").stat().st_size > 10_000
 
 
-def test_the_figure_of_load_is_the_table_of_the_experiments():
+def test_the_record_of_load_is_the_table_of_the_experiments():
     """Figures of experiments/README.md, at the concurrency of the most requests a second whose p99 is within 100 ms."""
-    record = json.loads(plots.LOAD.read_text(encoding="utf-8"))[plots.LONG]
+    record = tables.load()["C=1000, L=4096"]
     page = (Path(__file__).resolve().parent.parent / "experiments" / "README.md").read_text(encoding="utf-8")
 
     def cpu(service: str, users: str) -> float:
@@ -246,16 +246,19 @@ def test_the_figure_of_load_is_the_table_of_the_experiments():
     assert f"{others} ms" in page
 
 
-def test_the_figure_of_the_budget_has_a_point_for_each_model_that_is_known(tmp_path):
-    losses = {"movielens": {"two_tower": Interval(6.9, 6.0, 8.0), "aif": Interval(0.7, 0.5, 0.9)}}
-    loops = {name: {"new": [{"concurrency": 1, "rps": 99.0, "p99_ms": 40.0 - n}]} for n, name in enumerate(plots.SERVED)}
-    loops["aif"]["new"][0]["p99_ms"] = loops["sequential"]["new"][0]["p99_ms"] = 20.0
-    record = {"closed_loops": loops}
-    drawn = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plots, "_legend", lambda axis, **where: drawn.extend(text.get_text() for text in axis.texts))
-        plots.draw_budget(record, losses, tmp_path / "budget.png")
-    assert drawn == ["AIF", "AIF, not split"]  # the two-tower model has no load within the budget, others no ranker recall
+def test_the_figure_of_the_budget_says_what_its_points_show(tmp_path, monkeypatch):
+    losses = {
+        "movielens": {"two_tower": Interval(6.9, 6.0, 8.0), "matching": Interval(2.0, 1.0, 3.0), "aif": Interval(0.7, 0.5, 0.9)}
+    }
+    loops: dict[str, dict[str, list]] = {}
+    for place, (service, users, *_) in enumerate(plots.SERVED):
+        loops.setdefault(service, {})[users] = [{"concurrency": 1, "rps": 100.0 + place, "p99_ms": 20.0}]
+    drawn, titles = [], []
+    monkeypatch.setattr(plots, "_legend", lambda axis, **where: drawn.extend(text.get_text() for text in axis.texts))
+    monkeypatch.setattr(plots, "drawing", lambda *given, usual=plots.drawing: titles.append(given[-1]) or usual(*given))
+    plots.draw_budget({"closed_loops": loops}, losses, tmp_path / "budget.png")
+    assert drawn == [name for *_, name, _ in plots.SERVED] and len(drawn) == 5
+    assert "99.3 % of the ranker's top 10 at 102 requests" in titles[0] and "93.1 % at 100 " in titles[0]
     assert (tmp_path / "budget.png").stat().st_size > 10_000
 
 
