@@ -1,7 +1,6 @@
 """The figures and tables of README and docs, from the records in experiments/results: one message a figure, errors on all.
 
-Command   python -m experiments.plots     (`--data DIR` adds the figure by length of history, which needs the log; `--out DIR`
-          draws there and leaves the pages as they are)
+Command   python -m experiments.plots     (`--out DIR` draws there and leaves the pages as they are)
 Time      seconds
 Errors    bars are 95 % intervals over users, of paired differences
 """
@@ -11,7 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ import numpy as np
 from aif_jax import metrics
 from aif_jax.metrics import ByUser, Interval
 from experiments import common, ranker_recall, tables
-from experiments.study import calibration, datasets, question, records
+from experiments.study import calibration, question, records
 from experiments.study.question import AIF, BASE, WITH_MATCHING
 
 REFRESH = Path("experiments/results/refresh/record.json")
@@ -37,7 +36,6 @@ SERVED = (
 )  # fmt: skip
 """Points of the figure of the budget: service, users, the pre-ranker in the records of ranker recall, its name, and how far
 above its point that stands for the second data set."""
-MODELS = {WITH_MATCHING: "two-tower with matching statistics", AIF: "AIF"}
 SCORED = {
     BASE: ("two-tower", "black"), WITH_MATCHING: ("with matching statistics", "tab:orange"), AIF: ("AIF", "tab:blue"),
     question.FULL: ("full attention", "tab:gray"),
@@ -47,7 +45,6 @@ STYLE: dict[str, Any] = {
     "figure.titlesize": 16, "lines.markersize": 8, "errorbar.capsize": 4, "figure.dpi": 100,
 }  # fmt: skip
 """Large letters, few lines: to be read on a phone."""
-BINS = ((0, 100), (100, 250), (250, 500), (500, 10**9))  # events of a user in the log
 
 
 def points(gap: Interval) -> tuple[float, list[list[float]]]:
@@ -88,38 +85,6 @@ def draw_refresh(record: Mapping[str, Any], path: Path) -> None:
         axis.axvline(0, color="black", lw=1)
         axis.set_yticks(range(len(worlds)), [NAMES[name] for name in worlds])
         axis.set_ylim(len(worlds) - 0.5, -0.5)
-
-
-def history(results: Path, data: datasets.StudyData) -> dict[str, list[tuple[int, Interval]]]:
-    """Return users, and GAUC over the two-tower model by BINS of history, for each of MODELS; the test split, all seeds."""
-    found, events = records.read(results), np.bincount(data.dataset.log.user)
-    whole = {name: question.of_test(results, found, data.name, name, "gauc_trained") for name in (BASE, *MODELS)}
-    made: dict[str, list[tuple[int, Interval]]] = {name: [] for name in MODELS}
-    for low, high in BINS:
-        of_bin = {}
-        for name, one in whole.items():
-            inside = (events[one.users] >= low) & (events[one.users] < high)
-            of_bin[name] = ByUser(*(part[inside] for part in one))
-        for name in MODELS:
-            made[name].append((len(of_bin[name].users), metrics.paired_interval(of_bin[name], of_bin[BASE])))
-    return made
-
-
-def draw_history(gains: Mapping[str, Sequence[tuple[int, Interval]]], path: Path) -> None:
-    """Draw who gains."""
-    title = "AIF gains at every length of history:\n1 point up to 100 events, 2 points above (MovieLens, test split)"
-    with drawing(path, 4.6, title) as axis:
-        for shift, (model, by_bin), colour in zip((-0.08, 0.08), gains.items(), ("tab:orange", "tab:blue"), strict=True):
-            for at, (_, gap) in enumerate(by_bin):
-                value, error = points(gap)
-                axis.errorbar(at + shift, value, yerr=error, fmt="o", color=colour, label=MODELS[model])
-        axis.axhline(0, color="black", lw=1)
-        ends = [f"{low} to {high}" if high < 10**9 else f"over {low}" for low, high in BINS]
-        counts = [count for count, _ in next(iter(gains.values()))]
-        axis.set_xticks(range(len(BINS)), [f"{end}\n{count} users" for end, count in zip(ends, counts, strict=True)])
-        axis.set(xlabel="events of the user in the log", ylabel="GAUC points over two-tower")
-        axis.margins(y=0.25)
-        _legend(axis, loc="upper left", ncols=2)
 
 
 def draw_quality(results: Path, path: Path) -> None:
@@ -222,7 +187,6 @@ def _legend(axis: Any, **where: Any) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Draw every figure that there is a record for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", metavar="DIR", type=Path, help="the folder that holds the data sets' folders")
     parser.add_argument("--out", metavar="DIR", type=Path, help="where the PNG files go; none: docs/figures, and tables too")
     options = parser.parse_args(arguments)
     for page in () if options.out else tables.PAGES:
@@ -234,8 +198,6 @@ def main(arguments: list[str] | None = None) -> None:
     draw_quality(question.RESULTS, out / "quality_against_time.png")
     draw_budget(load[PRESET], ranker_recall.losses_of(ranker_recall.RESULTS), out / "budget.png")
     draw_calibration(calibrated, out / "calibration.png")
-    if options.data is not None:
-        draw_history(history(question.RESULTS, datasets.load("movielens", options.data)), out / "history.png")
 
 
 if __name__ == "__main__":

@@ -83,8 +83,7 @@ TRIED = (USUAL, Taught(4.0, candidates=40), ALONE, *(Taught(weight) for weight i
 """On the validation split. USUAL, of all other figures, is best for each model but the two-tower one on Taobao."""
 FURTHER = (Taught(64.0, candidates=40), *(USUAL._replace(learning_rate=rate) for rate in (5e-3, 2e-2)))
 """What the two-tower model alone tries too."""
-LOSSES = tuple(USUAL._replace(loss=loss) for loss in teaching.LOSSES if loss != USUAL.loss)
-"""Tried on MovieLens' validation split."""
+LOSSES = tuple(USUAL._replace(loss=loss) for loss in teaching.LOSSES if loss != USUAL.loss)  # MovieLens' validation split
 SIZES = {1000: (20, 50, 100, 200), 3000: (100, 300)}
 """Retrieved candidates, and how many are kept."""
 SMOKE_SIZES = {40: (10, 20), 100: (20,)}

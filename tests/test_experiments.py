@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -18,8 +17,7 @@ from aif_jax import output as progress
 from aif_jax.metrics import Interval
 from experiments import benchmarks, common, cost, kernels, plots, quickstart, runtimes, tables
 from experiments.datasets.synthetic import synthetic_world
-from experiments.study import calibration, datasets, question, records, storage
-from experiments.study.question import AIF, WITH_MATCHING
+from experiments.study import calibration, datasets, question, storage
 from tests.conftest import child_environment
 from tests.light import lightly_compiled
 from tests.refusals import refused
@@ -202,22 +200,6 @@ def test_requests_a_second_are_the_most_within_the_bound_interpolated_to_it():
     assert tables.title("C=1000, L=512") == "1,000 candidates, 512 events"
 
 
-def test_history_compares_the_same_users(tmp_path):
-    """Users of the records, dealt to bins by a made log: every user is in one bin, and the whole is the mean of the bins."""
-    run = question.runs_of(records.read(question.RESULTS), "movielens", AIF)[0]
-    users = records.by_user(question.RESULTS, run, "gauc_trained").users
-    counts = np.zeros(users.max() + 1, np.int64)
-    counts[users] = np.where(np.arange(len(users)) % 2 == 0, 50, 600)
-    log = SimpleNamespace(user=np.repeat(np.arange(len(counts)), counts))
-    data = SimpleNamespace(name="movielens", dataset=SimpleNamespace(log=log))
-    gains = plots.history(question.RESULTS, data)  # type: ignore[arg-type]
-    half = (len(users) + 1) // 2
-    assert [count for count, _ in gains[AIF]] == [half, 0, 0, len(users) - half]
-    assert gains[AIF][0][1].value != gains[AIF][3][1].value
-    plots.draw_history(gains, tmp_path / "history.png")
-    assert (tmp_path / "history.png").stat().st_size > 10_000
-
-
 @lightly_compiled()
 def test_a_calibration_is_measured_on_events_that_did_not_fit_it(tmp_path, capsys):
     """The script on a tiny world: the same requests before and after, other probabilities, the figure drawn from its record."""
@@ -265,7 +247,6 @@ def test_the_figure_of_the_budget_says_what_its_points_show(tmp_path, monkeypatc
 def test_points_are_hundredths_with_the_error_to_both_sides():
     value, error = plots.points(Interval(0.02, 0.015, 0.03))
     assert value == pytest.approx(2.0) and np.ravel(error) == pytest.approx([0.5, 1.0])
-    assert plots.MODELS.keys() == {AIF, WITH_MATCHING}
 
 
 def test_kernels(tmp_path):

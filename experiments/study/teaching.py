@@ -6,8 +6,6 @@ from optax.losses import sigmoid_binary_cross_entropy
 
 from aif_jax.train.losses import distill_listwise, entries, lists, term
 
-HEAD = 10  # what `head` teaches the order of: as many as the ranker wants
-
 
 @term(entries, targets="teacher_scores")
 def pointwise(scores: jax.Array, teacher: jax.Array, where: jax.Array, log_q: jax.Array) -> jax.Array:
@@ -25,19 +23,16 @@ def pairwise(scores: jax.Array, teacher: jax.Array, where: jax.Array, log_q: jax
 
 @term(lists, targets="teacher_scores")
 def head(scores: jax.Array, teacher: jax.Array, where: jax.Array, log_q: jax.Array) -> jax.Array:
-    """Return listwise divergence of the ranker's best HEAD of each list, all others as good as nothing to the ranker."""
-    least = jax.lax.top_k(jnp.where(where, teacher, -jnp.inf), min(HEAD, teacher.shape[-1]))[0][..., -1:]
+    """Return listwise divergence of the ranker's best 10 of each list, all others as good as nothing to the ranker."""
+    least = jax.lax.top_k(jnp.where(where, teacher, -jnp.inf), min(10, teacher.shape[-1]))[0][..., -1:]
     wanted = jax.nn.log_softmax(teacher, where=where & (teacher >= least))
     given = jax.nn.log_softmax(scores, where=where)
     return jnp.where(where & (teacher >= least), jnp.exp(wanted) * (wanted - given), 0).sum(-1)
 
 
 LOSSES = {
-    "listwise": distill_listwise(),
-    "temperature 0.5": distill_listwise(temperature=0.5),
+    "listwise": distill_listwise(), "temperature 0.5": distill_listwise(temperature=0.5),
     "temperature 2": distill_listwise(temperature=2.0),
-    "head of the list": head(),
-    "pairwise": pairwise(),
-    "pointwise": pointwise(),
-}
+    "head of the list": head(), "pairwise": pairwise(), "pointwise": pointwise(),
+}  # fmt: skip
 """By name. Temperatures are of the listwise loss: what the best candidates of a list weigh."""
