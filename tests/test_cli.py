@@ -127,16 +127,16 @@ def test_flags_that_are_not_given_leave_the_defaults_of_their_owners():
     for owner, names in SERVE.items():
         add_flags(parser, owner, names)
     assert all(not flags_given(parser.parse_args([]), names) for names in SERVE.values())
-    options = parser.parse_args("--port 0 --max-age 2 --index rows --log-share 0.5 --when-stale refuse --max-bytes 9".split())
+    options = parser.parse_args("--port 0 --index rows --log-share 0.5 --max-bytes 9".split())
     assert flags_given(options, SERVE[Listening]) == {"http_port": 0}
-    assert flags_given(options, SERVE[Policy]) == {"max_age": 2.0, "when_stale": "refuse", "body_bytes": 9}
+    assert flags_given(options, SERVE[Policy]) == {"body_bytes": 9}
     assert flags_given(options, SERVE[Models]) == {"index": Path("rows")}
     assert flags_given(options, SERVE[RequestLog]) == {"share": 0.5}
     text = " ".join(parser.format_help().split())
     assert "--max-bytes NUMBER bytes of one call (default: 16777216)" in text
     assert "--port NUMBER port of HTTP; 0 takes a free one (default: 8080)" in text
-    message = "--when-stale: expected 'degrade' or 'refuse', got 'never'"
-    refused(UsageError, message, parser.parse_args, ["--when-stale", "never"])
+    add_flags(parser, aif.RefreshConfig, ["unknown"])
+    refused(UsageError, "--unknown: expected 'skip' or 'error', got 'never'", parser.parse_args, ["--unknown", "never"])
 
 
 def test_exit_codes_of_the_index(folder, trained, tmp_path, run):

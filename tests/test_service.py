@@ -413,15 +413,6 @@ def test_metrics_are_scraped(client):
     assert {s.labels["stage"] for s in families["aif_stage_seconds"].samples} >= {"user", "score", "total"}
 
 
-def test_a_stale_model_is_said_to_be(served, client, monkeypatch):
-    monkeypatch.setattr(served.service, "policy", Policy(max_age=1e-3))
-    answer = client.rank(**ANN, candidates=IDS, k=1)
-    assert answer["degraded"] and "s old" in answer["reason"]
-    assert client.request("GET", "/health/ready")[0] == 503
-    monkeypatch.setattr(served.service, "policy", Policy(max_age=1e-3, when_stale="refuse"))
-    assert refusal(client.rank, **ANN, candidates=IDS, k=1).status == 503
-
-
 def test_publish_writes_what_is_read(tmp_path):
     exports().copied(tmp_path)
     publish(tmp_path, ["one", ExportEntry("two", exports().digests["two"], 0.25)])

@@ -1,9 +1,6 @@
-"""What the job of the index writes between two exports: newer indexes, and how old they may be."""
+"""What the job of the index writes between two exports: newer indexes."""
 
-import dataclasses
 import os
-import re
-import time
 
 import numpy as np
 import pytest
@@ -11,10 +8,8 @@ import pytest
 from aif_jax.index import IndexWriter
 from aif_jax.index.writer import snapshots
 from aif_jax.readers import encode_items
-from aif_jax.service.calls import Policy
 from aif_jax.service.models import newer, newest
-from tests.client import ServiceError
-from tests.service_world import ANN, IDS, exports, running, until
+from tests.service_world import ANN, exports, running, until
 
 pytestmark = pytest.mark.lane("standing")
 
@@ -79,23 +74,6 @@ def test_what_fails_delays_nothing_else(tmp_path, monkeypatch):
         (tmp_path / "current").write_text("two\n")
         until(lambda: [served.name for served in models.serving] == ["two"])
         assert models.failures < 20
-
-
-def test_an_index_that_is_too_old_is_marked_or_refused(tmp_path):
-    world, policy = exports(), Policy(max_index_age=900)
-    world.index["one"].save(tmp_path / "index")
-    written = time.time() - 1000
-    os.utime(tmp_path / "index" / "manifest.json", (written, written))
-    with running(world.root / "one", policy=policy, index=tmp_path / "index") as service, service.client() as client:
-        answer = client.rank(**ANN, candidates=IDS, k=3)
-        assert answer["degraded"] and re.search(r"the index is 1\d+ s old, more than 900 s", answer["reason"])
-        assert client.request("GET", "/health/ready")[0] == 503
-        service.service.policy = dataclasses.replace(policy, when_stale="refuse")
-        with pytest.raises(ServiceError) as error:
-            client.rank(**ANN, candidates=IDS, k=3)
-        assert (error.value.code, error.value.status) == ("UNAVAILABLE", 503)
-        metrics = client.request("GET", "/metrics")[2].decode()
-        assert "aif_index_age_seconds{" in metrics
 
 
 def test_snapshots_are_found_by_export_or_for_all(tmp_path):

@@ -50,7 +50,7 @@ def test_a_process_serves_by_its_flags_and_drains_on_sigterm(tmp_path):
     """Flags are heeded, every line of the log is JSON, and after SIGTERM each call is answered or its connection refused."""
     world = exports()
     world.index["one"].save(tmp_path / "index", positions={3: 14})
-    words = [world.root / "one", "--index", tmp_path / "index", "--max-index-age", 900, "--drain-delay", 0.3]
+    words = [world.root / "one", "--index", tmp_path / "index", "--drain-delay", 0.3]
     words += ["--log", tmp_path / "log"]
     with serving(*words) as (process, addresses):
         with Client(addresses["http"]) as client:
@@ -59,6 +59,7 @@ def test_a_process_serves_by_its_flags_and_drains_on_sigterm(tmp_path):
             text = client.request("GET", "/metrics")[2].decode()
             line = next(line for line in text.splitlines() if line.startswith("aif_index_position{"))
             assert 'partition="3"' in line and line.endswith(" 14.0")
+            assert "aif_index_age_seconds{" in text
         with connected(addresses["http"], b"no HTTP\r\n\r\n") as caller:
             assert b" 400 " in caller.recv(1 << 16)
         answered, errors, stop = [], [], threading.Event()
@@ -165,7 +166,6 @@ def test_tls_and_a_token(tmp_path):
     (["FOLDER", "--serving", "colour=1"], 2, "expected one of the fields"),
     (["FOLDER", "--log", "log", "--log-share", "2"], 2, "log_share: expected 0 to 1, got 2"),
     (["FOLDER", "--features", "json:nothing"], 1, "expected MODULE:NAME"),
-    (["FOLDER", "--max-age", "-1"], 2, "max_age: expected more than 0, got -1"),
     (["FOLDER", "--max-bytes", "0"], 2, "body_bytes: expected more than 0"),
     (["FOLDER", "--token-file", "EMPTY"], 2, "got an empty file"),
 ])  # fmt: skip

@@ -31,8 +31,7 @@ from aif_jax.store.trained import Trained
 FLAGS: dict[type, Mapping[str, str]] = {
     Models: {"config": "serving"} | {name: name for name in ("keep", "poll", "index")},
     RequestLog: {"share": "log_share"},
-    Policy: {name: name for name in ("max_age", "max_index_age", "when_stale")}
-    | {"body_bytes": "max_bytes", "candidates": "max_candidates"},
+    Policy: {"body_bytes": "max_bytes", "candidates": "max_candidates"},
     Listening: {"host": "host", "http_port": "port"}
     | {name: name for name in ("certificate", "key", "keep_alive", "drain_delay", "drain_timeout")},
 }

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -28,34 +28,27 @@ class BadCall(CallerError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Policy:
-    """What an operator allows: bounds of one call, more than which is refused before memory is taken for it, and ages.
+    """Bounds of one call: more is refused before memory is taken for it.
 
     Attributes:
       body_bytes: bytes of one call.
       body_seconds: seconds from the first byte of a body to the last.
       candidates: candidates of one call, and as many excluded ids; twice as many texts in the tensors of one call.
       events: events of one call.
-      max_age: seconds since the export of a model after which it counts as stale; None: no bound.
-      max_index_age: seconds since the index was written, after which it counts as stale; None: no bound.
-        `ServingConfig.max_stale` bounds the age of one user's state.
-      when_stale: "degrade" marks the answers of a stale model or index, "refuse" answers UNAVAILABLE; both end readiness.
 
     Raises:
-      ValueError: a bound or an age that is not above 0, another word for `when_stale`.
+      ValueError: a bound that is not above 0.
     """
 
     body_bytes: int = 16 << 20
     body_seconds: float = 10.0
     candidates: int = 100_000
     events: int = 1 << 16
-    max_age: float | None = None
-    max_index_age: float | None = None
-    when_stale: Literal["degrade", "refuse"] = "degrade"
 
     def __post_init__(self):
         expect_types(self)
         for name, bound in vars(self).items():
-            expect(name == "when_stale" or bound is None or bound > 0, name, "more than 0", bound)
+            expect(bound > 0, name, "more than 0", bound)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

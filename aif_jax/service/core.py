@@ -13,7 +13,7 @@ import numpy as np
 
 from aif_jax.connectors.features import clock
 from aif_jax.interaction import contributions
-from aif_jax.service.calls import BadCall, Call, Failure, Policy, blamed, problem_of
+from aif_jax.service.calls import BadCall, Call, Policy, blamed, problem_of
 from aif_jax.service.features import Context
 from aif_jax.service.models import LoadedModel, Models
 from aif_jax.serving import Request
@@ -91,16 +91,14 @@ class Service:
     @property
     def unready(self) -> str | None:
         """Why no traffic should come; None where it may."""
-        if self.state != "ready":
-            return self.state
-        return next((why for served in self.models.serving if served.entry.share and (why := self._stale(served))), None)
+        return None if self.state == "ready" else self.state
 
     async def answer(self, method: str, call: Call) -> Reply:
         """Answer a call: "rank" with the best k candidates, "score" with all logits; "prepare" computes the user's state.
 
         Raises:
           BadCall, TypeError, ValueError: what the caller can correct.
-          Failure: a version that is not held, a model older than the policy allows.
+          Failure: a version that is not held.
           Overloaded, DeadlineExceeded, EngineClosed, ...: as `AsyncPreRanker.rank`.
         """
         code = "OK"
@@ -119,9 +117,7 @@ class Service:
 
     async def _reply(self, method: str, call: Call) -> Reply:
         served = self.models.pick(call)
-        engine, stale = served.engine, self._stale(served)
-        if stale is not None and self.policy.when_stale == "refuse":
-            raise Failure("UNAVAILABLE", 503, f"version {served.version[:12]}: {stale}", retry_after=1.0)
+        engine = served.engine
         if method == "prepare":
             await engine.prepare(self._request(call, served, prepare=True))
             return Reply(method, call, served, None)
@@ -136,19 +132,8 @@ class Service:
                 answer = await engine.score(request, call.candidates)
         except (TypeError, ValueError) as error:
             raise blamed(error) from None
-        if stale is not None:
-            reason = stale if answer.reason is None else f"{answer.reason}; {stale}"
-            answer = dataclasses.replace(answer, degraded=True, reason=reason)
         features = None if answer.stand_in else request.context.used
         return Reply(method, request.context.call, served, answer, order, features)
-
-    def _stale(self, served: LoadedModel) -> str | None:
-        """Return which part of a version is older than it may be, in words."""
-        policy = self.policy
-        for part, most, age in (("model", policy.max_age, served.age), ("index", policy.max_index_age, served.index_age)):
-            if most is not None and age > most:
-                return f"the {part} is {age:.0f} s old, more than {most:g} s"
-        return None
 
     def _request(self, call: Call, served: LoadedModel, *, prepare: bool = False) -> Request:
         if call.now is None and self.observers and (call.record is not None or call.events is not None):
