@@ -360,8 +360,6 @@ def archive(files):
 
 
 RELEASE = archive({f"ml-100k/{name}": text for name, text in FILES["100k"].items()} | {"__MACOSX/u.data": "junk"})
-
-
 OK = b"HTTP/1.1 200 OK\r\n"
 
 

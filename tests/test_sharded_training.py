@@ -6,6 +6,7 @@ import jax, numpy as np, optax
 import aif_jax as aif
 from aif_jax import checkpoint, sharding, train
 from aif_jax.train import losses
+from jax.sharding import NamedSharding, PartitionSpec
 from tests import demo
 from tests.test_sparse import batch_of
 
@@ -49,6 +50,14 @@ state, seen = run(state, [sharding.place_batch(b, smaller) for b in batches[2:]]
 np.testing.assert_allclose(seen, expected[4:], rtol=2e-4)
 np.testing.assert_allclose(item(state), item(whole), atol=1e-4)
 print("restored", int(state.step))
+alone = checkpoint.load(folder)
+tables = alone.params["embedding"]
+print((tables["item"] * jax.device_put(1.0, jax.devices()[1])).devices())  # what is loaded may go to any device
+split = jax.ShapeDtypeStruct(tables["item"].shape, np.float32, sharding=NamedSharding(four, PartitionSpec(four.axis_names)))
+split = checkpoint.load(folder, like={"params": {**alone.params, "embedding": {**tables, "item": split}}}).params
+checkpoint.save(folder + "-split", aif.Trained(model, split))
+assert checkpoint.load(folder + "-split").version == alone.version == aif.fingerprint(split, model.config)
+print("split", split["embedding"]["item"].addressable_shards[0].data.shape[0])
 
 try:
     sharding.place_batch({"x": np.zeros(7)}, four)
@@ -62,5 +71,7 @@ def test_several_devices_train_as_one_and_a_checkpoint_goes_on_under_another_mes
     assert python(CODE, devices=8, timeout=280, lightly=True).splitlines() == [
         "same 64",
         "restored 4",
+        "{CpuDevice(id=1)}",
+        "split 16",
         "batch: expected samples that are a multiple of 4 devices, got 7",
     ]

@@ -13,7 +13,6 @@ import aif_jax as aif
 from aif_jax import train
 from aif_jax.data.pipeline import Batch
 from aif_jax.train import losses, optimizers, rowwise_adagrad
-from aif_jax.train import step as step_module
 from aif_jax.train import step as training
 from tests import demo
 
@@ -296,7 +295,7 @@ def test_a_step_on_one_cpu_takes_parts_by_what_the_model_reads(monkeypatch):
     batch = batch_of(model.config, seed=0, samples=12)
     longer = dataclasses.replace(batch.users, history=jax.tree.map(lambda x: np.repeat(x, 9, axis=1), batch.users.history))
     seen = []
-    monkeypatch.setattr(step_module, "part_size", lambda *given: seen.append(given) or None)
+    monkeypatch.setattr(training, "part_size", lambda *given: seen.append(given) or None)
     step = train.make_step(model, optax.sgd(0.1), loss=losses.pointwise_bce)
     for users in (batch.users, longer):
         step(train.init_state(params, optax.sgd(0.1)), dataclasses.replace(batch, users=users))

@@ -368,7 +368,7 @@ def main(name: str, root: str, seed: int, cases: int, first: int = 0) -> None:
         try:
             got = form.read(copy)
         except form.refused as error:
-            assert str(error), "an error without words"
+            assert (str(copy) if name == "checkpoint" else "") in str(error) != "", "an error without words or place"
             tally["refused"] += 1
         except Exception as error:
             where = "".join(traceback.format_exception(error)[-3:])

@@ -19,7 +19,7 @@ import aif_jax as aif
 from aif_jax.readers import encode_items
 from tests import demo, writer_world
 from tests.reliability import coded, damaged
-from tests.reliability.sizes import FULL, RUNS, SEED, fully
+from tests.reliability.sizes import FULL, RUNS, SEED, full
 
 pytestmark = pytest.mark.lane("standing")
 REFUSED = (TypeError, ValueError)
@@ -540,13 +540,14 @@ def test_any_input(world, name, sizes, seed):
     drawn()
 
 
-@fully
-@pytest.mark.parametrize("name", list(damaged.FORMATS))
-def test_damaged_files(python, tmp_path, name):
+@pytest.mark.parametrize(("name", "cases", "seed"), [("checkpoint", 25, 0), *(
+    pytest.param(name, FULL.damaged_files, SEED, id=name, marks=full().marks) for name in damaged.FORMATS
+)])  # fmt: skip
+def test_damaged_files(python, tmp_path, name, cases, seed):
     """In a child process, which may crash."""
-    print(f"AIF_JAX_RELIABILITY_SEED={SEED}")
-    cases, env = FULL.damaged_files, {"PYTHONWARNINGS": "default"}  # readers in other languages warn of what they then refuse
-    code = f"from tests.reliability import damaged; damaged.main({name!r}, {str(tmp_path)!r}, {SEED}, {cases})"
+    print(f"AIF_JAX_RELIABILITY_SEED={seed}")
+    env = {"PYTHONWARNINGS": "default"}  # readers in other languages warn of what they then refuse
+    code = f"from tests.reliability import damaged; damaged.main({name!r}, {str(tmp_path)!r}, {seed}, {cases})"
     tally = json.loads(python(code, timeout=3000, env=env).splitlines()[-1])
     print(f"{name}: {tally}")
     assert sum(tally.values()) == cases and tally["refused"] > 0
