@@ -98,11 +98,6 @@ def test_lengths_that_are_given_stay(data, model, small_world, buckets, tmp_path
     assert fit(model, data, out=tmp_path / "run", progress=False, **GIVEN).settings.buckets == buckets
 
 
-def test_another_word_is_refused(data, model):
-    with pytest.raises(ValueError, match=r"FitConfig.buckets: expected tuple\[int, ...\] or 'auto', got 'short'"):
-        fit(model, data, buckets="short", progress=False, **GIVEN)
-
-
 def test_the_plan_warns_of_a_catalogue_no_larger_than_k(data, model, small_world):
     run = fit(model, data, buckets=(), progress=False, **GIVEN)
     positions = run.settings.task.positions(data, min_history=1, **run.settings.span("train"))

@@ -302,6 +302,7 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
     (lambda: losses.pointwise_bce + 1.0, TypeError, "unsupported operand"),
     (lambda: math.nan * losses.pointwise_bce, "weight: expected a finite number, got nan"),
     (lambda: train.NextItem(negatives=0), "NextItem.negatives: expected at least 1, got 0"),
+    *each(aif.FitConfig, "FitConfig", "tuple[int, ...] or 'auto'", buckets=["short"]),
     (lambda: GateConfig(gauc=-1.0), "GateConfig.gauc: expected at least 0"),
     (lambda: GateConfig(overlap=2.0), "overlap: expected a share"),
     (lambda: GateConfig(level=1.0), "level"),
