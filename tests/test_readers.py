@@ -14,7 +14,7 @@ import pytest
 import aif_jax
 from aif_jax import readers
 from aif_jax.encoding.columns import Columns
-from aif_jax.readers import encode_items, load_columns, read_items, tables
+from aif_jax.readers import encode_items, read_items, tables
 from tests.refusals import refused
 
 PACKAGE = Path(aif_jax.__file__).parent
@@ -337,15 +337,6 @@ def test_wrong_options(folder):
         ({"events": folder}, ValueError, "expected Parquet files or text files, one kind"),
     ):
         refused(error, message, read, **changes)
-
-
-def test_columns_loaded_into_memory():
-    table = {"id": [7, 5], "name": ["b", "a"], "rating": [4.5, 3.0], "at": [5_999, 6_000], "vector": [[1.0, 2.0], [3.0, 4.0]]}
-    kinds = {"id": "id", "name": "category", "rating": "float", "at": "time", "vector": "vector"}
-    _, loaded = load_columns(table, kinds, columns=Columns(time_unit="ms"))
-    assert loaded["id"].tolist() == [7, 5] and loaded["name"].tolist() == ["b", "a"] and loaded["at"].tolist() == [5, 6]
-    assert loaded["rating"].dtype == np.float32 and loaded["vector"].shape == (2, 2)
-    refused(ValueError, "table, row 2, column 'id': null", load_columns, {"id": [1, None]}, {"id": "id"})
 
 
 def test_reading_says_whether_users_come_back(caplog):

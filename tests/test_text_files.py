@@ -1,15 +1,17 @@
-"""Text files that their name does not describe: other separators, no header, other encodings, files that were cut off."""
+"""Text files: values, quotes, byte order marks, wrong lines, empty files; and blocks of bounded size."""
 
 import re
 
 import numpy as np
+import pyarrow.csv as csv
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aif_jax.encoding.columns import Columns
-from aif_jax.readers import TextFile, load_columns, read
-from aif_jax.readers.tables import Problems, batches
+from aif_jax.readers import read
+from aif_jax.readers.read import encode_columns
+from aif_jax.readers.tables import Problems, batches, read_table
 from tests.refusals import refused
 
 NAMES = ("user", "change", "rating", "action")
@@ -23,51 +25,40 @@ row = st.tuples(
 )
 
 
+def loaded(path, kinds, *, text=()):
+    """The columns of a file, or its problems."""
+    problems = Problems()
+    table = read_table(path, kinds, problems, columns=Columns(text=text), name="table")
+    coded = {name: encode_columns(name, [(table, name)], problems) for name, kind in kinds.items() if kind != "float"}
+    problems.expect_none()
+    ids = {name: vocabulary.ids_of(rows) for name, (vocabulary, (rows,)) in coded.items()}
+    return ids | {name: table.array(name) for name, kind in kinds.items() if kind == "float"}
+
+
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(rows=st.lists(row, min_size=1, max_size=20), separator=st.sampled_from([",", "\t", "::", "|-|"]),
-       end=st.sampled_from(["\n", "\r\n"]), header=st.booleans())  # fmt: skip
-def test_values_are_what_python_reads(tmp_path, rows, separator, end, header):
-    path = tmp_path / "table.txt"
+@given(rows=st.lists(row, min_size=1, max_size=20), suffix=st.sampled_from(["csv", "tsv"]),
+       end=st.sampled_from(["\n", "\r\n"]))  # fmt: skip
+def test_values_are_what_python_reads(tmp_path, rows, suffix, end):
+    path, separator = tmp_path / f"table.{suffix}", {"csv": ",", "tsv": "\t"}[suffix]
     fields = [(str(a), str(b), f"{c[0]}{c[1]}{c[2]}", d) for a, b, c, d in rows]
-    lines = [separator.join(NAMES)] * header + [separator.join(f) for f in fields]
-    path.write_bytes("".join(line + end for line in lines).encode())
-    file = TextFile(path=path, names=() if header else NAMES, separator=separator, whole=True)
-    _, got = load_columns(file, KINDS, columns=Columns(text=("action",)))
+    path.write_bytes("".join(separator.join(line) + end for line in (NAMES, *fields)).encode())
+    got = loaded(path, KINDS, text=("action",))
     assert got["user"].tolist() == [int(f[0]) for f in fields]
     assert got["change"].tolist() == [int(f[1]) for f in fields]
     assert got["rating"].tolist() == [np.float32(f[2]) for f in fields]
     assert got["action"].tolist() == [f[3] for f in fields]
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 7])
-def test_a_separator_across_the_border_of_two_pieces(tmp_path, monkeypatch, size):
-    import pyarrow as pa
-
-    text = b"".join(b"%d::%d::a:b:\n" % (i, 2 * i) for i in range(50))
-    whole = pa.TransformInputStream
-    cut = lambda stream, translate: whole(stream, lambda data: b"".join(  # noqa: E731
-        translate(bytes(data)[i : i + size]) for i in range(0, len(data), size)) if len(data) else translate(data))  # fmt: skip
-    (tmp_path / "ratings.dat").write_bytes(text)
-    monkeypatch.setattr(pa, "TransformInputStream", cut)
-    file = TextFile(path=tmp_path / "ratings.dat", names=("a", "b", "c"), separator="::")
-    _, got = load_columns(file, {"a": "id", "b": "id", "c": "category"})
-    assert got["b"].tolist() == [2 * i for i in range(50)] and set(got["c"].tolist()) == {"a:b:"}
-
-
 def test_a_byte_order_mark_encodings_and_quotes(tmp_path):
-    path = tmp_path / "table.inter"
+    path = tmp_path / "table.tsv"
     path.write_bytes(b"\xef\xbb\xbfuser\tnote\titem\n6\tx\t5\n")  # other columns are left out
-    assert load_columns(TextFile(path=path, separator="\t"), {"user": "id", "item": "id"})[1]["user"].tolist() == [6]
-    path = tmp_path / "u.item"
-    path.write_bytes('1|Caf\xe9\x85 (1995)\r\n2|say "hi"\n'.encode("latin-1"))
-    file = TextFile(path=path, names=("id", "title"), separator="|", encoding="latin-1", quoted=False)
-    assert load_columns(file, {"title": "category"})[1]["title"].tolist() == ["Caf\xe9\x85 (1995)", 'say "hi"']
+    assert loaded(path, {"user": "id", "item": "id"})["user"].tolist() == [6]
     path = tmp_path / "movies.csv"
     path.write_text('id,title\n1,"Me, Myself ""and"" I"\n3,plain\n')
-    assert load_columns(path, {"title": "category"})[1]["title"].tolist() == ['Me, Myself "and" I', "plain"]
+    assert loaded(path, {"title": "category"})["title"].tolist() == ['Me, Myself "and" I', "plain"]
     path.write_bytes(b"id,title\n1,a\n2,\xff\n")
-    with pytest.raises(ValueError, match=r"movies\.csv: unreadable file: expected text with a header in utf8, got"):
-        load_columns(path, {"title": "category"})
+    refused(ValueError, r"movies\.csv: unreadable file: expected text with a header in utf8, got", loaded, path,
+            {"title": "category"})  # fmt: skip
 
 
 @pytest.mark.parametrize(("text", "line", "message"), [  # text, line, the rest of the message
@@ -78,33 +69,17 @@ def test_a_byte_order_mark_encodings_and_quotes(tmp_path):
     ("1,2,3,pv\n1,2,3.4.5,pv\n", 2, "column 'rating': wrong type: expected a number, got '3.4.5'"),
     ("1,2,1e300,pv\n", 1, "column 'rating': not finite: expected a finite number, got inf"),
 ])  # fmt: skip
-@pytest.mark.parametrize("header", [False, True])
-def test_wrong_values_are_named_by_line(tmp_path, text, line, message, header):
+def test_wrong_values_are_named_by_line(tmp_path, text, line, message):
     path = tmp_path / "bad.csv"
-    path.write_text((",".join(NAMES) + "\n") * header + text)
-    told = f"^{re.escape(f'{path}, line {line + header}')}.*{re.escape(message)}"
-    refused(ValueError, told, load_columns, TextFile(path=path, names=() if header else NAMES), KINDS)
+    path.write_text(",".join(NAMES) + "\n" + text)
+    refused(ValueError, f"^{re.escape(f'{path}, line {line + 1}')}.*{re.escape(message)}", loaded, path, KINDS)
 
 
 def test_an_empty_and_a_missing_file_are_named(tmp_path):
     (tmp_path / "bad.csv").write_text("")
     message = "unreadable file: expected text with a header in utf8, got ArrowInvalid: Empty CSV file"
-    refused(ValueError, message, load_columns, tmp_path / "bad.csv", {"a": "id"})
-    for source in (tmp_path / "no.csv", TextFile(path=tmp_path / "no.dat", names=("a",))):
-        refused(FileNotFoundError, r"no\.(csv|dat): expected a file", load_columns, source, {"a": "id"})
-
-
-@pytest.mark.parametrize("name", ["t.csv", "t.csv.gz"])
-def test_a_file_that_was_cut_off(tmp_path, name):
-    import gzip
-
-    opener = gzip.open if name.endswith(".gz") else open
-    with opener(tmp_path / name, "wb") as file:
-        file.write(b"1,2\n1,345")
-    text = {"path": tmp_path / name, "names": ("a", "b")}
-    assert load_columns(TextFile(**text), {"a": "id"})[1]["a"].tolist() == [1, 1]
-    with pytest.raises(ValueError, match=r"cut off: expected a line end after the last line, got '1,345'"):
-        load_columns(TextFile(**text, whole=True), {"a": "id"})
+    refused(ValueError, message, loaded, tmp_path / "bad.csv", {"a": "id"})
+    refused(FileNotFoundError, r"no\.csv: expected a file", loaded, tmp_path / "no.csv", {"a": "id"})
 
 
 def test_blocks_are_bounded(tmp_path):
@@ -114,8 +89,9 @@ def test_blocks_are_bounded(tmp_path):
     assert sum(sizes) == 400_000 and max(sizes) < 100_000
 
 
-def test_files_without_a_header_make_a_data_set(tmp_path):
-    (tmp_path / "ratings.dat").write_text("1::7::5::100\n2::8::4::90\n1::8::3::50\n")
-    events = TextFile(path=tmp_path / "ratings.dat", names=("user", "item", "rating", "time"), separator="::")
-    data = read(events, items={"item": [7, 8], "category": ["a", "b"]}, columns=Columns(action="rating"))
+def test_the_reader_of_a_file_without_a_header_makes_a_data_set(tmp_path):
+    (tmp_path / "ratings.dat").write_text("1|7|5|100\n2|8|4|90\n1|8|3|50\n")
+    names = csv.ReadOptions(column_names=["user", "item", "rating", "time"])
+    events = csv.open_csv(tmp_path / "ratings.dat", read_options=names, parse_options=csv.ParseOptions(delimiter="|"))
+    data = read(events, items={"item": [7, 8], "category": ["a", "b"]}, columns=Columns(action="rating"), name="ratings")
     assert data.name == "ratings" and data.log.item.tolist() == [2, 1, 2] and data.log.action.tolist() == [1, 3, 2]

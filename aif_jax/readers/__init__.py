@@ -5,10 +5,7 @@ Needs the `data` extra (Apache Arrow).
 
 from aif_jax.readers.cascade import read_candidates, read_cascade
 from aif_jax.readers.check import Report, check
-from aif_jax.readers.read import encode_items, load_columns, read, read_items
-from aif_jax.readers.tables import Problem, TextFile
+from aif_jax.readers.read import encode_items, read, read_items
+from aif_jax.readers.tables import Problem
 
-__all__ = [
-    "Problem", "Report", "TextFile", "check", "encode_items", "load_columns", "read", "read_candidates", "read_cascade",
-    "read_items",
-]  # fmt: skip
+__all__ = ["Problem", "Report", "check", "encode_items", "read", "read_candidates", "read_cascade", "read_items"]

@@ -3,16 +3,16 @@
 import dataclasses
 import logging
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from aif_jax.checks import expect
 from aif_jax.data.cascade import STAGES, from_columns
 from aif_jax.data.dataset import Dataset
-from aif_jax.encoding.columns import Columns
-from aif_jax.readers.read import encode_listed, load_columns
-from aif_jax.readers.tables import LoadedTable, Problems, Source
+from aif_jax.encoding.columns import Columns, Kind
+from aif_jax.encoding.times import PER_SECOND
+from aif_jax.readers.read import encode_columns, encode_listed
+from aif_jax.readers.tables import SKIPPED, LoadedTable, Problems, Source, read_table
 
 logger = logging.getLogger(__name__)
 
@@ -52,23 +52,22 @@ def read_cascade(
       Cascade(1 requests of up to 1,024 candidates: 1 exposed, 1 ranked, 0 pre_ranked, 1 retrieved; labels ['ranker'])
     """
     named = dict(labels) if isinstance(labels, Mapping) else {name: name for name in labels}
-    kinds = {stage: "action"} | dict.fromkeys(named, "number")
-    lines, table, users, rows = _lines(source, data, kinds, name="cascade")
+    kinds: dict[str, Kind] = {stage: "action", **dict.fromkeys(named, "number")}
+    lines, users, rows, time = _lines(source, data, kinds, name="cascade")
     problems = Problems()
     codes = encode_listed("stage", lines, stage, STAGES, problems) - 1
     problems.expect_none()
-    user, item, time = (table[name] for name in (data.columns.user, data.columns.item, data.columns.time))
     known = np.flatnonzero((rows > 0) & (users > 0))
     order = known[np.lexsort((rows[known], time[known], users[known]))]  # stable: equal ones in the order of the lines
     same = np.flatnonzero(np.logical_and.reduce([np.diff(values[order]) == 0 for values in (users, time, rows)]))
     if same.size:
         one, other = map(int, order[(at := same[np.argmin(order[same + 1])]) : at + 2])
-        who, what = (values[one : one + 1].tolist()[0] for values in (user, item))
+        who, what = data.users.ids_of(users[[one]]).tolist()[0], data.items.ids_of(rows[[one]]).tolist()[0]
         where = f"in {lines.locate(one)} and {lines.locate(other)} of {lines.label}"
-        got = f"item {what!r} twice in the request of user {who!r} at {int(lines.times(data.columns.time)[one])}, {where}"
+        got = f"item {what!r} twice in the request of user {who!r} at {int(lines.array(data.columns.time)[one])}, {where}"
         more = f"; {same.size} such lines in all" if same.size > 1 else ""
         expect(False, "cascade", "every item once in a request", f"{got}{more}")
-    named_labels = {new: table[name] for name, new in named.items()}
+    named_labels = {new: lines.array(name) for name, new in named.items()}
     cascade, without, cut = from_columns(
         data.log, user=users, time=time, rows=rows, stage=codes, labels=named_labels, candidates=candidates
     )
@@ -103,8 +102,8 @@ def read_candidates(source: Source, data: Dataset) -> np.ndarray:
       >>> read_candidates({"user": ["ann"] * 2, "item": [9, 7], "time": [20] * 2}, data).tolist()
       [[0, 0], [3, 1]]
     """
-    log, (lines, table, users, rows) = data.log, _lines(source, data, {}, name="candidates")
-    first = log.request_start(users, table[data.columns.time])
+    log, (lines, users, rows, time) = data.log, _lines(source, data, {}, name="candidates")
+    first = log.request_start(users, time)
     there = (rows > 0) & (users > 0) & (first >= 0)
     expect(there.any(), str(lines.label), "a known item, at the user and time of an event", f"none in {len(there):,} lines")
     if lost := int(np.count_nonzero(~there)):
@@ -119,12 +118,17 @@ def read_candidates(source: Source, data: Dataset) -> np.ndarray:
 
 
 def _lines(
-    source: Source, data: Dataset, kinds: Mapping[str, str], *, name: str
-) -> tuple[LoadedTable, dict[str, np.ndarray], np.ndarray, np.ndarray]:
-    """Return a table of lines, its columns, and the rows of users and of items: as the events have them, and `kinds`."""
-    columns = data.columns
+    source: Source, data: Dataset, kinds: Mapping[str, Kind], *, name: str
+) -> tuple[LoadedTable, np.ndarray, np.ndarray, np.ndarray]:
+    """Return a table of lines with the columns `kinds`, and the user row, item row and time in seconds of each line."""
+    columns, problems = data.columns, Problems()
     ids = (columns.user, columns.item)
     reading = Columns(time_unit=columns.time_unit, text=tuple(name for name in columns.text if name in ids))
-    every: Any = {**dict.fromkeys(ids, "id"), columns.time: "time", **kinds}
-    lines, table = load_columns(source, every, columns=reading, name=name)
-    return lines, table, data.users.encode(table[columns.user]), data.items.encode(table[columns.item])
+    every: dict[str, Kind] = {**dict.fromkeys(ids, "id"), columns.time: "time", **kinds}
+    lines = read_table(source, every, problems, columns=reading, name=name)
+    _, (users,) = encode_columns("user", [(lines, columns.user)], problems, given=data.users)
+    _, (rows,) = encode_columns("item", [(lines, columns.item)], problems, given=data.items)
+    for kind in SKIPPED:
+        problems.drop(kind)
+    problems.expect_none()
+    return lines, users, rows, lines.array(columns.time) // PER_SECOND[columns.time_unit]

@@ -64,7 +64,7 @@ def _profile(tables: Tables, columns: Columns, events: Events) -> Profile:
         strange = 0 if rows is None or rows.ndim > 1 else max(0, int(np.count_nonzero(rows == 0)) - distinct.missing)
         shares.append(ColumnProfile(file, column, distinct.values, distinct.missing / total, strange / total))
     for which, name, table in tables.float_columns(columns):
-        floats = table.floats(name)
+        floats = table.array(name)
         good = ~np.isnan(floats)
         missing = 1 - float(good.mean()) if table.count else 0.0
         shares.append(ColumnProfile(FLOATS[which], name, None, missing, 0.0, _quantiles(floats[good]) or None))

@@ -19,7 +19,7 @@ from aif_jax.checks import expect
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.events import EventLog
 from aif_jax.data.statistics import ItemStatistics
-from aif_jax.encoding.columns import CODED, Columns, Kind, TableName
+from aif_jax.encoding.columns import Columns, TableName
 from aif_jax.encoding.encoder import Encoder, bulk_of, reencode, scale_of, schema_of, stacked, vocabulary_names
 from aif_jax.encoding.times import PER_SECOND, history_order, readable
 from aif_jax.encoding.vocabulary import IdKind, Vocabulary
@@ -101,7 +101,7 @@ def read(
     problems.expect_none()
     embedding = None
     if columns.content is not None:  # float32 [N, E] by row of the item vocabulary, zeros for the unknown item
-        vectors = tables.tables["items"].floats(columns.content)
+        vectors = tables.tables["items"].array(columns.content)
         embedding = _by_row(tables.rows["items"]["item"], vectors, len(tables.vocabularies["item"]))
     if encoder is None:
         encoder = Encoder(
@@ -109,7 +109,7 @@ def read(
             columns=columns,
             vocabularies=tables.vocabularies,
             scales={
-                f"{which}/{name}": scale_of(table.floats(name))
+                f"{which}/{name}": scale_of(table.array(name))
                 for which, name, table in tables.float_columns(columns)
                 if columns.scale and name in columns.floats[which]
             },
@@ -122,7 +122,7 @@ def read(
     log = EventLog(ordered.user, ordered.item, ordered.action, moments, users=len(tables.vocabularies["user"]))
     display_positions = None
     if columns.position is not None:
-        display_positions = np.nan_to_num(tables.tables["events"].floats(columns.position)[ordered.at]).astype(np.int32)
+        display_positions = np.nan_to_num(tables.tables["events"].array(columns.position)[ordered.at]).astype(np.int32)
     catalogue = _catalogue(tables, encoder, embedding, earlier)
     if columns.item_statistics:
         statistics = ItemStatistics(encoder.schema, log)
@@ -200,34 +200,9 @@ def _encoded(
     problems.expect_none()
     computed = {} if statistics is None else statistics(ids)
     named = [name for name in (*columns.item_floats, *columns.statistics, *columns.side) if name not in computed]
-    floats = {**{name: table.floats(name) for name in named}, **computed}
-    embedding = None if columns.content is None else table.floats(columns.content)
+    floats = {**{name: table.array(name) for name in named}, **computed}
+    embedding = None if columns.content is None else table.array(columns.content)
     return ids, encoder.item_features(rows, floats, embedding)
-
-
-def load_columns(
-    source: Source, kinds: Mapping[str, Kind], *, columns: Columns | None = None, name: str = "table"
-) -> tuple[LoadedTable, dict[str, np.ndarray]]:
-    """Read some columns into memory, for data that needs work before it is what `read` takes; errors as `read`.
-
-    Returns the table, which knows the place of each row, and by column, for each kind with one value a row ("value", "action"
-    and "bag" are left in the table), int64 [n] or StringDType [n], float32 [n] or [n, E], or int64 [n] seconds. `columns` has
-    units and names what stays text; errors call a table in memory by `name`.
-    """
-    columns = columns or Columns()
-    problems = Problems()
-    table = read_table(source, kinds, problems, columns=columns, name=name)
-    arrays: dict[str, np.ndarray] = {}
-    for column, kind in kinds.items():
-        if kind in ("bag", "value", "action"):
-            continue
-        if kind in CODED:
-            vocabulary, (rows,) = encode_columns(column, [(table, column)], problems)
-            arrays[column] = vocabulary.raw[rows - 1] if len(vocabulary.raw) else vocabulary.raw
-        else:
-            arrays[column] = table.times(column) // PER_SECOND[columns.time_unit] if kind == "time" else table.floats(column)
-    problems.expect_none()
-    return table, arrays
 
 
 class Distinct(NamedTuple):
@@ -297,7 +272,7 @@ def read_tables(
             column = columns.item_id if which == "item" else columns.user_record_id
             _note_repeated(tables[file], column, which, rows[file][which], vocabularies[which], problems)
     if columns.position is not None:
-        shown = tables["events"].floats(columns.position)
+        shown = tables["events"].array(columns.position)
         wrong = ~(np.isnan(shown) | ((shown >= 0) & (shown < 2**24) & (shown == np.floor(shown))))
         expected = "a whole number from 1 on, 0 or empty where it is unknown"
         tables["events"].note(problems, "position", wrong, columns.position, expected, lambda at: (f"{v:g}" for v in shown[at]))
@@ -402,7 +377,7 @@ class Events:
 def events_of(tables: Tables, columns: Columns) -> Events:
     """Return the events of tables that were read."""
     table, rows = tables.tables["events"], tables.rows["events"]
-    times = table.times(columns.time)
+    times = table.array(columns.time)
     good = (times != MISSING_TIME) & (rows["user"] > 0)
     parts = rows["user"], times, rows["item"], rows.get("action", np.ones(table.count, np.int32))
     user, moment, item, action = parts if good.all() else [part[good] for part in parts]
@@ -439,8 +414,8 @@ def suspicions_of(tables: Tables, columns: Columns, events: Events) -> Iterator[
             got = f"{distinct.cut:,} of {bags:,} rows have more values than the first {length}, which Columns.bag_length keeps"
             yield Suspicion(kind="cut bag", file=tables.tables[which].label.name, column=column, got=got)
     for _, name, table in tables.float_columns(columns):
-        rows = np.flatnonzero(~np.isnan(table.floats(name)))
-        values = table.floats(name)[rows].astype(np.float64)
+        rows = np.flatnonzero(~np.isnan(table.array(name)))
+        values = table.array(name)[rows].astype(np.float64)
         low, high = bulk_of(values) if len(values) else (0.0, 0.0)
         reach = FAR * (high - low or max(1.0, abs(low)))
         for side, end, far, worst in (
@@ -478,7 +453,7 @@ def _catalogue(tables: Tables, encoder: Encoder, embedding: np.ndarray | None, e
     columns, table, vocabulary = encoder.columns, tables.tables["items"], tables.vocabularies["item"]
     rows, count = dict(tables.rows["items"]), len(vocabulary)
     at = rows["item"]
-    floats = {name: _by_row(at, table.floats(name), count) for name in (*columns.item_floats, *columns.side)}
+    floats = {name: _by_row(at, table.array(name), count) for name in (*columns.item_floats, *columns.side)}
     floats |= dict.fromkeys(columns.statistics, np.zeros(count, np.float32))  # from the events, when they are there
     ids = {name: _by_row(at, values, count) for name, values in rows.items()}
     features: Any = encoder.item_features(ids | {"item": np.arange(count, dtype=np.int32)}, floats, embedding)
@@ -517,5 +492,5 @@ def _users(tables: Tables, encoder: Encoder) -> tuple[dict[str, np.ndarray], np.
         return ids, np.zeros((count, 0), np.float32)
     table, rows = tables.tables["users"], tables.rows["users"]
     ids |= {name: _by_row(rows["user"], rows[name], count) for name in columns.user_attributes}
-    floats = stacked([table.floats(name) for name in columns.user_floats], table.count)
+    floats = stacked([table.array(name) for name in columns.user_floats], table.count)
     return ids, _by_row(rows["user"], encoder.scale_floats("user", floats), count)

@@ -28,7 +28,6 @@ from aif_jax.output import track
 SUFFIXES = (".parquet", ".csv", ".tsv", ".csv.gz", ".tsv.gz")
 ROWS = 1 << 16  # of a batch
 MERGE_AT = 1 << 20  # distinct values of batches that are merged at a time
-UNIT_SEPARATOR = b"\x1f"  # replaces a separator of several characters
 WHOLE = r"^(0|-?[1-9][0-9]{0,17})$"  # integers as text, each in one spelling: "07" is none
 PRESENT = ("id", "category", "action")  # coded kinds where null is wrong
 STATISTIC = r"events_(so_far|half_life_\d+|rate)(_.*)?|since_(first|last)_event"  # names of `schema.statistic_names`
@@ -54,17 +53,17 @@ SKIPPED = ("unknown user", "unknown item", "unknown action", "unknown category")
 
 @dataclasses.dataclass(frozen=True)
 class File:
-    """Name of a table in messages; `first_line` is the line of the first row of data in a text file, else None."""
+    """Name of a table in messages, and whether it is a text file, with a header in its first line."""
 
     name: str
-    first_line: int | None = None
+    is_text: bool = False
 
     def __str__(self) -> str:
         return self.name
 
     def locate(self, row: int) -> str:
-        """Return a row by its number, 1 for the first: "row 3", or "line 4" of a text file with a header."""
-        return f"row {row}" if self.first_line is None else f"line {row - 1 + self.first_line}"
+        """Return a row by its number, 1 for the first: "row 3", or "line 4" of a text file."""
+        return f"line {row + 1}" if self.is_text else f"row {row}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -148,26 +147,9 @@ class Problems:
         raise ValueError("\n".join(str(problem) for problem in shown) + text)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TextFile:
-    """A text file that its name does not describe.
-
-    Example:
-      >>> TextFile(path="ratings.dat", names=("user", "item", "rating", "time"), separator="::").separator
-      '::'
-    """
-
-    path: PathLike  # ".gz" is unpacked
-    names: tuple[str, ...] = ()  # of the columns, for a file without a header
-    separator: str = ","  # between fields, one or more characters
-    encoding: str = "utf8"
-    quoted: bool = True  # whether double quotes keep separators within a field
-    whole: bool = False  # refuses a last line without a line end, which may have been cut off
-
-
-Source: TypeAlias = PathLike | TextFile | Mapping[str, Any] | Any
-"""A path to a file or a folder, a `TextFile`, a mapping of columns (arrays or lists), or Arrow: a table, a record batch, or a
-reader of batches."""
+Source: TypeAlias = PathLike | Mapping[str, Any] | Any
+"""A path to a file or a folder, a mapping of columns (arrays or lists), or Arrow: a table, a record batch, or a reader of
+batches, such as `pyarrow.csv.open_csv` gives of text without a header or with other separators."""
 
 
 class TableBatch(NamedTuple):
@@ -185,11 +167,9 @@ def batches(source: Source, wanted: Sequence[str], problems: Problems, *, name: 
     Raises ImportError without pyarrow, FileNotFoundError, ValueError for a file of another kind or a folder without files or
     with files of more than one kind, TypeError for no source.
     """
-    if isinstance(source, TextFile):
-        expect(Path(source.path).is_file(), f"{source.path}", "a file", "no such file", error=FileNotFoundError)
-        files = [(Path(source.path).name, _text(source, wanted, problems))]
-    elif isinstance(source, str | os.PathLike):
-        files = ((file.name, _file(file, wanted, problems)) for file in files_of(source))
+    if isinstance(source, str | os.PathLike):
+        readers = ((file, _parquet if file.name.endswith(".parquet") else _text) for file in files_of(source))
+        files = ((file.name, read(file, wanted, problems)) for file, read in readers)
     else:
         files = [(name, _in_memory(source, wanted, problems, name))]
     for label, opened in files:
@@ -214,13 +194,6 @@ def files_of(path: PathLike) -> list[Path]:
     expect(root.exists(), str(root), "a file or folder", "no such file", error=FileNotFoundError)
     expect(root.name.endswith(SUFFIXES), str(root), f"a name that ends in one of {', '.join(SUFFIXES)}", repr(root.name))
     return [root]
-
-
-def _file(path: Path, wanted: Sequence[str], problems: Problems) -> Iterator[TableBatch]:
-    if path.name.endswith(".parquet"):
-        return _parquet(path, wanted, problems)
-    separator = "\t" if path.name.removesuffix(".gz").endswith(".tsv") else ","
-    return _text(TextFile(path=path, separator=separator), wanted, problems)
 
 
 def _parquet(path: Path, wanted: Sequence[str], problems: Problems) -> Iterator[TableBatch]:
@@ -286,26 +259,21 @@ def _array(values: Any, name: str) -> Any:
         raise TypeError(f"{name}: expected values that Arrow holds, got others: {error}") from error
 
 
-def _text(text: TextFile, wanted: Sequence[str], problems: Problems) -> Iterator[TableBatch]:
-    arrow, csv = pyarrow(), pyarrow("pyarrow.csv")
-    file = File(str(text.path), first_line=1 if text.names else 2)
-    first_line = file.first_line or 0
+def _text(path: Path, wanted: Sequence[str], problems: Problems) -> Iterator[TableBatch]:
+    arrow, csv, file = pyarrow(), pyarrow("pyarrow.csv"), File(str(path), is_text=True)
     broken: set[int] = set()
 
     def refuse(row: Any) -> str:
-        number = row.number + 1 - first_line
-        broken.add(number)
-        got = f"{row.actual_columns} in {row.text.replace(UNIT_SEPARATOR.decode(), text.separator)!r}"
-        problems.add("wrong number of fields", file, [number], None, f"{row.expected_columns}", got)
+        broken.add(row.number - 1)  # which counts the header
+        got = f"{row.actual_columns} in {row.text!r}"
+        problems.add("wrong number of fields", file, [row.number - 1], None, f"{row.expected_columns}", got)
         return "skip"
 
     def opened(handler: Any, **options: Any) -> Any:
-        delimiter = text.separator if len(text.separator) == 1 else UNIT_SEPARATOR.decode()
+        delimiter = "\t" if path.name.removesuffix(".gz").endswith(".tsv") else ","
+        parse = csv.ParseOptions(delimiter=delimiter, ignore_empty_lines=False, invalid_row_handler=handler)
         # with threads a broken row does not know its number
-        read = csv.ReadOptions(use_threads=False, column_names=list(text.names) or None, encoding=text.encoding)
-        fields = {"delimiter": delimiter, "quote_char": '"' if text.quoted else False, "ignore_empty_lines": False}
-        parse = csv.ParseOptions(**fields, invalid_row_handler=handler)
-        return csv.open_csv(_characters(text), read_options=read, parse_options=parse, **options)
+        return csv.open_csv(str(path), read_options=csv.ReadOptions(use_threads=False), parse_options=parse, **options)
 
     try:
         with opened(lambda row: "skip") as reader:  # reads one block, which tells what the columns look like
@@ -317,47 +285,15 @@ def _text(text: TextFile, wanted: Sequence[str], problems: Problems) -> Iterator
         )
         with opened(refuse, convert_options=convert) as reader:
             yield from _numbered(file, types, reader, problems, broken)
-        if text.whole and (tail := _unended(text.path)):
-            problems.add("cut off", file, None, None, "a line end after the last line", repr(tail))
     except (arrow.ArrowException, OSError) as error:
-        expected = f"text {'without' if text.names else 'with'} a header in {text.encoding}"
-        problems.add("unreadable file", file, None, None, expected, _first_line(error))
-
-
-def _characters(text: TextFile) -> Any:
-    """Return the file for Arrow, which knows separators of one character only."""
-    separator, held = text.separator.encode(), b""
-    if len(separator) == 1:
-        return str(text.path)
-
-    def translate(data: Any) -> bytes:
-        nonlocal held
-        if UNIT_SEPARATOR in bytes(data):
-            raise ValueError(f"{text.path}: expected text without {UNIT_SEPARATOR.decode()!r}, got some; use another separator")
-        joined = (held + bytes(data)).replace(separator, UNIT_SEPARATOR)
-        # a separator may go on in the next piece; the last piece is empty
-        cut = max((k for k in range(len(separator)) if joined.endswith(separator[:k])), default=0) if len(data) else 0
-        held = joined[len(joined) - cut :]
-        return joined[: len(joined) - cut]
-
-    arrow = pyarrow()
-    return arrow.TransformInputStream(arrow.input_stream(str(text.path)), translate)
-
-
-def _unended(path: PathLike) -> str:
-    """Return the last line of a file if it has no line end, else ""."""
-    with pyarrow().input_stream(str(path)) as stream:
-        tail = b""
-        while data := stream.read(1 << 20):
-            tail = data[-60:]
-    return "" if tail.endswith(b"\n") else tail.rpartition(b"\n")[2].decode("utf8", "replace")
+        problems.add("unreadable file", file, None, None, "text with a header in utf8", _first_line(error))
 
 
 def _present(file: File, schema: Any, wanted: Sequence[str], problems: Problems) -> dict[str, Any]:
     """Return the Arrow types of the columns wanted; a problem for each that is not there once."""
     names = schema.names
-    if file.first_line == 2 and wanted and not set(names) & set(wanted):
-        way_out = "has the file a header? Add one, or name the columns by readers.TextFile(names=)"
+    if file.is_text and wanted and not set(names) & set(wanted):
+        way_out = "has the file a header? Add one, or give the reader of pyarrow.csv.open_csv, which takes column_names"
         got = f"{', '.join(map(repr, names))[:200]}; {way_out}"
         problems.add("missing column", file, None, None, f"the columns {', '.join(map(repr, wanted))} in the first line", got)
         return {}
@@ -398,7 +334,7 @@ class Cells(NamedTuple):
     def cast(self, target: Any, expected: str) -> Cells:
         """Return the values as another Arrow type; null, with a problem, where text is no such value."""
         arrow, values = pyarrow(), self.values
-        if self.file.first_line is None:
+        if not self.file.is_text:
             return self._replace(values=values.cast(target))
         good = np.ones(len(values), bool)
 
@@ -450,7 +386,7 @@ class Cells(NamedTuple):
         """
         arrow, cells = pyarrow(), self
         cells.note_nulls("a time")
-        if cells.file.first_line is not None:
+        if cells.file.is_text:
             cells = cells.cast(*((looks, "a date and time") if is_dated(looks) else (arrow.int64(), "a whole number")))
         values, dated = cells.values, is_dated(cells.values.type)
         if arrow.types.is_date(values.type):
@@ -650,13 +586,14 @@ class LoadedTable:
             else:
                 self._arrays[name].append(cells.floats(optional=kind == "number"))
 
-    def floats(self, name: str) -> np.ndarray:
-        """Return float32 [n] or [n, E] of a "float", "number" or "vector" column, NaN where a value is missing."""
-        return self._joined(name, np.float32)
+    def array(self, name: str) -> np.ndarray:
+        """Return a column that is not coded: float32 [n], of vectors [n, E], with NaN for a missing value; of times int64 [n].
 
-    def times(self, name: str) -> np.ndarray:
-        """Return int64 [n] of a "time" column, in `Columns.time_unit`; MISSING_TIME for missing ones."""
-        return self._joined(name, np.int64)
+        Times are in `Columns.time_unit`, missing ones MISSING_TIME. The array takes the place of its parts.
+        """
+        parts, none = self._arrays[name], np.zeros(0, np.int64 if self.kinds[name] == "time" else np.float32)
+        parts[:] = parts if len(parts) == 1 else [np.concatenate(parts or [none])]
+        return parts[0]
 
     def locate(self, row: int) -> str:
         """Return where row 0, 1, ..., such as "line 4", with the file if there are several."""
@@ -685,7 +622,7 @@ class LoadedTable:
         """Return whether a column of a file is of its kind; adds a problem if not."""
         test, type_, kind = pyarrow("pyarrow.types"), batch.types[name], self.kinds[name]
         value = type_.value_type if test.is_dictionary(type_) else type_
-        expected = expected_type(value, kind, parsed=batch.file.first_line is not None, named=name in self.columns.text)
+        expected = expected_type(value, kind, parsed=batch.file.is_text, named=name in self.columns.text)
         if expected:
             lost = kind in CODED and (test.is_floating(value) or test.is_decimal(value))
             hint = " (pandas makes floats of integers where one is missing)" if lost else ""
@@ -694,7 +631,7 @@ class LoadedTable:
 
     def _add_codes(self, cells: Cells, kind: Kind) -> None:
         codes = self.codes[cells.column]
-        codes.parsed = cells.file.first_line is not None
+        codes.parsed = cells.file.is_text
         if kind in PRESENT:
             cells.note_nulls("an id" if kind == "id" else "a value in every row")
         if kind == "bag":
@@ -708,12 +645,6 @@ class LoadedTable:
             coded = cells._replace(values=pyarrow().nulls(len(coded))).coded(text=False)
         codes.add(coded)
 
-    def _joined(self, name: str, dtype: Any) -> np.ndarray:
-        """Return a column as one array, which takes the place of its parts, so that nothing is held twice."""
-        parts = self._arrays[name]
-        parts[:] = parts if len(parts) == 1 else [np.concatenate(parts) if parts else np.zeros(0, dtype)]
-        return parts[0]
-
     def _spans(self) -> Iterator[tuple[File, int, int, range | np.ndarray]]:
         """Return (file, first row, row after the last, number of each row in the file) of every batch."""
         stops = [start for _, start, _ in self._parts[1:]] + [self.count]
@@ -722,8 +653,7 @@ class LoadedTable:
 
 def read_table(source: Source, kinds: Mapping[str, Kind], problems: Problems, *, columns: Columns, name: str) -> LoadedTable:
     """Read the columns `kinds` of a table; arguments and errors as `batches`."""
-    label = source.path if isinstance(source, TextFile) else source
-    table = LoadedTable(File(str(label) if hasattr(label, "__fspath__") or isinstance(label, str) else name), kinds, columns)
+    table = LoadedTable(File(str(source) if isinstance(source, str | os.PathLike) else name), kinds, columns)
     for batch in batches(source, list(kinds), problems, name=name):
         table.add(batch, problems)
     return table

@@ -12,7 +12,7 @@ from aif_jax.connectors.snapshot_store import SnapshotStore
 from aif_jax.data.dataset import Dataset
 from aif_jax.encoding.times import iso_text, seconds_of
 from aif_jax.export.writer import expect_platforms
-from aif_jax.readers.tables import Source, TextFile, files_of
+from aif_jax.readers.tables import Source, files_of
 from aif_jax.refreshing.config import RefreshConfig
 from aif_jax.refreshing.job import DONE, begin
 from aif_jax.refreshing.served import open_served
@@ -105,7 +105,8 @@ def refresh(
     def check() -> None:
         expect_platforms(config.platforms)
         for source in (events, items, users, None if teacher is None else teacher.candidates):
-            _expect_there(source)
+            if isinstance(source, str | os.PathLike):
+                files_of(source)
         trained, _ = opened()
         for moment in config.fixed or ():
             seconds_of(moment, "fixed", unit=trained.need_encoder("refresh").columns.time_unit)
@@ -135,11 +136,3 @@ def refresh(
         report = job.step("report", steps.report)["report"]
         job.step(DONE, functools.partial(steps.publish, step="report", to=reports))
         return RefreshResult(status=report["status"], name=report["name"], trained=steps.trained, report=report)
-
-
-def _expect_there(source: Any) -> None:
-    """Raise FileNotFoundError for the path of a file that is not there, ValueError for one of another kind."""
-    if isinstance(source, str | os.PathLike):
-        files_of(source)
-    elif isinstance(source, TextFile):
-        expect(Path(source.path).is_file(), str(source.path), "a file", "no such file", error=FileNotFoundError)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from aif_jax import Columns, Dataset, Vocabulary
-from experiments.datasets.tables import UNKNOWN, Table, dataset, text_file
+from experiments.datasets.tables import UNKNOWN, Table, dataset
 
 SIGNALS = ("is_click", "long_view", "is_like", "is_hate", "is_rand")
 """What an impression's action is made of: 1 + is_click + 2 long_view + 4 is_like + 8 is_hate + 16 is_rand; 0 is unknown."""
@@ -77,8 +77,8 @@ class _Log:
 
     def __init__(self, path: Path):
         names = ("user_id", "video_id", "time_ms")
-        kinds: dict[str, str] = dict.fromkeys(names, "id")
-        self.table = Table(text_file(path), kinds | dict.fromkeys(SIGNALS, "text"))
+        kinds: dict[str, str] = dict.fromkeys(names, "integer")
+        self.table = Table(path, kinds | dict.fromkeys(SIGNALS, "text"))
         signals = {name: self.table.words(name, ("0", "1")) for name in SIGNALS}
         action = 1 + np.sum([values << bit for bit, values in enumerate(signals.values())], axis=0)
         self.events = {name: self.table[name] for name in names} | {"signals": action}
@@ -97,7 +97,7 @@ def _records(paths: list[Path], key: str, wanted: np.ndarray, logs: list[_Log], 
     parts: dict[str, list[str]] = {name: [] for name in columns}
     ids: list[int] = []
     for path in paths:
-        table = Table(text_file(path), {key: "id"} | dict.fromkeys(columns, "text"))
+        table = Table(path, {key: "integer"} | dict.fromkeys(columns, "text"))
         table.expect(~np.isin(table[key], ids), key, "every id once")
         table.expect_once(key)
         kept = np.flatnonzero(np.isin(table[key], wanted))

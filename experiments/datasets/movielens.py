@@ -22,13 +22,18 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from aif_jax import Columns, Dataset, Vocabulary
-from aif_jax.readers import TextFile
 from experiments.datasets.content import Content, clusters, lookup
-from experiments.datasets.tables import UNKNOWN, Table, dataset, one_file, text_file
+from experiments.datasets.tables import UNKNOWN, Table, dataset, one_file
 
 Layout = Literal["100k", "1m", "csv", "recbole"]
 RATINGS: dict[Layout, str] = {"100k": "u.data", "1m": "ratings.dat", "csv": "ratings.csv", "recbole": "*.inter"}
 """The ratings file of each layout."""
+FORMS: dict[Layout, dict[str, Any]] = {
+    "100k": {"separator": "|", "encoding": "latin-1", "quoted": False},
+    "1m": {"separator": "::", "encoding": "latin-1", "quoted": False},
+    "csv": {},
+    "recbole": {"separator": "\t", "quoted": False},
+}
 GENRES_100K = (
     "unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama", "Fantasy",
     "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western",
@@ -130,16 +135,14 @@ def year_step(year: int) -> int | None:
 
 
 def _ratings(folder: Path, layout: Layout, movies: Movies, users: dict[str, Any] | None) -> dict[str, np.ndarray]:
-    names = ("userId", "movieId", "rating", "timestamp")
+    columns, form = ("userId", "movieId", "rating", "timestamp"), FORMS[layout]
     if layout == "recbole":
-        file, columns = _recbole(folder, ".inter"), ("user_id:token", "item_id:token", "rating:float", "timestamp:float")
-    elif layout == "csv":
-        file, columns = text_file(folder / "ratings.csv"), names
-    else:
-        separator = {"100k": "\t", "1m": "::"}[layout]
-        file, columns = text_file(folder / RATINGS[layout], names=names, separator=separator, quoted=False), names
+        columns = ("user_id:token", "item_id:token", "rating:float", "timestamp:float")
+    elif layout != "csv":
+        form = {**form, "names": columns} | ({"separator": "\t"} if layout == "100k" else {})
     user, movie, stars, time = columns
-    table = Table(file, {user: "id", movie: "id", stars: "float", time: "time"})
+    kinds = {user: "integer", movie: "integer", stars: "float", time: "integer"}
+    table = Table(one_file(folder, RATINGS[layout]), kinds, **form)
     doubled = table[stars] * 2
     good = (doubled == np.rint(doubled)) & (doubled >= 1) & (doubled <= 10)
     if layout in ("100k", "1m"):
@@ -155,8 +158,8 @@ def _ratings(folder: Path, layout: Layout, movies: Movies, users: dict[str, Any]
 def _movies(folder: Path, layout: Layout) -> Movies:
     if layout == "100k":
         names = ("movieId", "title", "release date", "video release date", "IMDb URL", *GENRES_100K)
-        file = text_file(folder / "u.item", names=names, separator="|", encoding="latin-1", quoted=False)
-        table = Table(file, {"movieId": "id", "release date": "text"} | dict.fromkeys(GENRES_100K, "text"))
+        kinds = {"movieId": "integer"} | dict.fromkeys(("release date", *GENRES_100K), "text")
+        table = Table(folder / "u.item", kinds, names=names, **FORMS[layout])
         for name in GENRES_100K:
             table.expect(np.isin(table[name], ["0", "1"]), name, "a genre flag of 0 or 1")
         flags = np.stack([table[name] == "1" for name in GENRES_100K], axis=1)
@@ -164,15 +167,13 @@ def _movies(folder: Path, layout: Layout) -> Movies:
         return _checked(table, "movieId", genres, (date[-4:] for date in table["release date"]))
     if layout == "recbole":
         columns = ("item_id:token", "release_year:token", "class:token_seq")
-        table = Table(_recbole(folder, ".item"), {columns[0]: "id"} | dict.fromkeys(columns[1:], "text"))
+        kinds = {columns[0]: "integer"} | dict.fromkeys(columns[1:], "text")
+        table = Table(one_file(folder, "*.inter").with_suffix(".item"), kinds, **FORMS[layout])
         genres = [text.split(" ") for text in table[columns[2]]]
         return _checked(table, columns[0], genres, table[columns[1]])
-    if layout == "1m":
-        names = ("movieId", "title", "genres")
-        file = text_file(folder / "movies.dat", names=names, separator="::", encoding="latin-1", quoted=False)
-    else:
-        file = text_file(folder / "movies.csv")
-    table = Table(file, {"movieId": "id", "title": "text", "genres": "text"})
+    kinds = {"movieId": "integer", "title": "text", "genres": "text"}
+    path, names = (folder / "movies.dat", tuple(kinds)) if layout == "1m" else (folder / "movies.csv", ())
+    table = Table(path, kinds, names=names, **FORMS[layout])
     found = map(TITLE_YEAR.search, table["title"])
     genres = [text.split("|") for text in table["genres"]]
     return _checked(table, "movieId", genres, (year[1] if year else UNKNOWN for year in found))
@@ -189,23 +190,19 @@ def _users(folder: Path, layout: Layout) -> dict[str, Any] | None:
     """Return raw values of the users; None where the layout has none."""
     if layout == "csv":
         return None
+    columns = ("userId", "gender", "age", "occupation")
+    path, names = folder / "users.dat", (*columns, "zip code")
     if layout == "recbole":
         if not any(folder.glob("*.user")):
             return None
-        file, columns = _recbole(folder, ".user"), ("user_id:token", "gender:token", "age:token", "occupation:token")
-    else:
-        columns = ("userId", "gender", "age", "occupation")
-        path, separator, names = "users.dat", "::", (*columns, "zip code")
-        if layout == "100k":
-            path, separator, names = "u.user", "|", ("userId", "age", "gender", "occupation", "zip code")
-        file = text_file(folder / path, names=names, separator=separator, encoding="latin-1", quoted=False)
+        columns = ("user_id:token", "gender:token", "age:token", "occupation:token")
+        path, names = one_file(folder, "*.user"), ()
+    elif layout == "100k":
+        path, names = folder / "u.user", ("userId", "age", "gender", "occupation", "zip code")
     user, gender, age, occupation = columns
-    table = Table(file, {user: "id", gender: "text", age: "text", occupation: "text"})
+    kinds = {user: "integer", gender: "text", age: "integer", occupation: "text"}
+    table = Table(path, kinds, names=names, **FORMS[layout])
     table.expect_once(user)
     table.expect(np.isin(table[gender], ["F", "M"]), gender, "F or M")
-    group = np.array(AGE_GROUPS)[np.searchsorted(AGE_GROUPS[1:], table.integers(age), side="right")]
+    group = np.array(AGE_GROUPS)[np.searchsorted(AGE_GROUPS[1:], table[age], side="right")]
     return {"userId": table[user], "gender": table[gender], "age": group, "occupation": table[occupation]}
-
-
-def _recbole(folder: Path, suffix: str) -> TextFile:
-    return text_file(one_file(folder, "*.inter").with_suffix(suffix), separator="\t", quoted=False)

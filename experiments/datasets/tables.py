@@ -9,75 +9,88 @@ to an .npz with `embedding` and item ids, or (raw item ids [n], embeddings [n, E
 from __future__ import annotations
 
 import dataclasses
+import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as arrow
+from pyarrow import csv
 
 from aif_jax import Dataset, Vocabulary
+from aif_jax.checks import expect
 from aif_jax.encoding.columns import Columns, Kind
 from aif_jax.encoding.encoder import Encoder, schema_of
-from aif_jax.readers import TextFile, load_columns, read
-from aif_jax.readers.tables import Problems, pyarrow
+from aif_jax.readers import read
 from experiments.datasets.content import Content, lookup
 
 UNKNOWN = ""
 """Stands for a missing value of a text column; vocabularies do not have it."""
+UNIT_SEPARATOR = "\x1f"  # replaces a separator of several characters, which Arrow does not know
 
 
 class Table:
     """Columns of one text file.
 
-    `kinds` are those of `readers.load_columns` by column, and "text" for text that may be missing, which becomes UNKNOWN.
+    `kinds` by column are "integer", "float", and "text" that may be missing, which becomes UNKNOWN. `names` are the columns of
+    a file without a header.
     """
 
-    def __init__(self, file: TextFile, kinds: Mapping[str, str]):
-        columns = Columns(text=tuple(name for name, kind in kinds.items() if kind == "text"))
-        parsed: dict[str, Kind] = {name: "value" if kind == "text" else kind for name, kind in kinds.items()}  # type: ignore[misc]
-        self._scan, self._columns = load_columns(file, parsed, columns=columns)
-        for name in [name for name, kind in kinds.items() if kind == "id" and self._columns[name].dtype.kind == "T"]:
-            self._columns[name] = self.integers(name)
+    def __init__(
+        self, path: Path, kinds: Mapping[str, str],
+        *, names: tuple[str, ...] = (), separator: str = ",", encoding: str = "utf8", quoted: bool = True,
+    ):  # fmt: skip
+        expect(path.is_file(), str(path), "a file", "no such file", error=FileNotFoundError)
+        long = len(separator) > 1
+        types = {"integer": arrow.int64(), "float": arrow.float64(), "text": arrow.dictionary(arrow.int32(), arrow.string())}
+        convert: dict[str, Any] = {"column_types": {name: types[kind] for name, kind in kinds.items()}}
+        convert |= {"include_columns": list(kinds), "strings_can_be_null": True, "null_values": [""]}
+        parse = {"delimiter": UNIT_SEPARATOR if long else separator, "quote_char": '"' if quoted else False}
+        data = io.BytesIO(path.read_bytes().replace(separator.encode(), UNIT_SEPARATOR.encode())) if long else str(path)
+        read = csv.ReadOptions(use_threads=False, column_names=list(names) or None, encoding=encoding)  # errors then have rows
+        options = read, csv.ParseOptions(**parse, ignore_empty_lines=False), csv.ConvertOptions(**convert)
+        try:
+            table = csv.read_csv(data, *options)
+        except arrow.ArrowException as error:
+            raise ValueError(f"{path}: {str(error).replace(UNIT_SEPARATOR, separator)}") from error
+        with open(path, "rb") as end:
+            end.seek(-1, 2)
+            expect(end.read() == b"\n", str(path), "a line end after the last line", "none: the file may be cut off")
+        self._path, self._first = path, 1 if names else 2  # the line of the first row
+        words = {name: table[name].combine_chunks() for name, kind in kinds.items() if kind == "text"}
+        self._words = {name: (v.dictionary.to_pylist(), v.indices.fill_null(-1).to_numpy()) for name, v in words.items()}
+        self._columns = {name: table[name].to_numpy() for name, kind in kinds.items() if kind != "text"}
+        for name in self._columns:
+            self.expect(table[name].is_valid().to_numpy(), name, "a value in every line", lambda row: "nothing")
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """Return a column: int64 [n] ids or seconds, float32 [n], or StringDType [n]."""
-        return self._columns[name] if name in self._columns else self._scan.codes[name].values("strings")
-
-    def __len__(self) -> int:
-        return self._scan.count
+        """Return a column: int64 [n], float64 [n], or StringDType [n]."""
+        if name in self._columns:
+            return self._columns[name]
+        words, codes = self._words[name]
+        return np.array([*words, UNKNOWN], np.dtypes.StringDType())[codes]
 
     def expect(self, good: np.ndarray, column: str, expected: str, got: Callable[[int], str] | None = None) -> None:
-        """Raise ValueError with the lines where `good` [n] is false, and `got` of them: what the column has there."""
+        """Raise ValueError with the first line where `good` [n] is false, and `got` of it: what the column has there."""
         if not good.all():
-            problems, values = Problems(), self[column]
-            shown = got or (lambda row: _shown(values[row]))
-            self._scan.note(problems, "unexpected value", ~good, column, expected, lambda rows: map(shown, rows))
-            problems.expect_none()
+            row = int(np.argmin(good))
+            shown = got(row) if got else repr(self[column][[row]].tolist()[0])
+            expect(False, f"{self._path}, line {row + self._first}, column {column!r}", expected, shown)
 
     def words(self, column: str, words: tuple[str, ...]) -> np.ndarray:
         """Return a text column as int64 [n] positions in `words`. Raises as `expect`."""
-        codes = self._scan.codes[column]
-        place = [words.index(word) if word in words else -1 for word in codes.distinct.to_pylist()]
-        positions = np.array([*place, -1])[codes.codes]
+        known, codes = self._words[column]
+        positions = np.array([*(words.index(word) if word in words else -1 for word in known), -1])[codes]
         self.expect(positions >= 0, column, f"one of {', '.join(words)}")
         return positions
-
-    def integers(self, column: str) -> np.ndarray:
-        """Return a text column as int64 [n]. Raises as `expect`."""
-        text = self[column]
-        self.expect(np.strings.isdigit(text), column, "a whole number of 0 or more")
-        return text.astype(np.int64)
 
     def expect_once(self, column: str) -> None:
         """Raise ValueError where an id is in an earlier line too."""
         values = self._columns[column]
         _, first, which = np.unique(values, return_index=True, return_inverse=True)
-        first = first[which]
-
-        def got(row: int) -> str:
-            return f"{values[row]}, which is in {self._scan.locate(int(first[row]))} too"
-
-        self.expect(first == np.arange(len(values)), column, "every id once", got)
+        once, line = first[which] == np.arange(len(values)), first[which] + self._first
+        self.expect(once, column, "every id once", lambda row: f"{values[row]}, which is in line {line[row]} too")
 
 
 def dataset(
@@ -118,7 +131,6 @@ def dataset(
 
 def coded(positions: np.ndarray, words: tuple[str, ...]) -> Any:
     """Return words at positions int [n], as an Arrow column of codes."""
-    arrow = pyarrow()
     return arrow.DictionaryArray.from_arrays(arrow.array(positions.astype(np.int32)), arrow.array(words))
 
 
@@ -132,20 +144,9 @@ def _nulls(table: Mapping[str, Any] | None, kinds: Mapping[str, Kind]) -> dict[s
     }
 
 
-def text_file(path: Path, **options: Any) -> TextFile:
-    """Return a text file whose last line has a line end; one without may be cut off."""
-    return TextFile(path=path, whole=True, **options)
-
-
 def one_file(folder: Path, pattern: str) -> Path:
     """Return the only file of a pattern. Raises ValueError unless there is exactly one."""
     found = sorted(folder.glob(pattern))
     if len(found) != 1:
         raise ValueError(f"{folder}: expected one file {pattern}, got {len(found)}: {[file.name for file in found[:8]]}")
     return found[0]
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, str):
-        return repr(str(value))
-    return f"{value:g}" if isinstance(value, np.floating) else str(value)

@@ -14,10 +14,10 @@ import numpy as np
 
 from aif_jax import Columns, Dataset
 from experiments.datasets.content import Content
-from experiments.datasets.tables import Table, coded, dataset, one_file, text_file
+from experiments.datasets.tables import Table, coded, dataset, one_file
 
 BEHAVIOURS = ("pv", "cart", "fav", "buy")  # actions 1 to 4
-COLUMNS = {"user": "id", "item": "id", "category": "id", "behaviour": "text", "time": "time"}
+COLUMNS = dict.fromkeys(("user", "item", "category"), "integer") | {"behaviour": "text", "time": "integer"}
 WINDOW = (1511539200, 1512316800)  # 25 November 2017, 00:00, to 4 December, 00:00, in Beijing
 
 logger = logging.getLogger(__name__)
@@ -34,9 +34,9 @@ def read(path: str | os.PathLike, *, content: Content | None = None, between: tu
     """
     folder = Path(path)
     file = one_file(folder, "*.csv") if folder.is_dir() else folder
-    table = Table(text_file(file, names=tuple(COLUMNS)), COLUMNS)
+    table = Table(file, COLUMNS, names=tuple(COLUMNS))
     behaviour = table.words("behaviour", BEHAVIOURS)
-    kept = np.ones(len(table), bool) if between is None else (table["time"] >= between[0]) & (table["time"] < between[1])
+    kept = np.ones(len(behaviour), bool) if between is None else (table["time"] >= between[0]) & (table["time"] < between[1])
     if not kept.any():
         raise ValueError(f"{file}: expected events with times in {between}, got none")
     events = {name: table[name][kept] for name in COLUMNS if name != "behaviour"}
