@@ -34,7 +34,6 @@ from tests.refusals import refused
 
 C = 100
 FOLDER = Path(make_export.__file__).parent / "export"
-QUICK = dict(platforms=("cpu",), buckets={"b": [4], "c": [64], "n": [128]})
 load, verify = export.load, export.verify
 
 
@@ -43,12 +42,12 @@ def made(tmp_path_factory):
     """Folder, digest, model, params of a model with every block, made for three platforms."""
     model, params = demo.build()
     folder = tmp_path_factory.mktemp("export") / "model"
-    return folder, export.save(folder, aif.Trained(model, params), buckets={"c": [64, 128]}), model, params
+    return folder, export.save(folder, aif.Trained(model, params)), model, params
 
 
 @pytest.fixture(scope="module")
 def loaded(made):
-    return load(made[0])
+    return load(made[0], buckets={"c": [64, 128]})
 
 
 def forged(source: Path, folder: Path, files: Mapping[str, bytes] = {}, edit: Callable[[Any], Any] = id) -> Path:
@@ -93,7 +92,7 @@ def encoded(tmp_path_factory):
     model = aif.build(config)
     params = demo.init(model, items=catalogue)
     folder = tmp_path_factory.mktemp("encoded") / "model"
-    export.save(folder, aif.Trained(model, params, made), **QUICK)
+    export.save(folder, aif.Trained(model, params, made), platforms=("cpu",))
     return folder, model, params, made
 
 
@@ -131,14 +130,6 @@ def test_a_flat_dict_is_taken_like_the_dataclass_and_unread_inputs_may_be_left_o
     assert whole.keys() == {entry["name"] for entry in entries["outputs"]}
     for name, value in whole.items():
         np.testing.assert_array_equal(value, part[name], err_msg=name)
-
-
-def test_many_users_are_the_users_one_by_one(loaded, made):
-    users = [demo.user(made[2].config, seed=seed, events=events) for seed, events in ((0, 20), (1, 0), (2, 24))]
-    states = loaded.users(jax.tree.map(lambda *leaves: np.stack(leaves), *users))
-    for at, user in enumerate(users):
-        for name, value in loaded.user(user).items():
-            np.testing.assert_allclose(states[name][at], value, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
 def test_history_may_be_longer_than_its_bucket(loaded, made, scored):
@@ -285,8 +276,6 @@ def test_wrong_inputs_are_refused_in_words(loaded, scored, name, change, message
     flat = export.flatten(scored[name == "item"])
     change(flat)
     refused(export.ExportError, message, getattr(loaded, name), flat)
-    if name == "user":
-        refused(export.ExportError, "", loaded.users, {key: np.stack([value, value]) for key, value in flat.items()})
 
 
 def test_rows_outside_the_table_and_buckets_outside_the_axes_are_refused(made, loaded, scored):
@@ -323,7 +312,7 @@ def test_an_exported_index_scores_like_the_index(tmp_path):
     model, params = demo.build(**demo.VARIANTS["base"])
     user, items, ids = demo.user(model.config), demo.items(49), np.arange(49) * 10**10 + 7
     index = ItemIndex.build(aif.Trained(model, params), [(ids, items)], batch_size=16, progress=False).delete(ids[3:5])
-    export.save(tmp_path / "model", aif.Trained(model, params), index, **QUICK)
+    export.save(tmp_path / "model", aif.Trained(model, params), index, platforms=("cpu",))
     loaded, left = load(tmp_path / "model"), np.delete(np.arange(49), [3, 4])
     rows, known = loaded.index.lookup(ids)
     np.testing.assert_array_equal(np.flatnonzero(known), left)
@@ -384,7 +373,7 @@ def test_a_blob_that_is_no_export_and_a_manifest_without_bound_are_refused(made,
 def test_verify_replays_and_notices_other_parameters(made, tmp_path):
     report = verify(made[0], sha256=made[1])
     assert report["version"] == fingerprint(made[3], made[2].config) == load(made[0]).version
-    assert report["functions"].keys() == {"user", "users", "item", "interaction"}
+    assert report["functions"].keys() == {"user", "item", "interaction"}
     assert 0 <= report["max_abs_diff"] < 1e-5
     params = {k: v.copy() for k, v in consume.read_arrays((made[0] / "params.safetensors").read_bytes()).items()}
     params["head/first/bias"][0] += 0.5
@@ -477,7 +466,7 @@ def test_vocabularies_that_lie_are_refused(encoded, tmp_path, arrays, message):
 def test_a_block_of_your_own_is_exported_and_must_be_imported_to_be_opened(tmp_path, monkeypatch, lightly):
     model, params = demo.build(blocks=(Paired(), blocks.Sim("category", slots=30, length=2)), sequence=False)
     folder = tmp_path / "model"
-    export.save(folder, aif.Trained(model, params), **QUICK)
+    export.save(folder, aif.Trained(model, params), platforms=("cpu",))
     loaded = load(folder)
     user, items = demo.user(model.config, events=9), demo.items(20)
     expected = jax.jit(model.joint)(params, user, items)
@@ -495,7 +484,7 @@ def test_bounds_of_the_axes():
         model, params = demo.build(**changes)
         return writer.functions.axis_bounds(model, leaves_by_path(params))
 
-    assert bounds() == {"b": (1, None), "c": (64, None), "l": (6, 24), "n": (1, None)}
+    assert bounds() == {"c": (64, None), "l": (6, 24), "n": (1, None)}
     assert bounds(blocks=(blocks.Sim("category", slots=30, length=2),))["l"] == (6, 24)
     assert bounds(blocks=(), long_length=3)["l"] == (6, 6)
     assert bounds(blocks=(blocks.Sim("category", slots=200, length=2),), long_length=300)["c"] == (256, None)
@@ -506,7 +495,7 @@ def test_leaves_that_no_function_reads_travel_with_the_model(tmp_path):
     model, params = demo.build(**demo.VARIANTS["base"])
     extended = params | {"user": params["user"] | {"auxiliary": {"kernel": np.ones((2, 3), np.float32)}}}
     trained = aif.Trained(model._replace(init=lambda *given, **options: extended), extended)
-    export.save(tmp_path / "a", trained, **QUICK)
+    export.save(tmp_path / "a", trained, platforms=("cpu",))
     assert all("user/auxiliary/kernel" not in function.params for function in load(tmp_path / "a").functions.values())
     assert export.restore(tmp_path / "a", model=trained.model).trained.params["user"]["auxiliary"]["kernel"].all()
 
@@ -517,7 +506,7 @@ def test_an_existing_folder_is_left_alone_and_a_failure_leaves_nothing(encoded, 
     refused(FileExistsError, "expected a new folder", export.save, tmp_path / "here", aif.Trained(model, params, made))
     monkeypatch.setattr(writer, "golden_case", lambda *a: {})
     # without golden inputs the folder does not verify
-    refused(export.ExportError, "", export.save, tmp_path / "new", aif.Trained(model, params, made), **QUICK)
+    refused(export.ExportError, "", export.save, tmp_path / "new", aif.Trained(model, params, made), platforms=("cpu",))
     assert [path.name for path in tmp_path.iterdir()] == ["here"]
 
 

@@ -151,16 +151,15 @@ def add_snapshot_commands(commands: Any) -> None:
     """Add the commands to what `add_subparsers` returned."""
     text = "Looks into a snapshot store, publishes into it and fetches from it. Settings of S3: AWS_ACCESS_KEY_ID and others."
     inner = commands.add_parser("snapshots", help=text, description=text).add_subparsers(required=True)
-    for name, run in (("list", run_list), ("publish", run_publish), ("fetch", run_fetch), ("collect", run_collect)):
+    for name, run in (("list", run_list), ("publish", run_publish), ("fetch", run_fetch)):
         one = shared.add_command(inner, name, run)
         one.add_argument("url", help="the store, such as s3://BUCKET/PATH, or a local path")
         if run is run_publish:
             one.add_argument("folder", type=Path, help="an export, or a snapshot of an index")
+            shared.add_flags(one, SnapshotStore, ["keep"])
         if run is run_fetch:
             one.add_argument("directory", type=Path, help="local folder, made where it is missing")
             shared.add_flags(one, SnapshotStore.fetch, ["name"])
-        if run in (run_publish, run_collect):
-            shared.add_flags(one, SnapshotStore, ["keep"])
 
 
 def run_list(options: argparse.Namespace) -> tuple[int, Any]:
@@ -170,7 +169,7 @@ def run_list(options: argparse.Namespace) -> tuple[int, Any]:
 
 
 def run_publish(options: argparse.Namespace) -> tuple[int, Any]:
-    """Upload and verify a folder, make it current and print its name; remove old snapshots, down to --keep."""
+    """Upload and verify a folder, make it current and print its name; remove old snapshots, down to --keep, and torn ones."""
     folder, expected = options.folder, "an export, or a snapshot of an index"
     if folder.is_dir():  # a service would take it over, and a rollback go onto it
         expect((folder / MANIFEST).is_file(), str(folder), expected, f"a folder without {MANIFEST}", error=UsageError)
@@ -182,9 +181,3 @@ def run_fetch(options: argparse.Namespace) -> tuple[int, Any]:
     """Download a snapshot and check every file. Prints the local folder."""
     with shared.open_store(options.url) as store:
         return FINE, str(store.fetch(options.directory, **shared.flags_given(options, ["name"])))
-
-
-def run_collect(options: argparse.Namespace) -> tuple[int, Any]:
-    """Remove the oldest snapshots, down to --keep, and day-old interrupted uploads; prints their names."""
-    with shared.open_store(options.url, **shared.flags_given(options, ["keep"])) as store:
-        return FINE, "\n".join(store.collect()) or None

@@ -32,6 +32,7 @@ MODIFIED = "modified_ns"  # when a file was written, in the manifest
 PLAIN = re.compile(r"(?!\.\.?\Z)[^\\\0]{1,255}")  # a part of the path of a file
 PATH_BYTES = 1024  # of a path: what object stores take
 RECORD_BYTES = 64 << 20  # of a manifest
+GRACE = 86_400.0  # seconds that an upload without a manifest may take before it counts as interrupted
 TRIES = 3  # of a fetch whose snapshot is removed in the middle
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,6 @@ class SnapshotStore:
     Args:
       url: url of the store: a local path, "s3://bucket/index", or what else fsspec knows.
       keep: how many snapshots stay, the current one among them.
-      grace: seconds that an upload without a manifest may take before it counts as interrupted and is removed.
       options: keyword arguments of the file system, such as `key`, `secret`, `endpoint_url`, as fsspec takes them. They appear
         in no message.
 
@@ -73,10 +73,9 @@ class SnapshotStore:
       ('1 2 3', True)
     """
 
-    def __init__(self, url: str | os.PathLike[str], *, keep: int = 3, grace: float = 86400.0, **options: Any):
+    def __init__(self, url: str | os.PathLike[str], *, keep: int = 3, **options: Any):
         expect(keep >= 1, "keep", "at least 1", keep)
-        expect(grace >= 0, "grace", "0 seconds or more", grace)
-        self.url, self.keep, self.grace = redacted(os.fspath(url)), keep, grace
+        self.url, self.keep = redacted(os.fspath(url)), keep
         with needs_extra(f"a snapshot store at {self.url} needs fsspec and the package of its file system", "store"):
             import fsspec
 
@@ -201,17 +200,12 @@ class SnapshotStore:
         pointer = self._pointer()
         return None if pointer is None else pointer.name
 
-    @staticmethod
-    def names_in(directory: str | os.PathLike[str]) -> list[str]:
-        """Return the names of snapshots that `fetch` left in a local folder, oldest first."""
-        return sorted(path.name for path in local(directory, "directory").iterdir() if NAME.fullmatch(path.name))
-
     def names(self) -> list[str]:
         """Return the names of all complete snapshots, oldest first."""
         return [name for name, files in self._listed().items() if MANIFEST in files]
 
     def collect(self) -> list[str]:
-        """Remove snapshots beyond `keep` and interrupted uploads older than `grace`; returns their names.
+        """Remove snapshots beyond `keep` and interrupted uploads older than `GRACE`; returns their names.
 
         The current snapshot and newer ones stay. Failures are logged and tried again by the next call.
         """
@@ -221,7 +215,7 @@ class SnapshotStore:
         old = [name for name, files in listed.items() if MANIFEST in files and name < current]
         old = old[: max(0, len(old) - (self.keep - 1))]
         for name, files in listed.items():
-            interrupted = MANIFEST not in files and time.time() - max(files.values()) > self.grace
+            interrupted = MANIFEST not in files and time.time() - max(files.values()) > GRACE
             if name in old or interrupted:
                 try:
                     if name in old:  # the manifest first: what is left of a removal that is killed is an interrupted upload

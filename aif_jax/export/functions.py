@@ -1,7 +1,6 @@
 """The functions of a model in their exported form: flat dicts of arrays in and out, symbolic axes, only what is read.
 
     user         one user, history axis l
-    users        B users, axes b and l
     item         N items, axis n
     interaction  one state and C rows, axis c (and l where a state carries the whole history)
     probability  logits of C candidates to calibrated probabilities, axis c; of calibrated models, and of several objectives
@@ -54,10 +53,9 @@ def export_all(
 ) -> dict[str, ExportedFunction]:  # fmt: skip
     """Export the functions of a model; `params` are leaves by path, `bounds` those of `axis_bounds`, `orders` by name."""
     config, flat_params = model.config, specs_of(params)
-    one, many, items = (symbols(names, bounds) for names in ("l", "bl", "n"))
+    one, items = (symbols(name, bounds) for name in "ln")
     inputs = {
         "user": user_specs(config.schema, length=one["l"]),
-        "users": user_specs(config.schema, length=many["l"], lead=(many["b"],)),
         "item": item_specs(config.schema, lead=(items["n"],)),
         "interaction": _pair(model, flat_params, bounds),
     }
@@ -90,7 +88,6 @@ def functions_of(
     known = orders or model.config.outputs > 1 or any(path.startswith(f"fitted/{GROUP}/") for path in params)
     return {
         "user": model.user,
-        "users": jax.vmap(model.user, (None, 0)),
         "item": jax.vmap(model.item, (None, 0)),
         "interaction": lambda p, x: {"logits": model.interaction(p, x["state"], x["rows"])},
         **({PROBABILITY: probability} if known else {}),
@@ -139,7 +136,7 @@ def axis_bounds(model: PreRanker, params: Mapping[str, Any]) -> Bounds:
     config, flat_params = model.config, specs_of(params)
     places = config.history_length
     least = max(config.short_length, *(block.least_history(config) for block in config.blocks), 1)
-    bounds = {"b": (1, None), "c": (LEAST_CANDIDATES, None), "l": (min(least, places), places), "n": (1, None)}
+    bounds = {"c": (LEAST_CANDIDATES, None), "l": (min(least, places), places), "n": (1, None)}
     while True:
         try:
             pair = _pair(model, flat_params, bounds)
@@ -186,20 +183,18 @@ def _resized(specs: Specs, sizes: Mapping[str, Any]) -> Specs:
     return {k: jax.ShapeDtypeStruct(tuple(sizes.get(str(n), n) for n in s.shape), s.dtype) for k, s in specs.items()}
 
 
-USERS = 3
 ITEMS = 70  # more than the least candidate count, and no bucket
 
 
 def golden_case(model: PreRanker, params: Mapping[str, Any], orders: Mapping[str, Order]) -> dict[str, np.ndarray]:
-    """Return arrays named `function.inputs/name` and `function.outputs/name`, of random users and items.
+    """Return arrays named `function.inputs/name` and `function.outputs/name`, of a random user and items.
 
-    A user has events in about three quarters of the places that the model reads, the last one has none.
+    The user has events in about three quarters of the places that the model reads.
     """
     config, tree, rng = model.config, nest(params), np.random.default_rng(0)
-    users = random_features(user_layout(config.schema), rng, length=config.history_length, lead=(USERS,))
-    history = users.history
-    mask = history.mask & (np.arange(USERS) < USERS - 1)[:, None]
-    users = dataclasses.replace(users, history=behaviours(history.item, history.action, history.age, mask))
+    user = random_features(user_layout(config.schema), rng, length=config.history_length)
+    history = user.history
+    user = dataclasses.replace(user, history=behaviours(history.item, history.action, history.age, history.mask))
     items = random_features(item_layout(config.schema), rng, lead=(ITEMS,))
     every, cases = functions_of(model, params, orders), {}
 
@@ -207,8 +202,7 @@ def golden_case(model: PreRanker, params: Mapping[str, Any], orders: Mapping[str
         cases[name] = inputs, jax.jit(every[name])(tree, inputs)
         return cases[name][1]
 
-    states, rows = run("users", users), run("item", items)
-    _, state = cases["user"] = jax.tree.map(lambda x: x[0], (users, states))
+    state, rows = run("user", user), run("item", items)
     logits = run("interaction", {"state": state, "rows": rows})["logits"]
     if PROBABILITY in every:
         p, bid = run(PROBABILITY, {"logits": logits}).get("p"), rng.exponential(1, ITEMS).astype(np.float32)

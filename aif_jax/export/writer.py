@@ -33,8 +33,8 @@ PACKAGES = ("jax", "jaxlib", "numpy", "flax")
 
 
 def save(
-    folder: str | Path, trained: Trained, index: ItemIndex | None = None, *, platforms: tuple[str, ...] = PLATFORMS,
-    buckets: Mapping[str, Sequence[int]] | None = None, orders: Mapping[str, Order] | None = None,
+    folder: str | Path, trained: Trained, index: ItemIndex | None = None,
+    *, platforms: tuple[str, ...] = PLATFORMS, orders: Mapping[str, Order] | None = None,
 ) -> str:  # fmt: skip
     """Write a model for a place without its code, replay the golden case, and only then give the folder its name.
 
@@ -43,7 +43,6 @@ def save(
       trained: model to write, with its encoder: vocabularies and scales travel with the model.
       index: an `ItemIndex` of the same version, or None.
       platforms: names among "cpu", "cuda", "rocm", "tpu", all served by the same artefact.
-      buckets: default sizes of the axes b, c, l, n.
       orders: JAX functions of probabilities and bid by name, see `aif_jax.scores`; the export has them compiled, no Python.
 
     Returns:
@@ -53,7 +52,6 @@ def save(
       FileExistsError: the folder exists.
       VersionMismatch: the index is of other parameters or another encoder.
       EncodingMismatch: an encoder other than that of the model's data.
-      ValueError: buckets that the functions do not allow.
       ImportError: flatbuffers is not installed.
 
     Example:
@@ -74,7 +72,6 @@ def save(
     model, encoder, orders = trained.model, trained.encoder, orders or {}
     leaves = {path: np.asarray(leaf) for path, leaf in leaves_by_path(trained.params).items()}
     bounds = functions.axis_bounds(model, leaves)
-    axes = _axes(model.config, bounds, buckets or {})
     for name, order in orders.items():
         expect(isinstance(name, str) and name.isidentifier(), "orders", "names of letters, digits and _", repr(name))
         reads_bid(name, order, model.config.objectives)  # or raises
@@ -89,7 +86,7 @@ def save(
             | {name: metadata.version(name) for name in PACKAGES},
             "platforms": list(platforms),
             "config": model.config.to_json(),
-            "axes": axes,
+            "axes": _axes(model.config, bounds),
             "functions": {name: _function(partial, name, built, model.config.schema) for name, built in exported.items()},
         }
         if orders:
@@ -148,7 +145,7 @@ def _function(target: Path, name: str, built: functions.ExportedFunction, schema
 
 def _inputs(name: str, built: functions.ExportedFunction, schema: Schema) -> list[dict[str, Any]]:
     """Return inputs, those of features with the bounds of their layout."""
-    entries, layout = _entries(name, built.inputs), {"user": user_layout, "users": user_layout, "item": item_layout}.get(name)
+    entries, layout = _entries(name, built.inputs), {"user": user_layout, "item": item_layout}.get(name)
     leaves = {} if layout is None else functions.named(layout(schema))
     for entry in entries:
         leaf: Leaf | None = leaves.get(entry["name"])
@@ -170,14 +167,12 @@ def _entries(function: str, specs: functions.Specs) -> list[dict[str, Any]]:
     return entries
 
 
-def _axes(config: Config, bounds: functions.Bounds, buckets: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+def _axes(config: Config, bounds: functions.Bounds) -> dict[str, Any]:
     """Return bounds and compiled sizes of every axis."""
     least = bounds["c"][0]
     sizes = {
-        "b": [1, 8, 64],
         "c": [size for size in (1 << i for i in range(6, 15)) if size >= least],
         "l": [config.history_length],
         "n": [1, 64, 4096],
     }
-    axes = {name: {"minimum": low, "maximum": high, "buckets": sizes[name]} for name, (low, high) in bounds.items()}
-    return {name: dataclasses.asdict(axis) for name, axis in consume.read_axes({"axes": axes}, buckets).items()}
+    return {name: {"minimum": low, "maximum": high, "buckets": sizes[name]} for name, (low, high) in bounds.items()}

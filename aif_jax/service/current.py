@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from aif_jax.checks import expect
-from aif_jax.connectors.snapshot_store import SnapshotStore
+from aif_jax.connectors.snapshot_store import NAME, SnapshotStore
 from aif_jax.store.folders import new_file
 from aif_jax.store.sealed import MANIFEST
 
@@ -132,7 +132,7 @@ def mirror(store: SnapshotStore, folder: str | Path) -> str:
     root, name = Path(folder), store.fetch(folder).name
     if not (root / CURRENT).is_file() or [entry.folder for entry in read_current(root)] != [name]:
         publish(root, [name])
-    old = sorted(other for other in store.names_in(root) if other != name)
-    for other in old[: 1 - MIRRORED]:  # those that serve are in memory
-        shutil.rmtree(root / other, ignore_errors=True)
+    old = sorted(path for path in root.iterdir() if NAME.fullmatch(path.name) and path.name != name)
+    for path in old[: 1 - MIRRORED]:  # those that serve are in memory
+        shutil.rmtree(path, ignore_errors=True)
     return name

@@ -19,7 +19,7 @@ CHANGES = {"blocks": (demo.BLOCKS[0], demo.BLOCKS[2], demo.BLOCKS[3]), "sequence
 def main(folder: Path) -> None:
     """Writes the artefact: BEA, linear attention and SIM, for three platforms."""
     model, params = demo.build(**CHANGES)
-    export.save(folder, Trained(model, params), buckets={"c": [64, 128], "n": [128], "b": [4]})
+    export.save(folder, Trained(model, params))
     shutil.rmtree(folder / "consume")
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"] = {name: entry for name, entry in manifest["files"].items() if not name.startswith("consume/")}

@@ -18,7 +18,6 @@ from tests.reliability.sizes import FULL, fully, generator
 
 LONG = 64  # the least length of a history that an export has as a symbol in every preset
 ADDITIONS = ("factors", "offset", "unseen", "calibration")
-EXPORT: dict[str, Any] = dict(platforms=("cpu",), buckets={"b": [1], "c": [64], "n": [64]})
 
 
 class Case(NamedTuple):
@@ -79,7 +78,7 @@ CASES = {
 def expect_equal(folder: Any, case: Case, seed: int = 0) -> None:
     """Exports a model, loads it without the package's model code, and compares with `joint`."""
     model, params = case.made(seed)
-    export.save(folder, aif.Trained(model, params), **EXPORT)
+    export.save(folder, aif.Trained(model, params), platforms=("cpu",))
     loaded = export.load(folder)
     places, items = model.config.history_length, demo.items(50, seed=seed)
     user = demo.user(model.config, events=places * 2 // 3, seed=seed)

@@ -207,7 +207,7 @@ def _make_export(folder: Path, number: int) -> None:
     model = aif.build(aif.presets.two_tower(made.schema, width=4, short_length=4, sequence=False))
     trained = aif.Trained(model, model.init(jax.random.key(number), data.catalogue), made)
     index = aif.ItemIndex.build(trained, data.catalogue, batch_size=16, progress=False)
-    export.save(folder / "model", trained, index, platforms=("cpu",), buckets={"b": [4], "c": [64], "n": [64]})
+    export.save(folder / "model", trained, index, platforms=("cpu",))
 
 
 _loaded: dict[str, Any] = {}

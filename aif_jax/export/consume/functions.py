@@ -11,7 +11,7 @@ import numpy as np
 from .files import DTYPE_NAMES, ORDER, PROBABILITY, ExportError, expect
 
 OVER = {"users": "b", "item": "n", "interaction": "c"}
-"""The axis over which a function runs in blocks."""
+"""The axis over which a function runs in blocks; older exports have `users`, the user function of a batch."""
 
 
 def axis_of(name: str) -> str | None:

@@ -26,8 +26,8 @@ def load(folder: str | Path, *, buckets: Mapping[str, Sequence[int]] | None = No
 
     Args:
       folder: what `aif_jax.export.save` wrote.
-      buckets: sizes that are compiled, by axis, in place of the manifest's: "c" candidates, "l" history, "n" catalogue rows,
-        "b" users. Every size is padded up to the next bucket, so that a new count does not compile.
+      buckets: sizes that are compiled, by axis, in place of the manifest's: "c" candidates, "l" history, "n" catalogue rows.
+        Every size is padded up to the next bucket, so that a new count does not compile.
       sha256: digest of the manifest as `save` returned it, which pins the whole folder.
 
     Raises ExportError: a file is missing or altered; the format or JAX is of another version.
@@ -97,10 +97,6 @@ class ExportedModel:
             floats that are not finite, negative ages.
         """
         return self.functions["user"].on_device(self._features(features))
-
-    def users(self, features: Any) -> dict[str, np.ndarray]:
-        """Return states of B users, all inputs with a leading axis B; raises as `user`."""
-        return self.functions["users"].on_host(self._features(features))
 
     def item(self, features: Any) -> dict[str, np.ndarray]:
         """Return rows of N items, all inputs with a leading axis N; any N, in blocks of bounded size; raises as `user`."""
