@@ -123,9 +123,10 @@ def test_a_short_run_trains_from_its_first_step_and_a_longer_one_warms_up():
         np.testing.assert_allclose(-first(steps), change, rtol=1e-4)
 
 
-def test_any_callable_is_a_loss_and_optax_needs_no_loose_promotion(model, params, batch):
+def test_any_callable_is_a_loss_and_optax_needs_no_loose_promotion(feed, batch):
     """The default optimizer's schedule divides integers: that is allowed inside the step, and nowhere else."""
-    optimizer = train.default_optimizer(20)
+    model = aif.build(feed.config.replace(**demo.VARIANTS["base"]))  # compiles soonest
+    optimizer, params = train.default_optimizer(20), demo.init(model, items=feed.dataset.catalogue)
     few = jax.tree.map(lambda x: x[:4], batch)
     squares = lambda scores, labels, *, where: jnp.mean((scores - labels) ** 2)  # noqa: E731
     after, metrics = train.make_step(model, optimizer, loss=squares)(train.init_state(params, optimizer), few)
