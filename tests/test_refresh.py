@@ -374,8 +374,8 @@ def test_items_that_left_the_items_file_keep_what_was_known_of_them(stocked, tmp
     days = aif.read(world.events(4), **files(4), columns=columns, progress=False)
     first = world.first(tmp_path / "run", days, epochs=1)
     again = {"unknown": "error", "gate": WIDE}
-    refreshed(tmp_path / "run", world.events(5), stocked, **files(5, leaves), **again)
-    made = refreshed(stocked, world.events(6), stocked, **files(6, leaves[1:]), **again)
+    earlier = refreshed(tmp_path / "run", world.events(5), stocked, **files(5, leaves), **again | {"gate": REFUSING})
+    made = refreshed(earlier.trained, world.events(6), stocked, **files(6, leaves[1:]), **again)
     assert made.status == "published" and "left" not in caplog.text
     whole = aif.read(world.events(6), **files(6), columns=columns, progress=False)
     moved, known = made.trained.items, first.trained.items
@@ -390,7 +390,8 @@ def test_items_that_left_the_items_file_keep_what_was_known_of_them(stocked, tmp
     assert np.array_equal(moved.floats[row, :1], known.floats[before, :1]) and known.floats[before, 0].std() > 0.1
     np.testing.assert_allclose(moved.floats[row, 1:], whole.catalogue.items.floats[today, 1:], rtol=1e-6)
     assert moved.content is not None and np.array_equal(moved.content[row], vectors[leaves - 100])
-    index, table = aif.export.restore(SnapshotStore(stocked).fetch(tmp_path / "here")).index, files(6, leaves[1:])["items"]
+    assert same(aif.open(fetched := SnapshotStore(stocked).fetch(tmp_path / "here")).items, moved)
+    index, table = aif.export.restore(fetched).index, files(6, leaves[1:])["items"]
     assert np.array_equal(np.sort(index.ids), np.sort(ids := table["item"]))
     table |= {"content": vectors[ids - 100]} | whole.statistic_columns(ids, int(whole.log.time.max()) + 1)
     rebuilt = aif.ItemIndex.build(made.trained, table, progress=False)
@@ -428,18 +429,18 @@ def test_ids_without_an_event_for_so_long_are_forgotten(stocked, tmp_path, capsy
     now = since + world.DAY
     np.testing.assert_allclose(fewer.statistics.at(own, now), newer.statistics.at(row, now), rtol=1e-6)
     given = world.OPTIONS | {"gate": WIDE, "current": first.trained, "out": stocked, "progress": True}
-    made = world.refresh(**aged(5), **given, forget=3)
+    made = world.refresh(events=newer, **given, forget=3)
     assert made.status == "published" and made.trained.encoder.version == fewer.encoding
     assert made.report["vocabularies"]["item"] == {"before": 30, "after": 31, "forgotten": 5}
     assert "forgotten ids: 5 of user, 5 of item, 0 of category, 1 of brand, 1 of town" in capsys.readouterr().err
     events = {"item": [100, 110], "time": [since, since + 1]}
     features = made.trained.encoder.user({"user": 3, "town": "old"}, events, since + 9)
     assert (features.ids["user"], features.ids["town"], features.history.item[:3].tolist()) == (0, 0, [6, 0, 0])
-    assert len(aif.export.restore(SnapshotStore(stocked).fetch(tmp_path / "here")).index) == world.ITEMS
-    made = world.refresh(events=newer, **given, forget=30)
-    index = aif.export.restore(SnapshotStore(stocked).fetch(tmp_path / "there")).index
-    rebuilt = aif.ItemIndex.build(made.trained, newer.catalogue, progress=False)
-    assert same(index.take([100, 135])[0], rebuilt.take([100, 135])[0])
+    index = aif.export.restore(SnapshotStore(stocked).fetch(tmp_path / "here")).index
+    table = aged(5)["items"] | newer.statistic_columns(ids := np.arange(100, 136), int(newer.log.time.max()) + 1)
+    rebuilt = aif.ItemIndex.build(made.trained, table, progress=False)
+    assert len(index) == world.ITEMS and same(index.take(ids)[0], rebuilt.take(ids)[0])
+    made = world.refresh(**aged(5), **given | {"gate": REFUSING}, forget=30)
     assert made.report["vocabularies"]["item"] == {"before": 30, "after": 36}
     assert "refresh: forget: nothing, since no event is of" in capsys.readouterr().err
 
