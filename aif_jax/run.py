@@ -104,7 +104,7 @@ class Run:
 
     def evaluate(
         self, data: Dataset, split: Literal["test", "validation"] = "test", *, k: int | None = 100, requests: int | None = None,
-        min_history: int | None = None, repeats: bool | None = None, **options: Any,
+        min_history: int | None = None, **options: Any,
     ) -> Evaluation:  # fmt: skip
         """Return figures of a slice that training never saw, and those of the `train.baseline_scores` as of its first moment.
 
@@ -113,18 +113,15 @@ class Run:
           k: k of HR@k and NDCG@k.
           requests: at most so many, drawn at random; None evaluates all.
           min_history: earlier events that a user must have; None takes that of training.
-          repeats: whether users come back to items, for candidates and the catalogue; None takes that of training.
           options: others of `train.evaluate`.
 
         Raises:
           ValueError: another slice, no sample in it, a k below 1.
         """
         check_encoding("data", expected=self.trained.encoding, got=data.encoding)
-        repeats = self.settings.repeats if repeats is None else repeats
-        chosen: dict[str, Any] = {"requests": requests, "min_history": min_history, "repeats": repeats}
-        positions, source = training.held_out(data, self.settings, split, **chosen)
+        positions, source = training.held_out(data, self.settings, split, requests=requests, min_history=min_history)
         given = training.evaluation_options(self.settings, data, split)
-        given |= {"repeats": repeats, "k": k if self.settings.task.ranks_catalogue else None, "candidates": source} | options
+        given |= {"k": k if self.settings.task.ranks_catalogue else None, "candidates": source} | options
         return evaluate(self.model, self.params, data, positions, **given)
 
     def edit(self, data: Dataset, change: Edit, **options: Any) -> Run:

@@ -188,8 +188,8 @@ def world_of(data: datasets.StudyData, split: str, ranker: str, work: Path, *, p
     on = rankers.Training(data, part, positions, teaching, counts)
     scores, version = rankers.RANKERS[ranker](on, folder=own, progress=progress)
     scored = once(own / "scores.npy", lambda: scores_of(scores, requests.positions, found, progress=progress))
-    options: dict[str, Any] = {"repeats": data.repeats, "progress": progress}
-    ranked = rank_retrieved(scores, data.dataset, positions, teaching, folder=own / "taught", name=version, **options)
+    options: dict[str, Any] = {"folder": own / "taught", "name": version, "progress": progress}
+    ranked = rank_retrieved(scores, data.dataset, positions, teaching, **options)
     jax.clear_caches()
     return World(data, part, requests, counts, found, scored, teaching, ranked)
 

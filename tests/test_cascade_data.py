@@ -203,13 +203,13 @@ def test_evaluation_says_what_share_of_the_rankers_top_is_kept():
                   "exposed", "ranked", "retrieved", "retrieved", "exposed", "ranked", "ranked", "retrieved"],
         "ranker": [1, 3, 2, none, none, none, 5, 4, none, none, none, none, none, none],
     }  # fmt: skip
-    data = aif.read(events, items=items, columns=aif.Columns(), progress=False)
+    data = aif.read(events, items=items, columns=aif.Columns(), repeats=True, progress=False)
     data = aif.read_cascade(lines | {"click": [1.0, 0.0] * 7}, data, labels=("ranker", "click"), candidates=6)
     config = demo.config(schema=data.schema, objectives=("click",), **demo.SMALL)
     model = aif.build(config)
     params = demo.init(model, items=data.catalogue)
     by_row = np.array([0, 9, 1, 8, 7, 6, 0.5])  # keeps items 1, 3, 4 of the first request and 1, 5, 2 of the second
-    given = dict(k=None, candidates=sources.logged(data, repeats=True), baselines={"row": by_row}, progress=False)
+    given = dict(k=None, candidates=sources.logged(data), baselines={"row": by_row}, progress=False)
     got = train.evaluate(model, params, data, data.cascade.positions, **given)
     assert got.kept == 3 and got.figures()["baseline.row.ranker_recall"] == pytest.approx((2 / 3 + 1) / 2)
     assert {"ranker_recall", "baseline.row.ranker_recall"} <= set(got.intervals())
@@ -273,7 +273,7 @@ def test_met_candidates_are_left_out_where_nobody_comes_back(data):
     assert gone.any() and (met.contains(sample, cascade.rows[:60]) & (cascade.stage[:60] == 0)).any()
     whole = sources.logged(once)(at, BatchKey(0, 0, 0))
     np.testing.assert_array_equal(whole.rows, np.where(gone, 0, cascade.rows[:60]))
-    np.testing.assert_array_equal(sources.logged(once, repeats=True)(at, BatchKey(0, 0, 0)).rows, cascade.rows[:60])
+    np.testing.assert_array_equal(sources.logged(data)(at, BatchKey(0, 0, 0)).rows, cascade.rows[:60])
     counts = {"exposed": 4, "ranked": 6, "retrieved": 5}
     source, plain = sources.staged(once, counts), sources.staged(data, counts)
     lists, usual = source(at, BatchKey(0, 0, 0)), plain(at, BatchKey(0, 0, 0))
@@ -282,9 +282,7 @@ def test_met_candidates_are_left_out_where_nobody_comes_back(data):
     assert (met.contains(sample, usual.rows) & (usual.rows > 0) & (usual.labels["stage"] > 0)).any()
     np.testing.assert_array_equal(lists.rows[:, :4], usual.rows[:, :4])
     assert source.description == plain.description | {"repeats": False}
-    task = Cascaded()
-    assert task.source(once, before=2**40).description["repeats"] is False
-    assert task.source(once, before=2**40, repeats=True).description["repeats"] is True
+    assert Cascaded().source(once, before=2**40).description["repeats"] is False
 
 
 def pairs(scores, teacher, where, k: int) -> float:

@@ -124,7 +124,7 @@ def test_what_does_not_fit_is_refused(data, student, teacher):
 def test_retrieved_candidates_are_scored_once_and_some_are_drawn_for_each_batch(data, teacher, source, tmp_path, monkeypatch):
     monkeypatch.setattr(distill, "PART", 50)
     at = np.arange(100, 220)
-    given = dict(folder=tmp_path / "scores", repeats=True, progress=False)
+    given = dict(folder=tmp_path / "scores", progress=False)
     asked = []
 
     def counted(positions, rows):

@@ -225,24 +225,19 @@ def test_a_figure_that_the_slice_does_not_define_is_refused_before_training(data
 
 
 def test_a_run_follows_its_data_where_nobody_comes_back(data, small, tmp_path):
-    """The record has what was resolved, so a run resumes; another answer is another run."""
     once, out = dataclasses.replace(data, repeats=False), tmp_path / "run"
     given = FIT | dict(epochs=1)
     made = fit(small, once, out=out, **given)
-    assert made.settings.repeats is False and settings_of(out)["repeats"] is False
     assert fit(small, once, out=out, **given).metrics == made.metrics  # goes on with the run, which is done
-    refused(ValueError, r"fit.repeats: expected True, the run has False", fit, small, data, out=out, **given)
+    refused(ValueError, "repeats: expected True, the cursor has False", fit, small, data, out=out, **given)
     with Checkpoints(out) as checkpoints:
         cursor = checkpoints.restore("latest").position
     assert cursor["pipeline"]["candidates"]["repeats"] is False
     positions, source = held_out(once, made.settings, "test")
     sample = np.arange(len(positions))[:, None]
     assert not SeenPairs(data, positions).contains(sample, source(positions, BatchKey(0, 0, 0)).rows[:, 1:]).any()
-    left_out, kept = (made.evaluate(once, k=10, progress=False, **options) for options in ({}, {"repeats": True}))
-    assert left_out == made.evaluate(data, k=10, progress=False) != kept  # as in training, whatever the data say
-    assert left_out.inputs["repeats"] is False and kept.inputs["repeats"] is True
-    chosen = fit(small, once, out=tmp_path / "other", repeats=True, **given)
-    assert chosen.settings.repeats is True and chosen.metrics != made.metrics
+    left_out, kept = (made.evaluate(each, k=10, progress=False) for each in (once, data))
+    assert left_out != kept and left_out.inputs["repeats"] is False and kept.inputs["repeats"] is True
 
 
 DAY = 86_400

@@ -158,7 +158,8 @@ def test_ranks_in_the_catalogue_do_not_depend_on_the_future(monkeypatch):
     positions = np.flatnonzero((log.time >= time) & (log.time < time + 6 * HOUR))
     assert len(positions) > 2
     model, params = trained().model, trained().params
-    given = dict(repeats=True, k=5, progress=False)
+    assert data().repeats
+    given = dict(k=5, progress=False)
     catalogues, make = [], evaluating.item_rows
     monkeypatch.setattr(evaluating, "item_rows", lambda *given, **more: catalogues.append(given[2]) or make(*given, **more))
     whole = rank_catalogue(model, params, data(), positions, **given)

@@ -1,5 +1,6 @@
 """Peers: requests are the study's, scores are judged as models are, baselines, tuning, the command."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -54,8 +55,8 @@ def test_scores_are_judged_like_models(slices, name, monkeypatch):
     trial = question.Trial(dataset=name, model=question.BASE, split="test")
     wanted = question.evaluate(trial, on.part, built, params, data, progress=False)
     every = np.zeros((len(on.requests.positions), len(on.counts)), np.float32)
-    given = dict(repeats=True, progress=False)  # a peer scores what was met too: the judge leaves it out
-    for rows, found in catalogue_scores(built, params, data.dataset, on.requests.positions, **given):
+    whole = dataclasses.replace(data.dataset, repeats=True)  # a peer scores what was met too: the judge leaves it out
+    for rows, found in catalogue_scores(built, params, whole, on.requests.positions, progress=False):
         every[rows] = np.where(np.isinf(found), 0, np.exp(found))
     got = judge.judged(judge.scored(lambda places: every[places], on), on, {GAUC: 0.0, HIT_RATE: 0.75})
     assert got.keys() == wanted.keys() and data.repeats == (name == "smoke")

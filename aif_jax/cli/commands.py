@@ -48,7 +48,7 @@ def add_commands(commands: Any) -> None:
 
     one = shared.add_command(commands, "train", run_train)
     add_files(one, items_required=True)
-    shared.add_flags(one, read, ["unknown"])
+    shared.add_flags(one, read, ["unknown", "repeats"])
     one.add_argument("--out", type=Path, required=True, help="folder of the run: checkpoints and logs")
     one.add_argument("--preset", choices=PRESETS, default="aif", help="the model (default: %(default)s)")
     text = """fields of the config in JSON (blocks: in Python), such as width=64 'head={"head":"Mlp","widths":[64,32]}': """
@@ -70,7 +70,7 @@ def add_commands(commands: Any) -> None:
     one.add_argument("parts", nargs="+", choices=ADDED, metavar="PART", help=f"one or more of {', '.join(ADDED)}")
     one.add_argument("--run", type=Path, required=True, metavar="RUN", dest="trained", help="the --out of train")
     add_files(one, items_required=True)
-    shared.add_flags(one, read, ["unknown"])
+    shared.add_flags(one, read, ["unknown", "repeats"])
     one.add_argument("--out", type=Path, required=True, help="folder of the new run; must not exist")
     shared.add_quiet(one)
 
@@ -109,8 +109,8 @@ def add_files(parser: argparse.ArgumentParser, *, items_required: bool = False) 
 
 def read_files(options: argparse.Namespace, **given: Any) -> Dataset:
     """Return the data of the files of `add_files`."""
-    unknown = shared.flags_given(options, ["unknown"])
-    return read(options.events, items=options.items, users=options.users, **unknown, **given)
+    given |= shared.flags_given(options, ["unknown", "repeats"])
+    return read(options.events, items=options.items, users=options.users, **given)
 
 
 def run_check(options: argparse.Namespace) -> tuple[int, Any]:

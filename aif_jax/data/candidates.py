@@ -95,29 +95,29 @@ def describe(source: SourceFn) -> dict[str, Any]:
 
 
 def sampled_negatives(
-    dataset: Dataset, *, sampler: NegativeSampler, negatives: int, logq_correction: bool = False, repeats: bool | None = None
+    dataset: Dataset, *, sampler: NegativeSampler, negatives: int, logq_correction: bool = False
 ) -> CandidateSource:
     """Return the event's item first, label 1, and `negatives` drawn by popularity, label 0: which item did the user turn to?
+
+    Unless users come back to items (`Dataset.repeats`), an item that the user has met strictly before the event is no negative:
+    serving filters it out. A list may then have no negative.
 
     Args:
       sampler: sampler of negatives, from training counts.
       negatives: n; C = 1 + n. The event's item itself never is one.
       logq_correction: also gives `log_q`, log(n q) of every candidate: both losses then learn log P of the whole catalogue, as
         in noise-contrastive estimation (arXiv 1809.01812), not log P / q. A positive that the sampler never draws has 0.
-      repeats: whether users come back to items; None takes `dataset.repeats`. If not, an item that the user has met strictly
-        before the event is no negative: serving filters it out. A list may then have no negative.
 
     Returns:
       A source; it raises ValueError for samples of unknown items, which `sample_positions` leaves out.
     """
-    repeats = bool(dataset.repeats if repeats is None else repeats)
 
     def lists(positions: np.ndarray, key: BatchKey) -> CandidateLists:
         at = expect_integers(positions, "positions", size=len(dataset.log))
         target = dataset.log.item[at]
         got = f"the unknown item at position {at[np.argmin(target)] if len(at) else 0}; see data.sample_positions"
         expect(target.all(), "positions", "samples of known items", got)
-        seen = None if repeats else SeenPairs(dataset, at)
+        seen = None if dataset.repeats else SeenPairs(dataset, at)
         drawn = sampler.sample(len(target), negatives, avoid=target, seen=seen, **key._asdict())
         rows = np.concatenate([target[:, None], drawn], axis=1)
         labels = np.zeros(rows.shape, np.float32)
@@ -128,8 +128,8 @@ def sampled_negatives(
         log_q[np.isneginf(log_q)] = 0  # of a positive that is never drawn, and of no candidate
         return CandidateLists(rows, labels, log_q)
 
-    settings = {"negatives": negatives, "corrected": logq_correction, "sampler": sampler.digest, "repeats": repeats}
-    return CandidateSource(lists, {"kind": "sampled", **settings})
+    settings = {"negatives": negatives, "corrected": logq_correction, "sampler": sampler.digest}
+    return CandidateSource(lists, {"kind": "sampled", **settings, "repeats": bool(dataset.repeats)})
 
 
 def impressions(dataset: Dataset, *, candidates: int, threshold: int | Mapping[str, int]) -> CandidateSource:
@@ -180,23 +180,21 @@ def impressions(dataset: Dataset, *, candidates: int, threshold: int | Mapping[s
     return CandidateSource(lists, {"kind": "impressed", "candidates": candidates, "threshold": shown})
 
 
-def retrieved(
-    dataset: Dataset, *, retrieval: Callable[[np.ndarray], Any] | np.ndarray, candidates: int, repeats: bool | None = None
-) -> CandidateSource:
+def retrieved(dataset: Dataset, *, retrieval: Callable[[np.ndarray], Any] | np.ndarray, candidates: int) -> CandidateSource:
     """Return the event's item, label 1, and what retrieval found for its request, label 0, without repeats: as in production.
+
+    Unless users come back to items (`Dataset.repeats`), 0 takes the place of an item that the user has met strictly before the
+    event.
 
     Args:
       retrieval: a function from positions [B] to integer catalogue rows [B, R], 0 where there is none; or an array of such
         rows [n, R] for every event of the log, memory-mapped perhaps. It must see the past only: `dataset.log.history_end`.
       candidates: C, cut from the front of [B, 1 + R] or padded.
-      repeats: whether users come back to items; None takes `dataset.repeats`. If not, 0 takes the place of an item that the
-        user has met strictly before the event.
 
     Raises:
       ValueError: candidates below 2.
     """
     expect(candidates >= 2, "candidates", "at least 2", candidates)
-    repeats = bool(dataset.repeats if repeats is None else repeats)
 
     def lists(positions: np.ndarray, key: BatchKey) -> CandidateLists:
         answer = retrieval(positions) if callable(retrieval) else retrieval[positions]
@@ -207,7 +205,7 @@ def retrieved(
         rows[:, 0] = dataset.log.item[positions]
         width = min(answer.shape[1], candidates - 1)
         rows[:, 1 : 1 + width] = answer[:, :width]
-        if not repeats:
+        if not dataset.repeats:
             rows = SeenPairs(dataset, positions).drop(rows, kept=rows == rows[:, :1])
         rows[_repeated(rows, np.zeros_like(rows))] = 0
         labels = np.zeros(rows.shape, np.float32)
@@ -219,7 +217,7 @@ def retrieved(
     else:
         some = retrieval[:: max(1, len(retrieval) // DESCRIBED_ROWS)]
         table = {"shape": list(retrieval.shape), "sha256": digest(some).sha256}
-    settings = {"candidates": candidates, "retrieval": table, "repeats": repeats}
+    settings = {"candidates": candidates, "retrieval": table, "repeats": bool(dataset.repeats)}
     return CandidateSource(lists, {"kind": "retrieved", **settings})
 
 
@@ -242,33 +240,30 @@ def _repeated(rows: np.ndarray, action: np.ndarray) -> np.ndarray:
     return repeated
 
 
-def logged(dataset: Dataset, *, repeats: bool | None = None) -> CandidateSource:
+def logged(dataset: Dataset) -> CandidateSource:
     """Return all candidates of logged requests, with stage and labels by name; positions are `dataset.cascade.positions`.
 
-    Args:
-      repeats: whether users come back to items; None takes `dataset.repeats`. If not, candidates that were not shown and that
-        the user has met strictly before the request are left out: a filter does it in serving.
+    Unless users come back to items (`Dataset.repeats`), candidates that were not shown and that the user has met strictly
+    before the request are left out: a filter does it in serving.
 
     Raises:
       ValueError: data without a cascade.
     """
-    cascade, repeats = _cascade(dataset), bool(dataset.repeats if repeats is None else repeats)
+    cascade = _cascade(dataset)
 
     def lists(positions: np.ndarray, key: BatchKey) -> CandidateLists:
         at = cascade.at(positions)
-        rows = cascade.rows[at] if repeats else _drop_seen(dataset, cascade, at)
-        return CandidateLists(rows, cascade.labels_at(at, slice(None)))
+        return CandidateLists(_unmet(dataset, cascade, at), cascade.labels_at(at, slice(None)))
 
-    return CandidateSource(lists, {"kind": "logged", **_description(cascade), "repeats": repeats})
+    return CandidateSource(lists, {"kind": "logged", **_description(dataset, cascade)})
 
 
-def staged(dataset: Dataset, counts: Mapping[str, int], *, repeats: bool | None = None) -> CandidateSource:
+def staged(dataset: Dataset, counts: Mapping[str, int]) -> CandidateSource:
     """Return lists for training: so many candidates of each stage, drawn again for every batch.
 
     Args:
       counts: candidates by stage, such as {"exposed": 8, "ranked": 8, "retrieved": 16}. A request with fewer of a stage gives
-        all of them.
-      repeats: see `logged`.
+        all of them. Met items are left out as in `logged`.
 
     Returns:
       A source whose positions are the cascade's.
@@ -276,7 +271,7 @@ def staged(dataset: Dataset, counts: Mapping[str, int], *, repeats: bool | None 
     Raises:
       ValueError: data without a cascade, an unknown stage, no candidates.
     """
-    cascade, repeats = _cascade(dataset), bool(dataset.repeats if repeats is None else repeats)
+    cascade = _cascade(dataset)
     unknown = sorted(set(counts) - set(STAGES))
     good = not unknown and all(isinstance(n, int) and n >= 0 for n in counts.values()) and sum(counts.values()) > 0
     expect(good, "counts", f"numbers of candidates by stage of {STAGES}", dict(counts))
@@ -284,7 +279,7 @@ def staged(dataset: Dataset, counts: Mapping[str, int], *, repeats: bool | None 
     def lists(positions: np.ndarray, key: BatchKey) -> CandidateLists:
         at = cascade.at(positions)
         rows, stage = cascade.rows[at], cascade.stage[at]
-        candidates, order = rows if repeats else _drop_seen(dataset, cascade, at), key.random(CHOICE).random(rows.shape)
+        candidates, order = _unmet(dataset, cascade, at), key.random(CHOICE).random(rows.shape)
         chosen, there = [], []
         for code, name in enumerate(STAGES):
             rank = np.where((candidates > 0) & (stage == code), order, 2.0)
@@ -294,7 +289,7 @@ def staged(dataset: Dataset, counts: Mapping[str, int], *, repeats: bool | None 
         found = np.where(np.concatenate(there, axis=1), np.take_along_axis(rows, places, 1), 0)
         return CandidateLists(found, cascade.labels_at(at[:, None], places))
 
-    return CandidateSource(lists, {"kind": "staged", **_description(cascade), "counts": dict(counts), "repeats": repeats})
+    return CandidateSource(lists, {"kind": "staged", **_description(dataset, cascade), "counts": dict(counts)})
 
 
 def _cascade(dataset: Dataset) -> Cascade:
@@ -302,14 +297,17 @@ def _cascade(dataset: Dataset) -> Cascade:
     return dataset.cascade  # type: ignore[return-value]
 
 
-def _drop_seen(dataset: Dataset, cascade: Cascade, at: np.ndarray) -> np.ndarray:
-    """Return rows [B, M] of requests without the unexposed candidates that the user has met before."""
+def _unmet(dataset: Dataset, cascade: Cascade, at: np.ndarray) -> np.ndarray:
+    """Return rows [B, M] of requests, without the unexposed candidates that the user has met before if nobody comes back."""
+    if dataset.repeats:
+        return cascade.rows[at]
     met = SeenPairs(dataset, cascade.positions[at])
     return met.drop(cascade.rows[at], kept=cascade.stage[at] == STAGES.index("exposed"))
 
 
-def _description(cascade: Cascade) -> dict[str, object]:
+def _description(dataset: Dataset, cascade: Cascade) -> dict[str, object]:
     step = max(1, len(cascade) // 4096)
     parts = {name: getattr(cascade, name) for name in ("positions", "rows", "stage")}
     digests = ({name: digest(v[::step]).sha256 for name, v in sorted(group.items())} for group in (parts, cascade.labels))
-    return {"requests": len(cascade), **dict(zip(("sha256", "labels"), digests, strict=True))}
+    parts = dict(zip(("sha256", "labels"), digests, strict=True))
+    return {"requests": len(cascade), **parts, "repeats": bool(dataset.repeats)}

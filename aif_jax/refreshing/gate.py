@@ -92,7 +92,6 @@ class Requests:
       candidates: lists with labels, such as `task.source(data, before=..., held_out=True)`.
       k: k of HR@k and of the overlap in the catalogue; None does not rank it.
       calibration_negatives: candidates after the first that log-loss and calibration are of, see `evaluate`.
-      repeats: whether users come back to items, see `Dataset`; None takes that of the data.
     """
 
     data: Dataset
@@ -100,7 +99,6 @@ class Requests:
     candidates: SourceFn
     k: int | None = 100
     calibration_negatives: int | None = 15
-    repeats: bool | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -166,7 +164,7 @@ def measure(
         return Measurement(finite=False)
     figures = functools.partial(
         evaluate, served.model, data=data, positions=positions, k=None, candidates=requests.candidates,
-        calibration_negatives=requests.calibration_negatives, repeats=requests.repeats, progress=progress,
+        calibration_negatives=requests.calibration_negatives, progress=progress,
     )  # fmt: skip
     by_user, top = dict(figures(params).by_user), None
     if (probable := without_terms(served)) is not params:
@@ -174,7 +172,7 @@ def measure(
         by_user |= {name: of_training[name] for name in OF_PROBABILITIES}
     if k is not None:
         most = min(k, len(data.catalogue) - 1)
-        ranked = rank_catalogue(served.model, params, data, positions, k=most, repeats=requests.repeats, progress=progress)
+        ranked = rank_catalogue(served.model, params, data, positions, k=most, progress=progress)
         hit, top = ranked.ranks < k, ranked.top
         by_user[f"hr@{k}"] = metrics.mean_by_user(hit, users)
         if new_items is not None and new_items.any():

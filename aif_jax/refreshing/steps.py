@@ -249,7 +249,7 @@ class Refresh:
         for name, (positions, candidates) in slices.items():
             requests = Requests(
                 data=data, positions=positions, candidates=candidates, k=settings.k,
-                calibration_negatives=self.task.calibration_negatives, repeats=settings.repeats,
+                calibration_negatives=self.task.calibration_negatives,
             )  # fmt: skip
             options = {"new_items": self._unknown("item", data.log.item[positions]), "progress": self.progress}
             measured[name] = measure(self.trained, requests, **options), measure(self.served, requests, **options)

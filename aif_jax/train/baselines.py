@@ -49,12 +49,12 @@ def baseline_scores(data: Dataset, *, before: int, thresholds: Mapping[str, int]
     return {"popularity": popularity, "latest": np.where(np.isfinite(first), first, -np.inf)} | rates
 
 
-def catalogue_ranks(scores: np.ndarray, data: Dataset, positions: np.ndarray, *, repeats: bool) -> np.ndarray:
+def catalogue_ranks(scores: np.ndarray, data: Dataset, positions: np.ndarray) -> np.ndarray:
     """Return int64 [R], ranks of events' items in the catalogue by scores [N], as `evaluate` has them: ties count against."""
     log, order = data.log, np.sort(scores[1:])
     target = log.item[positions]
     ranks = len(order) - np.searchsorted(order, scores[target]) - 1
-    seen = None if repeats else SeenPairs(data, positions)
+    seen = None if data.repeats else SeenPairs(data, positions)
     for sample, row in enumerate(target if seen is not None else ()):
         met = seen.items(sample)  # type: ignore[union-attr]
         ranks[sample] -= np.count_nonzero(scores[met[(met > 0) & (met != row)]] >= scores[row])

@@ -179,22 +179,22 @@ def _scores(params: Params, users: UserFeatures, table: ItemRow, rows: Any, *, m
 
 
 def rank_retrieved(
-    scores: Scores, data: Dataset, positions: np.ndarray, retrieval: Retrieval, *, folder: Path, name: str, repeats: bool,
+    scores: Scores, data: Dataset, positions: np.ndarray, retrieval: Retrieval, *, folder: Path, name: str,
     progress: bool = True,
 ) -> RankedCandidates:  # fmt: skip
     """Return a ranker's scores of each request's item and its retrieved candidates, each once; a killed call resumes by part.
 
-    `positions` ascend. Unless users come back to items (`repeats`), items that they have met are no candidates. ValueError for
-    a folder with parts of another ranker or retrieval, by its name in words, or of other data.
+    `positions` ascend. Unless users come back to items (`Dataset.repeats`), items that they have met are no candidates.
+    ValueError for a folder with parts of another ranker or retrieval, by its name in words, or of other data.
     """
     wide = np.shape(retrieval(positions[:1]) if callable(retrieval) else retrieval)[-1:]
     expect(bool(wide) and wide[0] > 0, "Teacher.candidates", "rows [B, N] of at least one candidate", f"shape {wide}")
-    source = retrieved(data, retrieval=retrieval, candidates=1 + wide[0], repeats=repeats)
+    source = retrieved(data, retrieval=retrieval, candidates=1 + wide[0])
     parts = [positions[start : start + PART] for start in range(0, len(positions), PART)]
     made: list[dict[str, np.ndarray]] = []
     for number, at in enumerate(track(parts, label="ranker scores", unit="parts", show=progress)):
         path = folder / f"{number:05d}"
-        record = {"of": name, "positions": digest(at).sha256, "data": data.encoding, "repeats": repeats}
+        record = {"of": name, "positions": digest(at).sha256, "data": data.encoding, "repeats": bool(data.repeats)}
         if not sealed.is_complete(path):
             rows = source(at, BatchKey(0, 0, 0)).rows
             path.parent.mkdir(parents=True, exist_ok=True)

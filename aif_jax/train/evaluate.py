@@ -107,7 +107,7 @@ class Evaluation:
           ValueError: an evaluation of other requests, candidates or settings; names what differs.
         """
         lines = differences(dict(other.inputs), dict(self.inputs), path="evaluation", source="other")
-        got = "another:\n" + listed(lines) + "\nEvaluate both with the same data, positions, candidates, k, repeats and seed"
+        got = "another:\n" + listed(lines) + "\nEvaluate both with the same data, positions, candidates, k and seed"
         expect(not lines, "Evaluation.against", "an evaluation of the same requests and candidates", got)
         ours = {name: part for name, part in self._parts().items() if BASELINE not in name}
         return metrics.paired_intervals(ours, other._parts())
@@ -141,13 +141,14 @@ class CatalogueRanking(NamedTuple):
 
 def evaluate(
     model: PreRanker, params: Params, data: Dataset, positions: Any, *, k: int | None = 100, candidates: SourceFn | None = None,
-    calibration_negatives: int | None = 15, baselines: Mapping[str, np.ndarray] | None = None, repeats: bool | None = None,
-    seed: int = 0, progress: bool = True,
+    calibration_negatives: int | None = 15, baselines: Mapping[str, np.ndarray] | None = None, seed: int = 0,
+    progress: bool = True,
 ) -> Evaluation:  # fmt: skip
     """Evaluate a model on held-out events: a list of candidates for each, and its rank in the catalogue.
 
     Every figure has a 95 % interval over users, see `Evaluation.intervals`. A cascade with the label "ranker" gives
-    `Evaluation.ranker_recall`, by the first objective.
+    `Evaluation.ranker_recall`, by the first objective. Unless users come back to items (`Dataset.repeats`), items that the user
+    has met are left out of the catalogue, and of lists.
 
     Args:
       positions: [R] integer positions of events in the log, such as `split_by_time(data.log, min_history=5).test`.
@@ -158,8 +159,6 @@ def evaluate(
       calibration_negatives: candidates after the first that log-loss and calibration count: as many negatives as in training;
         None takes all.
       baselines: scores [N] of every catalogue row by name, such as from `baseline_scores`, whose figures are returned too.
-      repeats: whether users come back to items; None takes `data.repeats`. If not, items that the user has met are left out of
-        the catalogue, and of lists drawn by default; a given source has its own `repeats`.
       seed: seed of sampled candidates.
 
     Raises:
@@ -170,8 +169,7 @@ def evaluate(
     positions = expect_integers(positions, "positions", size=len(data.log)).astype(np.int64)
     expect(k is None or k >= 1, "k", "None or at least 1", k)
     expect(len(positions) > 0, "positions", "at least one held-out event", "none; move the split, or lower min_history")
-    repeats = bool(data.repeats if repeats is None else repeats)
-    source = sampled_before(data, positions, repeats=repeats) if candidates is None else candidates
+    source = sampled_before(data, positions) if candidates is None else candidates
     lists = source(positions, BatchKey(seed, 0, 0))
     scores = list_scores(model, params, data, positions, lists, progress=progress)
     users, where = data.log.user[positions], lists.rows > 0
@@ -187,7 +185,7 @@ def evaluate(
         for baseline, of_items in (baselines or {}).items():
             by_baseline = _order(of_items[lists.rows], labels, users, known)
             if k is not None and not parts:
-                by_baseline |= _hits(catalogue_ranks(of_items, data, positions, repeats=repeats), users, k)
+                by_baseline |= _hits(catalogue_ranks(of_items, data, positions), users, k)
             by_user |= {f"{BASELINE}{baseline}.{figure}": value for figure, value in by_baseline.items()}
         parts[name] = dataclasses.replace(part, by_user=by_user)
     first = next(iter(parts.values()))
@@ -195,11 +193,11 @@ def evaluate(
     inputs |= {"calibration_negatives": calibration_negatives, "k": k}
     more: dict[str, Any] = {"by_user": by_user, "inputs": inputs, "objectives": parts if len(parts) > 1 else {}}
     if k is not None:
-        ranks = rank_catalogue(model, params, data, positions, k=1, repeats=repeats, progress=progress).ranks
+        ranks = rank_catalogue(model, params, data, positions, k=1, progress=progress).ranks
         by_user |= _hits(ranks, users, k)
-        inputs["repeats"] = repeats
+        inputs["repeats"] = bool(data.repeats)
         more |= {"k": k, "hit_rate": by_user[f"hr@{k}"].mean, "ndcg": by_user[f"ndcg@{k}"].mean}
-    if (ranked := _ranked(model, params, data, positions, lists, scores, repeats, progress)) is not None:
+    if (ranked := _ranked(model, params, data, positions, lists, scores, progress)) is not None:
         requests, found, logits = ranked
         passed = (found.rows > 0) & (found.labels[STAGE] < STAGES.index("retrieved"))
         kept = max(1, round(float(passed.sum(1).mean())))
@@ -212,7 +210,7 @@ def evaluate(
 
 def _ranked(
     model: PreRanker, params: Params, data: Dataset, positions: np.ndarray, lists: CandidateLists, scores: np.ndarray,
-    repeats: bool, progress: bool,
+    progress: bool,
 ) -> tuple[np.ndarray, CandidateLists, np.ndarray] | None:  # fmt: skip
     """Return requests of the cascade, their lists and logits by the first objective; None where there is no ranker's score."""
     if data.cascade is None or RANKER not in data.cascade.labels:
@@ -221,7 +219,7 @@ def _ranked(
         positions = np.intersect1d(data.log.history_end(positions), data.cascade.positions)
         if not len(positions):
             return None
-        lists = logged(data, repeats=repeats)(positions, BatchKey(0, 0, 0))
+        lists = logged(data)(positions, BatchKey(0, 0, 0))
         scores = list_scores(model, params, data, positions, lists, progress=progress)
     return positions, lists, scores if model.config.outputs == 1 else scores[..., 0]
 
@@ -284,9 +282,9 @@ def _figures(
     return Evaluation(requests=len(users), users=len(np.unique(users)), deciles=deciles, by_user=by_user, **means)
 
 
-def sampled_before(data: Dataset, positions: np.ndarray, *, repeats: bool | None = None) -> SourceFn:
+def sampled_before(data: Dataset, positions: np.ndarray) -> SourceFn:
     """Return the event's item and 99 negatives by popularity among the events before the first one in `positions`."""
-    return NextItem().source(data, before=int(data.log.time[positions].min()), held_out=True, repeats=repeats)
+    return NextItem().source(data, before=int(data.log.time[positions].min()), held_out=True)
 
 
 def predict(model: PreRanker, params: Params, batches: Iterable[Batch]) -> Iterator[np.ndarray]:
@@ -326,30 +324,25 @@ def item_rows(model: PreRanker, params: Params, catalogue: Catalogue, *, progres
 
 
 def rank_catalogue(
-    model: PreRanker, params: Params, data: Dataset, positions: np.ndarray, *, k: int = 1, **options: Any
+    model: PreRanker, params: Params, data: Dataset, positions: np.ndarray, *, k: int = 1, progress: bool = True
 ) -> CatalogueRanking:
-    """Score every item for the user of each event int64 [R], by the first objective; keeps the `k` best rows.
-
-    `options` are those of `catalogue_scores`.
-    """
+    """Score every item for the user of each event int64 [R], by the first objective; keeps the `k` best rows."""
     ranks, top = np.zeros(len(positions), np.int64), np.zeros((len(positions), k), np.int32)
-    for at, scores in catalogue_scores(model, params, data, positions, **options):
+    for at, scores in catalogue_scores(model, params, data, positions, progress=progress):
         ranks[at] = rank_of(scores, data.log.item[positions[at]])
         top[at] = best_rows(scores, k)
     return CatalogueRanking(ranks, top)
 
 
 def catalogue_scores(
-    model: PreRanker, params: Params, data: Dataset, positions: np.ndarray, *, repeats: bool | None = None,
-    progress: bool = True,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:  # fmt: skip
+    model: PreRanker, params: Params, data: Dataset, positions: np.ndarray, *, progress: bool = True
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield int64 [b] indices into `positions` and float32 [b, N] scores of the whole catalogue by the first objective.
 
-    -inf for row 0, and unless users come back to items (`repeats`; None takes `data.repeats`) for items that the user has met,
-    but for the event's own. With item statistics the events come by time, and statistics are as of the first event of a batch,
+    -inf for row 0, and unless users come back to items (`Dataset.repeats`) for items that the user has met, but for the
+    event's own. With item statistics the events come by time, and statistics are as of the first event of a batch,
     as in an index that was refreshed just before it. At most `SCORES` scores are held, and `CHUNK` pairs scored at a time.
     """
-    repeats = data.repeats if repeats is None else repeats
     log, total, length = data.log, len(data.catalogue), model.config.history_length
     make_rows = partial(item_rows, model, params)
     rows = None if data.statistics else make_rows(data.catalogue, progress=progress)
@@ -371,7 +364,7 @@ def catalogue_scores(
         target, each = log.item[here], np.arange(size)
         of_target = scores[each, target]
         scores[:, 0] = -np.inf
-        if not repeats:
+        if not data.repeats:
             met = data.history_log
             for row, start, end in zip(each, met.offsets[log.user[here]], data.history_end(here), strict=True):
                 scores[row, met.item[start:end]] = -np.inf

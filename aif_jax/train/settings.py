@@ -41,8 +41,6 @@ class FitConfig(Fields):
         judge on; dates or numbers as for `since`; None: trains on all.
       requests: samples of the validation slice that are evaluated, at most.
       k: k of HR@k and NDCG@k in the catalogue; None: it is not ranked.
-      repeats: whether users come back to items; None: as in the data. If not, an item that the user has met is no negative in
-        training, and no candidate in the lists and the catalogue of an evaluation.
       evaluate_every: steps between two evaluations, each with a checkpoint; None: once an epoch. In between, one
         process saves every ten minutes.
       keep_best: figure of the validation slice by which the best checkpoint is returned, such as "gauc" or, with a teacher or a
@@ -68,7 +66,6 @@ class FitConfig(Fields):
     without: tuple[Any, Any] | None = None
     requests: int = 2000
     k: int | None = 100
-    repeats: bool | None = None
     evaluate_every: int | None = None
     keep_best: str | None = "gauc"
 
@@ -101,7 +98,6 @@ class FitSettings(FitConfig):
     since: int | None = None
     without: tuple[int, int] | None = None
     buckets: tuple[int, ...] = ()
-    repeats: bool = False
     loss: str
     optimizer: str
     teacher: str | None = None

@@ -60,12 +60,12 @@ class NextItem(Fields):
             return positions
         return positions[np.isin(data.log.action[positions], data.encoder.engaged)]  # type: ignore[union-attr]
 
-    def source(self, data: Dataset, *, before: int, held_out: bool = False, repeats: bool | None = None) -> CandidateSource:
-        """Return event's item and negatives by popularity before a time; `repeats` as for `candidates.sampled_negatives`."""
+    def source(self, data: Dataset, *, before: int, held_out: bool = False) -> CandidateSource:
+        """Return event's item and negatives by popularity before a time, see `candidates.sampled_negatives`."""
         negatives = self.evaluated if held_out else self.negatives
         sampler = NegativeSampler(counts_before(data, before), power=self.power)
-        options: dict[str, Any] = {"logq_correction": self.logq_correction and not held_out, "repeats": repeats}
-        return sampled_negatives(data, sampler=sampler, negatives=negatives, **options)
+        corrected = self.logq_correction and not held_out
+        return sampled_negatives(data, sampler=sampler, negatives=negatives, logq_correction=corrected)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,7 +111,7 @@ class Impressions(Fields):
         first[users] = shown[place]
         return starts[log.request_end(starts) > first[log.user[starts]]]
 
-    def source(self, data: Dataset, *, before: int, held_out: bool = False, repeats: bool | None = None) -> CandidateSource:
+    def source(self, data: Dataset, *, before: int, held_out: bool = False) -> CandidateSource:
         """Return the list that was shown, whether or not users come back to items: what was shown was a candidate."""
         return impressions(data, candidates=self.candidates, threshold=self.threshold)
 
@@ -154,11 +154,9 @@ class Cascaded(Fields):
         starts = _with_history(data, min_history=min_history, since=since, before=before, requests=True)
         return np.intersect1d(starts, data.cascade.positions)  # type: ignore[union-attr]
 
-    def source(self, data: Dataset, *, before: int, held_out: bool = False, repeats: bool | None = None) -> CandidateSource:
-        """Return candidates by stage; held out, all of a request; `repeats` as for `candidates.staged`."""
-        if held_out:
-            return logged(data, repeats=repeats)
-        return staged(data, self.counts, repeats=repeats)
+    def source(self, data: Dataset, *, before: int, held_out: bool = False) -> CandidateSource:
+        """Return candidates by stage; held out, all of a request."""
+        return logged(data) if held_out else staged(data, self.counts)
 
 
 def task_of(data: Dataset, task: Task | None) -> Task:

@@ -105,7 +105,6 @@ def resolve_settings(
     """Return the settings of a run: what the config leaves open follows from data, model, task, and the run in `out`."""
     decided = cuts(task, data, config) | {
         "task": task, "validation": None, "test": None, "k": config.k if task.ranks_catalogue else None,
-        "repeats": bool(data.repeats if config.repeats is None else config.repeats),
         "without": span_of(config.without, data, "fit without"), "buckets": () if config.buckets == "auto" else config.buckets,
     }  # fmt: skip
     settings = FitSettings(**vars(config) | decided | names)
@@ -168,7 +167,7 @@ def train(
     if start is not None:
         check_params(model, start, "start")
     task, config = settings.task, model.config
-    source = task.source(data, before=settings.first_validation, repeats=settings.repeats)
+    source = task.source(data, before=settings.first_validation)
     positions, candidates, validated = training_positions(data, settings), source, data
     if teacher is not None:
         given: dict[str, Any] = {"folder": folder / RANKED, "progress": progress}
@@ -222,7 +221,7 @@ def with_scores(
         if found is not None:
             expected, out = "one process, which scores them", "score them by a run of one"
             expect(not processes.several(), "Teacher.candidates", expected, f"several; {out}")
-            options: dict[str, Any] = {"name": teacher.name, "repeats": settings.repeats, "progress": progress}
+            options: dict[str, Any] = {"name": teacher.name, "progress": progress}
             scores = distillation.rank_retrieved(scores, data, positions, found, folder=folder, **options)
     return distillation.distilled(source, scores, name=teacher.name, count=teacher.count)
 
@@ -241,7 +240,7 @@ def with_ranker(data: Dataset, settings: FitSettings, teacher: Teacher, *, folde
         return data
     positions, source = held_out(data, settings, "validation", requests=settings.requests)
     found: Any = teacher.candidates if teacher.candidates is not None else lambda at: source(at, BatchKey(0, 0, 0)).rows
-    options: dict[str, Any] = {"name": teacher.name, "repeats": settings.repeats, "progress": progress}
+    options: dict[str, Any] = {"name": teacher.name, "progress": progress}
     scores = distillation.scores_of(teacher.ranker, data)
     ranked = distillation.rank_retrieved(scores, data, positions, found, folder=folder / "validation", **options)
     starts, first = np.unique(data.log.history_end(ranked.positions), return_index=True)
@@ -283,11 +282,10 @@ def final(checkpoints: Checkpoints, settings: FitSettings) -> Checkpoint:
 
 def held_out(
     data: Dataset, settings: FitSettings, split: str, *, requests: int | None = None, min_history: int | None = None,
-    repeats: bool | None = None,
 ) -> tuple[np.ndarray, SourceFn]:  # fmt: skip
     """Return positions of a slice, at most `requests` drawn at random, and the source of their candidates; ValueError for none.
 
-    None for `min_history` or `repeats` takes that of training.
+    None for `min_history` takes that of training.
     """
     expect(split in ("validation", "test"), "split", "'validation' or 'test', which training never saw", repr(split))
     span, task = settings.span(split), settings.task
@@ -297,7 +295,7 @@ def held_out(
     if requests is not None and requests < len(positions):
         positions = np.sort(np.random.default_rng(0).choice(positions, requests, replace=False))
     before = span["since"] if span["since"] is not None else settings.first_validation
-    return positions, task.source(data, before=before, held_out=True, repeats=settings.repeats if repeats is None else repeats)
+    return positions, task.source(data, before=before, held_out=True)
 
 
 def validation(
@@ -335,8 +333,7 @@ def evaluation_options(settings: FitSettings, data: Dataset, split: str) -> dict
     """Return options of `evaluate` that follow from a run; baselines are as of the first moment of the slice."""
     before, task = settings.span(split)["since"], settings.task
     baselines = baseline_scores(data, before=before or settings.first_validation, thresholds=task.thresholds)
-    options = {"k": settings.k, "calibration_negatives": task.calibration_negatives, "repeats": settings.repeats}
-    return options | {"baselines": baselines}
+    return {"k": settings.k, "calibration_negatives": task.calibration_negatives, "baselines": baselines}
 
 
 def expect_resumable(folder: Path, settings: FitSettings) -> None:

@@ -175,7 +175,7 @@ def train_model(
     dataset, seen = data.dataset, part.seen
     model = aif.build(config_of(trial, data))
     sampler = NegativeSampler(item_counts(dataset, seen))
-    source = candidates.sampled_negatives(dataset, sampler=sampler, negatives=NEGATIVES, repeats=data.repeats)
+    source = candidates.sampled_negatives(dataset, sampler=sampler, negatives=NEGATIVES)
     feed = Pipeline(
         dataset=dataset, positions=np.intersect1d(seen, sample_positions(dataset.log, min_history=1)), config=model.config,
         source=source, seed=trial.seed, batch_size=64 if trial.dataset == "smoke" else 256, epochs=trial.epochs,
@@ -233,7 +233,8 @@ def requests_of(trial: Trial, part: Part, data: datasets.StudyData) -> Requests:
     count = 64 if trial.dataset == "smoke" else REQUESTS[trial.split]
     at = np.sort(np.random.default_rng(0).permutation(kept)[:count])
     sampler = NegativeSampler(item_counts(data.dataset, part.seen))
-    source = candidates.sampled_negatives(data.dataset, sampler=sampler, negatives=99, repeats=True)  # callers mask met items
+    whole = dataclasses.replace(data.dataset, repeats=True)  # callers mask met items
+    source = candidates.sampled_negatives(whole, sampler=sampler, negatives=99)
     rows, labels, _ = source(at, candidates.BatchKey(0, 0, 0))
     return Requests(at, rows, labels)
 
@@ -273,9 +274,8 @@ def evaluate(
     counts = item_counts(dataset, part.seen)
     found = sampled_metrics(scores, requests, data, counts)
     at = catalogue_requests(requests)
-    given: dict[str, Any] = dict(repeats=data.repeats, progress=progress)
     offsets = [popularity_offset(counts, untrained=untrained) for untrained in UNTRAINED]
-    return found | catalogue_metrics(catalogue_scores(model, params, dataset, at, **given), at, data, counts, offsets)
+    return found | catalogue_metrics(catalogue_scores(model, params, dataset, at, progress=progress), at, data, counts, offsets)
 
 
 def catalogue_metrics(

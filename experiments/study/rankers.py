@@ -93,7 +93,7 @@ def fitted(
     built = aif.build(config)
     if not folder.exists():
         first = int(data.dataset.log.time[part.held].min())
-        settings = aif.FitConfig(validation=0.0, test=first, keep_best=None, k=None, repeats=data.repeats, **recipe)
+        settings = aif.FitConfig(validation=0.0, test=first, keep_best=None, k=None, **recipe)
         if data.name == "smoke":
             settings = dataclasses.replace(settings, batch_size=64, epochs=1)
         user, item = (of[part.seen] for of in (data.dataset.log.user, data.dataset.log.item))

@@ -145,7 +145,7 @@ def groups(data: StudyData, positions: np.ndarray, teaching: np.ndarray, counts:
         return before.between(rows, 0, log.time[at][:, None])[0] > 0
 
     at = np.random.default_rng(0).permutation(at[known(at, log.item[at][:, None])[:, 0]])[:GROUPS]
-    found = retrieved(data.dataset, retrieval=teaching, candidates=1 + teaching.shape[1], repeats=data.repeats)
+    found = retrieved(data.dataset, retrieval=teaching, candidates=1 + teaching.shape[1])
     seen, key = None if data.repeats else SeenPairs(data.dataset, at), BatchKey(0, 0, 0)
     popular = NegativeSampler(counts).sample(len(at), POPULAR, avoid=log.item[at], seen=seen, **key._asdict())
     rows = np.concatenate([found(at, key).rows, popular], 1)
