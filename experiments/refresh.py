@@ -234,7 +234,7 @@ def by_hour(arm: Arm, hours: list[Hour], lists: Requests, whole: Requests, new: 
         served = arm.serving(hour.params, hour.first)
         scores[mine] = list_scores(served.model, served.params, data, at[mine], some, progress=False)
         corrected = arm.serving(hour.params, hour.first, corrected=True)
-        ranks[mine] = rank_catalogue(corrected.model, corrected.params, data, at[mine], progress=False).ranks
+        ranks[mine] = rank_catalogue(corrected.model, corrected.params, data, at[mine], progress=False)[0]
     where, hit, of_new = found.rows > 0, ranks < K, new[data.log.item[whole.positions]]
     made = {"gauc": metrics.gauc_by_user(scores, found.labels, users[:, None], where=where)}
     made |= metrics.probabilities_by_user(scores[:, :16], found.labels[:, :16], users[:, None], where=where[:, :16])

@@ -229,7 +229,7 @@ def test_the_last_and_the_best_are_kept(tmp_path):
     gauc = {1: 0.60, 2: 0.67, 3: 0.64, 4: 0.65, 5: 0.62}
     with Checkpoints(tmp_path, keep_last=2, keep_best=("gauc", "max")) as run:
         for step, figure in gauc.items():
-            run.save_async(step, small(step), CONFIG, metrics={"gauc": figure})
+            run.save(step, small(step), CONFIG, metrics={"gauc": figure})
     assert (run.steps, run.latest, run.best) == ([2, 4, 5], 5, 2)
     assert re.search(r"steps=\[2, 4, 5\], latest=5, best=2", repr(run))
     assert_same(run.restore("best").params["item"], small(2)["item"])
@@ -241,7 +241,7 @@ def test_the_last_and_the_best_are_kept(tmp_path):
     assert later.steps == [2, 6], "the best step of the earlier process stays"
     with Checkpoints(tmp_path / "smallest", keep_last=1, keep_best=("log_loss", "min")) as run:
         for step, figure in {1: 0.5, 2: 0.4, 3: 0.6, 10: 0.7}.items():
-            run.save_async(step, small(), CONFIG, metrics={"log_loss": figure})
+            run.save(step, small(), CONFIG, metrics={"log_loss": figure})
     assert (run.steps, run.best) == ([2, 10], 2)
 
 
@@ -269,11 +269,11 @@ def test_what_a_kill_in_the_middle_of_a_removal_leaves_is_removed(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["2"]
 
 
-def test_arrays_may_be_donated_after_save_async(tmp_path):
+def test_arrays_may_be_donated_after_save(tmp_path):
     params = {"item": {"table": jnp.zeros((500, 1000)), "host": np.zeros((500, 1000), np.float32)}}
     bump = jax.jit(lambda x: x + 1, donate_argnums=0)
     with Checkpoints(tmp_path) as run:
-        run.save_async(1, params, CONFIG)
+        run.save(1, params, CONFIG)
         params["item"]["table"] = bump(params["item"]["table"])
         params["item"]["host"] += 1
     loaded = run.restore().params
@@ -289,9 +289,10 @@ from tests.test_checkpoint import CONFIG
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 run = Checkpoints({folder!r})
 run.save(1, {{"item": jnp.arange(12.0)}}, CONFIG)
+run.wait()
 table = jax.random.normal(jax.random.key(0), (500, 1000))
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-run.save_async(2, {{"item": table}}, CONFIG)
+run.save(2, {{"item": table}}, CONFIG)
 try:
     run.wait()
 except Exception as error:

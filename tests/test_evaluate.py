@@ -52,7 +52,7 @@ def test_figures_are_the_metrics_of_the_joint_scores(data, small, params, positi
     assert got.log_loss == pytest.approx(metrics.log_loss(scores[:, :5], lists.labels[:, :5]), abs=1e-5)
     rates = metrics.calibration(scores[:, :5], lists.labels[:, :5])
     assert (got.calibration, got.calibration_error) == pytest.approx((rates.ratio, rates.error), abs=1e-5)
-    ranks = rank_catalogue(small, params, data, positions, progress=False).ranks
+    ranks = rank_catalogue(small, params, data, positions, progress=False)[0]
     assert got.figures() == pytest.approx({name: one.value for name, one in got.intervals().items()})
     assert list(got.intervals()) == list(got.figures())
     assert got.hit_rate == (ranks < 10).mean() and got.ndcg == pytest.approx(np.mean(1 / np.log2(ranks + 2) * (ranks < 10)))
@@ -63,9 +63,9 @@ def test_figures_are_the_metrics_of_the_joint_scores(data, small, params, positi
 def test_ranks_leave_out_row_0_and_what_the_user_has_met(data, small, params, positions, repeats, monkeypatch):
     data, log, few = dataclasses.replace(data, repeats=repeats), data.log, positions[::11]
     monkeypatch.setattr(evaluating, "REQUESTS", 4)
-    ranked = rank_catalogue(small, params, data, few, k=7, progress=False)
+    ranks, best_rows = rank_catalogue(small, params, data, few, k=7, progress=False)
     met_again = 0
-    for position, rank, top in zip(few, ranked.ranks, ranked.top, strict=True):
+    for position, rank, top in zip(few, ranks, best_rows, strict=True):
         scores = one_by_one(small, params, data, position)
         target, user = log.item[position], log.user[position]
         others = set(range(1, len(scores))) - {int(target)}
@@ -137,7 +137,7 @@ def test_evaluation_is_in_bounded_memory(data, positions, preset, monkeypatch):
         monkeypatch.setattr(evaluating, name, functools.partial(measured, name, getattr(evaluating, name)))
 
     def scores() -> tuple[np.ndarray, np.ndarray]:
-        ranks = rank_catalogue(model, params, data, few, progress=False).ranks
+        ranks = rank_catalogue(model, params, data, few, progress=False)[0]
         return list_scores(model, params, data, few, lists, progress=False), ranks
 
     monkeypatch.setattr(evaluating, "REQUESTS", len(few))

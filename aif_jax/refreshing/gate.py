@@ -172,8 +172,8 @@ def measure(
         by_user |= {name: of_training[name] for name in OF_PROBABILITIES}
     if k is not None:
         most = min(k, len(data.catalogue) - 1)
-        ranked = rank_catalogue(served.model, params, data, positions, k=most, progress=progress)
-        hit, top = ranked.ranks < k, ranked.top
+        ranks, top = rank_catalogue(served.model, params, data, positions, k=most, progress=progress)
+        hit = ranks < k
         by_user[f"hr@{k}"] = metrics.mean_by_user(hit, users)
         if new_items is not None and new_items.any():
             by_user[f"hr@{k} of new items"] = metrics.mean_by_user(hit[new_items], users[new_items])

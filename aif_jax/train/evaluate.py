@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -132,13 +132,6 @@ class Evaluation:
         return "\n".join(lines)
 
 
-class CatalogueRanking(NamedTuple):
-    """The whole catalogue ranked for R requests."""
-
-    ranks: np.ndarray  # int64 [R] of each event's item, 0 the best; ties count against it
-    top: np.ndarray  # int32 [R, k] the best rows, best first
-
-
 def evaluate(
     model: PreRanker, params: Params, data: Dataset, positions: Any, *, k: int | None = 100, candidates: SourceFn | None = None,
     calibration_negatives: int | None = 15, baselines: Mapping[str, np.ndarray] | None = None, seed: int = 0,
@@ -193,7 +186,7 @@ def evaluate(
     inputs |= {"calibration_negatives": calibration_negatives, "k": k}
     more: dict[str, Any] = {"by_user": by_user, "inputs": inputs, "objectives": parts if len(parts) > 1 else {}}
     if k is not None:
-        ranks = rank_catalogue(model, params, data, positions, k=1, progress=progress).ranks
+        ranks = rank_catalogue(model, params, data, positions, k=1, progress=progress)[0]
         by_user |= _hits(ranks, users, k)
         inputs["repeats"] = bool(data.repeats)
         more |= {"k": k, "hit_rate": by_user[f"hr@{k}"].mean, "ndcg": by_user[f"ndcg@{k}"].mean}
@@ -325,13 +318,17 @@ def item_rows(model: PreRanker, params: Params, catalogue: Catalogue, *, progres
 
 def rank_catalogue(
     model: PreRanker, params: Params, data: Dataset, positions: np.ndarray, *, k: int = 1, progress: bool = True
-) -> CatalogueRanking:
-    """Score every item for the user of each event int64 [R], by the first objective; keeps the `k` best rows."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rank every item for the user of each event int64 [R], by the first objective.
+
+    Returns:
+      Ranks int64 [R] of the events' items, 0 the best, ties count against them; and the best rows int32 [R, k], best first.
+    """
     ranks, top = np.zeros(len(positions), np.int64), np.zeros((len(positions), k), np.int32)
     for at, scores in catalogue_scores(model, params, data, positions, progress=progress):
         ranks[at] = rank_of(scores, data.log.item[positions[at]])
         top[at] = best_rows(scores, k)
-    return CatalogueRanking(ranks, top)
+    return ranks, top
 
 
 def catalogue_scores(

@@ -66,10 +66,6 @@ class Term:
         objective = "" if self.objective is None else f", objective={self.objective!r}"
         return name if self.label is None else f"{name}.of({self.label!r}{objective})"
 
-    def with_options(self, options: dict[str, Any]) -> Term:
-        """Return the same term with these options of `values`."""
-        return dataclasses.replace(self, options=tuple((dict(self.options) | options).items()))
-
     def logit(self, scores: jax.Array, objectives: tuple[str, ...]) -> jax.Array:
         """Return the logits [..., C] that the term teaches, of scores [..., C] or [..., C, T] of several objectives."""
         names = objective_names(objectives)
@@ -201,7 +197,7 @@ class Loss:
             raise TypeError(f"{self!r}: expected options among {names}, got {sorted(unknown)}")
         temperature = options.get("temperature", 1.0)
         expect(math.isfinite(temperature) and temperature > 0, "temperature", "a positive finite number", repr(temperature))
-        return Loss(((weight, term.with_options(options)),))
+        return Loss(((weight, dataclasses.replace(term, options=tuple((dict(term.options) | options).items()))),))
 
 
 def _checked(
