@@ -155,7 +155,7 @@ class Run:
     def with_svd(self, data: Dataset, **options: Any) -> Run:
         """Return the same model with an SVD term: a `PureSvd` block with the factors of the events before the validation slice.
 
-        See `blocks.PureSvd` and `edit`; `options` are `width`, `length`, `decay` and `deviation` of `train.edits.svd_term`.
+        See `blocks.PureSvd` and `edit`; `options` are `width`, `length` and `decay` of `train.edits.svd_term`.
         """
         return self.edit(data, edits.svd_term, before=self.settings.first_validation, **options)
 

@@ -188,7 +188,6 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
     (lambda: svd_factors([-1], [1], size=90), "user"),
     (lambda: svd_factors([1, 2], [1], size=90), "user, item: expected one of each"),
     (lambda: svd_factors([1], [1.5], size=9), TypeError, "item: expected integers"),
-    (lambda: svd_factors([1], [1], size=9, deviation=0), "deviation: expected a finite value above 0"),
     # columns, vocabularies, hashes
     (lambda: Columns(time_unit="min"), "Columns.time_unit: expected 's' or 'ms' or 'us' or 'ns', got 'min'"),
     (lambda: Columns(item_attributes="brand"), "Columns.item_attributes: expected a tuple of column names, got 'brand'"),

@@ -205,16 +205,14 @@ class Refresh:
         """Return SVD term, popularity correction and calibration, as far as the served model has them, fitted again."""
         settings, old, task, data = self.settings, self.served, self.task, self.kept
         model, before, added, faults = self.model("train"), settings.first_validation, [], []
-        own, log = self._own_rows("item", data), data.history_log
         if settings.id_dropout:
+            own = self._own_rows("item", data)
             table = np.asarray(old.params["embedding"]["item"])
             known = (table[np.maximum(own, 0)] != table[0]).any(1)  # items that the served model has a row for
             model = edits.unseen_items(model, data, before=before, known=known)
             added.append("unseen items")
-        if (term := old.config.find("pure_svd")) is not None:
-            factors, earlier = np.asarray(old.params["fitted"][term.name]["table"]), log.time < self.since
-            deviation = edits.svd_deviation(factors, log.user[earlier], own[log.item[earlier]], block=term)
-            model = edits.svd_term(model, data, before=before, deviation=deviation or edits.DEVIATION)
+        if old.config.find("pure_svd") is not None:
+            model = edits.svd_term(model, data, before=before)
             added.append("SVD term")
         if (block := old.config.find("item_offset")) is not None:
             least = float(np.min(old.params["fitted"][block.name]["table"]))

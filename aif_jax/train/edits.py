@@ -81,13 +81,15 @@ def _least_log_loss(s: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[float,
 
 
 DEVIATION = 0.4
+"""Standard deviation of the SVD term over users (at the end of their events) and trained items, in logits; chosen on the
+validation slice of merged MovieLens (experiments/notes/study.md)."""
 SEED = 0  # of the vector that the iteration starts from
 REQUESTS = 1000  # whose scores give the scale
 Edit = Callable[..., Trained]
 """`edit(trained, data, **options)`."""
 
 
-def svd_term(trained: Trained, data: Dataset, *, before: int, deviation: float = DEVIATION, **sizes: Any) -> Trained:
+def svd_term(trained: Trained, data: Dataset, *, before: int, **sizes: Any) -> Trained:
     """Add a `PureSvd` block with the factors of the training events, see `blocks.PureSvd` and `svd_factors`.
 
     `sizes` are `width`, `length` and `decay` of the block that is added; ValueError for any where the model has one.
@@ -98,7 +100,7 @@ def svd_term(trained: Trained, data: Dataset, *, before: int, deviation: float =
     expect(there is None or not sizes, "svd_term sizes", f"none, since the model has {there}", got)
     block, size = there or PureSvd(**sizes), config.schema.table_sizes["item"]
     user, item = (part[log.time < before] for part in (log.user, log.item))
-    table = svd_factors(user, item, size=size, block=block, deviation=deviation)
+    table = svd_factors(user, item, size=size, block=block)
     params, config = with_table(trained.params, table, block, config=config)
     return trained.replace(model=rebuilt(trained.model, config, "svd_term"), params=params)
 
@@ -130,7 +132,7 @@ def unseen_items(trained: Trained, data: Dataset, *, before: int, known: Any = F
 
 def calibration(
     trained: Trained, data: Dataset, *, positions: Any, candidates: SourceFn | None = None,
-    calibration_negatives: int | None = 15, rate: float = 1.0, seed: int = 0, progress: bool = True,
+    calibration_negatives: int | None = 15, rate: float = 1.0, progress: bool = True,
 ) -> Trained:  # fmt: skip
     """Add scale and bias of each objective, by which serving turns logits into calibrated probabilities.
 
@@ -146,7 +148,7 @@ def calibration(
     """
     trained = _uncalibrated(trained, data)
     model, positions = trained.model, expect_integers(positions, "positions", size=len(data.log)).astype(np.int64)
-    lists = (candidates or sampled_before(data, positions))(positions, BatchKey(seed, 0, 0))
+    lists = (candidates or sampled_before(data, positions))(positions, BatchKey(0, 0, 0))
     count = None if calibration_negatives is None else 1 + calibration_negatives
     lists = jax.tree.map(lambda values: values[:, :count], lists)
     scores = list_scores(model, trained.params, data, positions, lists, progress=progress)
@@ -169,19 +171,17 @@ def _uncalibrated(trained: Trained, data: Dataset) -> Trained:
     return trained.replace(params=with_calibration(trained.params, None))
 
 
-def svd_factors(user: Any, item: Any, *, size: int, block: PureSvd | None = None, deviation: float = DEVIATION) -> np.ndarray:
-    """Return factors of training events, for `PureSvd`: float32 [size, R].
+def svd_factors(user: Any, item: Any, *, size: int, block: PureSvd | None = None) -> np.ndarray:
+    """Return factors of training events, for `PureSvd`: float32 [size, R], scaled to `DEVIATION`.
 
     Args:
       user, item: integers [E], rows of user and item of each training event, by time for each user. Item row 0 is the unknown
         item and has no factor.
       size: N, rows of the catalogue.
       block: gives R, and how the history counts.
-      deviation: standard deviation of the block's term over users (at the end of their events) and trained items, in logits.
-        The default was chosen on the validation slice of merged MovieLens (experiments/notes/study.md).
 
     Raises:
-      TypeError, ValueError: rows that are not integers, not of one length or out of range; a deviation that is not positive.
+      TypeError, ValueError: rows that are not integers, not of one length or out of range.
 
     Example:
       >>> factors = svd_factors([0, 0, 1, 1, 2], [1, 2, 1, 2, 3], size=5, block=PureSvd(width=2))
@@ -191,7 +191,6 @@ def svd_factors(user: Any, item: Any, *, size: int, block: PureSvd | None = None
     block = block or PureSvd()
     user, item = expect_integers(user, "user", size=2**62), expect_integers(item, "item", size=size)
     expect(user.ndim == 1 and user.shape == item.shape, "user, item", "one of each for an event", [user.shape, item.shape])
-    expect(0 < deviation < np.inf, "deviation", "a finite value above 0", deviation)
     factors = np.zeros((size, block.width), np.float32)
     user, item = user[item > 0], item[item > 0]
     if not len(item):
@@ -201,15 +200,8 @@ def svd_factors(user: Any, item: Any, *, size: int, block: PureSvd | None = None
     met.data[:] = 1.0  # repeats count once
     vectors, known = _right_vectors(met, block.width), np.unique(item)
     factors[known, : vectors.shape[1]] = vectors[known]
-    spread = svd_deviation(factors, user, item, block=block)
-    return factors * np.float32(np.sqrt(deviation / spread)) if spread > 0 else factors
-
-
-def svd_deviation(factors: np.ndarray, user: np.ndarray, item: np.ndarray, *, block: PureSvd) -> float:
-    """Return the `deviation` that factors [N, R] have over the users and items of events; arguments as `svd_factors`."""
-    row = np.unique(user[item > 0], return_inverse=True)[1]
-    term = _sums(row, factors[item[item > 0]], block) @ factors[np.unique(item[item > 0])].T
-    return float(term.std()) if term.size else 0.0
+    spread = float((_sums(row, factors[item], block) @ factors[known].T).std())
+    return factors * np.float32(np.sqrt(DEVIATION / spread)) if spread > 0 else factors
 
 
 def _right_vectors(met: Any, width: int) -> np.ndarray:

@@ -107,7 +107,7 @@ class Evaluation:
           ValueError: an evaluation of other requests, candidates or settings; names what differs.
         """
         lines = differences(dict(other.inputs), dict(self.inputs), path="evaluation", source="other")
-        got = "another:\n" + listed(lines) + "\nEvaluate both with the same data, positions, candidates, k and seed"
+        got = "another:\n" + listed(lines) + "\nEvaluate both with the same data, positions, candidates and k"
         expect(not lines, "Evaluation.against", "an evaluation of the same requests and candidates", got)
         ours = {name: part for name, part in self._parts().items() if BASELINE not in name}
         return metrics.paired_intervals(ours, other._parts())
@@ -134,7 +134,7 @@ class Evaluation:
 
 def evaluate(
     model: PreRanker, params: Params, data: Dataset, positions: Any, *, k: int | None = 100, candidates: SourceFn | None = None,
-    calibration_negatives: int | None = 15, baselines: Mapping[str, np.ndarray] | None = None, seed: int = 0,
+    calibration_negatives: int | None = 15, baselines: Mapping[str, np.ndarray] | None = None,
     progress: bool = True,
 ) -> Evaluation:  # fmt: skip
     """Evaluate a model on held-out events: a list of candidates for each, and its rank in the catalogue.
@@ -152,7 +152,6 @@ def evaluate(
       calibration_negatives: candidates after the first that log-loss and calibration count: as many negatives as in training;
         None takes all.
       baselines: scores [N] of every catalogue row by name, such as from `baseline_scores`, whose figures are returned too.
-      seed: seed of sampled candidates.
 
     Raises:
       EncodingMismatch: data of another encoder than the model's, see `Schema.encoding`.
@@ -163,7 +162,7 @@ def evaluate(
     expect(k is None or k >= 1, "k", "None or at least 1", k)
     expect(len(positions) > 0, "positions", "at least one held-out event", "none; move the split, or lower min_history")
     source = sampled_before(data, positions) if candidates is None else candidates
-    lists = source(positions, BatchKey(seed, 0, 0))
+    lists = source(positions, BatchKey(0, 0, 0))
     scores = list_scores(model, params, data, positions, lists, progress=progress)
     users, where = data.log.user[positions], lists.rows > 0
     probable, texts, parts = np.asarray(with_probabilities(params, scores)), model.config.objectives, {}

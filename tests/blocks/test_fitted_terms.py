@@ -15,7 +15,7 @@ from aif_jax.blocks.block import ItemView
 from aif_jax.checks import VersionMismatch
 from aif_jax.data.negatives import counts_before
 from aif_jax.serving import ServingConfig
-from aif_jax.train.edits import svd_factors
+from aif_jax.train.edits import DEVIATION, svd_factors
 from aif_jax.train.tasks import NextItem
 from tests import demo
 from tests.blocks import parts
@@ -138,7 +138,7 @@ def test_factors_are_the_leading_singular_vectors(users, width):
     met[user[item > 0], item[item > 0]] = 1
     expected = np.linalg.svd(met, full_matrices=False)[2][:width]
     block = PureSvd(width=width, length=7, decay=0.5)
-    factors = svd_factors(user, item, size=size, block=block, deviation=0.25)
+    factors = svd_factors(user, item, size=size, block=block)
     assert factors.shape == (size, width) and factors.dtype == np.float32
     assert not factors[[0, size - 2, size - 1]].any()  # the unknown item, and those without an event
     similar, wanted = factors @ factors.T, expected.T @ expected
@@ -147,10 +147,10 @@ def test_factors_are_the_leading_singular_vectors(users, width):
     for who in range(users):
         last = item[(user == who) & (item > 0)][::-1][:7]
         terms.append((1.0 + np.arange(len(last))) ** -0.5 @ similar[last][:, np.unique(item[item > 0])])
-    assert np.std(terms) == pytest.approx(0.25, rel=1e-3)
-    np.testing.assert_array_equal(factors, svd_factors(user, item, size=size, block=block, deviation=0.25))
-    repeated = svd_factors(np.repeat(user, 2), np.repeat(item, 2), size=size, block=PureSvd(width=width, length=1), deviation=1)
-    once = svd_factors(user, item, size=size, block=PureSvd(width=width, length=1), deviation=1)
+    assert np.std(terms) == pytest.approx(DEVIATION, rel=1e-3)
+    np.testing.assert_array_equal(factors, svd_factors(user, item, size=size, block=block))
+    repeated = svd_factors(np.repeat(user, 2), np.repeat(item, 2), size=size, block=PureSvd(width=width, length=1))
+    once = svd_factors(user, item, size=size, block=PureSvd(width=width, length=1))
     np.testing.assert_allclose(repeated @ repeated.T, once @ once.T, atol=1e-4)  # an event that repeats counts once
 
 
