@@ -75,7 +75,7 @@ def test_round_trip_of_a_model(tmp_path):
 def test_the_encoder_comes_back(tmp_path):
     encoder = damaged.encoder()
     with Checkpoints(tmp_path) as run:
-        run.save(1, small(), CONFIG, encoder=encoder)
+        run.save_async(1, small(), CONFIG, encoder=encoder)
     loaded = checkpoint.load(tmp_path / "1")
     assert loaded.encoder is not None and loaded.encoder.version == encoder.version
     assert loaded.version == aif.fingerprint(small(), CONFIG, encoder) != aif.fingerprint(small(), CONFIG)
@@ -174,7 +174,7 @@ def test_missing_and_foreign_folders(saved, tmp_path):
     storage.write(tmp_path / "other", (arrays, record | {"format": "test/1"}))
     refused(CheckpointError, "expected the format 'aif_jax.checkpoint/2', got 'test/1'", checkpoint.load, tmp_path / "other")
     with Checkpoints(tmp_path / "run") as run:
-        run.save(3, small(), CONFIG)
+        run.save_async(3, small(), CONFIG)
     refused(CheckpointError, r"it holds the steps \[3\] of a run", checkpoint.load, tmp_path / "run")
 
 
@@ -190,10 +190,10 @@ def test_what_cannot_be_saved_is_refused(tmp_path):
     refused(ValueError, "position: expected plain JSON", checkpoint.save, tmp_path / "a", trained(small()), position=position)
     run = aif.Checkpoints(tmp_path / "a")
     for leaf in (object(), np.array(["a", "bcd"])):
-        refused(ValueError, "params/item: expected an array of numbers, got ", run.save, 1, {"item": leaf}, CONFIG)
-    refused(ValueError, "expected at least one array", run.save, 1, {}, CONFIG)
+        refused(ValueError, "params/item: expected an array of numbers, got ", run.save_async, 1, {"item": leaf}, CONFIG)
+    refused(ValueError, "expected at least one array", run.save_async, 1, {}, CONFIG)
     twice = {"a/b": np.ones(1), "a": {"b": np.ones(1)}}
-    refused(ValueError, "expected a different path for every leaf", run.save, 1, twice, CONFIG)
+    refused(ValueError, "expected a different path for every leaf", run.save_async, 1, twice, CONFIG)
     assert run.steps == [] and not list(tmp_path.glob("a/*"))
 
 
@@ -229,7 +229,7 @@ def test_the_last_and_the_best_are_kept(tmp_path):
     gauc = {1: 0.60, 2: 0.67, 3: 0.64, 4: 0.65, 5: 0.62}
     with Checkpoints(tmp_path, keep_last=2, keep_best=("gauc", "max")) as run:
         for step, figure in gauc.items():
-            run.save(step, small(step), CONFIG, metrics={"gauc": figure})
+            run.save_async(step, small(step), CONFIG, metrics={"gauc": figure})
     assert (run.steps, run.latest, run.best) == ([2, 4, 5], 5, 2)
     assert re.search(r"steps=\[2, 4, 5\], latest=5, best=2", repr(run))
     assert_same(run.restore("best").params["item"], small(2)["item"])
@@ -237,11 +237,11 @@ def test_the_last_and_the_best_are_kept(tmp_path):
     assert (run.restore().step, run.restore(4).step) == (5, 4)
     refused(FileNotFoundError, r"expected step 3, found steps \[2, 4, 5\]", run.restore, 3)
     with Checkpoints(tmp_path, keep_last=1, keep_best=("gauc", "max")) as later:
-        later.save(6, small(6), CONFIG, metrics={"gauc": 0.61})
+        later.save_async(6, small(6), CONFIG, metrics={"gauc": 0.61})
     assert later.steps == [2, 6], "the best step of the earlier process stays"
     with Checkpoints(tmp_path / "smallest", keep_last=1, keep_best=("log_loss", "min")) as run:
         for step, figure in {1: 0.5, 2: 0.4, 3: 0.6, 10: 0.7}.items():
-            run.save(step, small(), CONFIG, metrics={"log_loss": figure})
+            run.save_async(step, small(), CONFIG, metrics={"log_loss": figure})
     assert (run.steps, run.best) == ([2, 10], 2)
 
 
@@ -249,7 +249,7 @@ def test_a_record_that_is_lost_or_of_another_step_is_no_reason_to_answer_with_an
     """Its figures would decide which step is the best."""
     with Checkpoints(tmp_path, keep_best=("gauc", "max")) as run:
         for step, figure in {1: 0.61, 2: 0.66}.items():
-            run.save(step, small(1), CONFIG, metrics={"gauc": figure})
+            run.save_async(step, small(1), CONFIG, metrics={"gauc": figure})
     (tmp_path / "2" / METADATA_FILE).unlink()
     for read in (lambda: run.restore("best"), lambda: run.restore(1), lambda: run.latest):
         refused(CheckpointError, f"2: damaged, {METADATA_FILE} is missing; remove the folder", read)
@@ -261,7 +261,7 @@ def test_a_record_that_is_lost_or_of_another_step_is_no_reason_to_answer_with_an
 def test_what_a_kill_in_the_middle_of_a_removal_leaves_is_removed(tmp_path):
     with Checkpoints(tmp_path, keep_last=2) as run:
         for step in (1, 2):
-            run.save(step, small(step), CONFIG)
+            run.save_async(step, small(step), CONFIG)
     (tmp_path / ".0.abcdefgh.partial" / "0").mkdir(parents=True)  # as a process leaves it that is killed in `remove_folder`
     later = Checkpoints(tmp_path, keep_last=1)
     assert later.steps == [1, 2]
@@ -269,11 +269,11 @@ def test_what_a_kill_in_the_middle_of_a_removal_leaves_is_removed(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["2"]
 
 
-def test_arrays_may_be_donated_after_save(tmp_path):
+def test_arrays_may_be_donated_after_save_async(tmp_path):
     params = {"item": {"table": jnp.zeros((500, 1000)), "host": np.zeros((500, 1000), np.float32)}}
     bump = jax.jit(lambda x: x + 1, donate_argnums=0)
     with Checkpoints(tmp_path) as run:
-        run.save(1, params, CONFIG)
+        run.save_async(1, params, CONFIG)
         params["item"]["table"] = bump(params["item"]["table"])
         params["item"]["host"] += 1
     loaded = run.restore().params
@@ -288,11 +288,11 @@ from tests.test_checkpoint import CONFIG
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 run = Checkpoints({folder!r})
-run.save(1, {{"item": jnp.arange(12.0)}}, CONFIG)
+run.save_async(1, {{"item": jnp.arange(12.0)}}, CONFIG)
 run.wait()
 table = jax.random.normal(jax.random.key(0), (500, 1000))
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-run.save(2, {{"item": table}}, CONFIG)
+run.save_async(2, {{"item": table}}, CONFIG)
 try:
     run.wait()
 except Exception as error:
@@ -316,14 +316,14 @@ def test_steps_and_policies_are_checked(tmp_path):
         assert (run.steps, run.latest, run.best) == ([], None, None)
         refused(FileNotFoundError, "expected step latest, found steps", run.restore)
         for metrics in (None, {"auc": 0.7}, {"gauc": float("nan")}):
-            refused(ValueError, "expected a finite 'gauc'", run.save, 1, small(), CONFIG, metrics=metrics)
-        run.save(1, small(), CONFIG, metrics={"gauc": 0.7})
-        refused(FileExistsError, "expected a new step, got 1", run.save, 1, small(), CONFIG, metrics={"gauc": 0.7})
+            refused(ValueError, "expected a finite 'gauc'", run.save_async, 1, small(), CONFIG, metrics=metrics)
+        run.save_async(1, small(), CONFIG, metrics={"gauc": 0.7})
+        refused(FileExistsError, "expected a new step, got 1", run.save_async, 1, small(), CONFIG, metrics={"gauc": 0.7})
 
 
 def test_a_reader_leaves_an_unfinished_save_of_another_process_alone(tmp_path):
     with Checkpoints(tmp_path) as run:
-        run.save(1, small(), CONFIG)
+        run.save_async(1, small(), CONFIG)
     work = tmp_path / ".2.abcd_123.partial"
     work.mkdir()
     with Checkpoints(tmp_path) as reader:

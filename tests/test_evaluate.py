@@ -183,7 +183,8 @@ def test_figures_have_intervals_and_two_models_are_compared_on_the_same_users(da
     assert list(gap) == list(one.figures())
     assert gap["gauc"].value == pytest.approx(one.gauc - two.gauc) and gap["hr@10"].value == one.hit_rate - two.hit_rate
     assert {name: interval.value for name, interval in one.against(one).items()} == dict.fromkeys(gap, 0.0)
-    for changes in ({"k": 5}, {"seed": 1}, {"calibration_negatives": 3}):
+    few = train.NextItem(evaluated=20).source(data, before=2**40, held_out=True)
+    for changes in ({"k": 5}, {"candidates": few}, {"calibration_negatives": 3}):
         wrong = train.evaluate(small, params, data, positions, **({"k": 10, "progress": False} | changes))
         message = "Evaluation.against: expected an evaluation of the same requests and candidates"
         refused(ValueError, message, one.against, wrong)

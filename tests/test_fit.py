@@ -156,7 +156,7 @@ def test_a_folder_of_another_run_is_refused(data, small, run, tmp_path):
     mine = type("Evening", (NextItem,), {})(negatives=3, evaluated=20)  # no folder could be opened again
     foreign, fresh = {"out": tmp_path / "foreign"}, {"out": tmp_path / "fresh"}
     with Checkpoints(tmp_path / "foreign") as checkpoints:
-        checkpoints.save(1, run.params, run.config)
+        checkpoints.save_async(1, run.params, run.config)
     for changes, error, message in (
         ({"epochs": 3}, ValueError, r"expected a run with these settings, found another:\n  fit.epochs: expected 3, the"),
         ({"task": NextItem(negatives=4, evaluated=20)}, ValueError, "fit.task.negatives: expected 4, the run has 3"),

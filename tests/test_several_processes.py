@@ -57,14 +57,14 @@ def check(folder: Path, index: int, count: int) -> None:
     state = process.run(process.batches(STEPS), log_every=1, on_log=lambda _, values: said["losses"].append(values["loss"]))
     said["empty in one"] = int(process.run(process.batches(3, empty=1)).step)
     with aif.Checkpoints(folder / "run") as run_folder:
-        run_folder.save(3, state.params, process.model.config, opt_state=state.opt_state, position={"step": 3})
+        run_folder.save_async(3, state.params, process.model.config, opt_state=state.opt_state, position={"step": 3})
         read = run_folder.restore(like=process.like(), config=process.model.config)
         leaves = zip(*(jax.tree.leaves((each.params, each.opt_state)) for each in (read, state)), strict=True)
         for one, other in leaves:
             np.testing.assert_array_equal(one.addressable_data(0), other.addressable_data(0))
         said["version"] = read.version
         try:
-            run_folder.save(3, state.params, process.model.config)
+            run_folder.save_async(3, state.params, process.model.config)
         except Exception as error:
             said["again"] = [type(error).__name__, str(error)]
         said["whole"] = list(run_folder.restore().params["embedding"]["item"].shape)  # by each on its own
@@ -177,7 +177,7 @@ def save(folder: Path, index: int, count: int) -> None:
     process = Process(index, count)
     state = process.run(process.batches(5), max_skipped=0)
     with aif.Checkpoints(folder / "trained") as saved:
-        saved.save(5, state.params, process.model.config, opt_state=state.opt_state)
+        saved.save_async(5, state.params, process.model.config, opt_state=state.opt_state)
 
 
 def pass_on(folder: Path, index: int, count: int) -> None:
@@ -187,7 +187,7 @@ def pass_on(folder: Path, index: int, count: int) -> None:
         read = saved.restore(like=process.like(), config=process.model.config)
     assert read.params["embedding"]["item"].shape == (84, 4)
     with aif.Checkpoints(folder / "passed on") as saved:
-        saved.save(5, read.params, process.model.config, opt_state=read.opt_state)
+        saved.save_async(5, read.params, process.model.config, opt_state=read.opt_state)
 
 
 @fully

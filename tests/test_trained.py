@@ -132,7 +132,7 @@ def test_open_names_what_it_found_in_another_folder(trained, tmp_path):
     (tmp_path / "exports").mkdir()
     (tmp_path / "exports" / "current").write_text("monday\n")
     with aif.Checkpoints(tmp_path / "steps") as steps:
-        steps.save(3, trained.params, trained.config)
+        steps.save_async(3, trained.params, trained.config)
     aif.ItemIndex.build(trained, [], **QUIET).save(tmp_path / "index")
     export.save(tmp_path / "export", trained, platforms=("cpu",))
     manifest = json.loads((tmp_path / "export" / "manifest.json").read_text())

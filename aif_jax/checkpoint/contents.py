@@ -218,7 +218,7 @@ class Checkpoints:
       >>> params = {"embedding": {"category": jax.numpy.ones((6, 8))}}
       >>> with Checkpoints(tempfile.mkdtemp(), keep_last=1, keep_best=("gauc", "max")) as run:
       ...     for step, gauc in ((1, 0.61), (2, 0.66), (3, 0.64)):
-      ...         run.save(step, params, config, metrics={"gauc": gauc})
+      ...         run.save_async(step, params, config, metrics={"gauc": gauc})
       >>> run.steps, run.latest, run.best
       ([2, 3], 3, 2)
     """
@@ -265,13 +265,13 @@ class Checkpoints:
         known = [(sign * figures[name], step) for step in self.steps if name in (figures := self._metrics(step))]
         return max(known)[1] if known else None
 
-    def save(
+    def save_async(
         self, step: int, params: Params, config: Config, *, encoder: Encoder | None = None, opt_state: Any = None,
         position: Any = None, metrics: Mapping[str, float] | None = None, judged: bool = True,
     ) -> None:  # fmt: skip
         """Save in the background; the arrays may be donated or changed as soon as this returns.
 
-        Copies to the host and hashes before it returns; waits for the save before it. The next `save` or `wait`, or the
+        Copies to the host and hashes before it returns; waits for the save before it. The next `save_async` or `wait`, or the
         end of a `with` block, raises an error of the background. Processes of one job all call this; it returns when all is
         written.
 

@@ -217,7 +217,7 @@ def loop(
                 recent.started += time.perf_counter() - began
             enter(figures)
             given: dict[str, Any] = dict(opt_state=_rest(state), position=position, metrics=figures or None, judged=judged)
-            save.checkpoints.save(number, state.params, save.config, encoder=save.encoder, **given)
+            save.checkpoints.save_async(number, state.params, save.config, encoder=save.encoder, **given)
             saved, saved_at = number, time.perf_counter()
             recent.restart()
 
