@@ -69,7 +69,7 @@ def read(
         unknown users and lines of the items file with an unknown item. Events with an unknown item stay in histories as row 0,
         as in serving. A warning says how many there are.
       name: name of the data set; default: the name of the events file.
-      repeats: whether users come back to items; None estimates it from the events, see `Dataset`. A line of the log says it.
+      repeats: whether users come back to items, see `Dataset`; None: as estimated from the events, see the log.
 
     Returns:
       The data set with its encoder; rows follow the ascending ids.
