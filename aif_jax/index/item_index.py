@@ -197,16 +197,14 @@ class ItemIndex:
 
     @classmethod
     def from_parts(
-        cls, trained: Trained, parts: Iterable[Any],
-        *, items: int | None = None, mesh: Any = None, progress: bool = True,
-    ) -> ItemIndex:  # fmt: skip
+        cls, trained: Trained, parts: Iterable[Any], *, items: int | None = None, progress: bool = True
+    ) -> ItemIndex:
         """Merge rows that `engines.ItemJob` encoded, wherever it ran, in bounded memory; equals `build` bit for bit.
 
         Args:
           parts: Arrow record batches or tables, such as `pyarrow.dataset.dataset(folder).to_batches()`. Storage and batch size
             are theirs.
           items: how many there must be, so that a lost part is noticed; None takes what is there.
-          mesh, progress: see `build`.
 
         Raises:
           ImportError: pyarrow is missing.
@@ -215,7 +213,7 @@ class ItemIndex:
             both positions among all rows, another number of items.
         """
         encoded = EncodedParts(parts, version=trained.version, batch_size=BATCH)
-        program = ItemProgram(trained, storage=encoded.made_by.storage, batch_size=encoded.made_by.batch_size, mesh=mesh)
+        program = ItemProgram(trained, storage=encoded.made_by.storage, batch_size=encoded.made_by.batch_size, mesh=None)
         batches = rebatch(encoded.rows(program.shapes().words.shape[1]), program.batch_size)
         stored = ((keys, program.words(words)) for keys, words in batches)
         made = cls(*fill(program, stored, known=items, progress=progress))

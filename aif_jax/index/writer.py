@@ -158,13 +158,10 @@ class IndexWriter:
         return writer
 
     @classmethod
-    def resume(
-        cls, directory: str | Path, trained: Trained, *, mesh: Any = None, takeover: bool = False, **options: Any
-    ) -> IndexWriter:
+    def resume(cls, directory: str | Path, trained: Trained, *, takeover: bool = False, **options: Any) -> IndexWriter:
         """Return a writer that continues the newest complete snapshot; replay partitions after their `writer.positions`.
 
         Args:
-          mesh: see `ItemIndex.load`.
           takeover: take the directory from a writer that is alive, for one that hangs; its next save raises WriterConflict.
           options: `every_updates`, `every_seconds`, `keep`, as for the class.
 
@@ -181,7 +178,7 @@ class IndexWriter:
         lease.take(takeover=takeover)
         try:
             there = snapshots(directory)  # again: the owner before may have saved one
-            index = ItemIndex.load(there[-1], trained, mesh=mesh)
+            index = ItemIndex.load(there[-1], trained)
             writer = cls(directory, index, positions=inspect(there[-1]).positions, **options)
         except BaseException as error:
             if isinstance(error, CheckpointError) and len(there) > 1:
@@ -227,13 +224,14 @@ class IndexWriter:
         self.index = change(self.index)
         self._positions[partition] = position
         self._untried += 1
-        if self._due():
-            self.snapshot()
+        self.tick()
         return True
 
     def tick(self) -> None:
-        """Save a snapshot where one is due by time and something changed: for streams that pause; raises as `snapshot`."""
-        if self._every_seconds is not None and self._untried and self._due():
+        """Save a snapshot where one is due, by updates or, in streams that pause, by time; raises as `snapshot`."""
+        by_count = self._every_updates is not None and self._untried >= self._every_updates
+        by_time = self._every_seconds is not None and monotonic() - self._tried_at >= self._every_seconds
+        if self._untried and (by_count or by_time):
             self.snapshot()
 
     def snapshot(self) -> None:
@@ -259,10 +257,6 @@ class IndexWriter:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-    def _due(self) -> bool:
-        by_count = self._every_updates is not None and self._untried >= self._every_updates
-        return by_count or (self._every_seconds is not None and monotonic() - self._tried_at >= self._every_seconds)
 
     def _remove_old(self) -> None:
         """Remove what is beyond `keep`; where that fails, the next save tries again."""

@@ -332,10 +332,8 @@ class Cells(NamedTuple):
             self.note("null", ~self.valid(), expected, "nothing")
 
     def cast(self, target: Any, expected: str) -> Cells:
-        """Return the values as another Arrow type; null, with a problem, where text is no such value."""
+        """Return the values as another Arrow type; null, with a problem, where one is no such value."""
         arrow, values = pyarrow(), self.values
-        if not self.file.is_text:
-            return self._replace(values=values.cast(target))
         good = np.ones(len(values), bool)
 
         def parse(start: int, stop: int) -> list[Any]:  # by halves, so that a few bad values cost a few tries
@@ -408,15 +406,11 @@ class Cells(NamedTuple):
 
     def coded(self, *, text: bool) -> Any:
         """Return categorical values as an Arrow dictionary array of int64 or large_string; `text` makes text of numbers."""
-        arrow, test, compute = pyarrow(), pyarrow("pyarrow.types"), pyarrow("pyarrow.compute")
-        values = self.values
+        arrow, test, values = pyarrow(), pyarrow("pyarrow.types"), self.values
         if test.is_null(values.type):
             values = values.cast(arrow.int64())
         if test.is_uint64(values.type):
-            beyond = compute.greater(values, arrow.scalar(2**63 - 1, arrow.uint64())).fill_null(False)
-            got = map(str, values.filter(beyond).to_pylist())
-            self.note("wrong type", beyond.to_numpy(zero_copy_only=False), "an integer below 2^63", got)
-            values = compute.if_else(beyond, None, values)
+            values = self.cast(arrow.int64(), "an integer below 2^63").values
         coded = values if test.is_dictionary(values.type) else values.dictionary_encode()
         target = arrow.large_string() if text or is_text(coded.dictionary.type) else arrow.int64()
         return arrow.DictionaryArray.from_arrays(coded.indices.cast(arrow.int32()), coded.dictionary.cast(target))
