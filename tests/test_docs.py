@@ -505,7 +505,7 @@ def test_fields_with_one_meaning_share_a_row_and_every_error_has_one():
     errors = [name for name, kind in public(aif, "aif_jax") if inspect.isclass(kind) and issubclass(kind, Exception)]
     assert len(set(errors)) > 15 and [name for name in errors if f"| [`{name.rpartition('.')[2]}`](api.md#" not in page] == []
     assert "| `user_threads`, `score_threads` | `2` | user functions, and interactions, computed at once |" in page
-    assert "| `draws`, `level`, `seed` | `1000`, `0.95`, `0` |" in page
+    assert "| `learning_rate`, `weight_decay` | `0.01`, `0.1` |" in page
 
 
 def test_the_table_of_extras_is_that_of_the_project():

@@ -79,23 +79,23 @@ def test_a_refresh_publishes_a_model_that_knows_the_new_ids_and_reports_what_cha
     fetched = SnapshotStore(store).fetch(store.parent / "here")
     trained, old = aif.open(fetched), aif.open(served)
     assert trained.version == made.trained.version != old.version
-    assert made.report["versions"] == {"old": old.version, "new": trained.version}
+    assert [made.report[step]["version"] for step in ("current", "additions")] == [old.version, trained.version]
     assert len(trained.encoder.vocabularies["item"]) == 1 + world.ITEMS == len(old.encoder.vocabularies["item"]) + world.NEW
     assert [block.name for block in trained.config.blocks] == [block.name for block in old.config.blocks]
-    assert "calibration" in trained.params["fitted"] and "popularity correction" in made.report["additions"]
+    assert "calibration" in trained.params["fitted"] and "popularity correction" in made.report["additions"]["additions"]
     fitted, before = (np.asarray(one.params["fitted"]["pure_svd"]["table"]) for one in (trained, old))
     again = fitted[trained.encoder.vocabularies["item"].encode(old.encoder.vocabularies["item"].raw)]
-    assert again.any() and not np.array_equal(again, before[1:]) and "SVD term" in made.report["additions"]
+    assert again.any() and not np.array_equal(again, before[1:]) and "SVD term" in made.report["additions"]["additions"]
     index = aif.export.restore(fetched).index
     assert np.array_equal(np.sort(index.ids), np.arange(100, 100 + world.ITEMS))
     rebuilt = aif.ItemIndex.build(trained, world.items(5), progress=False)
     assert same(index.take([100, 135])[0], rebuilt.take([100, 135])[0])
     folder = SnapshotStore(store / "reports").fetch(store.parent / "reports")
     report = json.loads((folder / REPORT).read_text())
-    assert report == made.report and report["vocabularies"]["item"] == {"before": 30, "after": 36}
-    assert report["name"] == made.name and {"gauc", "hr@5 of new items"} <= report["gate"]["metrics"]["newest"].keys()
-    assert list(report["seconds"]) == [
-        "current", "read", "warm start", "train", "additions", "gate", "served", "publish served", "export",
+    assert report == made.report and report["read"]["vocabularies"]["item"] == {"before": 30, "after": 36}
+    assert report["name"] == made.name and {"gauc", "hr@5"} <= report["gate"]["metrics"]["newest"].keys()
+    assert list(report) == [
+        "status", "name", "current", "read", "warm start", "train", "additions", "gate", "served", "publish served", "export",
         "publish",
     ]  # fmt: skip
 
@@ -104,14 +104,15 @@ def test_the_next_refresh_begins_where_this_one_ended_and_a_repeated_one_does_no
     store, made = published
     again = world.refresh(store, world.events(5), items=world.items(5), out=store, **(world.OPTIONS | {"progress": True}))
     assert again.status == "nothing new" and SnapshotStore(store).current() == made.name
-    assert f"trained until {made.report['data']['until']}" in capsys.readouterr().err
+    until = FitSettings.from_json(made.report["train"]["settings"]).first_validation
+    assert f"trained until {iso_text(until)}" in capsys.readouterr().err
     (tmp_path / "other").mkdir()
     of_elsewhere = made.trained.replace(settings=None)
     with pytest.raises(ArgumentError, match="refresh since: expected the moment from which events .* got None; give it"):
         world.refresh(of_elsewhere, world.events(5), items=world.items(5), out=tmp_path / "other" / "store", **world.OPTIONS)
     assert not list((tmp_path / "other").rglob("*"))  # no folder of steps, no store, no lock
     again = refreshed(made.trained, world.events(5), tmp_path / "third", gate=REFUSING)
-    assert again.status == "refused" and again.report["data"]["since"] == made.report["data"]["until"]
+    assert again.status == "refused" and again.report["current"]["since"] == until
 
 
 REFUSING = dataclasses.replace(world.GATE, size=0.0)
@@ -193,8 +194,8 @@ def test_what_add_and_export_write_says_until_when_it_was_trained(run, corrected
         assert cli.main(refresh_words(corrected, *words, "--out", str(store))) == code, words
         out, err = capsys.readouterr()
         report = json.loads(out)
-        assert report["data"]["since"] == iso_text(until) and err == ""
-        assert report["additions"] == ["SVD term", "popularity correction"]
+        assert report["current"]["since"] == until and err == ""
+        assert report["additions"]["additions"] == ["SVD term", "popularity correction"]
         too_large = re.search(r"bytes, 1.\d+ times the old one's; bound: at most 0.5 times", out)
         assert report["status"] == status and bool(too_large) == (status == "refused")
         assert SnapshotStore(store).current() == (report["name"] or first)
@@ -337,7 +338,6 @@ def test_inputs_are_checked_before_an_unfinished_job_is_dropped(run, tmp_path):
         given |= {"work": tmp_path / "work"} | world.OPTIONS
         refused(error, message, world.refresh, **given | changes)
         assert (tmp_path / "work" / "job" / "read" / "step.json").is_file(), message
-    refused(ValueError, "refresh items: expected the items file", world.refresh, **given | {"items": None})
 
 
 @pytest.mark.lane("standing")
@@ -349,7 +349,8 @@ def test_new_items_stay_unseen_in_a_refresh_of_a_model_with_id_dropout(tmp_path)
     table = {name: column[known & (days["time"] >= world.START + world.DAY)] for name, column in days.items()}
     made = refreshed(first.trained, table, tmp_path / "store", gate=REFUSING)
     rows = np.asarray(made.trained.params["embedding"]["item"])
-    assert made.report["additions"] == ["unseen items"] and FitSettings.from_json(made.trained.settings).id_dropout == 0.3
+    assert made.report["additions"]["additions"] == ["unseen items"]
+    assert FitSettings.from_json(made.trained.settings).id_dropout == 0.3
     assert (rows[-world.NEW :] == rows[0]).all() and (rows[1 : -world.NEW] != rows[0]).any(1).all()
 
 
@@ -426,9 +427,9 @@ def test_ids_without_an_event_for_so_long_are_forgotten(stocked, tmp_path, capsy
     now = since + world.DAY
     np.testing.assert_allclose(fewer.statistics.at(own, now), newer.statistics.at(row, now), rtol=1e-6)
     given = world.OPTIONS | {"gate": WIDE, "current": first.trained, "out": stocked, "progress": True}
-    made = world.refresh(events=newer, **given, forget=3)
+    made = world.refresh(**aged(5), **given, forget=3)
     assert made.status == "published" and made.trained.encoder.version == fewer.encoding
-    assert made.report["vocabularies"]["item"] == {"before": 30, "after": 31, "forgotten": 5}
+    assert made.report["read"]["vocabularies"]["item"] == {"before": 30, "after": 31, "forgotten": 5}
     assert "forgotten ids: 5 of user, 5 of item, 0 of category, 1 of brand, 1 of town" in capsys.readouterr().err
     events = {"item": [100, 110], "time": [since, since + 1]}
     features = made.trained.encoder.user({"user": 3, "town": "old"}, events, since + 9)
@@ -438,7 +439,7 @@ def test_ids_without_an_event_for_so_long_are_forgotten(stocked, tmp_path, capsy
     rebuilt = aif.ItemIndex.build(made.trained, table, progress=False)
     assert len(index) == world.ITEMS and same(index.take(ids)[0], rebuilt.take(ids)[0])
     made = world.refresh(**aged(5), **given | {"gate": REFUSING}, forget=30)
-    assert made.report["vocabularies"]["item"] == {"before": 30, "after": 36}
+    assert made.report["read"]["vocabularies"]["item"] == {"before": 30, "after": 36}
     assert "refresh: forget: nothing, since no event is of" in capsys.readouterr().err
 
 

@@ -39,7 +39,6 @@ TEN_DAYS = int(np.datetime64("2022-05-01", "s").astype(int)) + 86_400 * np.arang
 LOG = aif.EventLog([1] * 7, [1] * 7, [1] * 7, range(7), users=3)
 SAMPLER, STEP = NegativeSampler([0, 1, 1]), {"seed": 0, "epoch": 0, "step": 0}
 TWO = [[1.0, 2.0], [3.0, 4.0]], [[0, 1], [1, 0]]
-COLUMNS = aif.Columns(action="event")
 LONG = "x" * 1025
 
 
@@ -304,7 +303,6 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
     *each(aif.FitConfig, "FitConfig", "tuple[int, ...] or 'auto'", buckets=["short"]),
     (lambda: GateConfig(gauc=-1.0), "GateConfig.gauc: expected at least 0"),
     (lambda: GateConfig(overlap=2.0), "overlap: expected a share"),
-    (lambda: GateConfig(level=1.0), "level"),
     # metrics and calibration
     (lambda: metrics.auc([1.0, np.nan, np.nan], [0, 1, 1]), "scores: expected no NaN, got nan at [1] (2 such"),
     (lambda: metrics.log_loss([np.nan], [1]), "scores: expected no NaN"),

@@ -30,8 +30,9 @@ OF_PROBABILITIES = ("log_loss", "calibration", "calibration_error")
 class GateConfig(Fields):
     """Bounds beyond which a new model is refused.
 
-    A metric refuses a model that is worse by more than its bound, and significantly: the interval of the difference excludes 0.
-    A loss that may be chance passes, so the number of users decides how small a loss the gate finds.
+    A metric refuses a model that is worse by more than its bound, and significantly: the 95 % interval of the difference, see
+    `metrics.user_interval`, excludes 0. A loss that may be chance passes, so the number of users decides how small a loss the
+    gate finds.
 
     Attributes:
       gauc: GAUC that may be lost, 0.005 is half a point.
@@ -44,9 +45,8 @@ class GateConfig(Fields):
       volume: least events a day of the new part, as a share of the days before; half of the files missing is refused.
       users: least users to judge by.
       floor: what GAUC on the newest requests must surely be above, its interval as a whole; 0.5 is a random order.
-      draws, level, seed: draws, level and seed of the bootstrap over users, see `metrics.user_interval`.
 
-    Raises ValueError: a bound below 0, a level or a share outside 0 to 1.
+    Raises ValueError: a bound below 0, a share above 1.
     """
 
     gauc: float = 0.005
@@ -59,27 +59,17 @@ class GateConfig(Fields):
     volume: float = 0.6
     users: int = 100
     floor: float = 0.5
-    draws: int = 1000
-    level: float = 0.95
-    seed: int = 0
 
     def __post_init__(self):
         expect_types(self)
         for name, value in vars(self).items():
             self.expect(value >= 0, name, "at least 0")
             self.expect(value <= 1 or name not in ("overlap", "unknown", "volume", "floor"), name, "a share from 0 to 1")
-        self.expect(0 < self.level < 1, "level", "a share above 0, below 1")
-        self.expect(self.draws >= 1, "draws", "at least 1")
 
     @property
     def bounds(self) -> dict[str, float]:
         """How much worse a metric may be, by the first part of its name."""
         return {"gauc": self.gauc, "hr": self.hit_rate, "log_loss": self.log_loss, "calibration_error": self.calibration}
-
-    @property
-    def bootstrap(self) -> dict[str, Any]:
-        """Arguments of `metrics.user_interval`."""
-        return {"draws": self.draws, "level": self.level, "seed": self.seed}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,7 +97,7 @@ class Measurement:
 
     Attributes:
       finite: whether every parameter and score is; without it there is nothing else.
-      by_user: metrics by name before they are averaged; "hr@k of new items" is of requests for items that the old model lacks.
+      by_user: metrics by name before they are averaged.
       top: int32 [R, k] the best catalogue rows of each request; None where the catalogue was not ranked.
       unknown: share of the requests' items that the model's vocabulary lacks.
       bytes: bytes of the parameters.
@@ -140,9 +130,7 @@ class Verdict:
         return not self.reasons
 
 
-def measure(
-    trained: Trained, requests: Requests, *, new_items: np.ndarray | None = None, progress: bool = False
-) -> Measurement:
+def measure(trained: Trained, requests: Requests, *, progress: bool = False) -> Measurement:
     """Run one model on the requests, as it would answer them in service (`with_served_vocabulary`).
 
     Log-loss and calibration need probabilities: of an uncalibrated model they leave out SVD term and popularity correction.
@@ -150,14 +138,13 @@ def measure(
     Args:
       trained: model whose encoder may lack users and items of the requests.
       requests: the same for both models.
-      new_items: bool [R], requests for items that the old model lacks, whose HR@k is reported too; None for none.
       progress: whether to show bars.
 
     Raises EncodingMismatch, ValueError: as `with_served_vocabulary` and `evaluate`.
     """
     data, positions, k = requests.data, requests.positions, requests.k
     served = with_served_vocabulary(trained, data.encoder)
-    params, users = served.params, data.log.user[positions]
+    params = served.params
     lists = requests.candidates(positions, BatchKey(0, 0, 0))
     scores = list_scores(served.model, params, data, positions, lists, progress=progress)
     if not all(np.isfinite(np.asarray(leaf)).all() for leaf in (scores, *jax.tree.leaves(params))):
@@ -173,10 +160,7 @@ def measure(
     if k is not None:
         most = min(k, len(data.catalogue) - 1)
         ranks, top = rank_catalogue(served.model, params, data, positions, k=most, progress=progress)
-        hit = ranks < k
-        by_user[f"hr@{k}"] = metrics.mean_by_user(hit, users)
-        if new_items is not None and new_items.any():
-            by_user[f"hr@{k} of new items"] = metrics.mean_by_user(hit[new_items], users[new_items])
+        by_user[f"hr@{k}"] = metrics.mean_by_user(ranks < k, data.log.user[positions])
     item = data.log.item[positions]
     known = params[ROWS]["item"][item] if ROWS in params else item
     return Measurement(
@@ -219,7 +203,7 @@ def judge(
     for name, (new, old) in slices.items():
         if not new.finite:
             return Verdict(reasons=(f"{name}: the new model has a parameter or a score that is not finite; bound: none",))
-        pairs = metrics.paired_intervals(new.by_user, old.by_user, **config.bootstrap) if old.finite else {}
+        pairs = metrics.paired_intervals(new.by_user, old.by_user) if old.finite else {}
         compared[name] = {
             metric: {"new": new.by_user[metric].mean, "old": old.by_user[metric].mean, "difference": difference}
             for metric, difference in pairs.items()
@@ -236,8 +220,8 @@ def judge(
                 f"better; bound: at least {config.overlap:.1%}"
             )
     gauc = new.by_user.get("gauc")
-    if gauc is not None and (own := metrics.user_interval(gauc, **config.bootstrap)).low <= config.floor:
-        interval = f"{config.level:.0%} interval {own.low:.4f} to {own.high:.4f}"
+    if gauc is not None and (own := metrics.user_interval(gauc)).low <= config.floor:
+        interval = f"95% interval {own.low:.4f} to {own.high:.4f}"
         reasons.append(f"{name}: gauc of the new model is {own.value:.4f} ({interval}); bound: surely above {config.floor:g}")
     if new.unknown > config.unknown:
         share = f"{new.unknown:.1%} of the requests are for items that the new model's vocabulary lacks"
@@ -271,7 +255,7 @@ def _worse(name: str, new: Measurement, compared: Mapping[str, Mapping[str, Any]
         yield f"{name}: {users} users have candidates of both labels, too few to judge by; bound: at least {config.users}"
     for metric, each in compared.items():
         kind = metric.partition("@")[0]
-        if kind not in config.bounds or " " in metric:  # new items are reported, and part of the metric over all
+        if kind not in config.bounds:
             continue
         difference: Interval = each["difference"]
         better = -1.0 if kind in LOWER_IS_BETTER else 1.0
@@ -280,5 +264,5 @@ def _worse(name: str, new: Measurement, compared: Mapping[str, Mapping[str, Any]
             yield f"{name}: {metric} of the new model is {each['new']}, the old one's {each['old']:.4f}; bound: a finite number"
         elif better * difference.value < -bound and max(better * difference.low, better * difference.high) < 0:
             moved = f"{metric} went from {each['old']:.4f} to {each['new']:.4f}, a difference of {difference.value:+.4f}"
-            interval = f"{config.level:.0%} interval {difference.low:+.4f} to {difference.high:+.4f}"
+            interval = f"95% interval {difference.low:+.4f} to {difference.high:+.4f}"
             yield f"{name}: {moved} ({interval}); bound: at most {bound:g} worse"

@@ -9,7 +9,6 @@ from typing import Any, Literal
 from aif_jax import output
 from aif_jax.checks import ArgumentError, expect
 from aif_jax.connectors.snapshot_store import SnapshotStore
-from aif_jax.data.dataset import Dataset
 from aif_jax.encoding.times import iso_text, seconds_of
 from aif_jax.export.writer import expect_platforms
 from aif_jax.readers.tables import Source, files_of
@@ -33,7 +32,7 @@ class RefreshResult:
       status: "published", "refused" by the gate, or "nothing new" since the served model.
       name: name of the published snapshot; None for none.
       trained: the new model, refused or not; None for nothing new.
-      report: what is in `report.json`; {} for nothing new.
+      report: what is in `report.json`: status, name, and what each step returned by the step's name; {} for nothing new.
     """
 
     status: Literal["published", "refused", "nothing new"]
@@ -44,11 +43,11 @@ class RefreshResult:
 
 def refresh(
     current: Trained | str | Path,
-    events: Source | Dataset,
+    events: Source,
     config: RefreshConfig = RefreshConfig(),  # noqa: B008 frozen
     *,
     out: str | Path,
-    items: Source | None = None,
+    items: Source,
     users: Source | None = None,
     work: str | Path | None = None,
     task: Task | None = None,
@@ -68,12 +67,11 @@ def refresh(
 
     Args:
       current: served model: a snapshot store of exports (such as `out`), a folder that `aif.open` reads, or a `Trained`.
-      events: files or tables of `read`: new events, and earlier ones as far back as histories and `replay` should reach. Or a
-        `Dataset` with an encoder.
+      events: files or tables of `read`: new events, and earlier ones as far back as histories and `replay` should reach.
       config: what is trained, held out, forgotten and refused.
       out: snapshot store of exports, see `connectors.SnapshotStore`: what `aif-jax serve OUT --mirror DIR` follows. Reports go
         to the store OUT/reports.
-      items, users: files or tables of `read`; None with a `Dataset`.
+      items, users: files or tables of `read`; `users` None for none.
       work: local folder of the sealed steps; default: OUT.work next to a local `out`.
       task: see `fit`; None takes that of the served model's refresh or run, if it says one. For such a model no other one.
       teacher: see `fit`; a trained model scores the new samples under the new vocabularies, and may lack some of their ids.
@@ -95,7 +93,7 @@ def refresh(
     store, reports = SnapshotStore(where, keep=config.keep), SnapshotStore(f"{where.rstrip('/')}/reports", keep=REPORTS)
     arguments = dataclasses.asdict(config) | {
         "current": current.version if isinstance(current, Trained) else str(current), "out": store.url, "task": repr(task),
-        "files": None if isinstance(events, Dataset) else [str(each)[:200] for each in (events, items, users)],
+        "files": [str(each)[:200] for each in (events, items, users)],
     }  # fmt: skip
     if teacher is not None:
         arguments["teacher"] = {"name": teacher.name, "loss": repr(teacher.loss)}

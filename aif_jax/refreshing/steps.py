@@ -16,7 +16,6 @@ from aif_jax.blocks import item_offset
 from aif_jax.checks import ArgumentError, expect
 from aif_jax.connectors.snapshot_store import SnapshotError, SnapshotStore
 from aif_jax.data.dataset import Dataset
-from aif_jax.encoding.encoder import reencode
 from aif_jax.encoding.times import iso_text
 from aif_jax.encoding.vocabulary import new_rows
 from aif_jax.index import ItemIndex
@@ -47,8 +46,8 @@ class Refresh:
     job: Job
     config: RefreshConfig
     opened: Callable[[], tuple[Trained, dict[str, Any]]]  # the served model and its record, see `open_served`
-    events: Source | Dataset
-    items: Source | None  # None where the data was given
+    events: Source
+    items: Source
     users: Source | None
     store: SnapshotStore  # of exports
     teacher: Teacher | None  # see `fit`
@@ -66,12 +65,6 @@ class Refresh:
     @functools.cached_property
     def data(self) -> Dataset:
         """The data that both models are judged on, under vocabularies with the ids of the served model and the new ones."""
-        if isinstance(self.events, Dataset):
-            expected, got = "a Dataset with an encoder", "one without; read(..., encoder=...)"
-            expect(self.events.encoder is not None, "refresh data", expected, got)
-            return self.events
-        if self.items is None:
-            raise ValueError("refresh items: expected the items file that belongs to events, got None")
         options: dict[str, Any] = {"unknown": self.config.unknown, "progress": self.progress}
         return read(self.events, items=self.items, users=self.users, earlier=self.served, **options)
 
@@ -125,7 +118,8 @@ class Refresh:
         trained, record = self.opened()
         checkpoint.save(folder / MODEL, trained)
         until = "" if record["until"] is None else f", trained until {iso_text(record['until'])}"
-        return record | {"line": f"version {trained.version[:12]}{until}", "version": trained.version}
+        about = {"version": trained.version, "bytes": bytes_of(trained)}
+        return record | about | {"line": f"version {trained.version[:12]}{until}"}
 
     def read_data(self, _: Path) -> dict[str, Any]:
         """Return digest and sizes of the data, whether anything is new, and the earlier period to judge on."""
@@ -206,7 +200,7 @@ class Refresh:
         settings, old, task, data = self.settings, self.served, self.task, self.kept
         model, before, added, faults = self.model("train"), settings.first_validation, [], []
         if settings.id_dropout:
-            own = self._own_rows("item", data)
+            own = new_rows(*(each.need_encoder("refresh").vocabularies["item"] for each in (model, old)))  # 0, -1: none
             table = np.asarray(old.params["embedding"]["item"])
             known = (table[np.maximum(own, 0)] != table[0]).any(1)  # items that the served model has a row for
             model = edits.unseen_items(model, data, before=before, known=known)
@@ -230,8 +224,9 @@ class Refresh:
                 faults = [f"no calibration fits it: {error}"]
             added.append("calibration")
         checkpoint.save(folder / MODEL, model)
-        line = ", ".join(added) or "none: the served model has none"
-        return {"line": "; ".join([line, *faults]), "additions": added, "faults": faults}
+        line = "; ".join([", ".join(added) or "none: the served model has none", *faults])
+        about = {"version": model.version, "bytes": bytes_of(model)}
+        return about | {"line": line, "additions": added, "faults": faults}
 
     def judge(self, _: Path) -> dict[str, Any]:
         """Return the gate's verdict as plain JSON."""
@@ -249,38 +244,21 @@ class Refresh:
                 data=data, positions=positions, candidates=candidates, k=settings.k,
                 calibration_negatives=self.task.calibration_negatives,
             )  # fmt: skip
-            options = {"new_items": self._unknown("item", data.log.item[positions]), "progress": self.progress}
-            measured[name] = measure(self.trained, requests, **options), measure(self.served, requests, **options)
+            of = functools.partial(measure, requests=requests, progress=self.progress)
+            measured[name] = of(self.trained), of(self.served)
         share = volume(data.log.time, self.since)
         verdict = judge(measured, self.config.gate, volume=share)
-        positions = slices["newest"][0]
         reasons = [*self.job.records["additions"]["faults"], *verdict.reasons]
         return {
             "line": "refused: " + "; ".join(reasons) if reasons else "passed", "reasons": reasons,
             "metrics": verdict.metrics, "overlap": verdict.overlap, "volume": share,
-            "requests": len(positions),
-            "new_item_requests": int(self._unknown("item", data.log.item[positions]).sum()),
-            "new_user_requests": int(self._unknown("user", data.log.user[positions]).sum()),
+            "requests": len(slices["newest"][0]),
         }  # fmt: skip
-
-    def _unknown(self, name: str, rows: np.ndarray) -> np.ndarray:
-        """Return bool [n] which rows of the data the served model's vocabulary lacks."""
-        return self._own_rows(name, self.data)[rows] <= 0
-
-    def _own_rows(self, name: str, data: Dataset) -> np.ndarray:
-        """Return the row that each row of data has in the served model's vocabulary, 0 or -1 for none."""
-        own = self.served.need_encoder("refresh").vocabularies[name]
-        return new_rows(data.encoder.vocabularies[name], own)  # type: ignore[union-attr]
 
     def index_of(self, trained: Trained) -> ItemIndex:
         """Return the index of the items file, with the item statistics after the last event."""
-        data, own = self.data, trained.need_encoder("refresh")
-        if self.items is None:
-            features = data.catalogue.features(np.arange(1, len(data.items)))
-            rows: Any = [(data.items.raw, reencode(features, data.encoder, own))]  # type: ignore[arg-type]
-        else:
-            today = functools.partial(data.statistic_columns, time=int(data.log.time.max()) + 1)
-            rows = read_items(self.items, own, statistics=today)
+        today = functools.partial(self.data.statistic_columns, time=int(self.data.log.time.max()) + 1)
+        rows = read_items(self.items, trained.need_encoder("refresh"), statistics=today)
         return ItemIndex.build(trained, rows, progress=self.progress)
 
     def export_served(self, folder: Path) -> dict[str, Any]:
@@ -313,28 +291,12 @@ class Refresh:
         return {"line": f"{to.url}: {name}", "name": name}
 
     def report(self, folder: Path) -> dict[str, Any]:
-        """Write `report.json`: what the refresh changed."""
-        done, gate = self.job.records, self.job.records["gate"]
-        sizes = {"parameters before": bytes_of(self.served), "parameters": bytes_of(self.trained)}
-        sizes |= {"export": done["export"]["bytes"]} if "export" in done else {}
-        counts = {field: gate[field] for field in ("requests", "new_item_requests", "new_user_requests")}
-        counts |= {field: done["train"][field] for field in ("samples", "replayed")}
-        report = {
-            "status": "refused" if gate["reasons"] else "published", "name": done.get("publish", {}).get("name"),
-            "versions": {"old": self.served.version, "new": self.trained.version},
-            "vocabularies": done["read"]["vocabularies"],
-            "data": counts | {
-                "events": done["read"]["events"], "since": iso_text(self.since),
-                "until": iso_text(self.settings.first_validation),
-            },
-            "additions": done["additions"]["additions"],
-            "gate": {field: gate[field] for field in ("reasons", "metrics", "overlap", "volume")},
-            "bytes": sizes,
-            "seconds": {step: record["seconds"] for step, record in done.items()},
-        }  # fmt: skip
+        """Write `report.json`: what every step returned."""
+        status = "refused" if self.job.records["gate"]["reasons"] else "published"
+        report = {"status": status, "name": self.job.records.get("publish", {}).get("name"), **self.job.records}
         (folder / EXPORT).mkdir()
         (folder / EXPORT / REPORT).write_text(json.dumps(report, indent=1) + "\n", "utf-8")
-        return {"line": report["status"], "report": report}
+        return {"line": status, "report": report}
 
 
 def _moment(seconds: int) -> datetime:

@@ -275,7 +275,7 @@ def pointwise_bce(scores: jax.Array, labels: jax.Array, where: jax.Array, log_q:
 
     Args:
       labels: 0 or 1, or probabilities in between.
-      log_q: as for `listwise_softmax`, so that both losses teach the same score; 0 where there is none.
+      log_q: logQ correction, see `listwise_softmax`, so that both losses teach the same score; 0 where there is none.
 
     Example:
       >>> round(float(pointwise_bce(jnp.array([0.0, 2.0]), jnp.array([1, 0]))), 4)
