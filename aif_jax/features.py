@@ -6,7 +6,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from operator import attrgetter
 from typing import Any, TypeVar
 
@@ -152,46 +152,37 @@ EVERY_BIT, SIGN, INFINITY = 0xFFFFFFFF, 0x80000000, 0x7F800000
 
 
 class UserPacker:
-    """Checks and packs one user whose history has one of some lengths L: all values are checked at once, by their words.
+    """Checks and packs one user whose history has L places: all values are checked at once, by their words.
 
     As uint32, a word is below the size of its vocabulary where the id is in range, and below the bits of infinity where the
     float is finite and 0 or more; without its sign, where the float is finite. Only what fails is looked at leaf by leaf.
     """
 
-    def __init__(self, schema: Schema, lengths: Sequence[int]):
-        self._schema = schema
+    def __init__(self, schema: Schema, length: int):
+        self._schema, self._length = schema, length
         layout: list[Leaf]
         layout, self._tree = jax.tree.flatten(ARRAYS(user_layout(schema)))
         signed = [leaf.size is None and leaf.minimum is None and leaf.dtype == np.float32 for leaf in layout]
         ends = np.array([INFINITY if leaf.size is None else leaf.size for leaf in layout], np.uint32)
-        self._formats = dict[int, tuple[list[Any], np.ndarray, np.ndarray]]()  # dtypes and shapes, bits that count, limits
-        for length in lengths:
-            specs = jax.tree.leaves(user_specs(schema, length=length))
-            sizes = [spec.size for spec in specs]
-            bits = np.repeat(np.where(signed, EVERY_BIT ^ SIGN, EVERY_BIT).astype(np.uint32), sizes)
-            self._formats[length] = [(spec.dtype, spec.shape) for spec in specs], bits, np.repeat(ends, sizes)
+        specs = jax.tree.leaves(user_specs(schema, length=length))
+        sizes = [spec.size for spec in specs]
+        self._kinds = [(spec.dtype, spec.shape) for spec in specs]
+        self._bits = np.repeat(np.where(signed, EVERY_BIT ^ SIGN, EVERY_BIT).astype(np.uint32), sizes)  # those that count
+        self._limits = np.repeat(ends, sizes)
 
     def __call__(self, features: UserFeatures) -> np.ndarray:
         """Return words int32 [n] of a user's features, see `pack`; raises as `check_user_features`."""
-        length = history_length(features)
-        if isinstance(features, UserFeatures) and length in self._formats:
-            kinds, bits, limits = self._formats[length]
+        if isinstance(features, UserFeatures):
             leaves, tree = jax.tree.flatten(ARRAYS(features))
             arrays = [np.asarray(leaf) for leaf in leaves]
-            if tree == self._tree and [(array.dtype, array.shape) for array in arrays] == kinds:
+            if tree == self._tree and [(array.dtype, array.shape) for array in arrays] == self._kinds:
                 words = pack(arrays)
-                if ((words.view(np.uint32) & bits) < limits).all():
+                if ((words.view(np.uint32) & self._bits) < self._limits).all():
                     return words
         check_user_features(self._schema, features, batched=False)
-        expected = ", ".join(f"L={length}" for length in self._formats)
-        expect(length in self._formats, "UserFeatures.history", f"a history of {expected}", f"L={length}")
+        length = np.size(features.history.mask)
+        expect(length == self._length, "UserFeatures.history", f"a history of L={self._length}", f"L={length}")
         return pack(jax.tree.map(np.asarray, features))  # with a -0 among the ages
-
-
-def history_length(features: Any) -> int:
-    """Return the places L of the history of features; -1 where they are none, which the check reports."""
-    size = getattr(getattr(getattr(features, "history", None), "mask", None), "size", 0)
-    return size if isinstance(size, int) and size else -1
 
 
 def _ids(attributes: tuple[Attribute, ...]) -> dict[str, Any]:

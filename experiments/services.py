@@ -160,7 +160,7 @@ class Model:
 
     @functools.cached_property
     def _packer(self) -> UserPacker:
-        return UserPacker(self.world.schema, [self.config.history_length])
+        return UserPacker(self.world.schema, self.config.history_length)
 
     def user(self, number: int) -> aif.UserFeatures:
         """Return features of a request's user."""
@@ -269,11 +269,11 @@ class Compiled:
     """
 
     def __init__(self, made: Model, sizes: Iterable[int], k: int):
-        self.made, self._length = made, made.config.history_length
+        self.made = made
         programs = Programs(made.model, max_k=k)
-        self._user = programs.user(made.params, self._length)
-        side, config = UserSide(self.user(0), self._length, None), ServingConfig(buckets=tuple(sorted(sizes)), max_k=k)
-        self._snapshot = build_snapshot(programs, made.params, [side], made.index, config, orders_of(made.config, "bid", {}))
+        self._user = programs.user(made.params)
+        side, config = UserSide(self.user(0), 0.0), ServingConfig(buckets=tuple(sorted(sizes)), max_k=k)
+        self._snapshot = build_snapshot(programs, made.params, side, made.index, config, orders_of(made.config, "bid", {}))
 
     def user(self, number: int) -> Any:
         """Return the state of a request's user, ready on the device."""
@@ -287,7 +287,7 @@ class Compiled:
         """Return the best of rows of the index, padded to a size."""
         size = size or len(rows)
         inputs = self._snapshot.inputs([rows], [None], LOGIT, size)
-        packed, _ = self._snapshot.run([UserSide(state, self._length, None)], size, inputs)
+        packed, _ = self._snapshot.run([UserSide(state, 0.0)], size, inputs)
         return self._snapshot.best(packed)[0]
 
 

@@ -131,7 +131,7 @@ def test_good_features_and_empty_ones_which_are_zeros_pass():
 def test_wrong_users_are_named(features, error, message):
     """Ages in padding too."""
     refused(error, re.escape(message), check_user_features, SCHEMA, features, batched=False)
-    refused(error, re.escape(message), UserPacker(SCHEMA, [24]), features)
+    refused(error, re.escape(message), UserPacker(SCHEMA, 24), features)
 
 
 MANY = batch(user())
@@ -190,13 +190,12 @@ def test_content_that_the_schema_does_not_have_and_leading_axes_of_one_item_are_
 
 
 def test_a_user_is_packed_where_the_check_passes():
-    packer, zero = UserPacker(SCHEMA, [24, 5]), history(age=put(user().history.age, 23, -0.0))
+    packer, zero = UserPacker(SCHEMA, 24), history(age=put(user().history.age, 23, -0.0))
     largest = user(ids={"gender": np.int32(2), "interests": np.int32([6, 0])}, floats=np.float32([-0.0, -3e38]))
-    for features in (user(), user(encoding="monday"), zero, largest, empty_user(SCHEMA, length=5)):
+    for features in (user(), user(encoding="monday"), zero, largest, empty_user(SCHEMA, length=24)):
         np.testing.assert_array_equal(packer(features), pack(features))
         np.testing.assert_array_equal(packer(jax.tree.map(jnp.asarray, features)), pack(features))
-    message = "UserFeatures.history: expected a history of L=24, L=5, got L=7"
-    refused(ValueError, message, packer, empty_user(SCHEMA, length=7))
+    refused(ValueError, "UserFeatures.history: expected a history of L=24, got L=7", packer, empty_user(SCHEMA, length=7))
 
 
 BITS = {

@@ -200,15 +200,15 @@ def served() -> World:
     return World(objectives=NAMES, **demo.VARIANTS["base"])
 
 
-async def test_the_engine_answers_with_all_logits_by_bid_in_pieces_and_of_nothing(served):
+async def test_the_engine_answers_with_all_logits_by_bid_and_of_nothing(served):
     ids = served.ids[:60]
     everything = np.asarray(served.joint(served.params, served.user(3), served.features))[:60]
     async with served.engine(batch_size=2) as engine:
         priced = await engine.rank(aif.Request(user=3, context=bids_for(ids), order="bid"), 5)
         value = sigmoid(everything[:, 0]) * bids_for(ids).bids
         np.testing.assert_allclose(priced.scores, np.sort(value)[::-1][:5], rtol=1e-4)
-        parts = await engine.rank(aif.Request(user=3, context=served.ids[:150]), 8)  # in pieces: more than a bucket
-        assert parts.logits.shape == (8, 3) and (np.diff(parts.scores) <= 0).all()
+        by_logit = await engine.rank(aif.Request(user=3, context=ids), 8)
+        assert by_logit.logits.shape == (8, 3) and (np.diff(by_logit.scores) <= 0).all()
         nothing = await engine.rank(aif.Request(user=3, context=np.zeros(0, np.int64)), 4)
         assert nothing.logits.shape == (4, 3) and not nothing.mask.any()
         assert (await engine.score(3, np.zeros(0, np.int64))).logits.shape == (0, 3)

@@ -332,7 +332,7 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
     (lambda: calibrated(labels=[0, 1]), "labels: expected the shape of scores (4,)"),
     (lambda: calibrated(where=np.ones(3, bool)), "where: expected a shape of the same rank"),
     # serving
-    *each(ServingConfig, "ServingConfig", "...", buckets=[(), (8, 4), (0, 4)], history_lengths=[(0,)], batch_size=[0, 2.5],
+    *each(ServingConfig, "ServingConfig", "...", buckets=[(), (8, 4), (0, 4)], batch_size=[0, 2.5],
           budget=[0.0, math.inf], reserve=[-1.0, math.nan], callable_timeout=[-1.0], max_stale=[0.0], max_k=[0],
           max_pending=[0], max_hung=[0]),
     *each(ServingConfig, "ServingConfig", "None or a share from 0 to 1", max_unknown=[-0.1, 1.5, math.nan]),

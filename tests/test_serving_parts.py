@@ -4,6 +4,7 @@ import asyncio
 import json
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -12,9 +13,9 @@ from hypothesis import strategies as st
 
 from aif_jax.serving import Timeline, prometheus_text
 from aif_jax.serving.metrics import BOUNDS, Histogram, Metrics
+from aif_jax.serving.scoring import UserSide
 from aif_jax.serving.users import ENTRY_BYTES, LEAF_BYTES, SingleFlight, StateCache, StateKey
 from experiments.services import draw
-from tests.beside import meanwhile
 
 
 def key(user, feature=None, version="v"):
@@ -24,8 +25,8 @@ def key(user, feature=None, version="v"):
 EACH = ENTRY_BYTES + LEAF_BYTES  # of a state of one array, in addition to its bytes
 
 
-def state(size=10):
-    return np.zeros(size, np.uint8)
+def state(size=10, ago=0.0):
+    return UserSide(np.zeros(size, np.uint8), time.perf_counter() - ago)
 
 
 def test_cache_is_bounded_in_bytes_and_drops_the_least_recently_used():
@@ -35,7 +36,7 @@ def test_cache_is_bounded_in_bytes_and_drops_the_least_recently_used():
     assert cache.get(key("a", 1)) is not None  # now b is the least recently used
     cache.put(key("d", 1), state())
     assert cache.get(key("b", 1)) is None and cache.get(key("a", 1)) is not None
-    assert (cache.bytes, len(cache), cache.evictions, cache.hits, cache.misses) == (3 * (EACH + 10), 3, 1, 2, 1)
+    assert (cache.bytes, len(cache), cache.evictions) == (3 * (EACH + 10), 3, 1)
     cache.put(key("e", 1), state(2 * EACH + 31))  # larger than the whole cache
     assert cache.get(key("e", 1)) is None and len(cache) == 3
     cache.put(key("a", 1), state(5))
@@ -43,45 +44,33 @@ def test_cache_is_bounded_in_bytes_and_drops_the_least_recently_used():
 
 
 def test_an_older_computation_leaves_a_newer_state():
-    cache, old, new = StateCache(100_000, clock=lambda: 9.0), state(), state()
-    cache.put(key("a", 2), new, since=2.0)
-    cache.put(key("a", 2), old, since=1.0)
-    assert cache.get(key("a", 2)) is new
-    cache.put(key("a", 1), old, since=1.0)  # of an older feature version, which came later
-    assert cache.stale("a", "v") is new and cache.get(key("a", 1)) is old
-    assert cache.oldest == 7.0 and StateCache(100).oldest == 0.0
+    cache, old, new = StateCache(100_000), state(ago=2.0), state(ago=1.0)
+    cache.put(key("a", 2), new)
+    for feature in (2, 1):  # of an older feature version too, which came later
+        cache.put(key("a", feature), old)
+    assert cache.get(key("a", 2)) is cache.stale("a", "v") is new and cache.get(key("a", 1)) is None
 
 
-def test_the_age_of_the_oldest_state_is_read_from_any_thread():
-    cache = StateCache(1 << 30)
-    for number in range(2000):
-        cache.put(key("a", number), state())
-    with meanwhile(lambda: cache.oldest, switch=1e-5):
-        for number in range(2000):
-            cache.keep_version("w") if number % 500 == 499 else cache.put(key("b", number), state())
-
-
-def test_cache_keys_hold_feature_version_and_model_version():
+def test_a_state_is_of_its_feature_version_and_model_version():
     cache = StateCache(100_000)
     cache.put(key("a", 1, "v"), state())
     assert cache.get(key("a", 2, "v")) is None and cache.get(key("a", 1, "w")) is None
     assert cache.stale("a", "v") is not None and cache.stale("a", "w") is None
     cache.put(key("a", 1, "w"), state())
-    cache.keep_version("w")
     assert cache.stale("a", "v") is None and cache.get(key("a", 1, "w")) is not None
     assert cache.bytes == EACH + 10
+    cache.clear()
+    assert cache.bytes == len(cache) == 0
 
 
-def test_unversioned_states_grow_old():
-    now = [0.0]
-    cache = StateCache(100_000, unversioned_ttl=5.0, clock=lambda: now[0])
-    cache.put(key("a"), state())
-    cache.put(key("b", 1), state())
-    now[0] = 5.0
-    assert cache.get(key("a")) is not None
-    now[0] = 5.1
-    assert cache.get(key("a")) is None and cache.get(key("b", 1)) is not None
-    assert cache.stale("a", "v") is not None
+def test_states_grow_old():
+    cache = StateCache(100_000, unversioned_ttl=50.0, max_age=100.0)
+    for feature in (None, 1):
+        for ago, fresh, stale in ((49.0, True, True), (51.0, feature is not None, True), (101.0, False, False)):
+            cache.clear()
+            cache.put(key("a", feature), state(ago=ago))
+            assert (cache.get(key("a", feature)) is not None) == fresh
+            assert (cache.stale("a", "v") is not None) == stale == bool(len(cache))
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 2), st.integers(1, 40)), max_size=60))
@@ -90,15 +79,14 @@ def test_cache_accounts_agree_with_its_contents(puts):
     cache = StateCache(limit)
     for user, feature, size in puts:
         cache.put(key(user, feature), state(EACH * (size % 3) + size))
-        held = [EACH + stored.nbytes for stored, _ in cache._entries.values()]
+        held = [EACH + side.state.nbytes for _, side, _ in cache._entries.values()]
         assert cache.bytes == sum(held) <= limit
-        for (user_, version), latest in cache._latest.items():
-            assert (latest.user, latest.version) == (user_, version) and latest in cache._entries
 
 
 MEASURED = """
 import ctypes, gc, json
 import jax, jax.numpy as jnp
+from aif_jax.serving.scoring import UserSide
 from aif_jax.serving.users import StateCache, StateKey
 
 def resident():
@@ -114,8 +102,8 @@ for arrays in (2, 12):
     ctypes.CDLL(None).malloc_trim(0)  # what compiling has left free would be taken before the process grows
     before = resident()
     for i in range(count):
-        cache.put(StateKey(f"user {i}", i, "v" * 64), made(float(i)))
-    jax.block_until_ready(cache.get(StateKey(f"user {count - 1}", count - 1, "v" * 64)))
+        cache.put(StateKey(f"user {i}", i, "v" * 64), UserSide(made(float(i)), 1e12))
+    jax.block_until_ready(cache.get(StateKey(f"user {count - 1}", count - 1, "v" * 64)).state)
     gc.collect()
     print(json.dumps([cache.bytes, resident() - before, count * arrays * 64]))
 """
@@ -190,12 +178,11 @@ def test_prometheus_text_is_read_back_by_the_client_library():
 
 
 @pytest.mark.lane("experiments")
-def test_timeline_sums_stages_and_draws(tmp_path):
+def test_timeline_has_stages_and_draws(tmp_path):
     pytest.importorskip("matplotlib", reason="the extra 'experiments' is not installed")
     timeline = Timeline(arrival=100.0)
     timeline.add("retrieval", 100.0, 100.010)
-    timeline.add("score", 100.010, 100.012)
-    timeline.add("score", 100.012, 100.013)
+    timeline.add("score", 100.010, 100.013)
     assert timeline.stages() == {"retrieval": pytest.approx(0.010), "score": pytest.approx(0.003)}
     timeline.add("critical", 100.010, 100.013)
     draw({"one": timeline, "two": timeline}, tmp_path / "timeline.png", title="two requests")

@@ -5,9 +5,9 @@ for it, and nothing that a call raises reaches the event loop or cancels a calle
 """
 
 import asyncio
+import contextlib
 import inspect
 import logging
-import math
 import threading
 import time
 import traceback
@@ -42,7 +42,7 @@ class TimeLimitedCall:
         self._free = asyncio.Semaphore(config.callable_threads)
         self._timeout = config.callable_timeout
         self._max_hung = config.max_hung
-        self._left: dict[asyncio.Future[Any], float] = {}  # calls, and when each counts as hung: inf while its request lives
+        self._left: dict[asyncio.Future[Any], float] = {}  # calls without a request, and when each counts as hung
         self.errors: Counter[str] = Counter()
         self._logged: dict[str, tuple[float, int]] = {}  # by type: when its last line was, and how many errors there were then
 
@@ -94,38 +94,41 @@ class TimeLimitedCall:
             logger.error("%s failed: %s%s\n%s", self.name, described(error), since, where)
 
     async def _call(self, request: Any) -> Any:
-        if len(self._left) >= self._max_hung and self.hung >= self._max_hung:
-            text = f"{self.name}: {self.hung} calls have not returned, as many as max_hung allows"
+        if self._left and (hung := self.hung) >= self._max_hung:
+            text = f"{self.name}: {hung} calls have not returned, as many as max_hung allows"
             raise CallableError(f"{text}; add a timeout to its client, or set callable_timeout")
         result = self._function(request) if self._on_loop else await self._in_thread(request)
         return await result if inspect.isawaitable(result) else result
 
     async def _in_thread(self, request: Any) -> Any:
         """Return what the function returns or raises in a thread. Cancelled before it has one, it does not run."""
-        future = asyncio.get_running_loop().create_future()
+        ended = asyncio.get_running_loop().create_future()
         async with self._free:
-            work = (self._function, request, future, self._deliver)
-            threading.Thread(target=_run, args=work, name=f"aif-{self.name}", daemon=True).start()
-            self._left[future] = math.inf
+            threading.Thread(target=self._run, args=(request, ended), name=f"aif-{self.name}", daemon=True).start()
             try:
-                result, error = await future
-            except asyncio.CancelledError:
-                if future in self._left:
-                    self._left[future] = -math.inf
-                elif not future.cancelled():  # the result came in the same turn of the loop
-                    _drop(future.result())
+                result, error = await asyncio.shield(ended)
+            except asyncio.CancelledError:  # a thread cannot be cancelled: it counts as hung at once, until it returns
+                self._left[ended] = 0.0
+                ended.add_done_callback(self._drop)
                 raise
         if error is not None:
             raise error
         return result
 
-    def _deliver(self, future: asyncio.Future[Any], outcome: tuple[Any, BaseException | None]) -> None:
-        """Hand over, on the loop, what came of a call in a thread, or drops it where the request is over."""
-        del self._left[future]
-        if future.cancelled():
-            _drop(outcome)
-        else:
-            future.set_result(outcome)
+    def _run(self, request: Any, ended: asyncio.Future[Any]) -> None:
+        """Call the function, in a thread, and hand what came of it to the loop."""
+        try:
+            outcome = self._function(request), None
+        except BaseException as error:
+            outcome = None, error
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            ended.get_loop().call_soon_threadsafe(ended.set_result, outcome)
+
+    def _drop(self, ended: asyncio.Future[Any]) -> None:
+        """Forget a call whose request was over, and close a coroutine that it returned."""
+        del self._left[ended]
+        if inspect.iscoroutine(late := ended.result()[0]):
+            late.close()
 
     async def _contained(self, outcome: asyncio.Future[Any], request: Any) -> None:
         """Set what a call returns, and what it raises: asyncio ends its loop where a task raises SystemExit."""
@@ -152,21 +155,3 @@ class TimeLimitedCall:
 def described(error: BaseException) -> str:
     """Return an error with its type, as the last line of a traceback has it."""
     return f"{type(error).__name__}: {error}".removesuffix(": ")
-
-
-def _run(function: Any, request: Any, future: asyncio.Future[Any], deliver: Any) -> None:
-    """Call the function, in a thread, and hand what came of it to the loop of the future."""
-    try:
-        outcome = function(request), None
-    except BaseException as error:
-        outcome = None, error
-    try:
-        future.get_loop().call_soon_threadsafe(deliver, future, outcome)
-    except RuntimeError:  # the loop is closed
-        _drop(outcome)
-
-
-def _drop(outcome: tuple[Any, BaseException | None]) -> None:
-    """Close a coroutine that a function returned when nobody waited for it any more."""
-    if inspect.iscoroutine(outcome[0]):
-        outcome[0].close()

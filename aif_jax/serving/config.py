@@ -19,9 +19,9 @@ class ServingConfig:
     """How an engine serves. Times are in seconds, sizes in bytes.
 
     Attributes:
-      buckets: candidate counts that are compiled ahead, ascending. Others are padded to the next, or split above the last.
+      buckets: candidate counts that are compiled ahead, ascending. Others are padded to the next; above the last they are
+        refused.
       max_k: the largest k that `rank` accepts.
-      history_lengths: lengths L of user features that are compiled ahead; () means the model config's `history_length`.
       max_pending: requests held at once; one more is refused with `Overloaded`.
       budget: seconds for a request that gives none; None: no limit.
       reserve: least time kept back for scoring when the engine decides that the user part is late; it keeps back more where
@@ -52,7 +52,6 @@ class ServingConfig:
 
     buckets: tuple[int, ...] = (128, 256, 512, 1024, 2048, 4096, 8192, 10_240, 16_384)
     max_k: int = 512
-    history_lengths: tuple[int, ...] = ()
     max_pending: int = 64
     budget: float | None = None
     reserve: float = 0.005
@@ -83,7 +82,6 @@ WAY_OUT = 'such as {"value": lambda p, bid: p["click"] * bid}; a service has tho
 CHECKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("buckets", lambda sizes: len(sizes) > 0 and min(sizes) >= 1, "at least one size of 1 or more"),
     ("buckets", lambda sizes: list(sizes) == sorted(set(sizes)), "ascending sizes"),
-    ("history_lengths", lambda lengths: all(length >= 1 for length in lengths), "lengths of 1 or more"),
     ("max_k max_pending max_hung batch_size", lambda count: count >= 1, "an integer of at least 1"),
     ("callable_threads user_threads score_threads", lambda count: count >= 1, "an integer of at least 1"),
     ("reserve cache_bytes prepare_ttl drain_timeout", lambda value: 0 <= value < math.inf, "0 or more"),

@@ -10,10 +10,11 @@ Source: the online asynchronous inference of AIF (arXiv 2511.12934).
 from __future__ import annotations
 
 import asyncio
+import bisect
 import contextlib
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,7 +24,6 @@ from aif_jax.scores import Order
 from aif_jax.serving.callables import TimeLimitedCall
 from aif_jax.serving.config import ServingConfig, batch_sizes
 from aif_jax.serving.metrics import Metrics
-from aif_jax.serving.pending import PendingRequest
 from aif_jax.serving.programs import LOGIT, Orders, Programs, orders_of
 from aif_jax.serving.requests import (
     Candidates,
@@ -36,14 +36,16 @@ from aif_jax.serving.requests import (
     Scores,
     Timeline,
     expect_budget,
-    kind_of,
 )
-from aif_jax.serving.scoring import Batches, ScoringResult, ScoringTask, UserSide, best_of, bucket_for, look_up, score
-from aif_jax.serving.users import Computation, UserStates
-from aif_jax.serving.versions import Version, build_version, check_version, next_snapshot
+from aif_jax.serving.scoring import Batches, CandidateRows, PendingRequest, ScoringResult, Version, look_up, score
+from aif_jax.serving.users import UserStates
+from aif_jax.serving.versions import build_version, check_version, next_snapshot
 from aif_jax.store.trained import Trained
 
 T = TypeVar("T")
+KINDS = {"i": "integers", "U": "strings", "T": "strings"}
+"""What item ids are, by the kind of their dtype, for messages."""
+
 ADMITTED = 0.75
 """Share of a request's budget that earlier requests' queued work may use: the rest is for retrieval and its own work."""
 
@@ -90,7 +92,7 @@ class AsyncPreRanker:
         self._versions: weakref.WeakSet[Version] = weakref.WeakSet()
         self._publishing = asyncio.Lock()
         self._open = False
-        self._pending: dict[PendingRequest, asyncio.Task[Any]] = {}
+        self._pending: set[asyncio.Task[Any]] = set()  # of their callers
         self._empty = asyncio.Event()  # none is pending
         self._empty.set()
         self._features = TimeLimitedCall("features", features, config)
@@ -131,6 +133,8 @@ class AsyncPreRanker:
         (trained, index), self._first = self._first, None
         self._serve(await self._built(trained, index, self._orders))
         self._metrics.observe_scoring(self._programs.warm_seconds)  # until requests tell
+        self._scoring.start()
+        self._users.batches.start()
         self._open = True
         return self
 
@@ -146,7 +150,7 @@ class AsyncPreRanker:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.config.drain_timeout):
                 await self._empty.wait()
-        for task in self._pending.values():
+        for task in self._pending:
             task.cancel()
         await self._empty.wait()
         await self._users.close()
@@ -229,8 +233,8 @@ class AsyncPreRanker:
             expect(False, "rank k", f"1 to max_k={self.config.max_k}", repr(k))
         if candidates is None and self._retrieval is None:
             expect(False, "rank", "an engine with a retrieval callable", "none; pass candidates=")
-        with self._admitted(request, budget, "retrieval" if candidates is None else "candidates") as job:
-            return self._ranking(job, await self._in_time(job, self._scored(job, candidates, whole=False)), int(k))
+        waiting_for = "retrieval" if candidates is None else "candidates"
+        return await self._answered(request, budget, waiting_for, lambda job: self._ranking(job, candidates, int(k)))
 
     async def score(self, request: Any, candidates: Any, *, budget: float | None = None) -> Scores:
         """Return logits of candidates that the caller has, all of them, in their order.
@@ -240,22 +244,14 @@ class AsyncPreRanker:
 
         Raises what `rank` raises.
         """
-        with self._admitted(request, budget, "candidates") as job:
-            return self._scores(job, await self._in_time(job, self._scored(job, candidates, whole=True)))
+        return await self._answered(request, budget, "candidates", lambda job: self._scores(job, candidates))
 
     async def prepare(self, request: Any) -> None:
         """Compute a user's state ahead of a request that is known to come, and cache it; raises as `rank`.
 
         With a feature version, requests of the same version use it; without, all requests of the next `prepare_ttl` seconds.
         """
-        with self._admitted(request, None, "user side") as job:
-            user = self._users.join(job, prepare=True)
-            try:
-                if isinstance(user, Computation):
-                    await self._in_time(job, user.ended.wait())
-                    user.task.result()
-            finally:
-                self._users.leave(job, user)
+        await self._answered(request, None, "user side", self._users.prepare)
 
     def holds_state(self, request: Request) -> bool:
         """Return whether a request sent now would use the state of an earlier one, so that its features are not read."""
@@ -269,9 +265,10 @@ class AsyncPreRanker:
             raise EngineClosed("the engine is not serving: not started, draining, or closed")
         return self._current
 
-    @contextlib.contextmanager
-    def _admitted(self, request: Any, budget: float | None, waiting_for: str) -> Iterator[PendingRequest]:
-        """Count a request in and out, or refuse it at once; raises as `rank`."""
+    async def _answered(
+        self, request: Any, budget: float | None, waiting_for: str, work: Callable[[PendingRequest], Awaitable[T]]
+    ) -> T:
+        """Return what comes of a request in time, or refuse it at once, and count what became of it; raises as `rank`."""
         version, counters, timeline = self._require_open(), self._metrics.counters, Timeline()
         expect_budget(budget, "budget")
         request = request if isinstance(request, Request) else Request(user=request)
@@ -282,27 +279,32 @@ class AsyncPreRanker:
             raise Overloaded(refusal)
         deadline = None if budget is None else timeline.arrival + budget
         job = PendingRequest(request, version, timeline, budget, deadline, waiting_for)
+        limit = asyncio.timeout(None if deadline is None else deadline - time.perf_counter())
         task = asyncio.current_task()
         assert task is not None
-        self._pending[job] = task
+        self._pending.add(task)
         self._empty.clear()
         try:
-            yield job
-            counters["answered"] += 1
-            if job.degraded is not None:
-                counters["degraded"] += 1
-                self._metrics.degraded[job.degraded] += 1
+            async with limit:
+                answer = await work(job)
         except asyncio.CancelledError:
             counters["cancelled"] += 1
             raise
         except Exception as error:
+            if limit.expired() and isinstance(error, TimeoutError):
+                error = DeadlineExceeded(f"{job.waiting_for}: no answer within the budget of {budget} s")
             self._metrics.failed[type(error).__name__] += 1
-            raise
+            raise error
         finally:
             self._metrics.observe(timeline.stages())
-            del self._pending[job]
+            self._pending.remove(task)
             if not self._pending:
                 self._empty.set()
+        counters["answered"] += 1
+        if job.degraded is not None:
+            counters["degraded"] += 1
+            self._metrics.degraded[job.degraded] += 1
+        return answer
 
     def _refusal(self, budget: float | None) -> str | None:
         """Return why one more request must be refused: too many in flight, or more work than its budget leaves time for."""
@@ -315,118 +317,77 @@ class AsyncPreRanker:
             return f"{count} requests are in flight, about {wait:.3f} s of work, too much for an answer within {budget} s"
         return None
 
-    async def _in_time(self, job: PendingRequest, answer: Awaitable[T]) -> T:
-        """Await an answer, at most until the deadline; DeadlineExceeded names the stage that was waited for."""
-        limit = asyncio.timeout(None if job.deadline is None else job.deadline - time.perf_counter())
-        try:
-            async with limit:
-                return await answer
-        except TimeoutError as error:
-            if not limit.expired():
-                raise
-            raise DeadlineExceeded(f"{job.waiting_for}: no answer within the budget of {job.budget} s") from error
-
-    async def _scored(self, job: PendingRequest, given: Any, *, whole: bool) -> list[ScoringResult]:
-        """Score the candidates of a request, all logits where `whole`, with one user state and one index snapshot.
-
-        Args:
-          given: candidates as `Candidates.of` takes them; None: what retrieval finds.
-        """
+    async def _scored(self, job: PendingRequest, candidates: Any) -> ScoringResult:
+        """Score the candidates of a request, or those that retrieval finds, with one user state and one index snapshot."""
         user = self._users.join(job)  # the cached state, or its computation, which runs while retrieval does
-        calls: list[asyncio.Future[ScoringResult]] = []
         try:
-            found = given
-            if self._retrieval is not None and given is None:
-                found = await self._retrieval(job.request)
+            if job.waiting_for == "retrieval" and self._retrieval is not None:
+                candidates = await self._retrieval(job.request)
                 job.timeline.add("retrieval", job.timeline.arrival, time.perf_counter())
             job.candidates_there = time.perf_counter()
-            order = self._expect_candidates(job, found)
+            self._take_candidates(job, candidates)
             job.user = await self._users.state_or_fallback(job, user)
-            calls = self._start_scoring(job, job.user, order, whole=whole)
-            job.waiting_for = "scoring"
-            results = [await call for call in calls]
         finally:
             self._users.leave(job, user)
-            for call in calls:
-                call.cancel()  # of those that have not ended
-            if calls:  # late requests count too: otherwise the reserve would never grow
-                self._metrics.observe_scoring(time.perf_counter() - job.submitted)
-        for scored in results:
-            for span in scored.spans:
-                job.timeline.add(*span)
-        return results
+        job.waiting_for, job.submitted, job.snapshot = "scoring", time.perf_counter(), job.version.snapshot
+        try:
+            scored = await self._scoring.submit((id(job.snapshot), job.bucket, job.order, job.whole), job)
+        finally:  # late requests count too: otherwise the reserve would never grow
+            self._metrics.observe_scoring(time.perf_counter() - job.submitted)
+        job.timeline.clocked += scored.spans
+        return scored
 
-    def _expect_candidates(self, job: PendingRequest, found: Any) -> str:
-        """Give a request its candidates and return the order that ranks them; raises as `rank`."""
-        candidates, exclude = Candidates.of(found), job.request.exclude
-        job.candidates = candidates
-        order = self.config.order if job.request.order is None else job.request.order
-        if order != LOGIT:
-            job.version.snapshot.orders.expect(order, given=candidates.bids is not None)
-        if len(candidates.ids) and exclude is not None and len(exclude) and kind_of(exclude) != candidates.kind:
-            raise TypeError(f"Request.exclude: expected {candidates.kind} as the candidates are, got {kind_of(exclude)}")
-        return order
-
-    def _start_scoring(
-        self, job: PendingRequest, user: UserSide, order: str, *, whole: bool
-    ) -> list[asyncio.Future[ScoringResult]]:
-        """Hand candidates to the scoring threads, in pieces where they are more than the largest bucket.
-
-        Pieces are padded to one size and each is scored alone, since two programs may differ in the last bit of equal
-        candidates.
-        """
-        snapshot, candidates, count = job.version.snapshot, job.candidates, len(job.candidates.ids)
-        bucket, calls = bucket_for(count, self.config.buckets), []
-        together = (id(snapshot), user.length, bucket, order, whole)
-        for first in range(0, count, bucket):
-            part, job.submitted = candidates.part(slice(first, first + bucket)), time.perf_counter()
-            task = ScoringTask(snapshot, user, part, job.request.exclude, bucket, order, whole, job.submitted, job.deadline)
-            calls.append(self._scoring.submit(together if part is candidates else object(), task))
-        return calls
-
-    def _ranking(self, job: PendingRequest, results: list[ScoringResult], k: int) -> Ranking:
-        """Return the best k of everything that was scored; NonFiniteScores where no known candidate has a finite score."""
-        outputs = max(1, len(job.version.spec.objectives))
-        rows = [scored.rows.all for scored in results]
-        best = best_of([scored.best for scored in results if scored.best], rows, k, outputs=outputs)
-        full = best.scores[-1] > -np.inf  # as scores descend
-        mask = np.ones(k, bool) if full else best.scores > -np.inf
-        counts = self._count(results, best.non_finite, some=bool(full or mask.any()))
+    def _take_candidates(self, job: PendingRequest, found: Any) -> None:
+        """Give a request its candidates, their bucket and the order that ranks them; raises as `rank`."""
+        job.candidates, exclude, buckets = Candidates.of(found), job.request.exclude, self.config.buckets
         ids = job.candidates.ids
-        if full:
-            chosen, logits = ids[best.positions], best.logits
+        if len(ids) > buckets[-1]:
+            expect(False, "candidates", f"at most {buckets[-1]}, the last of ServingConfig.buckets", len(ids))
+        job.bucket = buckets[bisect.bisect_left(buckets, len(ids))]
+        job.order = self.config.order if job.request.order is None else job.request.order
+        if job.order != LOGIT:
+            job.version.snapshot.orders.expect(job.order, given=job.candidates.bids is not None)
+        if len(ids) and exclude is not None and len(exclude) and KINDS[exclude.dtype.kind] != KINDS[ids.dtype.kind]:
+            wanted, got = f"{KINDS[ids.dtype.kind]} as the candidates are", KINDS[exclude.dtype.kind]
+            expect(False, "Request.exclude", wanted, got, error=TypeError)
+
+    async def _ranking(self, job: PendingRequest, candidates: Any, k: int) -> Ranking:
+        """Return the best k candidates; NonFiniteScores where no known candidate has a finite score."""
+        rows, best, _ = await self._scored(job, candidates)
+        ids, (scores, logits, positions) = job.candidates.ids, (field[:k] for field in best[:3])
+        if full := len(scores) == k and scores[-1] > -np.inf:  # as scores descend
+            mask, chosen = np.ones(k, bool), ids[positions]
         else:
-            missing = "" if job.version.snapshot.index.kind == "strings" else -1
+            scores, logits = padded(scores, k), padded(logits, k)
+            mask, missing = scores > -np.inf, "" if job.version.snapshot.index.kind == "strings" else -1
             chosen = np.full(k, missing, ids.dtype if len(ids) else None)
-            chosen[mask] = ids[best.positions[mask]]
-            logits = np.where(mask if outputs == 1 else mask[:, None], best.logits, np.float32(-np.inf))
+            chosen[mask] = ids[positions[: np.count_nonzero(mask)]]
+            logits[~mask] = -np.inf
+        self._count(rows, best.non_finite, some=full or bool(mask.any()))
         return Ranking(
-            ids=chosen, scores=best.scores, logits=logits, mask=mask, _spec=job.version.spec, **counts,
-            **_about(job, best.non_finite),
+            ids=chosen, scores=scores, logits=logits, mask=mask, candidates=len(ids), unknown=rows.unknown,
+            excluded=rows.excluded, **_about(job, best.non_finite),
         )  # fmt: skip
 
-    def _scores(self, job: PendingRequest, results: list[ScoringResult]) -> Scores:
+    async def _scores(self, job: PendingRequest, candidates: Any) -> Scores:
         """Return every logit, in order; NonFiniteScores where no known candidate has a finite one."""
-        outputs = max(1, len(job.version.spec.objectives))
-        none = np.zeros(0 if outputs == 1 else (0, outputs), np.float32)
-        logits = np.concatenate([scored.logits for scored in results if scored.logits is not None] or [none])
-        known = np.concatenate([scored.rows.all for scored in results] or [np.zeros(0, np.int32)]) >= 0
-        mask = known & ((logits if outputs == 1 else logits[:, 0]) > -np.inf)
-        self._count(results, non_finite := int(np.count_nonzero(known & ~mask)), some=bool(mask.any()))
-        return Scores(logits=logits, mask=mask, _spec=job.version.spec, **_about(job, non_finite))
+        job.whole = True
+        rows, logits, _ = await self._scored(job, candidates)
+        known = rows.all >= 0
+        mask = known & ((logits if logits.ndim == 1 else logits[:, 0]) > -np.inf)
+        self._count(rows, non_finite := int(np.count_nonzero(known & ~mask)), some=bool(mask.any()))
+        return Scores(logits=logits, mask=mask, **_about(job, non_finite))
 
-    def _count(self, results: list[ScoringResult], non_finite: int, *, some: bool) -> dict[str, int]:
+    def _count(self, rows: CandidateRows, non_finite: int, *, some: bool) -> None:
         """Count the candidates of a request; raises NonFiniteScores unless `some` known one has a finite score."""
-        rows = [scored.rows for scored in results]
-        unknown, excluded = sum(each.unknown for each in rows), sum(each.excluded for each in rows)
-        counts = {"candidates": sum(len(each.all) for each in rows), "unknown": unknown, "excluded": excluded}
-        names = "candidates", "unknown_candidates", "excluded_candidates", "non_finite_scores"
-        for name, count in zip(names, (*counts.values(), non_finite), strict=True):
-            self._metrics.counters[name] += count
+        counters = self._metrics.counters
+        counters["candidates"] += len(rows.all)
+        counters["unknown_candidates"] += rows.unknown
+        counters["excluded_candidates"] += rows.excluded
+        counters["non_finite_scores"] += non_finite
         if non_finite and not some:
             message = f"scores: expected finite ones, got NaN or infinity for all {non_finite} known candidates"
-            raise NonFiniteScores(message, non_finite=non_finite, unknown=unknown, excluded=excluded)
-        return counts
+            raise NonFiniteScores(message, non_finite=non_finite, unknown=rows.unknown, excluded=rows.excluded)
 
     # what an operator sees
 
@@ -438,8 +399,6 @@ class AsyncPreRanker:
         calls = {call.name: call for call in (self._features, self._retrieval) if call is not None}
         cache, values = self._users.cache, self._metrics.values()
         values["counters"] |= {
-            "cache_hits": cache.hits,
-            "cache_misses": cache.misses,
             "cache_evictions": cache.evictions,
             **{f"compiled_{kind}_functions": count for kind, count in dict(self._programs.compiles).items()},
             **{f"transfers_{kind}": count for kind, count in dict(self._programs.transfers).items()},
@@ -450,8 +409,6 @@ class AsyncPreRanker:
             "hung_calls": sum(call.hung for call in calls.values()),
             "cached_states": len(cache),
             "cached_bytes": cache.bytes,
-            "oldest_state_seconds": cache.oldest,
-            "stale_answer_seconds": self._users.stale_age,
             "versions_in_memory": len(self._versions),
         }
         values["callable_errors"] = {
@@ -466,13 +423,21 @@ def _about(job: PendingRequest, non_finite: int) -> dict[str, Any]:
     now, timeline = time.perf_counter(), job.timeline
     timeline.add("critical", job.candidates_there, now)
     timeline.add("total", timeline.arrival, now)
-    since = None if job.user is None else job.user.since
+    assert job.user is not None
     return {
         "version": job.version.name,
         "non_finite": non_finite,
         "degraded": job.reason is not None,
         "reason": job.reason,
         "stand_in": job.stand_in,
-        "state_age": None if since is None else now - since,
+        "state_age": None if job.user is job.version.unknown else now - job.user.since,
         "timeline": timeline,
+        "_probabilities": job.version.probabilities,
     }
+
+
+def padded(values: np.ndarray, size: int) -> np.ndarray:
+    """Return a new array [size, ...] that starts with `values` [n, ...], then -inf."""
+    array = np.full((size, *values.shape[1:]), -np.inf, values.dtype)
+    array[: len(values)] = values
+    return array

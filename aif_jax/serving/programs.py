@@ -100,12 +100,12 @@ class Programs:
         self._compiled: dict[Any, Callable[..., Any]] = {}
         self._lock = threading.Lock()
 
-    def user(self, params: Params, length: int, count: int = 1) -> Callable[[Any], tuple[Any, ...]]:
-        """Return the compiled user function of these parameters for `count` histories of one length.
+    def user(self, params: Params, count: int = 1) -> Callable[[Any], tuple[Any, ...]]:
+        """Return the compiled user function of these parameters for `count` users.
 
         Packed features int32 [count, n] -> states, each of them one array.
         """
-        specs = user_specs(self.model.config.schema, length=length)
+        specs = user_specs(self.model.config.schema, length=self.model.config.history_length)
         packed = jax.ShapeDtypeStruct((count, sum(spec.size for spec in jax.tree.leaves(specs))), np.int32)
 
         def users(params, packed):

@@ -6,15 +6,13 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from aif_jax.checks import expect
 from aif_jax.encoding.vocabulary import MOST_CHARACTERS, as_ids, expect_short, id_array
-from aif_jax.scores import probabilities
-from aif_jax.types import Params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,8 +29,6 @@ class Request:
       exclude: item ids that are not ranked, such as items that the user has met: integers or strings, as the candidates are;
         None for none.
       context: anything that `features` and `retrieval` want to know.
-      version: version of the model that will score; the engine sets it for `features`, which may take a row from the table of
-        it.
 
     Raises:
       TypeError: a user or feature version that cannot be hashed; excluded ids that are neither integers nor strings.
@@ -46,7 +42,6 @@ class Request:
     order: str | None = None
     exclude: Any = dataclasses.field(default=None, compare=False)  # an array [E] or None: arrays have no plain equality
     context: Any = None
-    version: str | None = None
 
     def __post_init__(self):
         for field in ("user", "feature_version"):
@@ -61,12 +56,6 @@ class Request:
         expect(named, "Request.order", "None, 'logit', 'bid' or a name among the orders", repr(self.order))
         if self.exclude is not None:
             object.__setattr__(self, "exclude", _plain_ids(self.exclude, "Request.exclude"))
-
-    def of_version(self, version: str) -> Request:
-        """Return the same request for a version of the model; nothing is checked again."""
-        request = object.__new__(Request)
-        vars(request).update(vars(self), version=version)
-        return request
 
 
 def expect_budget(budget: Any, name: str) -> None:
@@ -96,8 +85,8 @@ class Candidates:
           ValueError: not one axis; ids of more than 1,024 characters; bids of another length, not finite or negative.
 
         Example:
-          >>> Candidates.of([7, 9]).ids.dtype, Candidates.of(["7", "nine"]).kind
-          (dtype('int64'), 'strings')
+          >>> Candidates.of([7, 9]).ids
+          array([7, 9])
         """
         raw, bids = (value.ids, value.bids) if isinstance(value, Candidates) else (value, None)
         ids = _plain_ids(raw, "candidates")
@@ -107,22 +96,6 @@ class Candidates:
             expect(expect_1d, "candidates", f"one bid for each of {len(ids)} ids", f"shape {list(bids.shape)}")
             expect(good, "candidates", "finite bids of 0 or more", "some that are not")
         return cls(ids, bids)
-
-    def part(self, places: slice) -> Candidates:
-        """Return some of them."""
-        if places.start == 0 and places.stop >= len(self.ids):
-            return self
-        return Candidates(self.ids[places], None if self.bids is None else self.bids[places])
-
-    @property
-    def kind(self) -> str:
-        """What the ids are, for messages."""
-        return kind_of(self.ids)
-
-
-def kind_of(ids: np.ndarray) -> str:
-    """Return what item ids are, for messages: "integers" or "strings"."""
-    return "integers" if ids.dtype.kind == "i" else "strings"
 
 
 def _plain_ids(raw: Any, name: str) -> np.ndarray:
@@ -140,7 +113,7 @@ def _plain_ids(raw: Any, name: str) -> np.ndarray:
 
 
 class Span(NamedTuple):
-    """One stage: start and end in seconds, by the clock of `time.perf_counter`; in a `Timeline`, since the request arrived."""
+    """One stage: start and end in seconds."""
 
     stage: str
     start: float
@@ -149,7 +122,7 @@ class Span(NamedTuple):
 
 @dataclasses.dataclass(eq=False)
 class Timeline:
-    """Spans of one request.
+    """When each stage of one request ran.
 
     Stages: `features` (your callable) and `user` (upload and user function); `retrieval`; then, with the candidates there,
     `wait_user` (the user side was not ready yet), `queue` (for a scoring thread), `lookup`, `upload`, `score` (interaction and
@@ -157,29 +130,24 @@ class Timeline:
 
     Attributes:
       arrival: time of `time.perf_counter` at which the request arrived, in seconds.
-      spans: stages with their seconds since the arrival.
+      clocked: stages by the same clock.
     """
 
     arrival: float = dataclasses.field(default_factory=time.perf_counter)
-    spans: list[Span] = dataclasses.field(default_factory=list)
+    clocked: list[Span] = dataclasses.field(default_factory=list)
 
     def add(self, stage: str, start: float, end: float) -> None:
         """Note a stage; start and end by the clock of `time.perf_counter`."""
-        self.spans.append(Span(stage, start - self.arrival, end - self.arrival))
+        self.clocked.append(Span(stage, start, end))
+
+    @property
+    def spans(self) -> list[Span]:
+        """Stages with their seconds since the arrival."""
+        return [Span(stage, start - self.arrival, end - self.arrival) for stage, start, end in self.clocked]
 
     def stages(self) -> dict[str, float]:
-        """Return seconds by stage; a stage that ran several times, once for each piece, is summed."""
-        seconds: dict[str, float] = {}
-        for stage, start, end in self.spans:
-            seconds[stage] = seconds.get(stage, 0.0) + end - start
-        return seconds
-
-
-class OutputSpec(NamedTuple):
-    """Objective names and calibration of a version's logits."""
-
-    objectives: tuple[str, ...]
-    calibration: Params  # {"fitted": {"calibration": ...}} on the host, without the rest of the parameters
+        """Return seconds by stage."""
+        return {stage: end - start for stage, start, end in self.clocked}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -209,7 +177,7 @@ class Answer:
     timeline: Timeline
     logits: np.ndarray
     mask: np.ndarray
-    _spec: OutputSpec = dataclasses.field(repr=False)
+    _probabilities: Callable[[np.ndarray], dict[str, np.ndarray]] = dataclasses.field(repr=False)
 
     @functools.cached_property
     def stages(self) -> dict[str, float]:
@@ -223,15 +191,15 @@ class Answer:
         They are those that orders read, "NAME|GIVEN" of a conditional objective among them, of the version that
         scored; computed here, on the host, when asked for.
         """
-        return probabilities(self._spec.calibration, self.logits, self._spec.objectives, np)
+        return self._probabilities(self.logits)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Ranking(Answer):
     """The answer to `rank`: the best k, best first; ties keep the candidates' order.
 
-    A candidate that comes twice is ranked once, with its higher bid; in two batches, with its higher score. Where fewer than k
-    candidates have a score, the mask is false for the rest, which carries no real id.
+    A candidate that comes twice is ranked once, with its higher bid. Where fewer than k candidates have a score, the mask is
+    false for the rest, which carries no real id.
 
     Attributes:
       ids: [k] item ids as retrieval gave them, int64 or strings; -1 or "" where the mask is false.

@@ -1,7 +1,6 @@
 """What an engine computes in threads, where tasks that wait for one are batched; candidates are looked up, then scored."""
 
 import asyncio
-import bisect
 import contextlib
 import dataclasses
 import threading
@@ -14,9 +13,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from aif_jax.features import UserPacker
 from aif_jax.serving.metrics import UnknownCounts
 from aif_jax.serving.programs import LOGIT, ROWS_OWN, Orders
-from aif_jax.serving.requests import Candidates, DeadlineExceeded, Span
+from aif_jax.serving.requests import Candidates, Request, Span, Timeline
 
 UNKNOWN, EXCLUDED = -1, -2
 """Rows of candidates that the index does not hold, and of those that the request excludes: below 0 nothing is scored."""
@@ -56,9 +56,8 @@ class Batches:
         prepare: Callable[[Any], Any], run: Callable[[list[Any], list[Any]], Sequence[Any]],
     ):  # fmt: skip
         self.seconds = 0.0
-        self._name, self._most, self._sizes, self._full = name, threads, sizes, full
-        self._prepare, self._run = prepare, run
-        self._threads: list[threading.Thread] = []
+        self._sizes, self._full, self._prepare, self._run = sizes, full, prepare, run
+        self._threads = [threading.Thread(target=self._work, name=f"{name}_{n}", daemon=True) for n in range(threads)]
         self._calls = SimpleQueue[bool]()  # True lets a thread work, False ends it
         self._lock = threading.Lock()  # of the two below
         self._waiting: list[WaitingTask] = []
@@ -66,15 +65,20 @@ class Batches:
         self._done = deque[tuple[list[WaitingTask], float]]()  # computed, with seconds a task
         self._handing_out = False  # the loop will see what is done
 
+    def start(self) -> None:
+        """Start the threads."""
+        for thread in self._threads:
+            thread.start()
+
     def submit(self, key: Hashable, task: Any) -> asyncio.Future[Any]:
         """Return the result of a task, or what went wrong with it; cancel the future to give the task up."""
         waiting = WaitingTask(key, task, asyncio.get_running_loop().create_future())
         with self._lock:
             self._waiting.append(waiting)
-            free = self._working < self._most
+            free = self._working < len(self._threads)
             self._working += free
         if free:
-            self._call_thread()
+            self._calls.put(True)
         return waiting.future
 
     def close(self) -> None:
@@ -82,15 +86,8 @@ class Batches:
         for _ in self._threads:
             self._calls.put(False)
         for thread in self._threads:
-            thread.join()
-
-    def _call_thread(self) -> None:
-        """Let one more thread work, a new one where all work."""
-        if len(self._threads) < self._working:
-            name = f"{self._name}_{len(self._threads)}"
-            self._threads.append(threading.Thread(target=self._work, name=name, daemon=True))
-            self._threads[-1].start()
-        self._calls.put(True)
+            if thread.ident is not None:  # it was started
+                thread.join()
 
     def _work(self) -> None:
         """Compute, in a thread, whenever it is called, until nothing waits; it is free before its last answer leaves."""
@@ -144,7 +141,7 @@ class Batches:
         self._handing_out = False
         while self._done:
             batch, seconds = self._done.popleft()
-            self.seconds += RECENT * (seconds / self._most - self.seconds)
+            self.seconds += RECENT * (seconds / len(self._threads) - self.seconds)
             for waiting in batch:
                 if waiting.future.done():
                     continue
@@ -159,18 +156,17 @@ class UserSide(NamedTuple):
     """A user state on the device."""
 
     state: Any
-    length: int  # places of the history that it was made from
-    since: float | None  # fetch of its features, by time.perf_counter; None for the unknown user
+    since: float  # fetch of its features, by time.perf_counter; 0.0 for the unknown user
     known: UnknownCounts = UnknownCounts()  # how much of them the model knows
 
 
 class TopCandidates(NamedTuple):
-    """The best of one batch of candidates, on the host."""
+    """The best of a request's candidates, on the host."""
 
     scores: np.ndarray  # float32 [min(max_k, bucket)], best first, -inf behind the last
     logits: np.ndarray  # float32 [min(max_k, bucket)], or [.., T]
     positions: np.ndarray  # int32 [min(max_k, bucket)]
-    non_finite: int  # known candidates of the whole batch without a finite score
+    non_finite: int  # known candidates without a finite score
 
 
 class Snapshot(NamedTuple):
@@ -178,7 +174,7 @@ class Snapshot(NamedTuple):
 
     index: Any
     orders: Orders
-    programs: dict[tuple[int, int, int], Callable[..., Any]]  # by length of history, requests in a batch, bucket
+    programs: dict[tuple[int, int], Callable[..., Any]]  # by requests in a batch, and bucket
     no_bids: dict[tuple[int, int], jax.Array]  # float32 [b, bucket] of `ROWS_OWN`, on the device, as most requests bring none
     branches: dict[str, jax.Array]  # int32 [] of each order, on the device
     outputs: int  # T
@@ -193,8 +189,8 @@ class Snapshot(NamedTuple):
         return words, self.count_up(prices), self.branches[order]
 
     def run(self, users: list[UserSide], bucket: int, inputs: tuple[Any, Any, Any]) -> tuple[jax.Array, jax.Array]:
-        """Return the packed best and all logits, not ready yet, of histories of one length."""
-        program = self.programs[users[0].length, len(users), bucket]
+        """Return the packed best and all logits, not ready yet."""
+        program = self.programs[len(users), bucket]
         with jax.transfer_guard_host_to_device("allow"), self.index.reading() as table:  # the inputs are meant to go up
             return program(tuple(user.state for user in users), table, *inputs)
 
@@ -223,102 +219,106 @@ class Snapshot(NamedTuple):
         return array
 
 
-class ScoringTask(NamedTuple):
-    """One batch of candidates of one request."""
+@dataclasses.dataclass(eq=False)
+class Version:
+    """One model version. Requests hold the version they started with; it is freed when the last of them completes."""
 
+    name: str
+    packer: UserPacker
+    encoding: str  # version of the encoder that its features must come from, "" where none is known
+    params: Any
+    user: dict[int, Callable[..., Any]]  # compiled, by users in a batch
+    unknown: UserSide  # the unknown user: to compile for, and to answer with
     snapshot: Snapshot
-    user: UserSide
-    candidates: Candidates
-    exclude: np.ndarray | None  # [E] ids of the candidates' kind that must not be scored
-    bucket: int
-    order: str
-    whole: bool  # all logits come back, not the best
-    submitted: float  # by time.perf_counter
-    deadline: float | None
+    probabilities: Callable[[np.ndarray], dict[str, np.ndarray]]  # of logits, on the host
+
+    def states(self, words: list[np.ndarray]) -> tuple[Any, ...]:
+        """Return states, not ready yet, of a compiled number of users."""
+        packed = self.snapshot.count_up(np.stack(words))
+        with jax.transfer_guard_host_to_device("allow"):  # the features are meant to go up
+            return self.user[len(words)](packed)
+
+
+@dataclasses.dataclass(eq=False)
+class PendingRequest:
+    """One accepted request, and what is known of it so far."""
+
+    request: Request
+    version: Version  # of the model, for the whole request
+    timeline: Timeline
+    budget: float | None  # seconds from arrival to answer; None for no limit
+    deadline: float | None  # by `time.perf_counter`
+    waiting_for: str  # the stage that a missed deadline is reported as
+    whole: bool = False  # all logits come back, not the best
+    candidates: Candidates = Candidates(np.zeros(0, np.int64))  # noqa: RUF009 frozen
+    candidates_there: float = 0.0  # when they came
+    user: UserSide | None = None  # whose state scores
+    snapshot: Snapshot | None = None  # that scores
+    order: str = LOGIT
+    bucket: int = 0
+    submitted: float = 0.0  # when it was queued for a scoring thread
+    reason: str | None = None  # why the answer is degraded, in words
+    degraded: str | None = None  # the same, as a counter's name
+    stand_in: str | None = None  # whose state scores in place of the user's own
 
 
 class CandidateRows(NamedTuple):
-    """A task's candidates in the index."""
+    """A request's candidates in the index."""
 
     all: np.ndarray  # int32 [C], UNKNOWN or EXCLUDED where there is nothing to score
     once: np.ndarray  # the same without repeats, where the best are wanted
     unknown: int  # candidates that the index does not hold
     excluded: int  # candidates that the request excludes
-    spans: list[Span]
+    spans: tuple[Span, ...]
 
 
 class ScoringResult(NamedTuple):
-    """What came of a task, on the host."""
+    """What came of a request's candidates, on the host."""
 
     rows: CandidateRows
-    best: TopCandidates | None
-    logits: np.ndarray | None  # float32 [C] or [C, T], where they were to come back
-    spans: list[Span]
+    values: Any  # `TopCandidates`, or all logits float32 [C] or [C, T] where they were to come back
+    spans: tuple[Span, ...]
 
 
-def look_up(task: ScoringTask) -> CandidateRows:
-    """Look up a task's candidates, in a thread. Raises DeadlineExceeded without budget, TypeError for ids of another kind."""
-    began = time.perf_counter()
-    if task.deadline is not None and began > task.deadline:
-        raise DeadlineExceeded("scoring: the budget was spent before a scoring thread was free")
-    index, (ids, bids) = task.snapshot.index, (task.candidates.ids, task.candidates.bids)
+def look_up(job: PendingRequest) -> CandidateRows:
+    """Look up a request's candidates, in a thread. Raises TypeError for ids of another kind."""
+    began, exclude = time.perf_counter(), job.request.exclude
+    assert job.snapshot is not None
     with jax.profiler.TraceAnnotation("aif.lookup"):
-        rows = index.lookup(ids)[0]
-        if task.exclude is not None and len(task.exclude):
-            excluded = index.lookup(task.exclude)[0]
+        rows = job.snapshot.index.lookup(job.candidates.ids)[0]
+        if exclude is not None and len(exclude):
+            excluded = job.snapshot.index.lookup(exclude)[0]
             rows = np.where(np.isin(rows, excluded[excluded >= 0]), np.int32(EXCLUDED), rows)
         ordered = np.sort(rows)
         below = ordered[: np.searchsorted(ordered, 0)]
         known = ordered[len(below) :]
-        repeated = not task.whole and (known[1:] == known[:-1]).any()
-        once = without_repeats(rows, bids) if repeated else rows
+        repeated = not job.whole and (known[1:] == known[:-1]).any()
+        once = without_repeats(rows, job.candidates.bids) if repeated else rows
     excluded = int(np.count_nonzero(below == EXCLUDED)) if len(below) else 0
-    spans = [Span("queue", task.submitted, began), Span("lookup", began, time.perf_counter())]
+    spans = Span("queue", job.submitted, began), Span("lookup", began, time.perf_counter())
     return CandidateRows(rows, once, len(below) - excluded, excluded, spans)
 
 
-def score(tasks: list[ScoringTask], rows: list[CandidateRows]) -> list[ScoringResult]:
-    """Score tasks of one snapshot, length of history, bucket and order; to be called in a thread: it waits for the device."""
-    snapshot, bucket, order, whole = tasks[0].snapshot, tasks[0].bucket, tasks[0].order, tasks[0].whole
+def score(jobs: list[PendingRequest], rows: list[CandidateRows]) -> list[ScoringResult]:
+    """Score requests of one snapshot, bucket and order, in a thread, which waits for the device."""
+    snapshot, bucket, whole = jobs[0].snapshot, jobs[0].bucket, jobs[0].whole
+    assert snapshot is not None
     start = time.perf_counter()
     with jax.profiler.TraceAnnotation("aif.upload"):
-        inputs = snapshot.inputs([each.once for each in rows], [task.candidates.bids for task in tasks], order, bucket)
+        bids = [job.candidates.bids for job in jobs]
+        inputs = snapshot.inputs([each.once for each in rows], bids, jobs[0].order, bucket)
     uploaded = time.perf_counter()
     with jax.profiler.TraceAnnotation("aif.score"):
-        packed, logits = snapshot.run([task.user for task in tasks], bucket, inputs)
+        packed, logits = snapshot.run([job.user for job in jobs if job.user], bucket, inputs)
         packed.block_until_ready()
     scored = time.perf_counter()
     with jax.profiler.TraceAnnotation("aif.fetch"):
         fetched: Any = snapshot.download(logits) if whole else snapshot.best(packed)
-    fetch = Span("fetch", scored, time.perf_counter())
-    spans = [Span("upload", start, uploaded), Span("score", uploaded, scored), fetch]
-    results = []
-    for task, its, values in zip(tasks, rows, fetched, strict=True):
-        best, all_logits = (None, values[: len(task.candidates.ids)]) if whole else (values, None)
-        results.append(ScoringResult(its, best, all_logits, [*its.spans, *spans]))
-    return results
-
-
-def bucket_for(count: int, buckets: Sequence[int]) -> int:
-    """Return the size that so many candidates are padded to; above the largest, that of their pieces.
-
-    Pieces are all of one size: a quarter of the largest bucket or more, the one that pads least.
-
-    Example:
-      >>> bucket_for(100, (64, 256, 1024)), bucket_for(1030, (64, 256, 1024)), bucket_for(2000, (64, 256, 1024))
-      (256, 256, 1024)
-    """
-    if count <= buckets[-1]:
-        return buckets[bisect.bisect_left(buckets, count)]
-    large = [size for size in reversed(buckets) if 4 * size >= buckets[-1]]
-    return min(large, key=lambda size: -(-count // size) * size)
-
-
-def pad(values: np.ndarray, size: int, fill: float) -> np.ndarray:
-    """Return a new array [size, ...] that starts with `values` [n, ...], then `fill`; a device may be given its memory."""
-    padded = np.full((size, *values.shape[1:]), fill, values.dtype)
-    padded[: len(values)] = values
-    return padded
+    spans = Span("upload", start, uploaded), Span("score", uploaded, scored), Span("fetch", scored, time.perf_counter())
+    return [
+        ScoringResult(its, values[: len(its.all)] if whole else values, its.spans + spans)
+        for its, values in zip(rows, fetched, strict=True)
+    ]
 
 
 def filled(values: Sequence[Any], size: int, fill: Any) -> np.ndarray:
@@ -337,28 +337,3 @@ def without_repeats(rows: np.ndarray, bids: np.ndarray | None) -> np.ndarray:
     first = order[np.flatnonzero(np.diff(rows[order], prepend=-2))]
     once[first] = rows[first]
     return once
-
-
-def best_of(parts: list[TopCandidates], rows: list[np.ndarray], k: int, *, outputs: int = 1) -> TopCandidates:
-    """Return the best k of several batches of candidates with their `rows` int32 [n]; T = `outputs` logits each.
-
-    Positions count from the first batch's first candidate. An item of several batches comes once, with its best score. Missing
-    entries have score -inf and position 0.
-    """
-    if len(parts) == 1:
-        scores, logits, positions = (field[:k] for field in parts[0][:3])
-    else:
-        offsets = np.cumsum([0, *map(len, rows)])[: len(rows)]
-        scores = np.concatenate([part.scores for part in parts] or [np.zeros(0, np.float32)])
-        none = np.zeros(0 if outputs == 1 else (0, outputs), np.float32)
-        logits = np.concatenate([part.logits for part in parts] or [none])
-        shifted = [part.positions + offset for part, offset in zip(parts, offsets, strict=True)]
-        positions = np.concatenate(shifted or [np.zeros(0, np.int32)])
-        best = np.argsort(-scores, kind="stable")
-        best = best[scores[best] > -np.inf]
-        _, first = np.unique(np.concatenate(rows)[positions[best]] if rows else best, return_index=True)
-        best = best[np.sort(first)][:k]
-        scores, logits, positions = scores[best], logits[best], positions[best]
-    if len(scores) < k:
-        scores, logits, positions = pad(scores, k, -np.inf), pad(logits, k, -np.inf), pad(positions, k, 0)
-    return TopCandidates(scores, logits, positions, sum(part.non_finite for part in parts))

@@ -1,9 +1,9 @@
 """The user side of requests: states from the cache, or computed while retrieval runs."""
 
 import asyncio
-import contextlib
 import dataclasses
 import functools
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Hashable
@@ -13,15 +13,12 @@ import jax
 import numpy as np
 
 from aif_jax.checks import check_encoding
-from aif_jax.features import history_length
 from aif_jax.serving.callables import TimeLimitedCall, described
 from aif_jax.serving.config import ServingConfig, batch_sizes
 from aif_jax.serving.metrics import Metrics, UnknownCounts, count_unknown
-from aif_jax.serving.pending import PendingRequest
 from aif_jax.serving.programs import Programs
 from aif_jax.serving.requests import DeadlineExceeded, Request, Span
-from aif_jax.serving.scoring import RECENT, Batches, UserSide
-from aif_jax.serving.versions import Version
+from aif_jax.serving.scoring import RECENT, Batches, PendingRequest, UserSide, Version
 from aif_jax.types import UserFeatures
 
 ENTRY_BYTES, LEAF_BYTES = 1100, 1300
@@ -43,98 +40,67 @@ class StateKey(NamedTuple):
 
 
 class StateCache:
-    """LRU cache of user states, used from one thread; `limit` in bytes of memory, ages in seconds.
+    """LRU cache of the latest state of each user, used from one thread; `limit` in bytes of memory, ages in seconds.
 
-    A state is never read when it is older than `max_age`, one of no known feature version when it is older than
-    `unversioned_ttl`. The latest state of a user can be read whatever its feature version, as a stale answer.
+    No state is read that is older than `max_age`, none of an unknown feature version that is older than `unversioned_ttl`.
     """
 
-    def __init__(
-        self, limit: int, *, max_age: float | None = None, unversioned_ttl: float = 5.0,
-        clock: Callable[[], float] = time.perf_counter,
-    ):  # fmt: skip
+    def __init__(self, limit: int, *, max_age: float | None = None, unversioned_ttl: float = 5.0):
         self.limit = limit
         self.bytes = 0
-        self.hits = 0
-        self.misses = 0
         self.evictions = 0
-        self._max_age = float("inf") if max_age is None else max_age
-        self._ttl = unversioned_ttl
-        self._clock = clock
-        self._entries: OrderedDict[StateKey, tuple[Any, int]] = OrderedDict()  # state and bytes
-        self._made: dict[StateKey, float] = {}  # when, in the order of `put`
-        self._latest: dict[tuple[Hashable, str], StateKey] = {}
+        self._max_age = math.inf if max_age is None else max_age
+        self._ttl = min(unversioned_ttl, self._max_age)
+        self._entries: OrderedDict[Hashable, tuple[StateKey, UserSide, int]] = OrderedDict()  # with bytes
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    @property
-    def oldest(self) -> float:
-        """Seconds since the state that was put first was made; 0.0 without any. Read from any thread."""
-        while True:
-            with contextlib.suppress(RuntimeError):  # the cache changed in between
-                made = next(iter(self._made.values()), None)
-                return 0.0 if made is None else self._clock() - made
+    def get(self, key: StateKey) -> UserSide | None:
+        """Return the state of that key, or None."""
+        return self._read(key, self._max_age if key.feature_version is not None else self._ttl)
 
-    def get(self, key: StateKey) -> Any | None:
-        """Return the state of that key, or None; counts a hit or a miss."""
-        if (state := self._young(key, self._age_limit(key))) is None:
-            self.misses += 1
-            return None
-        self._entries.move_to_end(key)
-        self.hits += 1
-        return state
-
-    def __contains__(self, key: StateKey) -> bool:
-        """Return whether `get` would find it, counting nothing."""
-        return self._young(key, self._age_limit(key)) is not None
-
-    def stale(self, user: Hashable, version: str) -> Any | None:
+    def stale(self, user: Hashable, version: str) -> UserSide | None:
         """Return the latest state of a user for that model version, whatever its feature version, or None."""
-        key = self._latest.get((user, version))
-        return None if key is None else self._young(key, self._max_age)
+        held = self._entries.get(user)
+        return None if held is None or held[0].version != version else self._read(held[0], self._max_age)
 
-    def put(self, key: StateKey, state: Any, *, since: float | None = None) -> None:
-        """Keep a state, dropping the least recently used ones; `since` is when its features were fetched, None for now."""
-        size = ENTRY_BYTES + sum(LEAF_BYTES + getattr(leaf, "nbytes", 0) for leaf in jax.tree.leaves(state))
-        since = self._clock() if since is None else since
-        if key in self._entries:
-            if self._made[key] > since:  # of a computation that took longer
+    def put(self, key: StateKey, side: UserSide) -> None:
+        """Keep the state of a user, unless a newer one is there; drops those that were not used for longest."""
+        size = ENTRY_BYTES + sum(LEAF_BYTES + getattr(leaf, "nbytes", 0) for leaf in jax.tree.leaves(side.state))
+        held = self._entries.get(key.user)
+        if held is not None:
+            if held[1].since > side.since:  # of a computation that took longer
                 return
-            self._drop(key)
+            self._drop(key.user)
         if size > self.limit:
             return
-        self._entries[key], self._made[key] = (state, size), since
-        latest = self._latest.get((key.user, key.version))
-        if latest is None or self._made[latest] <= since:
-            self._latest[key.user, key.version] = key
+        self._entries[key.user] = key, side, size
         self.bytes += size
         while self.bytes > self.limit:
             self._drop(next(iter(self._entries)))
             self.evictions += 1
 
-    def keep_version(self, version: str) -> None:
-        """Drop the states of every other model version, so that their memory is free."""
-        for key in [key for key in self._entries if key.version != version]:
-            self._drop(key)
+    def clear(self) -> None:
+        """Drop every state, so that their memory is free."""
+        self._entries.clear()
+        self.bytes = 0
 
-    def _age_limit(self, key: StateKey) -> float:
-        return self._max_age if key.feature_version is not None else min(self._ttl, self._max_age)
-
-    def _young(self, key: StateKey, limit: float) -> Any | None:
-        """Return the state of a key, unless it is older than that; frees one that is older than any may be."""
-        if key not in self._entries:
+    def _read(self, key: StateKey, limit: float) -> UserSide | None:
+        """Return the state of that key, unless it is older than that; frees one that is older than any may be."""
+        held = self._entries.get(key.user)
+        if held is None or held[0] != key:
             return None
-        state, age = self._entries[key][0], self._clock() - self._made[key]
+        age = time.perf_counter() - held[1].since
         if age > self._max_age:
-            self._drop(key)
-        return state if age <= limit else None
+            self._drop(key.user)
+        elif age <= limit:
+            self._entries.move_to_end(key.user)
+            return held[1]
+        return None
 
-    def _drop(self, key: StateKey) -> None:
-        self.bytes -= self._entries.pop(key)[1]
-        del self._made[key]
-        if self._latest.get((key.user, key.version)) == key:
-            del self._latest[key.user, key.version]
+    def _drop(self, user: Hashable) -> None:
+        self.bytes -= self._entries.pop(user)[2]
 
 
 @dataclasses.dataclass(eq=False)
@@ -144,7 +110,6 @@ class Computation:
     key: Hashable
     task: asyncio.Task[Any]
     began: float  # by the clock of its event loop
-    ended: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
     waiters: int = 0
 
 
@@ -197,7 +162,6 @@ class SingleFlight:
     def _ended(self, computation: Computation, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         self.forget(computation.key, task)
-        computation.ended.set()
         if not task.cancelled():
             task.exception()  # seen here too, so that nobody is warned of an error that no request waits for any more
 
@@ -210,42 +174,34 @@ class SingleFlight:
 _FOR_STALE_USE = object()  # feature version of states that only a late user side may fall back to
 
 
-class UserTask(NamedTuple):
-    """The features of one user, to become a state."""
-
-    version: Version
-    features: UserFeatures
-
-
 class UserStates:
     """User states of requests, used from the event loop's thread."""
 
     def __init__(self, programs: Programs, config: ServingConfig, features: TimeLimitedCall, metrics: Metrics):
         self.cache = StateCache(config.cache_bytes, max_age=config.max_stale, unversioned_ttl=config.prepare_ttl)
         self.running = SingleFlight(detached_limit=config.max_pending)
-        self.stale_age = 0.0  # of the state in the latest answer from a stale one, in seconds
         self._config = config
         self._features = features
         self._metrics = metrics
         sizes = batch_sizes(config.batch_size)
-        self._batches = Batches("aif-user", config.user_threads, sizes, programs.full, prepare=pack_user, run=compute_states)
+        self.batches = Batches("aif-user", config.user_threads, sizes, programs.full, prepare=pack_user, run=compute_states)
         self._serving: str | None = None  # version whose states are cached
         self._computed = 1.0  # share of the latest requests whose state was not in the cache
 
     @property
     def seconds(self) -> float:
         """Seconds that one queued request adds to the wait of a new one, where some have a state in the cache."""
-        return self._computed * self._batches.seconds
+        return self._computed * self.batches.seconds
 
     def serve(self, version: str) -> None:
-        """Cache states of that model version from now on, and frees those of others."""
+        """Cache states of that model version from now on, and free those of others."""
         self._serving = version
-        self.cache.keep_version(version)
+        self.cache.clear()
 
     def holds(self, request: Request, version: Version) -> bool:
         """Return whether a state for that user and feature version is there, or on its way."""
         key = StateKey(request.user, request.feature_version, version.name)
-        return key in self.cache or key in self.running
+        return self.cache.get(key) is not None or key in self.running
 
     def join(self, job: PendingRequest, *, prepare: bool = False) -> UserSide | Computation:
         """Return the user's state from the cache, or a computation, started if no running one can be shared; needs a `leave`.
@@ -256,6 +212,7 @@ class UserStates:
         key = StateKey(request.user, request.feature_version, version.name)
         cached = self.cache.get(key)
         self._computed += RECENT * ((cached is None) - self._computed)
+        self._metrics.counters["cache_misses" if cached is None else "cache_hits"] += 1
         if cached is not None:
             return cached
         keep = key
@@ -269,6 +226,16 @@ class UserStates:
         if isinstance(user, Computation):
             self.running.leave(user, keep=job.stand_in is not None)
 
+    async def prepare(self, job: PendingRequest) -> None:
+        """Compute and cache the user's state, unless it is there; raises what that raises."""
+        user = self.join(job, prepare=True)
+        try:
+            if isinstance(user, Computation):
+                await asyncio.wait([user.task])
+                user.task.result()
+        finally:
+            self.leave(job, user)
+
     async def state_or_fallback(self, job: PendingRequest, user: UserSide | Computation) -> UserSide:
         """Wait for the user's state until scoring needs the time left; then return a stale or an unknown user's, or raise."""
         if isinstance(user, UserSide):
@@ -276,11 +243,8 @@ class UserStates:
         task, start = user.task, time.perf_counter()
         if not task.done():
             left = None if job.deadline is None else max(job.deadline - self._reserve(job) - start, 0.0)
-            before, job.waiting_for = job.waiting_for, "user side"
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(left):
-                    await user.ended.wait()
-            job.waiting_for = before
+            job.waiting_for = "user side"
+            await asyncio.wait([task], timeout=left)
             job.timeline.add("wait_user", start, time.perf_counter())
         if not task.done() or task.cancelled():
             error: BaseException | None = DeadlineExceeded("user side: not ready within the budget")
@@ -289,8 +253,7 @@ class UserStates:
             error, why = task.exception(), "failed"
         if error is None:
             side, spans = task.result()
-            for span in spans:
-                job.timeline.add(*span)
+            job.timeline.clocked += spans
             return self._marked(job, side)
         if not self._config.fallback:
             raise error
@@ -299,15 +262,14 @@ class UserStates:
         job.reason = f"user side {why}: {error if why == 'late' else described(error)}; answered with the {job.stand_in}"
         job.degraded = f"{why}, {job.stand_in}"
         if stale is None:
-            return job.version.unknown[0]
-        self.stale_age = time.perf_counter() - stale.since
-        job.reason += f" of {self.stale_age:.1f} s ago"
+            return job.version.unknown
+        job.reason += f" of {time.perf_counter() - stale.since:.1f} s ago"
         return stale
 
     async def close(self) -> None:
         """Stop every computation."""
         await self.running.close()
-        await asyncio.to_thread(self._batches.close)
+        await asyncio.to_thread(self.batches.close)
 
     def _marked(self, job: PendingRequest, side: UserSide) -> UserSide:
         """Return the same state; the answer says so where the model knows too little of its history."""
@@ -323,22 +285,21 @@ class UserStates:
     async def _make(self, job: PendingRequest, version: Version, key: StateKey) -> tuple[UserSide, list[Span]]:
         """Fetch features, run the user function, cache the state."""
         start = time.perf_counter()
-        features = await self._features(job.request.of_version(version.name))
-        fetched, length = time.perf_counter(), history_length(features)
+        features = await self._features(job.request)
+        fetched = time.perf_counter()
         try:
-            task = UserTask(version, features)
-            state, known, span = await self._batches.submit((id(version), length), task)
+            state, known, span = await self.batches.submit(id(version), (version, features))
         except Exception as error:
             self._features.note(error)  # features that do not fit the model
             raise
         self._metrics.observe_unknown(known)
-        side = UserSide(state, length, start, known)
+        side = UserSide(state, start, known)
         if version.name == self._serving:
-            self.cache.put(key, side, since=start)
+            self.cache.put(key, side)
         return side, [Span("features", start, fetched), span]
 
 
-def pack_user(task: UserTask) -> tuple[np.ndarray, UnknownCounts]:
+def pack_user(task: tuple[Version, UserFeatures]) -> tuple[np.ndarray, UnknownCounts]:
     """Return the features of a user as words int32 [n], and counts of unknown ids.
 
     Raises EncodingMismatch, or as `check_user_features`.
@@ -349,16 +310,15 @@ def pack_user(task: UserTask) -> tuple[np.ndarray, UnknownCounts]:
 
 
 def compute_states(
-    tasks: list[UserTask], packed: list[tuple[np.ndarray, UnknownCounts]]
+    tasks: list[tuple[Version, UserFeatures]], packed: list[tuple[np.ndarray, UnknownCounts]]
 ) -> list[tuple[Any, UnknownCounts, Span]]:
-    """Return the states on the device of users of one version and length of history, in a thread, which waits for the device.
+    """Return the states on the device of users of one version, in a thread, which waits for the device.
 
     Waiting here keeps a backlog in our queue, where requests can be cancelled, not ahead of interactions on the device.
     """
     began = time.perf_counter()
     with jax.profiler.TraceAnnotation("aif.user"):
-        version, length = tasks[0].version, history_length(tasks[0].features)
-        states = version.states([words for words, _ in packed], length)
+        states = tasks[0][0].states([words for words, _ in packed])
         jax.block_until_ready(states[0])  # all come from one program
     span = Span("user", began, time.perf_counter())
     return [(state, known, span) for state, (_, known) in zip(states, packed, strict=True)]

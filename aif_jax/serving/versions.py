@@ -1,9 +1,9 @@
 """What one model version needs to serve: parameters on the device, an index snapshot, fallback users, compiled functions."""
 
 import dataclasses
+import functools
 import itertools
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,37 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from aif_jax.checks import VersionMismatch, check_encoding, expect_finite
-from aif_jax.features import UserPacker, behaviours, empty_user, history_length
+from aif_jax.features import UserPacker, behaviours, empty_user
 from aif_jax.output import track
 from aif_jax.schema import Schema
-from aif_jax.scores import GROUP
+from aif_jax.scores import GROUP, probabilities
 from aif_jax.serving.config import ServingConfig, batch_sizes
 from aif_jax.serving.programs import LOGIT, ROWS_OWN, Orders, Programs
-from aif_jax.serving.requests import NonFiniteScores, OutputSpec
-from aif_jax.serving.scoring import Snapshot, UserSide
+from aif_jax.serving.requests import NonFiniteScores
+from aif_jax.serving.scoring import Snapshot, UserSide, Version
 from aif_jax.store.trained import Trained
 from aif_jax.trees import leaves_by_path
 from aif_jax.types import UserFeatures
-
-
-@dataclasses.dataclass(eq=False)
-class Version:
-    """One model version. Requests hold the version they started with; it is freed when the last of them completes."""
-
-    name: str
-    packer: UserPacker
-    encoding: str  # version of the encoder that its features must come from, "" where none is known
-    params: Any
-    user: dict[tuple[int, int], Callable[..., Any]]  # compiled, by length of history and users in a batch
-    unknown: list[UserSide]  # the unknown user with each length: to compile for, and to answer with
-    snapshot: Snapshot
-    spec: OutputSpec
-
-    def states(self, words: list[np.ndarray], length: int) -> tuple[Any, ...]:
-        """Return states, not ready yet, of a compiled number of users whose histories have one length."""
-        packed = self.snapshot.count_up(np.stack(words))
-        with jax.transfer_guard_host_to_device("allow"):  # the features are meant to go up
-            return self.user[length, len(words)](packed)
 
 
 def build_version(programs: Programs, trained: Trained, index: Any, config: ServingConfig, orders: Orders) -> Version:
@@ -56,30 +36,27 @@ def build_version(programs: Programs, trained: Trained, index: Any, config: Serv
         if jnp.issubdtype(leaf.dtype, jnp.floating):
             expect_finite(np.asarray(leaf), f"params {path}")
     fitted = params.get("fitted", {}).get(GROUP)
-    spec = OutputSpec(model_config.objectives, {} if fitted is None else {"fitted": {GROUP: jax.tree.map(np.asarray, fitted)}})
+    calibration = {} if fitted is None else {"fitted": {GROUP: jax.tree.map(np.asarray, fitted)}}
+    on_host = functools.partial(probabilities, calibration, objectives=model_config.objectives, xp=np)
     params = jax.device_put(params)
-    lengths = config.history_lengths or (model_config.history_length,)
-    sizes = itertools.product(lengths, batch_sizes(config.batch_size))
-    user = {(length, count): programs.user(params, length, count) for length, count in sizes}
-    packer = UserPacker(model_config.schema, lengths)
+    schema, length = model_config.schema, model_config.history_length
+    user = {count: programs.user(params, count) for count in batch_sizes(config.batch_size)}
+    packer = UserPacker(schema, length)
 
     def state_of(features: UserFeatures) -> UserSide:
-        length = history_length(features)
         with jax.transfer_guard_host_to_device("allow"):
-            return UserSide(user[length, 1](packer(features)[None])[0], length, None)
+            return UserSide(user[1](packer(features)[None])[0], 0.0)
 
-    unknown = [state_of(empty_user(model_config.schema, length=length)) for length in lengths]
+    unknown, probe = state_of(empty_user(schema, length=length)), state_of(probe_user(schema, length))
     snapshot = build_snapshot(programs, params, unknown, index, config, orders)
-    probes = [(side, "the unknown user") for side in unknown]
-    probes += [(state_of(probe_user(model_config.schema, n)), f"a user with {n} events") for n in lengths]
     count = min(len(index), config.buckets[0])
-    for side, who in probes:
+    for side, who in ((unknown, "the unknown user"), (probe, f"a user with {length} events")):
         if bad := _non_finite(snapshot, side, count, LOGIT, config):
             raise NonFiniteScores(f"version {name[:12]}: {bad} of {count} scores of {who} are NaN or infinite")
     for order in orders.names:
-        if count and order not in orders.need_bids and _non_finite(snapshot, unknown[0], count, order, config) == count:
+        if count and order not in orders.need_bids and _non_finite(snapshot, unknown, count, order, config) == count:
             raise NonFiniteScores(f"order {order!r}: the values of all {count} probe items are NaN or infinite")
-    return Version(name, packer, index.encoding or trained.encoding, params, user, unknown, snapshot, spec)
+    return Version(name, packer, index.encoding or trained.encoding, params, user, unknown, snapshot, on_host)
 
 
 def _non_finite(snapshot: Snapshot, side: UserSide, count: int, order: str, config: ServingConfig) -> int:
@@ -90,17 +67,16 @@ def _non_finite(snapshot: Snapshot, side: UserSide, count: int, order: str, conf
 
 
 def build_snapshot(
-    programs: Programs, params: Any, users: list[UserSide], index: Any, config: ServingConfig, orders: Orders
+    programs: Programs, params: Any, user: UserSide, index: Any, config: ServingConfig, orders: Orders
 ) -> Snapshot:
     """Compile and warms up the functions of every bucket and batch size, none for a known capacity and storage."""
     sizes = list(itertools.product(batch_sizes(config.batch_size), config.buckets))
     no_bids = {size: jax.device_put(np.full(size, ROWS_OWN, np.float32)) for size in sizes}
     branches = {order: jax.device_put(np.int32(branch)) for branch, order in enumerate((LOGIT, *orders.names))}
     snapshot = Snapshot(index, orders, {}, no_bids, branches, programs.model.config.outputs, programs.transfers)
-    for user, (count, bucket) in track(list(itertools.product(users, sizes)), label="engine", unit="programs"):
+    for count, bucket in track(sizes, label="engine", unit="programs"):
         before = programs.compiles["score"]
-        states = (user.state,) * count
-        snapshot.programs[user.length, count, bucket] = programs.score(params, states, index, bucket, orders)
+        snapshot.programs[count, bucket] = programs.score(params, (user.state,) * count, index, bucket, orders)
         if programs.compiles["score"] > before:
             inputs = snapshot.inputs([np.zeros(0, np.int32)] * count, [None] * count, LOGIT, bucket)
             jax.block_until_ready(snapshot.run([user] * count, bucket, inputs))

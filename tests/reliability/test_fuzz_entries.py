@@ -55,7 +55,7 @@ class World:
         async def retrieval(request: aif.Request) -> Any:
             return self.given
 
-        config = aif.ServingConfig(buckets=(16, 64), max_k=K, fallback=False, callable_timeout=None)
+        config = aif.ServingConfig(buckets=(16, 128), max_k=K, fallback=False, callable_timeout=None)
         trained = aif.Trained(coded.MODEL, coded.params(1))
         self.engine = aif.AsyncPreRanker(trained, coded.index(1), features=features, retrieval=retrieval, config=config)
         self.loop.run_until_complete(self.engine.__aenter__())
