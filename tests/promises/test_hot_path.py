@@ -83,17 +83,18 @@ async def test_a_cached_request_runs_the_code_of_eight_files(world):
     def note(frame, *_):
         files.add(frame.f_code.co_filename)
 
-    async with world.engine(buckets=(64,), score_threads=1) as engine:
-        request = Request(user=3, feature_version=1)
-        threading.setprofile(note)  # of threads that start from now on
-        try:
+    threading.setprofile(note)  # of threads that start from now on
+    try:
+        async with world.engine(buckets=(64,), score_threads=1) as engine:
+            request = Request(user=3, feature_version=1)
             await engine.rank(request, 8, candidates=world.ids[:40])
             files.clear()
             sys.setprofile(note)
             await engine.rank(request, 8, candidates=world.ids[:40])
-        finally:
             sys.setprofile(None)
-            threading.setprofile(None)  # type: ignore[arg-type]
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)  # type: ignore[arg-type]
     ours = {Path(file).relative_to(package).as_posix() for file in files if file.startswith(str(package))}
     assert {"serving/engine.py", "serving/scoring.py", "index/ids.py"} <= ours and len(ours) <= 8, sorted(ours)
 
