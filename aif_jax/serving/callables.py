@@ -93,13 +93,6 @@ class TimeLimitedCall:
             where = "".join(traceback.format_exception(error)).rstrip()
             logger.error("%s failed: %s%s\n%s", self.name, described(error), since, where)
 
-    async def _call(self, request: Any) -> Any:
-        if self._left and (hung := self.hung) >= self._max_hung:
-            text = f"{self.name}: {hung} calls have not returned, as many as max_hung allows"
-            raise CallableError(f"{text}; add a timeout to its client, or set callable_timeout")
-        result = self._function(request) if self._on_loop else await self._in_thread(request)
-        return await result if inspect.isawaitable(result) else result
-
     async def _in_thread(self, request: Any) -> Any:
         """Return what the function returns or raises in a thread. Cancelled before it has one, it does not run."""
         ended = asyncio.get_running_loop().create_future()
@@ -134,7 +127,12 @@ class TimeLimitedCall:
         """Set what a call returns, and what it raises: asyncio ends its loop where a task raises SystemExit."""
         result, raised = None, None
         try:
-            result = await self._call(request)
+            if self._left and (hung := self.hung) >= self._max_hung:
+                text = f"{self.name}: {hung} calls have not returned, as many as max_hung allows"
+                raise CallableError(f"{text}; add a timeout to its client, or set callable_timeout")
+            result = self._function(request) if self._on_loop else await self._in_thread(request)
+            if inspect.isawaitable(result):
+                result = await result
         except BaseException as error:
             stopped, raised = isinstance(error, RuntimeError) and isinstance(error.__cause__, StopIteration), error
             if stopped or not isinstance(error, Exception):

@@ -99,12 +99,9 @@ class AsyncPreRanker:
         self._retrieval = None if retrieval is None else TimeLimitedCall("retrieval", retrieval, config)
         self._metrics = Metrics()
         if compiled_from is not None:
-            for name, mine, theirs in (
-                ("model config", model.config, compiled_from.model.config), ("serving config", config, compiled_from.config),
-            ):  # fmt: skip
-                expect(mine == theirs, "AsyncPreRanker compiled_from", f"an engine of the same {name} {mine}", theirs)
-        fresh = compiled_from is None
-        self._programs = Programs(model, max_k=config.max_k) if fresh else compiled_from._programs
+            mine, theirs = (model.config, config), (compiled_from.model.config, compiled_from.config)
+            expect(mine == theirs, "AsyncPreRanker compiled_from", f"an engine of the same model and config {mine}", theirs)
+        self._programs = Programs(model, max_k=config.max_k) if compiled_from is None else compiled_from._programs
         self._orders = self._orders_of(config.orders)
         self._orders.expect(config.order, given=True)
         self._users = UserStates(self._programs, config, self._features, self._metrics)
@@ -132,7 +129,7 @@ class AsyncPreRanker:
             raise EngineClosed("an engine starts once: make a new one")
         (trained, index), self._first = self._first, None
         self._serve(await self._built(trained, index, self._orders))
-        self._metrics.observe_scoring(self._programs.warm_seconds)  # until requests tell
+        self._metrics.scorings.append(self._programs.warm_seconds)  # until requests tell
         self._scoring.start()
         self._users.batches.start()
         self._open = True
@@ -333,7 +330,7 @@ class AsyncPreRanker:
         try:
             scored = await self._scoring.submit((id(job.snapshot), job.bucket, job.order, job.whole), job)
         finally:  # late requests count too: otherwise the reserve would never grow
-            self._metrics.observe_scoring(time.perf_counter() - job.submitted)
+            self._metrics.scorings.append(time.perf_counter() - job.submitted)
         job.timeline.clocked += scored.spans
         return scored
 
@@ -386,8 +383,7 @@ class AsyncPreRanker:
         counters["excluded_candidates"] += rows.excluded
         counters["non_finite_scores"] += non_finite
         if non_finite and not some:
-            message = f"scores: expected finite ones, got NaN or infinity for all {non_finite} known candidates"
-            raise NonFiniteScores(message, non_finite=non_finite, unknown=rows.unknown, excluded=rows.excluded)
+            raise NonFiniteScores(f"scores: expected finite ones, got NaN or infinity for all {non_finite} known candidates")
 
     # what an operator sees
 

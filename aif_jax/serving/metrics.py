@@ -87,21 +87,12 @@ class Metrics:
         self.degraded: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
         self.stages: defaultdict[str, Histogram] = defaultdict(Histogram)
-        self._scoring: deque[float] = deque(maxlen=RECENT_SCORINGS)  # seconds
-
-    def observe_scoring(self, seconds: float) -> None:
-        """Note how long the scoring of one request took."""
-        self._scoring.append(seconds)
+        self.scorings = deque([0.0], maxlen=RECENT_SCORINGS)  # seconds that the scoring of each of the latest requests took
 
     @property
     def scoring(self) -> float:
-        """Seconds within which nine of ten recent requests were scored, 0.0 without any: one late request counts for little."""
-        if not self._scoring:
-            return 0.0
-        ordered = sorted(self._scoring)
-        place, share = divmod(0.9 * (len(ordered) - 1), 1)
-        below, above = ordered[int(place)], ordered[min(int(place) + 1, len(ordered) - 1)]
-        return below + share * (above - below)
+        """Seconds within which nine of ten recent requests were scored: one late request counts for little."""
+        return sorted(self.scorings)[round(0.9 * (len(self.scorings) - 1))]
 
     def observe_unknown(self, known: UnknownCounts) -> None:
         """Count the events and attributes of one user's features, and those that the model does not know."""

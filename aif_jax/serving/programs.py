@@ -115,7 +115,7 @@ class Programs:
             states = self._each(user, packed)
             return tuple(jax.tree.map(itemgetter(place), states) for place in range(count))
 
-        return self._get("user", users, params, (packed,), of=specs)
+        return self._get("user", users, params, (packed,))
 
     def score(
         self, params: Params, states: tuple[Any, ...], index: Any, bucket: int, orders: Orders
@@ -168,10 +168,10 @@ class Programs:
         return jax.vmap(function)(*batches)
 
     def _get(
-        self, kind: str, function: Callable[..., Any], params: Params, arguments: Any, *, of: Any = None, static: Any = None
+        self, kind: str, function: Callable[..., Any], params: Params, arguments: Any, *, static: Any = None
     ) -> Callable[..., Any]:
         """Return compiled `function(params, *arguments)`, bound to the parameters; those that it does not read stay outside."""
-        leaves, tree = jax.tree.flatten((params, arguments, of))
+        leaves, tree = jax.tree.flatten((params, arguments))
         key = (kind, tree, static, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
         with self._lock:
             if key not in self._compiled:

@@ -249,13 +249,4 @@ class CallableError(RuntimeError):
 
 
 class NonFiniteScores(ArithmeticError):
-    """Scores that are NaN or infinite: of every known candidate of a request, or of a new version's test request.
-
-    Attributes:
-      non_finite, unknown, excluded: candidates of the request without a finite score, those that the index does not hold, and
-        those that `Request.exclude` leaves out.
-    """
-
-    def __init__(self, message: str, *, non_finite: int = 0, unknown: int = 0, excluded: int = 0):
-        super().__init__(message)
-        self.non_finite, self.unknown, self.excluded = non_finite, unknown, excluded
+    """Scores that are NaN or infinite: of every known candidate of a request, or of a new version's test request."""

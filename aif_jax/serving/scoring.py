@@ -25,15 +25,12 @@ RECENT = 0.1
 """Weight of the latest call in running means."""
 
 
-@dataclasses.dataclass(eq=False, slots=True)
-class WaitingTask:
+class WaitingTask(NamedTuple):
     """A task that waits for a thread; those of one key can be computed together."""
 
     key: Hashable
     task: Any
     future: asyncio.Future[Any]
-    prepared: Any = None
-    outcome: Any = None  # result or exception
 
 
 class Batches:
@@ -62,7 +59,7 @@ class Batches:
         self._lock = threading.Lock()  # of the two below
         self._waiting: list[WaitingTask] = []
         self._working = 0  # threads
-        self._done = deque[tuple[list[WaitingTask], float]]()  # computed, with seconds a task
+        self._done = deque[tuple[list[Any], float]]()  # outcomes, with seconds a task
         self._handing_out = False  # the loop will see what is done
 
     def start(self) -> None:
@@ -95,8 +92,7 @@ class Batches:
             batch = self._take()
             while batch:
                 began = time.perf_counter()
-                self._compute(batch)
-                self._done.append((batch, (time.perf_counter() - began) / len(batch)))
+                self._done.append((self._outcomes(batch), (time.perf_counter() - began) / len(batch)))
                 loop, batch = batch[0].future.get_loop(), self._take()
                 if not self._handing_out:
                     self._handing_out = True
@@ -116,40 +112,40 @@ class Batches:
         """Return the largest size that so many tasks fill."""
         return next((size for size in reversed(self._sizes) if count >= self._full * size), 0)
 
-    def _compute(self, batch: list[WaitingTask]) -> None:
-        """Set the outcomes of tasks of one key."""
-        ready = list[WaitingTask]()
-        for each in batch:
+    def _outcomes(self, batch: list[WaitingTask]) -> list[tuple[asyncio.Future[Any], Any]]:
+        """Return the results of tasks of one key, or exceptions."""
+        ready, outcomes = [], list[tuple[asyncio.Future[Any], Any]]()
+        for _, task, future in batch:
             try:
-                each.prepared = self._prepare(each.task)
-                ready.append(each)
+                ready.append((future, task, self._prepare(task)))
             except Exception as error:
-                each.outcome = error
+                outcomes.append((future, error))
         while ready:
             size = self._size_for(len(ready))
             part, ready = ready[:size], ready[size:]
-            full = part + part[:1] * (size - len(part))
+            futures, tasks, prepared = map(list, zip(*part, strict=True))
+            copies = size - len(part)
             try:
-                outcomes = self._run([each.task for each in full], [each.prepared for each in full])
+                results = self._run(tasks + tasks[:1] * copies, prepared + prepared[:1] * copies)
             except Exception as error:
-                outcomes = [error] * size
-            for each, outcome in zip(part, outcomes, strict=False):
-                each.outcome = outcome
+                results = [error] * size
+            outcomes += zip(futures, results, strict=False)
+        return outcomes
 
     def _hand_out(self) -> None:
         """Give, on the loop, every task that is done its outcome."""
         self._handing_out = False
         while self._done:
-            batch, seconds = self._done.popleft()
+            outcomes, seconds = self._done.popleft()
             self.seconds += RECENT * (seconds / len(self._threads) - self.seconds)
-            for waiting in batch:
-                if waiting.future.done():
+            for future, outcome in outcomes:
+                if future.done():
                     continue
-                if isinstance(waiting.outcome, Exception):
-                    waiting.future.set_exception(waiting.outcome)
-                    waiting.future.exception()  # seen: a request that is over does not look
+                if isinstance(outcome, Exception):
+                    future.set_exception(outcome)
+                    future.exception()  # seen: a request that is over does not look
                 else:
-                    waiting.future.set_result(waiting.outcome)
+                    future.set_result(outcome)
 
 
 class UserSide(NamedTuple):

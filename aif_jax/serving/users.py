@@ -27,16 +27,11 @@ measured with JAX 0.10 on CPU (a state of one array of 64 bytes takes 2.5 kB, on
 
 
 class StateKey(NamedTuple):
-    """What a state depends on.
-
-    Attributes:
-      user, version: user id, and version of the model.
-      feature_version: version of the features; None if unknown: then the state is valid for a while only.
-    """
+    """What a state depends on."""
 
     user: Hashable
-    feature_version: Hashable
-    version: str
+    feature_version: Hashable  # None if unknown: then the state is valid for a while only
+    version: str  # of the model
 
 
 class StateCache:
@@ -46,9 +41,7 @@ class StateCache:
     """
 
     def __init__(self, limit: int, *, max_age: float | None = None, unversioned_ttl: float = 5.0):
-        self.limit = limit
-        self.bytes = 0
-        self.evictions = 0
+        self.limit, self.bytes, self.evictions = limit, 0, 0
         self._max_age = math.inf if max_age is None else max_age
         self._ttl = min(unversioned_ttl, self._max_age)
         self._entries: OrderedDict[Hashable, tuple[StateKey, UserSide, int]] = OrderedDict()  # with bytes
@@ -240,9 +233,11 @@ class UserStates:
         """Wait for the user's state until scoring needs the time left; then return a stale or an unknown user's, or raise."""
         if isinstance(user, UserSide):
             return self._marked(job, user)
-        task, start = user.task, time.perf_counter()
+        task, start, left = user.task, time.perf_counter(), None
         if not task.done():
-            left = None if job.deadline is None else max(job.deadline - self._reserve(job) - start, 0.0)
+            if job.deadline is not None and job.budget is not None:
+                reserve = max(self._config.reserve, 1.5 * self._metrics.scoring)
+                left = max(job.deadline - min(reserve, job.budget / 2) - start, 0.0)
             job.waiting_for = "user side"
             await asyncio.wait([task], timeout=left)
             job.timeline.add("wait_user", start, time.perf_counter())
@@ -276,11 +271,6 @@ class UserStates:
         if warning := side.known.warning(self._config.max_unknown):
             job.reason, job.degraded = warning, "unknown history"
         return side
-
-    def _reserve(self, job: PendingRequest) -> float:
-        """Return seconds to keep for scoring: the config's, or what recent requests needed where that is more."""
-        assert job.budget is not None
-        return min(max(self._config.reserve, 1.5 * self._metrics.scoring), job.budget / 2)
 
     async def _make(self, job: PendingRequest, version: Version, key: StateKey) -> tuple[UserSide, list[Span]]:
         """Fetch features, run the user function, cache the state."""
