@@ -25,7 +25,8 @@ RECENT = 0.1
 """Weight of the latest call in running means."""
 
 
-class WaitingTask(NamedTuple):
+@dataclasses.dataclass(eq=False, slots=True)
+class WaitingTask:
     """A task that waits for a thread; those of one key can be computed together."""
 
     key: Hashable
@@ -115,11 +116,11 @@ class Batches:
     def _outcomes(self, batch: list[WaitingTask]) -> list[tuple[asyncio.Future[Any], Any]]:
         """Return the results of tasks of one key, or exceptions."""
         ready, outcomes = [], list[tuple[asyncio.Future[Any], Any]]()
-        for _, task, future in batch:
+        for each in batch:
             try:
-                ready.append((future, task, self._prepare(task)))
+                ready.append((each.future, each.task, self._prepare(each.task)))
             except Exception as error:
-                outcomes.append((future, error))
+                outcomes.append((each.future, error))
         while ready:
             size = self._size_for(len(ready))
             part, ready = ready[:size], ready[size:]
