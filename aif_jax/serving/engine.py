@@ -318,7 +318,7 @@ class AsyncPreRanker:
         """Score the candidates of a request, or those that retrieval finds, with one user state and one index snapshot."""
         user = self._users.join(job)  # the cached state, or its computation, which runs while retrieval does
         try:
-            if job.waiting_for == "retrieval" and self._retrieval is not None:
+            if candidates is None and not job.whole and self._retrieval is not None:
                 candidates = await self._retrieval(job.request)
                 job.timeline.add("retrieval", job.timeline.arrival, time.perf_counter())
             job.candidates_there = time.perf_counter()
