@@ -27,7 +27,7 @@ PASSED_ON = {
     "engines/items.py:_encoded": "the message of an error, behind the place",
     "readers/tables.py:Problems.expect_none": "the problems of files, each with expected and got",
     "engines/ray_serve.py:Replica.check_health": "what the service says",
-    "serving/callables.py:TimeLimitedCall._call": "calls that hang",
+    "serving/callables.py:TimeLimitedCall._contained": "calls that hang",
     "service/calls.py:_candidates": "the message of `Candidates`",
     "service/calls.py:_expect_columns": "the message of `expect_short`",
     "service/core.py:Service._reply": "the engine's message",
