@@ -288,10 +288,11 @@ class AsyncPreRanker:
             counters["cancelled"] += 1
             raise
         except Exception as error:
-            if limit.expired() and isinstance(error, TimeoutError):
-                error = DeadlineExceeded(f"{job.waiting_for}: no answer within the budget of {budget} s")
-            self._metrics.failed[type(error).__name__] += 1
-            raise error
+            late = limit.expired() and isinstance(error, TimeoutError)
+            self._metrics.failed[DeadlineExceeded.__name__ if late else type(error).__name__] += 1
+            if late:
+                raise DeadlineExceeded(f"{job.waiting_for}: no answer within the budget of {budget} s") from error
+            raise
         finally:
             self._metrics.observe(timeline.stages())
             self._pending.remove(task)
