@@ -320,18 +320,19 @@ def test_a_user_id_alone_leaves_a_line_and_a_count(caplog):
     assert re.search(r'aif_callable_errors_total{.*reason="features BadCall".*} 2.0', text)
 
 
-def test_overload_says_when_to_try_again(served):
+def test_overload_says_when_to_try_again():
     barrier, errors = threading.Barrier(40), []
 
     def call():
-        with served.client(timeout=60) as client:
+        with service.client(timeout=60) as client:
             barrier.wait()
             try:
-                client.rank(**ANN, candidates=np.tile(IDS, 200), k=5)
+                client.rank(**ANN, candidates=IDS, k=5)
             except ServiceError as error:
                 errors.append(error)
 
-    with ThreadPoolExecutor(40) as pool:
+    config = dataclasses.replace(SERVING, max_pending=1)
+    with running(exports().root / "one", config=config) as service, ThreadPoolExecutor(40) as pool:
         list(pool.map(lambda _: call(), range(40)))
     assert errors and {error.code for error in errors} == {"RESOURCE_EXHAUSTED"}
     assert {error.status for error in errors} == {429} and errors[0].retry_after == pytest.approx(0.05)
