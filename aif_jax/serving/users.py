@@ -35,7 +35,7 @@ class StateKey(NamedTuple):
 
 
 class StateCache:
-    """LRU cache of the latest state of each user, used from one thread; `limit` in bytes of memory, ages in seconds.
+    """LRU cache of user states, used from one thread; `limit` in bytes of memory, ages in seconds.
 
     No state is read that is older than `max_age`, none of an unknown feature version that is older than `unversioned_ttl`.
     """
@@ -44,7 +44,8 @@ class StateCache:
         self.limit, self.bytes, self.evictions = limit, 0, 0
         self._max_age = math.inf if max_age is None else max_age
         self._ttl = min(unversioned_ttl, self._max_age)
-        self._entries: OrderedDict[Hashable, tuple[StateKey, UserSide, int]] = OrderedDict()  # with bytes
+        self._entries: OrderedDict[StateKey, tuple[UserSide, int]] = OrderedDict()  # with bytes
+        self._latest: dict[tuple[Hashable, str], StateKey] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -55,20 +56,22 @@ class StateCache:
 
     def stale(self, user: Hashable, version: str) -> UserSide | None:
         """Return the latest state of a user for that model version, whatever its feature version, or None."""
-        held = self._entries.get(user)
-        return None if held is None or held[0].version != version else self._read(held[0], self._max_age)
+        key = self._latest.get((user, version))
+        return None if key is None else self._read(key, self._max_age)
 
     def put(self, key: StateKey, side: UserSide) -> None:
-        """Keep the state of a user, unless a newer one is there; drops those that were not used for longest."""
+        """Keep a state, unless a newer one of that key is there; drops those that were not used for longest."""
         size = ENTRY_BYTES + sum(LEAF_BYTES + getattr(leaf, "nbytes", 0) for leaf in jax.tree.leaves(side.state))
-        held = self._entries.get(key.user)
-        if held is not None:
-            if held[1].since > side.since:  # of a computation that took longer
+        if key in self._entries:
+            if self._entries[key][0].since > side.since:  # of a computation that took longer
                 return
-            self._drop(key.user)
+            self._drop(key)
         if size > self.limit:
             return
-        self._entries[key.user] = key, side, size
+        self._entries[key] = side, size
+        latest = self._latest.get((key.user, key.version))
+        if latest is None or self._entries[latest][0].since <= side.since:
+            self._latest[key.user, key.version] = key
         self.bytes += size
         while self.bytes > self.limit:
             self._drop(next(iter(self._entries)))
@@ -77,23 +80,26 @@ class StateCache:
     def clear(self) -> None:
         """Drop every state, so that their memory is free."""
         self._entries.clear()
+        self._latest.clear()
         self.bytes = 0
 
     def _read(self, key: StateKey, limit: float) -> UserSide | None:
         """Return the state of that key, unless it is older than that; frees one that is older than any may be."""
-        held = self._entries.get(key.user)
-        if held is None or held[0] != key:
+        if key not in self._entries:
             return None
-        age = time.perf_counter() - held[1].since
+        side, _ = self._entries[key]
+        age = time.perf_counter() - side.since
         if age > self._max_age:
-            self._drop(key.user)
+            self._drop(key)
         elif age <= limit:
-            self._entries.move_to_end(key.user)
-            return held[1]
+            self._entries.move_to_end(key)
+            return side
         return None
 
-    def _drop(self, user: Hashable) -> None:
-        self.bytes -= self._entries.pop(user)[2]
+    def _drop(self, key: StateKey) -> None:
+        self.bytes -= self._entries.pop(key)[1]
+        if self._latest.get((key.user, key.version)) == key:
+            del self._latest[key.user, key.version]
 
 
 @dataclasses.dataclass(eq=False)
