@@ -10,7 +10,7 @@ Cascade   retrieval, a ranker (see `retrieval` and `rankers` in `experiments.stu
 Inputs    as the data sets have them: MovieLens with its first genre as category, without text; Taobao without made content
 Training  `aif.fit` with its defaults. Taught: one more listwise term, with a weight, on the ranker's scores of the event's item
           and some of 64 retrieved candidates (`Teacher(candidates=...)`). Weight and number of candidates are chosen on the
-          validation split with the ranker of full attention, alike for all models and rankers; see TRIED and FURTHER.
+          validation split with the ranker of full attention, alike for all models and rankers; see TRIED to TEMPERATURES.
 Figures   recall K@C-N: the share of the ranker's best K of C candidates among the N that are kept. survives: whether the
           event's item is kept; hr10, ndcg10: of the cascade, the ranker's order of what is kept; own: of the pre-ranker alone;
           ranker: of the ranker without a cut. agreement: share of pairs in the ranker's order, of AGREEING requests. 95 %
@@ -33,11 +33,11 @@ from aif_jax import metrics, train
 from aif_jax.data import item_counts
 from aif_jax.metrics import ByUser, Interval
 from aif_jax.output import track
-from aif_jax.train import NextItem
+from aif_jax.train import NextItem, losses
 from aif_jax.train.distillation import RankedCandidates, Scores, model_scores, rank_retrieved
 from experiments import common
 from experiments.datasets import movielens, taobao
-from experiments.study import datasets, question, rankers, records, retrieval, teaching
+from experiments.study import datasets, question, rankers, records, retrieval
 from experiments.study.question import Part, Requests
 
 RESULTS = Path(__file__).resolve().parent / "results" / "ranker_recall"
@@ -70,12 +70,12 @@ class Taught(NamedTuple):
     weight: float = 0.0  # of its term: 0 is not taught
     candidates: int = 16  # of 64 retrieved ones, in each batch
     learning_rate: float = RATE
-    loss: str = "listwise"  # one of `teaching.LOSSES`
+    temperature: float = 1.0  # of the listwise term
 
     def __str__(self) -> str:
         more = "" if self.candidates == 16 else f", {self.candidates} candidates"
         more += "" if self.learning_rate == RATE else f", rate {self.learning_rate:g}"
-        return f"weight={self.weight:g}{more}" + ("" if self.loss == "listwise" else f", {self.loss}")
+        return f"weight={self.weight:g}{more}" + ("" if self.temperature == 1 else f", temperature {self.temperature:g}")
 
 
 ALONE, USUAL = Taught(), Taught(16.0, candidates=40)
@@ -83,7 +83,7 @@ TRIED = (USUAL, Taught(4.0, candidates=40), ALONE, *(Taught(weight) for weight i
 """On the validation split. USUAL, of all other figures, is best for each model but the two-tower one on Taobao."""
 FURTHER = (Taught(64.0, candidates=40), *(USUAL._replace(learning_rate=rate) for rate in (5e-3, 2e-2)))
 """What the two-tower model alone tries too."""
-LOSSES = tuple(USUAL._replace(loss=loss) for loss in teaching.LOSSES if loss != USUAL.loss)  # MovieLens' validation split
+TEMPERATURES = tuple(USUAL._replace(temperature=value) for value in (0.5, 2.0))  # on MovieLens' validation split
 SIZES = {1000: (20, 50, 100, 200), 3000: (100, 300)}
 """Retrieved candidates, and how many are kept."""
 SMOKE_SIZES = {40: (10, 20), 100: (20,)}
@@ -107,7 +107,7 @@ class Trial:
     weight: float = 0.0
     candidates: int = 16
     learning_rate: float = RATE
-    loss: str = "listwise"  # these four are of `Taught`
+    temperature: float = 1.0  # these four are of `Taught`
     seed: int = 0
 
     @property
@@ -132,7 +132,7 @@ def plan(name: str, ranker: str) -> list[Trial]:
         every += [("two_tower", taught) for taught in FURTHER]
         every += [(model, USUAL) for model in JUDGED]
         tried = [(where, *one) for where in both for one in every]
-        tried += [("movielens", model, taught) for taught in LOSSES for model in COMPARED]
+        tried += [("movielens", model, taught) for taught in TEMPERATURES for model in COMPARED]
     else:
         tried = [(where, model, taught) for where in both for model in COMPARED for taught in (USUAL, ALONE)]
     split, seeds = ("test", question.SEEDS) if name == "test" else ("validation", (0,))
@@ -219,7 +219,7 @@ def run(trial: Trial, world: World, *, results: Path, work: Path, progress: bool
 
     options: dict[str, Any] = {"progress": progress}
     if trial.weight:
-        term = trial.weight * teaching.LOSSES[trial.loss]
+        term = trial.weight * losses.distill_listwise(temperature=trial.temperature)
         options["teacher"] = train.Teacher(known, term, candidates=world.teaching, count=trial.candidates)
     folder = work / f"{trial.dataset}--{trial.split}" / records.file_of(trial.trained)
     data = datasets.with_statistics(world.data) if trial.model in WITH_STATISTICS else world.data
@@ -304,7 +304,7 @@ Found = dict[str, dict[str, Any]]
 
 def read(results: Path) -> Found:
     """Return the records; the first ones did not say all of a trial."""
-    first = {"ranker": "attention", "candidates": 16, "learning_rate": RATE, "loss": "listwise"}
+    first = {"ranker": "attention", "candidates": 16, "learning_rate": RATE, "temperature": 1.0}
     return {name: first | record for name, record in records.read(results).items()}
 
 

@@ -21,7 +21,7 @@ from typing import Any
 from aif_jax import metrics
 from aif_jax.metrics import Interval
 from experiments import ranker_recall
-from experiments.ranker_recall import ALONE, COMPARED, FURTHER, LOSSES, RESULTS, TRIED, USUAL, Taught
+from experiments.ranker_recall import ALONE, COMPARED, FURTHER, RESULTS, TEMPERATURES, TRIED, USUAL, Taught
 from experiments.study import question, records
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -363,5 +363,5 @@ TABLES: dict[str, Callable[[], str]] = {
     "budget": budget, "load": under_load, "lone": lone,
     "quality": quality, "scoring": scoring, "ablation": ablation, "goals": goals, "tuned": tuned,
     "weights": functools.partial(tried, {str(one): one for one in sorted(TRIED, key=lambda one: (one.candidates, one.weight))}),
-    "losses": functools.partial(tried, {one.loss: one for one in (USUAL, *LOSSES)}, ("movielens",)),
+    "temperatures": functools.partial(tried, {f"{one.temperature:g}": one for one in (USUAL, *TEMPERATURES)}, ("movielens",)),
 }  # fmt: skip
