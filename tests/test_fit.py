@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import datetime
+import re
 
 import numpy as np
 import pytest
@@ -314,8 +315,15 @@ def test_a_run_by_dates_resumes_is_evaluated_and_says_its_samples(data, small, t
         NextItem().positions(data, min_history=1, **run.settings.span(split)) for split in ("train", "validation", "test")
     )
     held = f"{len(validated):,} for validation (60 evaluated) from {validation}, {len(tested):,} for the test from {test}"
-    line = f"NextItem: of {len(time):,} events {len(train):,} to train on, {held}"
-    assert f"{line}\n" in said
+    line, samples = (
+        f"NextItem: of {len(time):,} events {len(train):,} to train on, {held}",
+        len(train) + len(validated) + len(tested),
+    )
+    left = f"200 before the first moment (since), {len(time) - 200 - samples:,} with fewer than 1 earlier events of the user"
+    assert f"{line}; left out: {left} (min_history)\n" in said
+    trained = np.unique(data.log.item[data.log.time < np.datetime64(validation, "s").astype(int)])
+    (new,) = re.findall(r"validation: ([\d.]+)% of the requests are for an item without a training event", said)
+    assert abs(float(new) / 100 - (~np.isin(data.log.item[validated], trained)).mean()) < 0.1  # of 60 of them
     assert len(train) < 600 and data.log.time[train].min() >= np.datetime64(since, "s").astype(int)
     assert settings_of(run.folder)["first_test"] == int(time[1000]) and settings_of(run.folder)["since"] == int(time[200])
     again = fit(small, data, progress=False, **given)  # finished: resumes, and trains nothing

@@ -23,6 +23,7 @@ from aif_jax.data import lengths
 from aif_jax.data.candidates import BatchKey, CandidateSource, SourceFn, expect_threshold
 from aif_jax.data.cascade import RANKER, STAGES, Cascade
 from aif_jax.data.dataset import Dataset
+from aif_jax.data.negatives import counts_before
 from aif_jax.data.pipeline import Pipeline, to_device
 from aif_jax.data.split import time_cuts
 from aif_jax.encoding.times import iso_text, seconds_of
@@ -45,18 +46,24 @@ logger = logging.getLogger(__name__)
 
 
 def plan(feed: Pipeline, settings: FitSettings) -> Iterator[str]:
-    """Yield lines of text before a run: samples of each split, steps, lengths and padding of histories."""
-    data, task, longest = feed.dataset, settings.task, feed.config.history_length
+    """Yield lines of text before a run: samples of each split and left out, new items, steps, lengths, padding of histories."""
+    data, task, least, longest = feed.dataset, settings.task, settings.min_history, feed.config.history_length
     whole = len(task.positions(data, min_history=0, since=None, before=None))
-    validation, test = (
-        len(task.positions(data, min_history=settings.min_history, **settings.span(split))) for split in ("validation", "test")
-    )
+    inside = len(task.positions(data, min_history=0, since=settings.since, before=None))
+    short = inside - len(task.positions(data, min_history=least, since=settings.since, before=None))
+    validation, test = (len(task.positions(data, min_history=least, **settings.span(of))) for of in ("validation", "test"))
     evaluated = f" ({min(settings.requests, validation):,} evaluated)" if validation else ""
     yield (
         f"{type(task).__name__}: of {whole:,} {task.samples} {len(feed.positions):,} to train on, {validation:,} for "
         f"validation{evaluated} from {iso_text(settings.first_validation)}, {test:,} for the test from "
-        f"{iso_text(settings.first_test)}"
+        f"{iso_text(settings.first_test)}; left out: {whole - inside:,} before the first moment (since), {short:,} with fewer "
+        f"than {least} earlier events of the user (min_history)"
     )
+    if task.samples == "events" and (validation or test):
+        split = "validation" if validation else "test"
+        at, _ = held_out(data, settings, split, requests=settings.requests)
+        new = np.mean(counts_before(data, settings.first_validation)[data.log.item[at]] == 0)
+        yield f"{split}: {new:.1%} of the requests are for an item without a training event"
     histories = lengths.history_lengths(data, feed.positions, longest=longest)
     yield (
         f"batches: {len(feed):,} steps of {feed.batch_size:,} samples, lengths of the history "
