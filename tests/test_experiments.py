@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 import aif_jax as aif
+from aif_jax import metrics
 from aif_jax import output as progress
 from aif_jax.metrics import Interval
-from experiments import benchmarks, common, cost, kernels, plots, quickstart, runtimes, tables
+from experiments import benchmarks, common, cost, kernels, plots, quickstart, ranker_recall, runtimes, tables
 from experiments.datasets.synthetic import synthetic_world
-from experiments.study import calibration, datasets, question, storage
+from experiments.study import calibration, datasets, question, records, storage
 from tests.conftest import child_environment
 from tests.light import lightly_compiled
 from tests.refusals import refused
@@ -180,6 +181,49 @@ def test_figures_are_drawn_from_the_records(tmp_path, capsys):
 def test_tables_of_a_page_are_those_of_the_records(page):
     text = page.read_text(encoding="utf-8")
     assert tables.written(text) == text, f"{page.name}: run python -m experiments.plots"
+
+
+def test_figures_in_the_text_are_those_of_the_records():
+    """What README and the results page say in sentences, next to their tables."""
+    results, found, every = ranker_recall.RESULTS, ranker_recall.read(ranker_recall.RESULTS), records.read(question.RESULTS)
+    movielens, taobao = ranker_recall.keys(results).values()
+
+    def gauc(how: ranker_recall.Taught) -> str:
+        runs = ranker_recall.runs_of(found, "taobao", "test", "attention", "aif", how)
+        return f"{ranker_recall.pooled(results, runs, 'gauc').mean:.3f}"
+
+    def lead(dataset: str) -> str:
+        pair = (question.of_test(question.RESULTS, every, dataset, model, "gauc") for model in (question.AIF, question.BASE))
+        return f"{100 * metrics.paired_interval(*pair).value:.1f}"
+
+    def spread(of: dict, name: str, digits: int, unit: str = "") -> str:
+        value, low, high = (f"{of[name + end]:.{digits}f}" for end in ranker_recall.ENDS)
+        return f"{value}{unit} [{low}, {high}]"
+
+    def kept(of: dict, *models: str, how: str = "") -> str:
+        return ", ".join(f"{100 - of[f'lost10_{model}{how}']:.1f}" for model in models or ("aif", "matching", "two_tower"))
+
+    lost = [f"{of[ranker]['lost10_aif']:.1f}" for ranker in ("trees", "sequence") for of in (movielens, taobao)]
+    sasrec = (f"{100 - taobao['sequence'][f'lost10_aif{how}']:.0f} %" for how in ("", "_not_taught"))
+    said = {
+        "README.md": (
+            f"from {gauc(ranker_recall.ALONE)} to {gauc(ranker_recall.USUAL)} for AIF on Taobao",
+            f"AIF leads two-tower by {lead('movielens')} (MovieLens) and {lead('taobao')} (Taobao) GAUC points",
+            "AIF keeps {} of SASRec's best 10 when taught, {} when not".format(*sasrec),
+        ),
+        "docs/results.md": (
+            f"AIF loses {spread(movielens, 'lost10_aif', 2, ' %')}, matching {movielens['lost10_matching']:.1f}, two-tower "
+            f"{movielens['lost10_two_tower']:.1f}; AIF's GAUC is {movielens['gauc_points_over_two_tower']:.1f} [",
+            f"its HR@100 {spread(movielens, 'hr100_ratio_over_two_tower', 2, ' times')}",
+            *(f"matching {kept(movielens[ranker], 'matching')}, two-tower {kept(movielens[ranker], 'two_tower')};"
+              for ranker in ("trees", "sequence")),
+            f"on Taobao {kept(taobao['trees'])}, with", f"on Taobao {kept(taobao['sequence'])} (not taught",
+            f"(not taught {kept(taobao['sequence'], how='_not_taught')})",
+            "(trees {} and {}, SASRec {} and {};".format(*lost), spread(taobao, "lost10_ratio_over_matching", 2, " times"),
+        ),
+    }  # fmt: skip
+    texts = {page: (tables.ROOT / page).read_text(encoding="utf-8") for page in said}
+    assert [(page, each) for page, sentences in said.items() for each in sentences if each not in texts[page]] == []
 
 
 def test_a_page_has_the_tables_that_it_names(monkeypatch):
