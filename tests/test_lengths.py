@@ -104,6 +104,6 @@ def test_the_plan_warns_of_a_catalogue_no_larger_than_k(data, model, small_world
     source = run.settings.task.source(data, before=run.settings.first_validation)
     feed = Pipeline(dataset=data, positions=positions, source=source, config=run.config, batch_size=8)
     lines = list(training.plan(feed, run.settings))
-    assert len(lines) == 2 and lines[1].startswith("batches: ")
+    assert len(lines) == 3 and lines[2].startswith("batches: ")
     *same, warning = training.plan(feed, dataclasses.replace(run.settings, k=90))
     assert same == lines and warning == "hr@90 is 1 for every model: the catalogue has 90 items; take a smaller k"

@@ -218,7 +218,7 @@ def test_an_export_has_all_logits_probabilities_and_orders(served, tmp_path):
     made = {"scale": np.array([2, 1, 1], np.float32), "bias": np.array([0, -1, 0.5], np.float32)}
     params = aif_scores.with_calibration(served.params, made)
     orders = {"value": lambda p, bid: p["conversion"] * bid + 0.1 * p["like"], "plain": lambda p, bid: p["like"]}
-    given = dict(platforms=("cpu",), orders=orders, buckets={"c": [64], "n": [64], "b": [4]})
+    given = dict(platforms=("cpu",), orders=orders)
     digest = export.save(tmp_path / "model", aif.Trained(served.model, params), served.index_of(params), **given)
     loaded = export.load(tmp_path / "model", sha256=digest)
     assert export.verify(tmp_path / "model", sha256=digest)["functions"].keys() >= {"probability", "order_value", "order_plain"}
