@@ -235,10 +235,16 @@ def by_hour(arm: Arm, hours: list[Hour], lists: Requests, whole: Requests, new: 
         scores[mine] = list_scores(served.model, served.params, data, at[mine], some, progress=False)
         corrected = arm.serving(hour.params, hour.first, corrected=True)
         ranks[mine] = rank_catalogue(corrected.model, corrected.params, data, at[mine], progress=False)[0]
-    where, hit, of_new = found.rows > 0, ranks < K, new[data.log.item[whole.positions]]
+    where = found.rows > 0
     made = {"gauc": metrics.gauc_by_user(scores, found.labels, users[:, None], where=where)}
     made |= metrics.probabilities_by_user(scores[:, :16], found.labels[:, :16], users[:, None], where=where[:, :16])
-    made[f"hr@{K}"] = metrics.mean_by_user(hit, users)
+    return made | hits_by_user(arm, whole, ranks, new)
+
+
+def hits_by_user(arm: Arm, whole: Requests, ranks: np.ndarray, new: np.ndarray) -> dict[str, metrics.ByUser]:
+    """Return HR@K of ranks in the catalogue, int64 [R], and of the requests for new items where there are any."""
+    hit, users, of_new = ranks < K, arm.data.log.user[whole.positions], new[arm.data.log.item[whole.positions]]
+    made = {f"hr@{K}": metrics.mean_by_user(hit, users)}
     return made | ({f"hr@{K} of new items": metrics.mean_by_user(hit[of_new], users[of_new])} if of_new.any() else {})
 
 
@@ -278,11 +284,9 @@ def days_of(world: World, epochs: int, options: Any, bar: Any) -> dict[str, Any]
                 continue
             until = world.days[0] if name == "never" else first
             of_lists = measure(arm.serving(params[name], until), lists)
-            of_all = measure(
-                arm.serving(params[name], until, corrected=True), whole, new_items=new[arm.data.log.item[whole.positions]]
-            )
-            hits = {metric: of for metric, of in of_all.by_user.items() if metric.startswith("hr@")}
-            last[name] = dict(of_lists.by_user) | hits
+            served = arm.serving(params[name], until, corrected=True)
+            ranks = rank_catalogue(served.model, served.params, arm.data, whole.positions, progress=False)[0]
+            last[name] = dict(of_lists.by_user) | hits_by_user(arm, whole, ranks, new)
             row[name] = {metric: of.mean for metric, of in last[name].items()}
         through: dict[str, list[Hour]] = {}
         if hours:

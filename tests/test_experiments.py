@@ -94,7 +94,7 @@ def test_quickstart_refuses_wrong_flags_and_names_a_wrong_file(tmp_path, capsys)
         assert message in capsys.readouterr().err
     (tmp_path / "ratings.csv").write_text("userId,movieId,rating,timestamp\n1,2,five,3\n")
     (tmp_path / "movies.csv").write_text("movieId,title,genres\n2,Film (1999),Drama\n")
-    refused(ValueError, "ratings.csv.*line 2.*five", quickstart.main, ["--data", str(tmp_path)])
+    refused(ValueError, "ratings.csv.*Row #2.*five", quickstart.main, ["--data", str(tmp_path)])
 
 
 def test_refresh(tmp_path):
