@@ -131,6 +131,8 @@ def kill_second(started: list, at_work: Any) -> None:
         assert started[0].wait(200) != 0
     finally:
         training.stop(started)
+        for process in started:
+            process.stdout.close()
 
 
 @pytest.fixture
