@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> None:
     with parts("index"):
         requests = DataWorld(world.data, world.positions, world.found)
         whole = {name: trained[name].with_popularity_correction(world.data) for name in NAMES}
-        models = {name: Model.trained(requests, run) for name, run in whole.items()}
+        models = {name: Model.of(requests, run.trained) for name, run in whole.items()}
     answered = asyncio.run(serve(models, options, parts))
     figures = evaluate(world, answered, options.keep)
     report(figures, world, options)

@@ -63,8 +63,8 @@ def measure(*, rounds: int, pause: float = PAUSE, smoke: bool = False) -> dict[s
     config = aif.presets.aif(world.schema, **sizes)
     made = Model.drawn(world, config)
     top, features = min(100, counts[0]), [flat(made.user(number)) for number in range(world.users)]
-    ours = Ours(made, counts, top)
-    narrow = {storage: Ours(Model.drawn(world, config, storage=storage), counts, top) for storage in NARROW}
+    ours = of_engine(made, counts, top)
+    narrow = {storage: of_engine(Model.drawn(world, config, storage=storage), counts, top) for storage in NARROW}
     others: dict[str, Any] = {}
     for name, packages in NEEDED.items():
         missing = [package for package in packages if importlib.util.find_spec(package) is None]
@@ -86,7 +86,7 @@ def measure(*, rounds: int, pause: float = PAUSE, smoke: bool = False) -> dict[s
             programs |= {what: partial(getattr(each, what), count) for what in ("score", "whole")}
             timed |= {f"{name} {what}{more}": program for what, program in programs.items()}
         timed |= {f"{storage}{more}": partial(each.score, count) for storage, each in narrow.items()}
-    turns = {name: partial(turn, program, pause) for name, program in timed.items()}
+    turns = {name: partial(turn, program, pause=pause) for name, program in timed.items()}
     for once in track(turns.values(), label="first calls", unit="programs"):
         once(0)
     medians = {name: float(np.median(ms)) for name, ms in common.interleaved(turns, rounds).items()}
@@ -110,13 +110,13 @@ def summary(medians: dict[str, float], others: list[str], large: str) -> dict[st
     return figures
 
 
-def turn(program: Program, pause: float, i: int) -> float:
+def turn(program: Program, i: int, *, pause: float = 0.0, clock: Callable[[], float] = time.perf_counter) -> float:
     """Return milliseconds of one call, after a pause and a call that does not count."""
     time.sleep(pause)
     program(i + 1)
-    start = time.perf_counter()
+    start = clock()
     program(i)
-    return (time.perf_counter() - start) * 1e3
+    return (clock() - start) * 1e3
 
 
 def check(name: str, ours: Best, theirs: Best) -> None:
@@ -156,17 +156,15 @@ class Runtime:
         return self.scored(self._world.candidates(number, count), self.user(number))
 
 
-class Ours(Runtime):
-    """The engine's compiled functions."""
+def of_engine(made: Model, counts: tuple[int, ...], top: int) -> Runtime:
+    """Return the engine's compiled functions."""
+    programs = Compiled(made, counts, top)
 
-    def __init__(self, made: Model, counts: tuple[int, ...], top: int):
-        self._compiled = Compiled(made, counts, top)
+    def scored(rows: np.ndarray, state: Any) -> Best:
+        best = programs.best(rows, state)
+        return best.logits, best.positions
 
-        def scored(rows: np.ndarray, state: Any) -> Best:
-            best = self._compiled.best(rows, state)
-            return best.logits, best.positions
-
-        super().__init__(made, lambda number: self._compiled.state(pack(made.user(number))), scored)
+    return Runtime(made, lambda number: programs.state(pack(made.user(number))), scored)
 
 
 def rows_of(made: Model) -> Any:

@@ -87,14 +87,14 @@ class Served(NamedTuple):
 
 
 class World:
-    """A catalogue and users drawn at random: latency does not depend on what the numbers say.
+    """A catalogue and 16 users drawn at random: latency does not depend on what the numbers say.
 
     Requests of one number have the same user and candidates in every service. No state is reused between requests.
     """
 
-    def __init__(self, *, items: int, users: int = 16, seed: int = 0):
-        self.items, self.users, self.seed = items, users, seed
-        self.ids = np.sort(np.random.default_rng(seed).choice(2**40, items, replace=False)).astype(np.int64)
+    def __init__(self, *, items: int):
+        self.items, self.users = items, 16
+        self.ids = np.sort(np.random.default_rng(0).choice(2**40, items, replace=False)).astype(np.int64)
         self.schema = aif.Schema(
             item_attributes=(aif.Attribute(name="item", size=items + 1), aif.Attribute(name="category", size=500)),
             user_attributes=(aif.Attribute(name="segment", size=20),),
@@ -102,15 +102,19 @@ class World:
             content=CONTENT,
         )
         self._drawn: dict[tuple[int, int], np.ndarray] = {}
-        self.catalogue = drawn.catalogue(self.schema, seed=seed)
+        self.catalogue = drawn.catalogue(self.schema)
         self.features = self.catalogue.features(np.arange(1, items + 1))
 
     def candidates(self, number: int, count: int) -> np.ndarray:
         """Return places of a request's candidates in `ids`, int32 [C], distinct."""
         key = number % self.users, count
         if key not in self._drawn:  # drawing takes longer than scoring
-            self._drawn[key] = np.random.default_rng((self.seed, 7, key[0])).choice(self.items, count, replace=False)
+            self._drawn[key] = np.random.default_rng((0, 7, key[0])).choice(self.items, count, replace=False)
         return self._drawn[key]
+
+    def histories(self, length: int) -> list[aif.UserFeatures]:
+        """Return the features of the users of requests, with `length` places of history."""
+        return [drawn.users(self.schema, length, seed=number) for number in range(self.users)]
 
 
 class DataWorld(World):
@@ -118,13 +122,18 @@ class DataWorld(World):
 
     def __init__(self, data: Dataset, positions: np.ndarray, found: np.ndarray):
         self.data, self.positions, self._found = data, positions, found
-        self.items, self.users, self.seed = len(data.items) - 1, len(positions), 0
+        self.items, self.users = len(data.items) - 1, len(positions)
         self.ids, self.schema, self.catalogue = data.items.raw, data.schema, data.catalogue
         self.features = data.catalogue.features(np.arange(1, self.items + 1))
 
     def candidates(self, number: int, count: int) -> np.ndarray:
         """Return places of a request's candidates in `ids`, int32 [C], distinct."""
         return self._found[number % self.users, :count] - 1
+
+    def histories(self, length: int) -> list[aif.UserFeatures]:
+        """Return the features of the users of requests, with `length` places of history."""
+        users = self.data.user_features(self.positions, length=length)
+        return [jax.tree.map(lambda leaf, n=n: leaf[n], users) for n in range(self.users)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,20 +147,17 @@ class Model:
     index: ItemIndex
 
     @classmethod
-    def drawn(cls, world: World, config: aif.Config, *, storage: Storage = "float32") -> Model:
-        """Return random parameters and users."""
-        model = aif.build(config)
-        params = jax.device_put(model.init(jax.random.key(0), world.catalogue))
-        users = [drawn.users(world.schema, config.history_length, seed=number) for number in range(world.users)]
-        index = ItemIndex.build(aif.Trained(model, params), [(world.ids, world.features)], storage=storage, progress=False)
-        return cls(world, model, params, users, index)
+    def of(cls, world: World, trained: aif.Trained, *, storage: Storage = "float32") -> Model:
+        """Return a trained model with the users and the catalogue of a world."""
+        users = world.histories(trained.model.config.history_length)
+        index = ItemIndex.build(trained, [(world.ids, world.features)], storage=storage, progress=False)
+        return cls(world, trained.model, jax.device_put(trained.params), users, index)
 
     @classmethod
-    def trained(cls, world: DataWorld, run: aif.Run) -> Model:
-        """Return a trained model and the users of the world's requests."""
-        users = world.data.user_features(world.positions, length=run.config.history_length)
-        listed = [jax.tree.map(lambda leaf, n=n: leaf[n], users) for n in range(world.users)]
-        return cls(world, run.model, jax.device_put(run.params), listed, run.index(world.catalogue, progress=False))
+    def drawn(cls, world: World, config: aif.Config, *, storage: Storage = "float32") -> Model:
+        """Return the same with random parameters."""
+        model = aif.build(config)
+        return cls.of(world, aif.Trained(model, model.init(jax.random.key(0), world.catalogue)), storage=storage)
 
     @property
     def config(self) -> aif.Config:
@@ -208,28 +214,34 @@ class Engine:
         return ids
 
 
-class Sequential:
-    """Everything of the model starts when the candidates are there: one compiled function of user, items and top-k.
+class Joint:
+    """A model that is not split: one compiled function of user, items and top-k, the catalogue's features on the device."""
 
-    The features of the catalogue stay on the device.
-    """
+    def __init__(self, made: Model, k: int):
+        model, specs = made.model, user_specs(made.world.schema, length=made.config.history_length)
+        self._inputs = made.params, jax.device_put(made.world.features)
 
-    def __init__(self, made: Model, candidates: int, k: int):
-        self._made, self._count, self._k = made, candidates, k
-        self._threads = ThreadPoolExecutor(2, thread_name_prefix="sequential")
-
-    async def __aenter__(self) -> Sequential:
-        made, model = self._made, self._made.model
-        length = made.config.history_length
-        specs = user_specs(model.config.schema, length=length)
-        self._catalogue = jax.device_put(made.world.features)
-
-        def answer(params: Any, words: jax.Array, catalogue: Any, rows: jax.Array) -> jax.Array:
+        def answer(params: Any, catalogue: Any, words: jax.Array, rows: jax.Array) -> jax.Array:
             items = jax.tree.map(lambda column: column[rows], catalogue)
-            logits, positions = jax.lax.top_k(model.joint(params, unpack(words, specs), items), self._k)
+            logits, positions = jax.lax.top_k(model.joint(params, unpack(words, specs), items), k)
             return jnp.stack([jax.lax.bitcast_convert_type(logits, jnp.int32), positions])
 
         self._answer = jax.jit(answer, compiler_options=OPTIONS)
+
+    def best(self, rows: np.ndarray, words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return logits and places of the best of some items for a user's packed features."""
+        logits, positions = np.asarray(self._answer(*self._inputs, words, rows.astype(np.int32)))
+        return logits.view(np.float32), positions
+
+
+class Sequential:
+    """Everything of the model starts when the candidates are there."""
+
+    def __init__(self, made: Model, candidates: int, k: int):
+        self._made, self._count, self._joint = made, candidates, Joint(made, k)
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="sequential")
+
+    async def __aenter__(self) -> Sequential:
         self._compute(0)
         return self
 
@@ -244,10 +256,10 @@ class Sequential:
         await Delays.wait(delays.retrieval - delays.features)
         there = time.perf_counter()
         compute = asyncio.get_running_loop().run_in_executor(self._threads, self._compute, asked.number)
-        ids, logits, began, uploaded = await compute
+        ids, logits, began, found = await compute
         end = time.perf_counter()
-        spans = {"retrieval": (timeline.arrival, there), "queue": (there, began), "lookup": (began, uploaded)}
-        spans |= {"score": (uploaded, end), "critical": (there, end), "total": (timeline.arrival, end)}
+        spans = {"retrieval": (timeline.arrival, there), "queue": (there, began), "lookup": (began, found)}
+        spans |= {"score": (found, end), "critical": (there, end), "total": (timeline.arrival, end)}
         for stage, (start, stop) in spans.items():
             timeline.add(stage, start, stop)
         return Served(ids, logits, timeline)
@@ -255,11 +267,11 @@ class Sequential:
     def _compute(self, number: int) -> tuple[np.ndarray, np.ndarray, float, float]:
         began = time.perf_counter()
         ids = self._made.candidates(number, self._count)
-        features = self._made.words(number)
+        words = self._made.words(number)
         rows, _ = self._made.index.lookup(ids)  # row r of the index is row r of the catalogue
-        placed, uploaded = jax.device_put(rows.astype(np.int32)), time.perf_counter()
-        logits, positions = np.asarray(self._answer(self._made.params, features, self._catalogue, placed))
-        return ids[positions], logits.view(np.float32), began, uploaded
+        found = time.perf_counter()
+        logits, positions = self._joint.best(rows, words)
+        return ids[positions], logits, began, found
 
 
 class Compiled:

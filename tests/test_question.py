@@ -1,7 +1,6 @@
 """The study: its protocol, met items, records with figures by user, paired comparisons, recipe, command."""
 
 import dataclasses
-import inspect
 import json
 
 import numpy as np
@@ -12,8 +11,8 @@ from aif_jax.blocks import MatchingStatistics
 from aif_jax.data import split_by_time
 from aif_jax.data.negatives import SeenPairs, item_counts
 from aif_jax.metrics import ByUser
-from aif_jax.train import losses
-from experiments.study import datasets, models, question, records, rules
+from experiments.peers.judge import Lists
+from experiments.study import datasets, question, records, rules
 from tests.refusals import refused
 
 pytestmark = pytest.mark.lane("experiments")
@@ -41,15 +40,12 @@ def test_smoke(tmp_path, capsys):
     (rolled,) = [record for record in records.read(results).values() if record["split"] == "rolling"]
     trained = [block["trained"] for block in rolled["blocks"]]
     assert trained == sorted(trained) and sum(block["users"] for block in rolled["blocks"]) == rolled["users"]
-    assert len(list((tmp_path / "work").glob("*rolling*from_*.json"))) == len(trained)
+    assert len(list((tmp_path / "work").glob("*rolling*from_*"))) == len(trained)
 
 
 def test_the_models_of_the_results_are_trained_as_fit_trains_by_default():
-    recipe = {"epochs": question.EPOCHS, **question.FIXED}
-    defaults = dataclasses.asdict(aif.FitConfig())
-    assert {name: defaults[name] for name in recipe} == recipe
-    optimizer = inspect.signature(aif.train.default_optimizer).parameters
-    assert {name: optimizer[name].default for name in question.FIXED} == question.FIXED
+    usual = aif.FitConfig()
+    assert (usual.epochs, usual.learning_rate) == (question.EPOCHS, question.Trial.learning_rate)
 
 
 def met_once(data: datasets.StudyData, name: str) -> datasets.StudyData:
@@ -159,20 +155,19 @@ def test_blocks_train_on_the_past_alone_and_judge_each_user_once():
     assert (final[sorted(judged[0])] < log.time[parts[1].seen].max() + 1).all()  # their very last event is in their block
 
 
-def test_rules_by_hand(smoke):
-    """The latest met item first, then the others by their training events; what has none comes last, or first."""
-    log = aif.EventLog([1, 1, 1, 2], [4, 5, 6, 3], [1, 1, 1, 1], [10, 20, 30, 10])
-    popularity, at = np.array([0, 0, 7, 2, 1, 1, 0]), np.array([2])
-    orders = {rule: np.argsort(-rules.scores(rule, log, at, popularity)[0, 2:], kind="stable") + 2 for rule in rules.RULES}
-    assert orders[rules.POPULARITY].tolist() == [2, 3, 4, 5, 6] and orders[rules.UNPOPULARITY].tolist() == [6, 4, 5, 3, 2]
-    assert orders[rules.MET_FIRST].tolist() == [5, 4, 2, 3, 6] and orders[rules.MET_UNPOPULAR].tolist() == [5, 4, 6, 3, 2]
+def test_rules_by_hand():
+    """The latest met item first, then the others by their training events."""
+    count, item = np.array([0, 0, 7, 2, 1, 1, 0]), np.array([4, 5, 6])
+    lists = Lists(repeats=True, count=count, events={}, item=item, start=np.array([0, 0]), end=np.array([3, 2]))
+    orders = [np.argsort(-rules.scorer(rule, lists)(np.array([1]))[0, 2:], kind="stable") + 2 for rule in rules.RULES]
+    assert [order.tolist() for order in orders] == [[2, 3, 4, 5, 6], [5, 4, 2, 3, 6], [5, 4, 6, 3, 2]]
 
 
 def test_rules_are_judged_like_models(smoke, tmp_path):
-    rules.main(["--dataset", "smoke", "--results", str(tmp_path)])
+    rules.main(["--smoke", "--results", str(tmp_path)])
     made = records.read(tmp_path)
     assert {record["model"] for record in made.values()} == set(rules.RULES)
-    trial = question.Trial(dataset="smoke", model=rules.POPULARITY, split="test", epochs=0)
+    trial = question.Trial(dataset="smoke", model="rule, most popular first", split="test", epochs=0)
     (part,) = question.parts_of(trial, smoke)
     requests = question.requests_of(trial, part, smoke)
     counts = item_counts(smoke.dataset, part.seen)
@@ -203,10 +198,3 @@ def test_records_round_trip(tmp_path):
     with open(tmp_path / "movielens.jsonl", "a") as file:
         file.write('{"half a rec')
     refused(ValueError, r"movielens.jsonl, line 4: expected a record with an id", records.read, tmp_path)
-
-
-def test_the_recipe_trains_towards_the_positive_and_reads_lengths_together():
-    scores, first = np.array([[1.0, 2.0, 0.0]], np.float32), np.array([[1.0, 0.0, 0.0]], np.float32)
-    terms = [float(loss(scores, first)) for loss in (losses.listwise_softmax, losses.pointwise_bce)]
-    assert float(models.LOSS(scores, first)) == pytest.approx(sum(terms))
-    assert models.shorter(256) == (64, 128) and models.shorter(2048) == (128, 256, 512, 1024) and models.shorter(64) == ()

@@ -30,16 +30,16 @@ def measure(data: datasets.StudyData, work: Path, *, requests: int) -> dict[str,
     """Return the record: figures before and after a calibration."""
     trial = Trial(dataset=data.name, model=AIF, epochs=1 if data.name == "smoke" else EPOCHS)
     (part,) = question.parts_of(trial, data)
-    model, params, _ = question.trained(trial, part, data, work=work, progress=True)
+    made = question.trained(trial, part, data, work=work, progress=True)
     rng, log = np.random.default_rng(0), data.dataset.log
     held = [drawn(log, slice_, rng, requests) for slice_ in (data.split.validation, data.split.test)]
-    made: dict[str, Any] = {"dataset": data.name, "model": trial.id, "requests": len(held[1]), "ways": {}}
-    made["users"] = len(np.unique(log.user[held[1]]))
-    raw = Trained(model, params, data.dataset.encoder)
+    record: dict[str, Any] = {"dataset": data.name, "model": trial.id, "requests": len(held[1]), "ways": {}}
+    record["users"] = len(np.unique(log.user[held[1]]))
+    raw = Trained(made.model, made.params, data.dataset.encoder)
     fitted = train.edits.calibration(raw, data.dataset, positions=held[0])
     for way, one in (("before", raw), ("logistic", fitted)):
-        made["ways"][way] = figures(train.evaluate(model, one.params, data.dataset, held[1], k=None))
-    return made
+        record["ways"][way] = figures(train.evaluate(made.model, one.params, data.dataset, held[1], k=None))
+    return record
 
 
 def drawn(log: Any, held: np.ndarray, rng: np.random.Generator, requests: int) -> np.ndarray:

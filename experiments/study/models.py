@@ -1,4 +1,4 @@
-"""Sizes, blocks and training recipe that the models of `question` share, and two blocks that `ranker_recall` judges."""
+"""Sizes and blocks that the models of `question` share, and two blocks that `ranker_recall` judges."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from scipy.cluster.vq import kmeans2
 
 from aif_jax import Config, heads, layers
 from aif_jax.blocks import Bea, Block, DotProduct, HeadInputs, ItemView, LinearMemory, PureSvd, Sim, SimTier, UserView, block
-from aif_jax.train import losses
 from aif_jax.train.edits import svd_factors
 from aif_jax.types import Behaviours, ItemFeatures, ItemRow, Params, UserState
 
@@ -24,16 +23,8 @@ BEA, SIM, DOT = Bea(bridges=10, dot_product=True), Sim("each"), DotProduct()
 """`SIM` stands for a cache of every SIM field of the data set."""
 LEARNED = LinearMemory(dot_product=True)
 WINDOWED = dataclasses.replace(SimTier(tiers=16, bits=128), length=512)
-LOSS = losses.listwise_softmax + losses.pointwise_bce
-"""A softmax over a list says nothing about the level of the list's scores, which GAUC, pooling all requests of a user, and
-log-loss depend on; the pointwise part fixes it."""
 HALF_LIVES = (2.0, 8.0, 32.0, 128.0)  # in events
 ITERATIONS = 20  # of k-means
-
-
-def shorter(longest: int) -> tuple[int, ...]:
-    """Return lengths of histories below the longest one that batches may have: each is half of the next."""
-    return tuple(longest >> n for n in (4, 3, 2, 1) if longest >> n >= 64)
 
 
 def decayed(events: Behaviours) -> jax.Array:

@@ -28,16 +28,19 @@ import jax
 import numpy as np
 
 import aif_jax as aif
-from aif_jax import blocks, checkpoint, metrics, train
+from aif_jax import blocks, checkpoint, metrics
 from aif_jax.blocks import MatchingStatistics, popularity_offset
-from aif_jax.data import EventLog, NegativeSampler, Pipeline, SeenPairs, candidates, item_counts
+from aif_jax.data import Dataset, EventLog, NegativeSampler, SeenPairs, candidates, item_counts
 from aif_jax.data.split import sample_positions, time_cuts
 from aif_jax.metrics import ByUser
+from aif_jax.train import NextItem
 from aif_jax.train.evaluate import catalogue_scores, list_scores, rank_of
-from aif_jax.train.loop import loop
+from aif_jax.train.training import init_params
 from aif_jax.types import Params
 from experiments import common
-from experiments.study import critical, datasets, models, records
+from experiments.runtimes import Runtime, head, of_engine, turn
+from experiments.services import DataWorld, Joint, Model
+from experiments.study import datasets, models, records
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "question"
 WORK = Path("out/question")
@@ -77,8 +80,6 @@ SEEDS = (0, 1, 2)
 EPOCHS = 3
 """Of the test split: the best of 1, 2 and 3 on the validation split, for every model alike (`--plan tuning`)."""
 CATALOGUE_REQUESTS = 1000  # requests that rank the whole catalogue, drawn at random
-FIXED: dict[str, Any] = dict(learning_rate=1e-2, weight_decay=0.1)
-NEGATIVES = 15
 BLOCKS = (0.5, 0.6, 0.7, 0.8, 0.9)
 """Shares of all events by time at which the blocks of the rolling split begin; the last block ends with the log."""
 LAST = 10
@@ -95,22 +96,20 @@ split, and keeps it on the test split."""
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trial:
-    """What names a run; hyperparameters are those of FIXED unless said."""
+    """What names a run; other hyperparameters are the defaults of `aif.fit`."""
 
     dataset: str
     model: str
     seed: int = 0
     split: str = "validation"
     epochs: int = 1
-    learning_rate: float = FIXED["learning_rate"]
-    weight_decay: float = FIXED["weight_decay"]
+    learning_rate: float = 1e-2
 
     @property
     def id(self) -> str:
         """The name of the record."""
-        parts = [self.dataset, self.split, self.model, f"epochs={self.epochs}"]
-        parts += [f"{name}={getattr(self, name):g}" for name, usual in FIXED.items() if getattr(self, name) != usual]
-        return "/".join([*parts, f"seed {self.seed}"])
+        rate = [] if self.learning_rate == Trial.learning_rate else [f"learning_rate={self.learning_rate:g}"]
+        return "/".join([self.dataset, self.split, self.model, f"epochs={self.epochs}", *rate, f"seed {self.seed}"])
 
     @property
     def file(self) -> str:
@@ -168,28 +167,28 @@ def config_of(trial: Trial, data: datasets.StudyData) -> aif.Config:
     return aif.Config(schema=schema, blocks=tuple(made), **(models.SIZES | (models.SMOKE if smoke else {}) | fields))
 
 
-def train_model(
-    trial: Trial, part: Part, data: datasets.StudyData, *, progress: bool
-) -> tuple[aif.PreRanker, Params, dict[str, Any]]:
-    """Return the trained model and what is said of the training."""
-    dataset, seen = data.dataset, part.seen
-    model = aif.build(config_of(trial, data))
-    sampler = NegativeSampler(item_counts(dataset, seen))
-    source = candidates.sampled_negatives(dataset, sampler=sampler, negatives=NEGATIVES)
-    feed = Pipeline(
-        dataset=dataset, positions=np.intersect1d(seen, sample_positions(dataset.log, min_history=1)), config=model.config,
-        source=source, seed=trial.seed, batch_size=64 if trial.dataset == "smoke" else 256, epochs=trial.epochs,
-        buckets=models.shorter(model.config.history_length),
-    )  # fmt: skip
-    optimizer = train.default_optimizer(len(feed), learning_rate=trial.learning_rate, weight_decay=trial.weight_decay)
-    fitted = aif.fit_tables(model.config, dataset.catalogue, seed=0)
-    state = train.init_state(model.init(jax.random.key(trial.seed), None, fitted=fitted), optimizer)
-    step = train.make_step(model, optimizer, loss=models.LOSS)
-    began, spent = time.perf_counter(), time.process_time()
-    state = loop(state, step, feed.batches(), total=len(feed), progress=progress)
-    params = jax.block_until_ready(state.params)
-    seconds = {"train_seconds": time.perf_counter() - began, "core_seconds": time.process_time() - spent}
-    return model, params, {"steps": int(state.step), **seconds}
+def fitted(
+    config: aif.Config, data: datasets.StudyData, part: Part, *, folder: Path, recipe: dict[str, Any], **options: Any
+) -> aif.Trained:
+    """Return a model trained on the part's events by `aif.fit`, from `folder` if it was trained before; `recipe`: settings."""
+    built = aif.build(config)
+    if not folder.exists():
+        user, item, time = (of[part.seen] for of in (data.dataset.log.user, data.dataset.log.item, data.dataset.log.time))
+        settings = aif.FitConfig(validation=0.0, test=int(time.max()) + 1, keep_best=None, k=None, **recipe)
+        if data.name == "smoke":
+            settings = dataclasses.replace(settings, batch_size=64, epochs=1)
+        start = models.with_clusters(init_params(built, data.dataset, seed=settings.seed), config, user, item)
+        run = aif.fit(built, data.dataset, settings, task=NextItem(), start=start, **options)
+        checkpoint.save(folder, run.trained)
+        jax.clear_caches()
+    return aif.Trained(built, checkpoint.load(folder).params)
+
+
+def trained(trial: Trial, part: Part, data: datasets.StudyData, *, work: Path, progress: bool) -> aif.Trained:
+    """Return the model of a run, from `work` if it was trained before."""
+    folder = work / (trial.file + (f"--{part.name.replace(' ', '_')}" if part.name else ""))
+    recipe = {name: getattr(trial, name) for name in ("seed", "epochs", "learning_rate")}
+    return fitted(config_of(trial, data), data, part, folder=folder, recipe=recipe, progress=progress)
 
 
 def parts_of(trial: Trial, data: datasets.StudyData) -> list[Part]:
@@ -318,42 +317,25 @@ def hide_met(every: np.ndarray, at: np.ndarray, data: datasets.StudyData) -> np.
 
 def run(trial: Trial, data: datasets.StudyData, *, results: Path, work: Path, progress: bool) -> dict[str, Any]:
     """Train, evaluate, keep the model in `work` and the figures in `results`."""
-    began, parts = time.perf_counter(), parts_of(trial, data)
-    judged, told, about = [], [], []
+    parts, seconds = parts_of(trial, data), 0.0
+    judged, about = [], []
     for part in parts:
-        model, params, said = trained(trial, part, data, work=work, progress=progress)
-        judged.append(evaluate(trial, part, model, params, data, progress=progress))
-        told.append(said)
+        began = time.process_time()
+        made = trained(trial, part, data, work=work, progress=progress)
+        seconds += time.process_time() - began
+        judged.append(evaluate(trial, part, made.model, made.params, data, progress=progress))
         users = len(judged[-1]["gauc_all"].users)
         about.append({"name": part.name, "trained": len(part.seen), "held": len(part.held), "users": users})
     found = {name: joined([one[name] for one in judged]) for name in judged[0]}
-    more: dict[str, Any] = {name: sum(one.get(name, 0) for one in told) for name in ("steps", "train_seconds", "core_seconds")}
-    more["parameters"] = sum(leaf.size for leaf in jax.tree.leaves(params))
-    more |= {"blocks": about} if trial.split == "rolling" else {}
+    more: dict[str, Any] = {"blocks": about} if trial.split == "rolling" else {}
     met = float(np.mean([met_share(trial, part, data) for part in parts]))
-    seconds, commit = time.perf_counter() - began, common.machine()["commit"]
-    return keep(results, trial, found, met_items=met, **more, seconds=seconds, commit=commit)
+    return keep(results, trial, found, met_items=met, core_seconds=seconds, commit=common.machine()["commit"], **more)
 
 
 def keep(results: Path, trial: Trial, found: dict[str, ByUser], **more: Any) -> dict[str, Any]:
     """Write the record of a run, and its metrics by user into a file next to it."""
     record = {"id": trial.id, **dataclasses.asdict(trial), "users": len(found["gauc"].users), **more}
     return records.keep(results, record, found)
-
-
-def trained(
-    trial: Trial, part: Part, data: datasets.StudyData, *, work: Path, progress: bool
-) -> tuple[aif.PreRanker, Params, dict[str, Any]]:
-    """Return the model of a run, from `work` if it was trained before, and what is said of its training."""
-    file = trial.file + (f"--{part.name.replace(' ', '_')}" if part.name else "")
-    folder, record = work / file, work / f"{file}.json"
-    if folder.exists():
-        said = json.loads(record.read_text(encoding="utf-8"))
-        return aif.build(config_of(trial, data)), checkpoint.load(folder).params, said
-    model, params, said = train_model(trial, part, data, progress=progress)
-    checkpoint.save(folder, aif.Trained(model, params))
-    record.write_text(json.dumps(said), encoding="utf-8")
-    return model, params, said
 
 
 def met_share(trial: Trial, part: Part, data: datasets.StudyData) -> float:
@@ -429,8 +411,7 @@ def keys(results: Path) -> dict[str, dict[str, float]]:
 
     `gauc_points` and `hr100_ratio` are over the two-tower model, `..._over_matching` over the one with matching statistics,
     each with `_low` and `_high`; `..._trained_...` are of requests whose item has a training event. `met_items` is the share
-    of the sampled negatives that the user has met. Times are ratios of medians: full attention over the preset at L=2,048, the
-    scoring program over its head alone at C=1,000.
+    of the sampled negatives that the user has met.
     """
     found, made = records.read(results), {}
     for dataset in PUBLIC:
@@ -448,7 +429,7 @@ def keys(results: Path) -> dict[str, dict[str, float]]:
                 for end, value in zip(("", "_low", "_high"), gap, strict=True):
                     figures[f"{key}{more}{end}"] = scale * value
         figures["met_items"] = runs[AIF][0]["met_items"]
-        made[dataset] = figures | _ratios(read_times(results))
+        made[dataset] = figures
     return made
 
 
@@ -488,42 +469,46 @@ def measure_times(
     """
     sizes = ((64, 32),) if smoke else ((1000, 512), (1000, 2048), (10_000, 512))
     timed: dict[str, Callable[[int], float]] = {}
-    made: dict[str, dict[str, Any]] = {}
+    times: dict[str, dict[str, Any]] = {}
     for model, (count, length) in product(tried, sizes):
         if model == BASE and length == 2048:
             continue
         trial = Trial(dataset=data.name, model=model, split="test", epochs=EPOCHS)
-        config, folder = config_of(trial, data), work / trial.file
+        config, folder, k = config_of(trial, data), work / trial.file, min(100, count)
         config = config if model == BASE else config.replace(long_length=length)
-        params = checkpoint.load(folder).params if folder.exists() else None
-        positions, rows = critical.longest(data.dataset, count)
-        way = critical.way(config, data.dataset, positions, count, params, split=model != FULL)
-        calls = {"score": way.critical, "whole": way.whole, "cpu": way.whole} | ({"head": way.head} if way.head else {})
+        world = DataWorld(data.dataset, *longest(data.dataset, count))
+        if folder.exists():
+            served = Model.of(world, aif.Trained(aif.build(config), checkpoint.load(folder).params))
+        else:
+            served = Model.drawn(world, config)
+        split = model != FULL
+        runtime = of_engine(served, (count,), k) if split else Runtime(served, served.words, Joint(served, k).best)
+        programs = {"score": partial(runtime.score, count), "whole": partial(runtime.whole, count)}
+        if config.head != aif.heads.LogitSum():
+            programs["head"] = head(served, count, k)
         name = f"{model}, C={count}, L={length}"
-        made[name] = {"trained": params is not None}
-        for what, once in calls.items():
-            clock = time.process_time if what == "cpu" else time.perf_counter
-            timed[f"{name}/{what}"] = partial(critical.time_one, once, rows, clock)
+        times[name] = {"trained": folder.exists()}
+        timed |= {f"{name}/{what}": partial(turn, program) for what, program in programs.items()}
+        timed[f"{name}/cpu"] = partial(turn, programs["whole"], clock=time.process_time)
     common.interleaved(timed, 3)  # warms up
     for key, ms in common.interleaved(timed, rounds).items():
         name, _, what = key.rpartition("/")
-        made[name][what] = {"p50": float(np.median(ms)), "p99": float(np.percentile(ms, 99))}
-    return made
+        times[name][what] = {"p50": float(np.median(ms)), "p99": float(np.percentile(ms, 99))}
+    return times
+
+
+def longest(dataset: Dataset, candidates: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return 16 requests of the longest histories: positions in the log, and random candidates of each, int32 [16, C]."""
+    log, every = dataset.log, np.arange(len(dataset.log))
+    positions = np.argsort(log.offsets[log.user] - log.history_end(every), kind="stable")[: 64 * 16 : 64]
+    rng, items = np.random.default_rng(0), len(dataset.catalogue) - 1
+    return positions, np.stack([1 + rng.choice(items, candidates, replace=False).astype(np.int32) for _ in positions])
 
 
 def read_times(results: Path) -> dict[str, Any]:
     """Return what `--times` wrote, {} where it did not."""
     path = results / TIMES
     return json.loads(path.read_text(encoding="utf-8"))["models"] if path.exists() else {}
-
-
-def _ratios(times: dict[str, Any]) -> dict[str, float]:
-    p50 = {f"{name} {what}": of["p50"] for name, one in times.items() for what, of in one.items() if what != "trained"}
-    ratios = {"critical_ratio_exact": (f"{FULL}, C=1000, L=2048 score", f"{AIF}, C=1000, L=2048 score")}
-    at = {"score_over_head_512": "C=1000, L=512", "score_over_head_2048": "C=1000, L=2048"}
-    for name, size in (at | {"score_10000_over_head": "C=10000, L=512"}).items():
-        ratios[name] = (f"{AIF}, {size} score", f"{AIF}, {size} head")
-    return {name: p50[above] / p50[below] for name, (above, below) in ratios.items() if above in p50 and below in p50}
 
 
 def report(results: Path) -> str:

@@ -9,23 +9,18 @@ A ranker gives scores of requests and of teaching candidates that the popularity
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 import aif_jax as aif
-from aif_jax import checkpoint
 from aif_jax.blocks import popularity_offset
-from aif_jax.train import NextItem
 from aif_jax.train.distillation import Scores, model_scores
-from aif_jax.train.training import init_params
-from experiments.study import models, question, sequence, trees
+from experiments.study import question, sequence, trees
 from experiments.study.datasets import StudyData
-from experiments.study.question import Part
+from experiments.study.question import Part, fitted
 
 HEAD, SEEDS = aif.heads.Mlp((128, 64)), (11, 12)
 POWER = 0.75  # of popularity, in the draws of negatives and so in the correction
@@ -84,21 +79,3 @@ def of_sequences(on: Training, *, folder: Path, progress: bool) -> Ranker:
 
 RANKERS: dict[str, Callable[..., Ranker]] = {"attention": attention, "trees": of_trees, "sequence": of_sequences}
 """Functions of a `Training`, the folder of what is trained, and whether to show progress."""
-
-
-def fitted(
-    config: aif.Config, data: StudyData, part: Part, *, folder: Path, recipe: dict[str, Any], **options: Any
-) -> aif.Trained:
-    """Return a model trained on the part's events by `aif.fit`, from `folder` if it was trained before; `recipe`: settings."""
-    built = aif.build(config)
-    if not folder.exists():
-        first = int(data.dataset.log.time[part.held].min())
-        settings = aif.FitConfig(validation=0.0, test=first, keep_best=None, k=None, **recipe)
-        if data.name == "smoke":
-            settings = dataclasses.replace(settings, batch_size=64, epochs=1)
-        user, item = (of[part.seen] for of in (data.dataset.log.user, data.dataset.log.item))
-        start = models.with_clusters(init_params(built, data.dataset, seed=settings.seed), config, user, item)
-        run = aif.fit(built, data.dataset, settings, task=NextItem(), start=start, **options)
-        checkpoint.save(folder, run.trained)
-        jax.clear_caches()
-    return aif.Trained(built, checkpoint.load(folder).params)

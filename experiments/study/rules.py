@@ -11,62 +11,43 @@ from __future__ import annotations
 
 import numpy as np
 
-from aif_jax import EventLog, metrics
-from aif_jax.data.negatives import item_counts
 from experiments import common
+from experiments.peers import judge
+from experiments.peers.judge import Lists, Scorer
 from experiments.study import datasets, question
-from experiments.study.question import Part, Trial
+from experiments.study.question import Trial
 
-POPULARITY, UNPOPULARITY = "rule, most popular first", "rule, least popular first"
-MET_FIRST, MET_UNPOPULAR = (f"rule, met items, the latest first, then {then} popular" for then in ("most", "least"))
-RULES = (POPULARITY, UNPOPULARITY, MET_FIRST, MET_UNPOPULAR)
-AHEAD = 1e9
-"""What sets a met item ahead of every count of popularity."""
+MET = "rule, met items, the latest first, then"
+RULES = {"rule, most popular first": (False, 1), f"{MET} most popular": (True, 1), f"{MET} least popular": (True, -1)}
+"""Name to whether what the user has met comes first, and the sign of popularity."""
 
 
-def scores(rule: str, log: EventLog, positions: np.ndarray, popularity: np.ndarray) -> np.ndarray:
-    """Return scores of the catalogue for the user of each event, float64 [R, N]; `popularity` [N] counts training events."""
-    sign = -1.0 if rule in (UNPOPULARITY, MET_UNPOPULAR) else 1.0
-    made = np.repeat(sign * popularity[None].astype(np.float64), len(positions), 0)
-    if rule in (MET_FIRST, MET_UNPOPULAR):
-        for row, at in enumerate(positions):
-            start = log.offsets[log.user[at]]
-            met = slice(start, start + np.searchsorted(log.time[start:at], log.time[at]))
-            np.maximum.at(made[row], log.item[met], AHEAD + np.arange(met.stop - met.start))
-    return made
+def scorer(rule: str, lists: Lists) -> Scorer:
+    """Return the scores of the catalogue by a rule."""
+    met_first, sign = RULES[rule]
 
+    def scores(places: np.ndarray) -> np.ndarray:
+        found = np.repeat(sign * lists.count[None], len(places), 0)
+        for row, place in enumerate(places if met_first else ()):
+            met = lists.item[lists.start[place] : lists.end[place]]
+            np.maximum.at(found[row], met, 1 + lists.count.max() + np.arange(len(met)))
+        return found
 
-def evaluate(rule: str, trial: Trial, part: Part, data: datasets.StudyData) -> dict[str, metrics.ByUser]:
-    """Return the metrics of `question.evaluate`, by user."""
-    log, requests = data.dataset.log, question.requests_of(trial, part, data)
-    popularity = item_counts(data.dataset, part.seen)
-    step = 100  # requests whose whole catalogue is in memory
-    sampled = np.concatenate([
-        np.take_along_axis(scores(rule, log, requests.positions[i : i + step], popularity), requests.rows[i : i + step], 1)
-        for i in range(0, len(requests.rows), step)
-    ])  # fmt: skip
-    found = question.sampled_metrics(sampled, requests, data, popularity)
-    at = question.catalogue_requests(requests)
-    blocks = (np.arange(i, min(i + step, len(at))) for i in range(0, len(at), step))
-    scored = ((rows, question.hide_met(scores(rule, log, at[rows], popularity), at[rows], data)) for rows in blocks)
-    offsets = [np.zeros(len(popularity))] * len(question.UNTRAINED)  # a rule has none to choose
-    return found | question.catalogue_metrics(scored, at, data, popularity, offsets)
+    return scores
 
 
 @common.script
 def main(arguments: list[str] | None = None) -> None:
     """Judge every rule on the test split of both data sets."""
-    parser = common.parser(__doc__, data=True, results=question.RESULTS)
-    parser.add_argument("--dataset", nargs="+", default=["movielens", "taobao"], help="data sets (default %(default)s)")
-    options = parser.parse_args(arguments)
+    options = common.parser(__doc__, data=True, results=question.RESULTS).parse_args(arguments)
     figures: dict[str, dict[str, float]] = {}
-    for name in ["smoke"] if options.smoke else options.dataset:
-        data = datasets.load(name, options.data)
+    for name in ("smoke",) if options.smoke else question.PUBLIC:
+        on = judge.slice_of(datasets.load(name, options.data), "test")
+        lists = judge.lists_of(on)
         for rule in RULES:
             trial = Trial(dataset=name, model=rule, split="test", epochs=0)
-            (part,) = question.parts_of(trial, data)
-            found = evaluate(rule, trial, part, data)
-            record = question.keep(options.results, trial, found, met_items=question.met_share(trial, part, data))
+            found = judge.judged(judge.scored(scorer(rule, lists), on), on, {})
+            record = question.keep(options.results, trial, found, met_items=question.met_share(trial, on.part, on.data))
             figures[trial.id] = {metric: record["figures"][metric] for metric in ("gauc", "gauc_trained", "hr100_trained")}
     common.report(figures, options.json)
 

@@ -37,18 +37,19 @@ def compare(data: datasets.StudyData, work: Path, *, seeds: tuple[int, ...] = SE
     for seed in seeds:
         trial = Trial(dataset=data.name, model=AIF, seed=seed)
         (part,) = question.parts_of(trial, data)
-        model, params, _ = question.trained(trial, part, data, work=work, progress=False)
+        made = question.trained(trial, part, data, work=work, progress=False)
         for storage in codec.STORAGES:
-            found[storage].append(question.evaluate(trial, part, stored(model.config, storage), params, data, progress=False))
+            narrow = stored(made.model.config, storage)
+            found[storage].append(question.evaluate(trial, part, narrow, made.params, data, progress=False))
             jax.clear_caches()
-    made: dict[str, dict[str, list[float]]] = {}
+    gaps: dict[str, dict[str, list[float]]] = {}
     for storage in codec.STORAGES[1:]:
-        made[storage] = {}
+        gaps[storage] = {}
         for metric, ratio in (("gauc_trained", False), ("hr100_trained", True)):
             ours, plain = (question.over_seeds([one[metric] for one in found[name]]) for name in (storage, "float32"))
             gap = metrics.paired_interval(ours, plain, ratio=ratio)
-            made[storage]["hr100_ratio" if ratio else "gauc_points"] = [value * (1 if ratio else 100) for value in gap]
-    return made
+            gaps[storage]["hr100_ratio" if ratio else "gauc_points"] = [value * (1 if ratio else 100) for value in gap]
+    return gaps
 
 
 @common.script
