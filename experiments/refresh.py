@@ -22,7 +22,6 @@ Method    Three worlds by time: MovieLens (its last 120,000 ratings), Taobao (it
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,7 +34,7 @@ import optax
 import aif_jax as aif
 from aif_jax import Dataset, Trained, metrics
 from aif_jax.blocks import ItemOffset, popularity_offset, with_table
-from aif_jax.data.candidates import BatchKey, SourceFn, sampled_negatives
+from aif_jax.data.candidates import BatchKey, CandidateLists, SourceFn, sampled_negatives
 from aif_jax.data.negatives import NegativeSampler, counts_before
 from aif_jax.data.pipeline import Pipeline
 from aif_jax.output import track
@@ -43,7 +42,7 @@ from aif_jax.refreshing import GateConfig, Requests, judge, measure, volume
 from aif_jax.refreshing.warm import ROWS, map_ids
 from aif_jax.train import NextItem, init_state, make_step
 from aif_jax.train.evaluate import list_scores, rank_catalogue
-from aif_jax.train.losses import listwise_softmax, pointwise_bce
+from aif_jax.train.loop import loop
 from aif_jax.train.training import init_params
 from aif_jax.types import Params
 from experiments import common
@@ -55,8 +54,13 @@ WITHIN = ("hourly", "hourly scratch")
 """Arms that train within the day, the second on the last day alone."""
 WORLDS = ("synthetic", "movielens", "taobao")
 TASK = NextItem()
-LOSS = listwise_softmax + pointwise_bce
 K = 100
+OF_NEW = f"hr@{K} of new items"
+KEYS = (
+    "stale_loss_gauc_points", "warm_minus_scratch_gauc_points", "warm_cost_share", "new_item_hr100_gain",
+    "hourly_minus_scratch_gauc_points", "hourly_cpu_seconds",
+)  # fmt: skip
+"""Figures by world, next to each world's own."""
 BATCH = 128
 REPLAY = 0.2
 RATE = 2e-3
@@ -131,8 +135,7 @@ class Arm:
         self.model = aif.build(config.replace(blocks=(*config.blocks, aif.blocks.ItemOffset())))
         self.served = map_ids(self.model, self.model.config, data.encoding)
         self.optimizer = optax.adamw(RATE, weight_decay=1e-5)
-        self.step = make_step(self.model, self.optimizer, loss=LOSS)
-        self._compiled = False
+        self.step = make_step(self.model, self.optimizer, loss=TASK.loss)
         params = jax.eval_shape(lambda key: self.model.init(key, data.catalogue), jax.random.key(0))
         row = jax.eval_shape(jax.vmap(self.model.item, (None, 0)), params, data.catalogue.features([0]))
         self.export_bytes = common.size_of(params) + len(data.catalogue) * common.size_of(row)
@@ -149,32 +152,22 @@ class Arm:
         return np.union1d(positions, np.random.default_rng(key).choice(earlier, count, replace=False))
 
     def train(
-        self, params: Params, positions: np.ndarray, before: int, *, epochs: int, seed: int = 0,
-        source: SourceFn | None = None, flipped: bool = False,
-    ) -> tuple[Params, float]:  # fmt: skip
-        """Return trained parameters, and CPU seconds of this process, without those of the step that compiles."""
+        self, params: Params, positions: np.ndarray, before: int, *, epochs: int, seed: int = 0, source: SourceFn | None = None
+    ) -> tuple[Params, float]:
+        """Return trained parameters, and CPU seconds of this process; the first training compiles."""
         feed = Pipeline(
             dataset=self.data, positions=positions, config=self.model.config, batch_size=BATCH, epochs=epochs, seed=seed,
             source=source or TASK.source(self.data, before=before),
         )  # fmt: skip
-        state, began, steps, counted = init_state(params, self.optimizer), time.process_time(), 0, 0
-        for fed in feed.batches():
-            batch = fed.batch
-            if flipped:
-                batch = dataclasses.replace(batch, labels=np.where(batch.where, 1 - batch.labels, 0).astype(np.float32))
-            state, _ = self.step(state, batch)
-            steps, counted = steps + 1, counted + 1
-            if not self._compiled:
-                jax.block_until_ready(state)
-                self._compiled, began, counted = True, time.process_time(), 0
-        jax.block_until_ready(state)
-        return state.params, (time.process_time() - began) * steps / max(1, counted)
+        state, began = init_state(params, self.optimizer), time.process_time()
+        state = jax.block_until_ready(loop(state, self.step, feed.batches(), total=len(feed), progress=False))
+        return state.params, time.process_time() - began
 
-    def hours(self, params: Params, first: int, before: int, *, hours: int, seed: int) -> Iterator[Hour]:
+    def hours(self, params: Params, first: int, before: int, *, hours: int, seed: int) -> Iterator[Span]:
         """Yield a model through a day: for each hour the model refreshed before it; the last is of the day's end."""
         waiting, spent = np.zeros(0, np.int64), 0.0
         for hour, (start, end) in enumerate(_hours(first, before, hours)):
-            yield Hour(params, start, end, spent)
+            yield Span(params, start, end, spent)
             came = TASK.positions(self.data, min_history=1, since=start, before=end)
             waiting = np.concatenate([waiting, came[np.argsort(self.data.log.time[came], kind="stable")]])
             count = len(waiting) // BATCH * BATCH
@@ -184,17 +177,17 @@ class Arm:
             some = self.replayed(new, start, (seed, hour), self.replay)
             params, seconds = self.train(params, some, end, epochs=1, seed=seed * 100 + hour)
             spent += seconds
-        yield Hour(params, before, before, spent)
+        yield Span(params, before, before, spent)
 
     def hours_from_scratch(
         self, fresh: Params, first: int, before: int, *, hours: int, epochs: int, seed: int
-    ) -> Iterator[Hour]:
+    ) -> Iterator[Span]:
         """Yield a model through a day that is trained from scratch before each hour, on all events before it."""
         spent = 0.0
         for start, end in _hours(first, before, hours):
             params, seconds = self.train(fresh, self.positions(None, start, seed=seed), start, epochs=epochs, seed=seed)
             spent += seconds
-            yield Hour(params, start, end, spent)
+            yield Span(params, start, end, spent)
 
     def serving(self, params: Params, before: int, *, corrected: bool = False) -> Trained:
         """Return the model as it serves when it has met the users and items before a moment; others are unknown to it."""
@@ -206,13 +199,13 @@ class Arm:
         return Trained(self.served, params | {ROWS: rows}, self.data.encoder)
 
 
-class Hour(NamedTuple):
-    """A model that answers the requests of an hour."""
+class Span(NamedTuple):
+    """A model that answers the requests of a while, trained on what was before it."""
 
     params: Params
     first: int
     before: int
-    spent: float  # CPU seconds of its trainings since midnight
+    spent: float = 0.0  # CPU seconds of its trainings since midnight
 
 
 def _hours(first: int, before: int, count: int) -> Iterator[tuple[int, int]]:
@@ -221,114 +214,92 @@ def _hours(first: int, before: int, count: int) -> Iterator[tuple[int, int]]:
     return zip(cuts[:-1], cuts[1:], strict=True)
 
 
-def by_hour(arm: Arm, hours: list[Hour], lists: Requests, whole: Requests, new: np.ndarray) -> dict[str, metrics.ByUser]:
-    """Return the metrics of a day whose requests were answered by the model of their hour."""
-    data, at = arm.data, lists.positions
-    users, found = data.log.user[at], lists.candidates(at, BatchKey(0, 0, 0))
-    scores, ranks = np.zeros(found.rows.shape, np.float32), np.zeros(len(at), np.int64)
-    for hour in hours:
-        mine = np.flatnonzero((data.log.time[at] >= hour.first) & (data.log.time[at] < hour.before))
+def answered(arm: Arm, spans: list[Span], requests: Requests, new: np.ndarray) -> dict[str, metrics.ByUser]:
+    """Return the metrics of requests, each answered by the model of its span, and HR@K of those for new items."""
+    data, at = arm.data, requests.positions
+    users, lists = data.log.user[at], requests.candidates(at, BatchKey(0, 0, 0))
+    scores, ranks = np.zeros(lists.rows.shape, np.float32), np.zeros(len(at), np.int64)
+    for span in spans:
+        mine = np.flatnonzero((data.log.time[at] >= span.first) & (data.log.time[at] < span.before))
         if not len(mine):
             continue
-        some = found._replace(rows=found.rows[mine], labels=found.labels[mine])
-        served = arm.serving(hour.params, hour.first)
+        some = lists._replace(rows=lists.rows[mine], labels=lists.labels[mine])
+        served = arm.serving(span.params, span.first)
         scores[mine] = list_scores(served.model, served.params, data, at[mine], some, progress=False)
-        corrected = arm.serving(hour.params, hour.first, corrected=True)
+        corrected = arm.serving(span.params, span.first, corrected=True)
         ranks[mine] = rank_catalogue(corrected.model, corrected.params, data, at[mine], progress=False)[0]
-    where = found.rows > 0
-    made = {"gauc": metrics.gauc_by_user(scores, found.labels, users[:, None], where=where)}
-    made |= metrics.probabilities_by_user(scores[:, :16], found.labels[:, :16], users[:, None], where=where[:, :16])
-    return made | hits_by_user(arm, whole, ranks, new)
+    where, hit, of_new = lists.rows > 0, ranks < K, new[data.log.item[at]]
+    found = {"gauc": metrics.gauc_by_user(scores, lists.labels, users[:, None], where=where)}
+    found |= metrics.probabilities_by_user(scores[:, :16], lists.labels[:, :16], users[:, None], where=where[:, :16])
+    found[f"hr@{K}"] = metrics.mean_by_user(hit, users)
+    return found | ({OF_NEW: metrics.mean_by_user(hit[of_new], users[of_new])} if of_new.any() else {})
 
 
-def hits_by_user(arm: Arm, whole: Requests, ranks: np.ndarray, new: np.ndarray) -> dict[str, metrics.ByUser]:
-    """Return HR@K of ranks in the catalogue, int64 [R], and of the requests for new items where there are any."""
-    hit, users, of_new = ranks < K, arm.data.log.user[whole.positions], new[arm.data.log.item[whole.positions]]
-    made = {f"hr@{K}": metrics.mean_by_user(hit, users)}
-    return made | ({f"hr@{K} of new items": metrics.mean_by_user(hit[of_new], users[of_new])} if of_new.any() else {})
-
-
-def requests_of(data: Dataset, first: int, before: int, *, count: int, k: int | None) -> Requests:
+def requests_of(data: Dataset, first: int, before: int, *, count: int) -> Requests:
     """Return requests of a day, new users among them."""
     positions = TASK.positions(data, min_history=0, since=first, before=before)
     if len(positions) > count:
         positions = np.sort(np.random.default_rng(0).choice(positions, count, replace=False))
-    return Requests(data=data, positions=positions, candidates=TASK.source(data, before=first, held_out=True), k=k)
+    return Requests(data=data, positions=positions, candidates=TASK.source(data, before=first, held_out=True), k=K)
 
 
-def days_of(world: World, epochs: int, options: Any, bar: Any) -> dict[str, Any]:
+def days_of(world: World, epochs: int, options: Any) -> dict[str, Any]:
     """Return the arms of a world day by day."""
-    count, hours, replay = options.requests, options.hours, options.replay
+    hours, replay = options.hours, options.replay
     arm = Arm(world.read(), small=options.smoke, replay=replay)
     fresh = init_params(arm.model, arm.data, seed=0)
-    base, start_cpu = arm.train(fresh, arm.positions(None, world.days[0], seed=0), world.days[0], epochs=epochs)
-    bar.update(1)
+    base, _ = arm.train(fresh, arm.positions(None, world.days[0], seed=0), world.days[0], epochs=epochs)
     params: dict[str, Params] = dict.fromkeys((*ARMS, "hourly"), base)
     spent: dict[str, float] = dict.fromkeys((*ARMS, *WITHIN), 0.0)
     new = counts_before(arm.data, world.days[0]) == 0
     by_day: list[dict[str, Any]] = []
     last: dict[str, dict[str, metrics.ByUser]] = {}
-    for number, (first, before) in enumerate(zip(world.days[:-1], world.days[1:], strict=True)):
+    for number, before in enumerate(track(world.days[1:], label=world.name, unit="days")):
+        first = world.days[number]
         if number:  # the day that has just ended is trained on
             scratch = arm.positions(None, first, seed=number)
             warm = arm.positions(world.days[number - 1], first, seed=number, replay=replay)
             for name, start, positions, times in (("scratch", fresh, scratch, epochs), ("warm", params["warm"], warm, 1)):
                 params[name], seconds = arm.train(start, positions, first, epochs=times, seed=number)
                 spent[name] += seconds
-                bar.update(1)
-        row: dict[str, Any] = {"day": number}
-        lists, whole = (requests_of(arm.data, first, before, count=count, k=k) for k in (None, K))
-        for name in ARMS:
-            if not number and row.keys() & set(ARMS):  # all begin as the same model
-                last[name], row[name] = last[ARMS[0]], row[ARMS[0]]
-                continue
-            until = world.days[0] if name == "never" else first
-            of_lists = measure(arm.serving(params[name], until), lists)
-            served = arm.serving(params[name], until, corrected=True)
-            ranks = rank_catalogue(served.model, served.params, arm.data, whole.positions, progress=False)[0]
-            last[name] = dict(of_lists.by_user) | hits_by_user(arm, whole, ranks, new)
-            row[name] = {metric: of.mean for metric, of in last[name].items()}
-        through: dict[str, list[Hour]] = {}
+        models = {name: [Span(params[name], world.days[0] if name == "never" else first, before)] for name in ARMS}
         if hours:
-            through["hourly"] = list(arm.hours(params["hourly"], first, before, hours=hours, seed=number))
-            params["hourly"] = through["hourly"][-1].params
+            models["hourly"] = list(arm.hours(params["hourly"], first, before, hours=hours, seed=number))
+            params["hourly"] = models["hourly"][-1].params
         if hours and before == world.days[-1]:
             again = arm.hours_from_scratch(fresh, first, before, hours=hours, epochs=epochs, seed=number)
-            through["hourly scratch"] = list(again)
-        for name, models in through.items():
-            spent[name] += models[-1].spent * bool(number)
-            last[name] = by_hour(arm, models, lists, whole, new)
-            row[name] = {metric: of.mean for metric, of in last[name].items()}
-            bar.update(1)
-        by_day.append(row)
-        bar.update(1)
-    after, days, of_new = by_day[1:], len(by_day) - 1, f"hr@{K} of new items"
-    to_never, to_scratch = (metrics.paired_intervals(last["warm"], last[other]) for other in ("never", "scratch"))
+            models["hourly scratch"] = list(again)
+        requests = requests_of(arm.data, first, before, count=options.requests)
+        for name, spans in models.items():
+            spent[name] += spans[-1].spent * bool(number)
+            last[name] = answered(arm, spans, requests, new)
+        by_day.append({"day": number} | {name: {metric: of.mean for metric, of in last[name].items()} for name in models})
+    after, days = by_day[1:], len(by_day) - 1
 
     def gain(metric: str, name: str, than: str) -> float:
         return float(np.mean([row[name][metric] - row[than][metric] for row in after]))
 
+    def points(name: str, than: str) -> tuple[float, list[float]]:
+        value, *ends = metrics.paired_intervals(last[name], last[than])["gauc"]
+        return 100 * value, [100 * end for end in ends]
+
     within: dict[str, Any] = {}
     if hours:
-        value, *interval = metrics.paired_intervals(last["hourly"], last["hourly scratch"])["gauc"]
+        value, interval = points("hourly", "hourly scratch")
         within = {
             "hours": hours, "hourly_cpu_seconds": spent["hourly"] / days / hours,
             "bytes_published_a_day_within": {"hourly": hours * arm.export_bytes},
             "cpu_seconds_a_day_within": {"hourly": spent["hourly"] / days, "hourly scratch": spent["hourly scratch"]},
-            "hourly_minus_scratch_gauc_points": 100 * value, "hourly_minus_scratch_interval": [100 * end for end in interval],
+            "hourly_minus_scratch_gauc_points": value, "hourly_minus_scratch_interval": interval,
             "hourly_minus_daily_warm_gauc_points": 100 * gain("gauc", "hourly", "warm"),
-            "hourly_new_item_hr100_gain": gain(of_new, "hourly", "never"),
         }  # fmt: skip
+    lost, interval = points("warm", "never")
     return within | {
-        "days": days, "requests": count, "events": len(world.time),
-        "events_a_day": int((world.time >= world.days[0]).sum() / (days + 1)),
-        "by_day": by_day,
-        "stale_loss_gauc_points": 100 * to_never["gauc"].value,
-        "stale_loss_interval": [100 * end for end in to_never["gauc"][1:]],
+        "days": days, "by_day": by_day,
+        "stale_loss_gauc_points": lost, "stale_loss_interval": interval,
         "warm_minus_scratch_gauc_points": 100 * gain("gauc", "warm", "scratch"),
-        "warm_minus_scratch_last_day_interval": [100 * end for end in to_scratch["gauc"][1:]],
-        "new_item_hr100_gain": gain(of_new, "warm", "never"), "new_item_hr100_scratch_gain": gain(of_new, "scratch", "never"),
-        "cpu_seconds_a_day": {name: spent[name] / days for name in ("scratch", "warm")}, "cpu_seconds_start": start_cpu,
+        "new_item_hr100_gain": gain(OF_NEW, "warm", "never"),
+        "cpu_seconds_a_day": {name: spent[name] / days for name in ("scratch", "warm")},
         "bytes_published_a_day": {name: arm.export_bytes for name in ("scratch", "warm")},
         "warm_cost_share": spent["warm"] / spent["scratch"],
     }  # fmt: skip
@@ -340,22 +311,24 @@ def days_of(world: World, epochs: int, options: Any, bar: Any) -> dict[str, Any]
 class Planter:
     """Trains many models of one day, good ones and bad ones."""
 
-    def __init__(self, world: World, *, small: bool, count: int, epochs: int, config: GateConfig):
-        self.config, self.arm, self.since = config, Arm(world.read(), small=small), world.days[0]
+    def __init__(self, world: World, *, small: bool, count: int, epochs: int):
+        self.config = GateConfig(users=20) if small else GateConfig()
+        self.arm, self.since = Arm(world.read(), small=small), world.days[0]
         self.end = self.since + int(0.8 * (world.days[1] - self.since))  # the last fifth of the day is for the gate
         fresh, arm = init_params(self.arm.model, self.arm.data, seed=0), self.arm
         self.start, _ = arm.train(fresh, arm.positions(None, self.since, seed=0), self.since, epochs=epochs)
-        self.requests = requests_of(arm.data, self.end, world.days[1], count=count, k=K)
+        self.requests = requests_of(arm.data, self.end, world.days[1], count=count)
         self.old = measure(arm.serving(self.start, self.since), self.requests)
         self.times = arm.data.log.time[arm.data.log.time < world.days[1]]
 
     def trained(
-        self, seed: int, *, replay: float = REPLAY, keep: np.ndarray | None = None, epochs: int = 1, **how: Any
-    ) -> Params:
+        self, seed: int, *, replay: float = REPLAY, keep: np.ndarray | None = None, epochs: int = 1,
+        source: SourceFn | None = None,
+    ) -> Params:  # fmt: skip
         """Return a warm training of the day; `keep` says which of the log's events there are."""
         positions = self.arm.positions(self.since, self.end, seed=seed, replay=replay)
         positions = positions if keep is None else positions[keep[positions]]
-        return self.arm.train(self.start, positions, self.end, epochs=epochs, seed=seed, **how)[0]
+        return self.arm.train(self.start, positions, self.end, epochs=epochs, seed=seed, source=source)[0]
 
     def judged(self, params: Params, *, times: np.ndarray | None = None, known_before: int | None = None) -> tuple[str, ...]:
         """Return the gate's reasons."""
@@ -367,50 +340,47 @@ class Planter:
         """Return the verdict on a good model."""
         return self.judged(self.trained(number, replay=(0.1, 0.2, 0.5)[number % 3], epochs=1 + number % 2))
 
-    def bad(self, number: int) -> tuple[str, tuple[str, ...]]:
-        """Return a planted fault by its name, and the verdict."""
-        name, rng, data = FAULTS[number % len(FAULTS)], np.random.default_rng(number), self.arm.data
-        if name == "lost half of the data":
+    def bad(self, number: int, fault: str) -> tuple[str, ...]:
+        """Return the verdict on a model with one of FAULTS."""
+        rng, data = np.random.default_rng(number), self.arm.data
+        if fault == "lost half of the data":
             keep = rng.random(len(data.log)) < 0.5
             there = data.log.time[(keep | (data.log.time < self.since)) & (data.log.time <= self.times.max())]
-            return name, self.judged(self.trained(number, keep=keep), times=there)
-        if name == "wrong labels":
-            return name, self.judged(self.trained(number, flipped=True))
-        if name == "sampled differently":
-            source = sampled_negatives(
-                data, sampler=NegativeSampler(np.append(0, np.ones(len(data.items) - 1, np.int64))), negatives=7
-            )
-            return name, self.judged(self.trained(number, source=source))
-        params = self.trained(number)
-        rows = np.asarray(params["embedding"]["item"])
-        if name == "NaN":
-            place = rng.integers(0, rows.size)
-            rows = np.where(np.arange(rows.size).reshape(rows.shape) == place, np.float32(np.nan), rows)
-        elif name == "swapped columns":
-            rows = rows[np.append(0, 1 + rng.permutation(len(rows) - 1))]
-        else:
-            return name, self.judged(params, known_before=self.since)
-        return name, self.judged(params | {"embedding": params["embedding"] | {"item": rows}})
+            return self.judged(self.trained(number, keep=keep), times=there)
+        usual, uniform = TASK.source(data, before=self.end), NegativeSampler((np.arange(len(data.items)) > 0).astype(int))
+
+        def wrong(*asked: Any) -> CandidateLists:
+            lists = usual(*asked)
+            return lists._replace(labels=1 - np.asarray(lists.labels))
+
+        sources = {"wrong labels": wrong, "sampled differently": sampled_negatives(data, sampler=uniform, negatives=7)}
+        params = self.trained(number, source=sources.get(fault))
+        rows = np.array(params["embedding"]["item"])
+        if fault == "NaN":
+            rows.flat[rng.integers(0, rows.size)] = np.nan
+        elif fault == "swapped columns":
+            rows[1:] = rng.permutation(rows[1:])
+        known = self.since if fault == "stale vocabulary" else None
+        return self.judged(params | {"embedding": params["embedding"] | {"item": rows}}, known_before=known)
 
 
 FAULTS = ("NaN", "wrong labels", "swapped columns", "lost half of the data", "sampled differently", "stale vocabulary")
 
 
-def gate(world: World, *, small: bool, models: int, count: int, epochs: int, config: GateConfig, bar: Any) -> dict[str, Any]:
+def gate(world: World, epochs: int, options: Any) -> dict[str, Any]:
     """Return how many of the planted bad models are refused, and of the good ones passed."""
-    planter = Planter(world, small=small, count=count, epochs=epochs, config=config)
+    planter = Planter(world, small=options.smoke, count=150 if options.smoke else 600, epochs=epochs)
     passed, by_fault, why = 0, {name: [0, 0] for name in FAULTS}, []
-    for number in range(models):
-        name, reasons = planter.bad(number)
-        by_fault[name][0] += bool(reasons)
-        by_fault[name][1] += 1
-        wrong = planter.good(number)
-        passed += not wrong
-        why += list(wrong)
-        bar.update(2)
+    for number in track(range(options.models), label="gate", unit="pairs of models"):
+        fault = FAULTS[number % len(FAULTS)]
+        by_fault[fault][0] += bool(planter.bad(number, fault))
+        by_fault[fault][1] += 1
+        reasons = planter.good(number)
+        passed += not reasons
+        why += list(reasons)
     return {
-        "models": models, "gate_refused_bad": sum(refused for refused, _ in by_fault.values()), "gate_passed_good": passed,
-        "refused_by_fault": by_fault, "reasons_against_good": why, "requests": len(planter.requests.positions),
+        "models": options.models, "gate_refused_bad": sum(refused for refused, _ in by_fault.values()),
+        "gate_passed_good": passed, "refused_by_fault": by_fault, "reasons_against_good": why,
     }  # fmt: skip
 
 
@@ -440,36 +410,17 @@ def main(arguments: list[str] | None = None) -> None:
         "replay": (REPLAY, REPLAY, "share of earlier events that warm and hourly train on too", 0.0),
     }
     options = common.options(parser, arguments, settings, data="folder with the public data sets")
-    figures = measured(options)
-    keys = ("stale_loss_gauc_points", "warm_minus_scratch_gauc_points", "warm_cost_share", "new_item_hr100_gain")
-    figures |= {key: {name: found[key] for name, found in figures["worlds"].items()} for key in keys}
-    figures |= {key: figures["gate"][key] for key in ("gate_refused_bad", "gate_passed_good") if "gate" in figures}
-    for key in ("hourly_minus_scratch_gauc_points", "hourly_cpu_seconds"):
-        figures[key] = {name: found[key] for name, found in figures["worlds"].items() if key in found}
-    common.report(figures, options.json)
-
-
-def measured(options: Any) -> dict[str, Any]:
-    """Return the worlds by day and the gate; what is done is printed."""
     names = options.worlds
     if names is None:
         names = WORLDS[:1] if options.smoke or options.data is None else WORLDS
-    models, days, hours = options.models, options.days, options.hours
-    parts, figures = common.Parts(), dict[str, Any](worlds={})
-    steps = len(names) * (3 * days + 2 + (days + 2) * bool(hours)) + 2 * models
-    with track(total=steps, label="refresh", unit="steps") as bar:
-        for name in names:
-            with parts(name):
-                world, epochs = world_of(name, options)
-                figures["worlds"][name] = days_of(world, epochs, options, bar)
-        if models:
-            with parts("gate"):
-                world, epochs = world_of(WORLDS[0], options)
-                sizes: dict[str, Any] = dict(models=models, count=150 if options.smoke else 600, epochs=epochs)
-                config = GateConfig(users=20) if options.smoke else GateConfig()
-                figures["gate"] = gate(world, small=options.smoke, config=config, bar=bar, **sizes)
-    print(parts)
-    return figures | {"seconds_by_part": {name: spent._asdict() for name, spent in parts.spent.items()}}
+    worlds = {name: days_of(*world_of(name, options), options) for name in names}
+    figures: dict[str, Any] = {"worlds": worlds}
+    if options.models:
+        figures["gate"] = gate(*world_of(WORLDS[0], options), options)
+        figures |= {key: figures["gate"][key] for key in ("gate_refused_bad", "gate_passed_good")}
+    for key in KEYS:
+        figures[key] = {name: found[key] for name, found in worlds.items() if key in found}
+    common.report(figures, options.json)
 
 
 if __name__ == "__main__":

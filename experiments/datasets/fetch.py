@@ -16,7 +16,7 @@ import sys
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
@@ -35,6 +35,8 @@ RECBOLE_SHA256 = {
 }
 MOST_BYTES, MOST_SECONDS = 16 << 20, 600.0
 """Of a download, three times the archive; of pip."""
+SILENCE = 20.0
+"""Seconds that GroupLens may be silent, and that pip gets for each try to connect."""
 
 
 class FetchError(RuntimeError):
@@ -50,37 +52,25 @@ class Fetched(NamedTuple):
     reason: str = ""  # why it was not GroupLens
 
 
-def default_cache_dir() -> Path:
-    """Return `$XDG_CACHE_HOME/aif_jax`, or `~/.cache/aif_jax`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "aif_jax"
-
-
-def fetch_movielens(
-    *,
-    cache_dir: str | os.PathLike | None = None,
-    timeout: float = 20.0,
-    base_url: str = GROUPLENS,
-    pip_arguments: Sequence[str] = (),
-) -> Fetched:
-    """Download MovieLens-100K once and return its folder.
+def fetch_movielens(*, cache_dir: Path | None = None) -> Fetched:
+    """Download MovieLens-100K once into a folder, `$XDG_CACHE_HOME/aif_jax` or `~/.cache/aif_jax` for None, and return it.
 
     GroupLens comes first, over HTTPS. Where that fails, the files come out of the RecBole wheel (`pip download`, then only the
     data files are read; nothing of it is installed or imported). A folder appears in the cache complete or not at all.
-    `timeout` is seconds that GroupLens may be silent, and that pip gets for each try to connect.
     """
-    cache = Path(default_cache_dir() if cache_dir is None else cache_dir)
+    cache = cache_dir or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "aif_jax"
     original, copy = cache / NAME, cache / f"{NAME}-recbole"
     if original.is_dir():
         return Fetched(original, "GroupLens", True)
     if copy.is_dir():
         return Fetched(copy, "RecBole wheel", True, "an earlier call could not reach GroupLens")
     try:
-        _fill(original, lambda folder: _from_grouplens(folder, base_url, timeout))
+        _fill(original, _from_grouplens)
         return Fetched(original, "GroupLens", False)
     except FetchError as error:
         reason = str(error)
     try:
-        _fill(copy, lambda folder: _from_recbole(folder, timeout, pip_arguments))
+        _fill(copy, _from_recbole)
         return Fetched(copy, "RecBole wheel", False, reason)
     except FetchError as error:
         raise FetchError(
@@ -99,9 +89,9 @@ def _fill(target: Path, fill: Callable[[Path], None]) -> None:
             raise FetchError(f"the cache directory {target.parent} cannot be written: {error}") from error
 
 
-def _from_grouplens(folder: Path, base_url: str, timeout: float) -> None:
-    url = f"{base_url}/{NAME}.zip"
-    body = _download(url, timeout)
+def _from_grouplens(folder: Path) -> None:
+    url = f"{GROUPLENS}/{NAME}.zip"
+    body = _download(url)
     if (received := hashlib.md5(body, usedforsecurity=False).hexdigest()) != MD5:
         raise FetchError(f"{url}: expected MD5 {MD5}, got {received} of {len(body)} bytes")
     with zipfile.ZipFile(io.BytesIO(body)) as bundle:
@@ -111,24 +101,24 @@ def _from_grouplens(folder: Path, base_url: str, timeout: float) -> None:
                 (folder / path.name).write_bytes(bundle.read(member))
 
 
-def _download(url: str, timeout: float) -> bytes:
+def _download(url: str) -> bytes:
     try:
-        with urllib.request.urlopen(url, timeout=timeout) as response:
+        with urllib.request.urlopen(url, timeout=SILENCE) as response:
             body = response.read(MOST_BYTES + 1)
     except urllib.error.HTTPError as error:
         error.close()
         raise FetchError(f"{url}: {error}") from error
     except (OSError, http.client.HTTPException, ValueError) as error:  # URLError and time-outs are OSErrors
-        raise FetchError(f"{url}: {str(error) or f'timed out after {timeout:g} s'}") from error
+        raise FetchError(f"{url}: {str(error) or f'timed out after {SILENCE:g} s'}") from error
     if len(body) > MOST_BYTES:
         raise FetchError(f"{url}: expected at most {MOST_BYTES} bytes, got more")
     return body
 
 
-def _from_recbole(folder: Path, timeout: float, pip_arguments: Sequence[str]) -> None:
+def _from_recbole(folder: Path) -> None:
     wheels = folder.parent / "wheels"
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-input", "--timeout"]
-    command += [f"{timeout:g}", "--disable-pip-version-check", "--dest", str(wheels), *pip_arguments, RECBOLE]
+    command += [f"{SILENCE:g}", "--disable-pip-version-check", "--dest", str(wheels), RECBOLE]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=MOST_SECONDS)
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -45,8 +45,12 @@ def read(path: str | os.PathLike) -> Dataset:
     `path` is `data/` of the archive.
     """
     folder = Path(path)
-    logs = [_Log(file) for file in _files(folder, "log_*.csv")]
-    events = {name: np.concatenate([log.events[name] for log in logs]) for name in logs[0].events}
+    ids = ("user_id", "video_id", "time_ms")
+    kinds: dict[str, str] = dict.fromkeys(ids, "integer") | dict.fromkeys(SIGNALS, "text")
+    logs = [Table(file, kinds) for file in _files(folder, "log_*.csv")]
+    events = {name: np.concatenate([log[name] for log in logs]) for name in ids}
+    bits = np.concatenate([[log.words(name, ("0", "1")) for name in SIGNALS] for log in logs], axis=1)
+    events["signals"] = 1 + (1 << np.arange(len(SIGNALS))) @ bits
     videos = _records(_files(folder, "video_features_basic_*.csv"), "video_id", events["video_id"], logs, (
         "author_id", "video_duration", "tag", *VIDEO,
     ))  # fmt: skip
@@ -72,18 +76,6 @@ def read(path: str | os.PathLike) -> Dataset:
     return dataset(folder.name, events=events, items=items, users=users, columns=columns, vocabularies=known)
 
 
-class _Log:
-    """The impressions of a log file, by column."""
-
-    def __init__(self, path: Path):
-        names = ("user_id", "video_id", "time_ms")
-        kinds: dict[str, str] = dict.fromkeys(names, "integer")
-        self.table = Table(path, kinds | dict.fromkeys(SIGNALS, "text"))
-        signals = {name: self.table.words(name, ("0", "1")) for name in SIGNALS}
-        action = 1 + np.sum([values << bit for bit, values in enumerate(signals.values())], axis=0)
-        self.events = {name: self.table[name] for name in names} | {"signals": action}
-
-
 def _files(folder: Path, pattern: str) -> list[Path]:
     found = sorted(folder.glob(pattern))
     if not found:
@@ -92,7 +84,7 @@ def _files(folder: Path, pattern: str) -> list[Path]:
     return found
 
 
-def _records(paths: list[Path], key: str, wanted: np.ndarray, logs: list[_Log], columns: tuple[str, ...]) -> dict[str, Any]:
+def _records(paths: list[Path], key: str, wanted: np.ndarray, logs: list[Table], columns: tuple[str, ...]) -> dict[str, Any]:
     """Return columns of text of the users or videos of the log; every one of them must be there once."""
     parts: dict[str, list[str]] = {name: [] for name in columns}
     ids: list[int] = []
@@ -108,7 +100,7 @@ def _records(paths: list[Path], key: str, wanted: np.ndarray, logs: list[_Log], 
         for name in columns:
             parts[name] += table[name][kept].tolist()
     for log in logs:
-        log.table.expect(np.isin(log.table[key], ids), key, f"one that {paths[0].name} has")
+        log.expect(np.isin(log[key], ids), key, f"one that {paths[0].name} has")
     return {key: np.array(ids, np.int64)} | parts
 
 

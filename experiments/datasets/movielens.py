@@ -17,12 +17,12 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from aif_jax import Columns, Dataset, Vocabulary
-from experiments.datasets.content import Content, clusters, lookup
+from experiments.datasets.content import clusters, lookup
 from experiments.datasets.tables import UNKNOWN, Table, dataset, one_file
 
 Layout = Literal["100k", "1m", "csv", "recbole"]
@@ -41,6 +41,7 @@ GENRES_100K = (
 NO_GENRE = {"unknown", "(no genres listed)", UNKNOWN}
 TITLE_YEAR = re.compile(r"\((\d{4})(?:[-–]\d{0,4})?\)\s*$")
 MAX_GENRES = 6
+CLUSTERS = 128  # of the content embedding
 AGE_GROUPS = (1, 18, 25, 35, 45, 50, 56)  # lower bounds: the codes of MovieLens 1M
 FIRST_YEAR, LAST_YEAR, STEP = 1920, 2030, 5
 BEFORE = FIRST_YEAR - STEP
@@ -55,21 +56,13 @@ class Movies(NamedTuple):
     years: list[int]  # of release, 0 unknown
 
 
-def read(
-    path: str | os.PathLike,
-    *,
-    layout: Layout | None = None,
-    content: Content | None = None,
-    category: Literal["genre", "content"] = "genre",
-    categories: int = 128,
-    behaviour_fields: tuple[str, ...] = (),
-) -> Dataset:
+def read(path: str | os.PathLike, *, content: Path | None = None, behaviour_fields: tuple[str, ...] = ()) -> Dataset:
     """Read MovieLens in any of its layouts.
 
     | feature | values |
     |---|---|
     | item `item` | every movie of the movies file, rated or not |
-    | item `category` | the first genre listed, or the cluster of the content embedding |
+    | item `category` | the first genre listed; with a content embedding one of 128 clusters of it, more selective for SIM |
     | item `year` | first year of the step of 5 years in which it was released; the first and the last step are open |
     | item `genres` | bag of the first 6 genres listed |
     | user `gender`, `age`, `occupation` | in 100K, 1M and RecBole files with users; age in the groups of MovieLens 1M |
@@ -78,44 +71,33 @@ def read(
     There are no float features: means of ratings would have to be those of the training slice.
 
     Args:
-      layout: "100k", "1m", "csv" or "recbole"; detected where it is None.
-      content: as `content.Content` says.
-      category: "genre", or "content" for k-means clusters of the content embedding, `categories` of them: a more selective
-        field for SIM. Needs scikit-learn.
+      content: an .npz with `embedding` and the ids of its movies. Needs scikit-learn.
       behaviour_fields: by what a behaviour is embedded after item and category: () or ("year",).
     """
-    if category not in ("genre", "content"):
-        raise ValueError(f"category: expected 'genre' or 'content', got {category!r}")
-    if category == "content" and content is None:
-        raise ValueError("category='content': expected a content embedding (content=), got None")
     folder = Path(path)
-    layout = detect_layout(folder) if layout is None else layout
-    if layout not in get_args(Layout):
-        raise ValueError(f"layout: expected one of {get_args(Layout)}, got {layout!r}")
+    layout = detect_layout(folder)
     movies = _movies(folder, layout)
     users = _users(folder, layout)
     events = _ratings(folder, layout, movies, users)
-    order = np.argsort(movies.ids)
     genres = Vocabulary([genre for listed in movies.genres for genre in listed])
     first: Any = [listed[0] if listed else UNKNOWN for listed in movies.genres]
     vocabularies = {"genres": genres, "category": genres, "year": Vocabulary(range(BEFORE, LAST_YEAR + 1, STEP))}
-    if category == "content" and content is not None:
-        content = movies.ids[order], lookup(content, movies.ids[order])
+    items: dict[str, Any] = {"movieId": movies.ids, "genres": movies.genres, "year": [year_step(year) for year in movies.years]}
+    if content is not None:
+        order, items["content"] = np.argsort(movies.ids), lookup(content, movies.ids)
         first = np.empty(len(order), np.int64)
-        first[order] = clusters(content[1], categories) + 1
-        vocabularies["category"] = Vocabulary(range(1, categories + 1))
+        first[order] = clusters(items["content"][order], min(CLUSTERS, len(order))) + 1
+        vocabularies["category"] = Vocabulary(range(1, first.max() + 1))
     if users is not None:
         vocabularies |= {"gender": Vocabulary(["F", "M"]), "age": Vocabulary(AGE_GROUPS)}
-    items = {"movieId": movies.ids, "category": first, "genres": movies.genres}
-    items["year"] = [year_step(year) for year in movies.years]
     profile = ("gender", "age", "occupation") if users is not None else ()
     columns = Columns(
         user="userId", item="movieId", time="timestamp", action="half_stars", actions=tuple(range(1, 11)),
         item_attributes=("year",), item_bags=("genres",), bag_length=MAX_GENRES, behaviour_fields=behaviour_fields,
-        user_attributes=profile,
+        user_attributes=profile, content=None if content is None else "content",
     )  # fmt: skip
-    given: dict[str, Any] = {"events": events, "items": items, "users": users, "columns": columns, "content": content}
-    return dataset(folder.name, vocabularies=vocabularies, **given)
+    tables: dict[str, Any] = {"events": events, "items": items | {"category": first}, "users": users}
+    return dataset(folder.name, columns=columns, vocabularies=vocabularies, **tables)
 
 
 def detect_layout(folder: Path) -> Layout:
@@ -124,7 +106,7 @@ def detect_layout(folder: Path) -> Layout:
         raise FileNotFoundError(f"{folder}: expected a folder with MovieLens files, got no such folder")
     found: list[Layout] = [layout for layout, pattern in RATINGS.items() if any(folder.glob(pattern))]
     if len(found) != 1:
-        got = f"layouts {found}: name one with layout=" if found else f"{sorted(p.name for p in folder.iterdir())[:8]}"
+        got = f"layouts {found}" if found else f"{sorted(p.name for p in folder.iterdir())[:8]}"
         raise ValueError(f"{folder}: expected one of {', '.join(RATINGS.values())}, got {got}")
     return found[0]
 

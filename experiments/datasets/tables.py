@@ -2,13 +2,11 @@
 
 Each reader takes a folder with the publisher's files, or excerpts of them, and gives a data set whose rows follow the
 ascending raw ids. It raises FileNotFoundError for a file that is missing, and ValueError for a malformed one (file, line,
-column, expected and got), for a wrong option, and for a content embedding that does not fit. `content` is None for none, a path
-to an .npz with `embedding` and item ids, or (raw item ids [n], embeddings [n, E]).
+column, expected and got), and for a wrong option.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,7 +21,6 @@ from aif_jax.checks import expect
 from aif_jax.encoding.columns import Columns, Kind
 from aif_jax.encoding.encoder import Encoder, schema_of
 from aif_jax.readers import read
-from experiments.datasets.content import Content, lookup
 
 UNKNOWN = ""
 """Stands for a missing value of a text column; vocabularies do not have it."""
@@ -101,7 +98,6 @@ def dataset(
     users: Mapping[str, Any] | None = None,
     columns: Columns,
     vocabularies: Mapping[str, Vocabulary],
-    content: Content | None = None,
 ) -> Dataset:
     """Return a `Dataset` of raw values by column whose ids have been checked.
 
@@ -117,11 +113,7 @@ def dataset(
                     values = [value for value in values if value is not None and value != UNKNOWN]
                 known[vocabulary] = Vocabulary(values)
     tables = [_nulls(table, columns.of(which)) for table, which in ((items, "items"), (users, "users"))]  # type: ignore[arg-type]
-    width = 0
-    if content is not None:
-        columns = dataclasses.replace(columns, content="content")
-        vectors = lookup(content, np.asarray(items[columns.item_id]))
-        tables[0], width = {**tables[0], "content": vectors}, vectors.shape[1]  # type: ignore[dict-item]
+    width = 0 if columns.content is None else items[columns.content].shape[1]
     encoder = Encoder(schema=schema_of(columns, known, content=width), columns=columns, vocabularies=known)
     made = read(events, items=tables[0], users=tables[1], encoder=encoder, unknown="skip", name=name)
     if len(made.log) != len(events[columns.time]) or not made.log.item.all() or not made.log.action.all():

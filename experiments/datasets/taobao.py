@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 
 from aif_jax import Columns, Dataset
-from experiments.datasets.content import Content
 from experiments.datasets.tables import Table, coded, dataset, one_file
 
 BEHAVIOURS = ("pv", "cart", "fav", "buy")  # actions 1 to 4
@@ -23,7 +22,7 @@ WINDOW = (1511539200, 1512316800)  # 25 November 2017, 00:00, to 4 December, 00:
 logger = logging.getLogger(__name__)
 
 
-def read(path: str | os.PathLike, *, content: Content | None = None, between: tuple[int, int] | None = None) -> Dataset:
+def read(path: str | os.PathLike, *, between: tuple[int, int] | None = None) -> Dataset:
     """Read UserBehavior.csv or any excerpt of it in the same format.
 
     Items have `item` and `category`; actions are 1 pv (page view), 2 cart, 3 fav, 4 buy. A few items have more than one
@@ -47,7 +46,6 @@ def read(path: str | os.PathLike, *, content: Content | None = None, between: tu
         items={"item": items, "category": categories},
         columns=Columns(action="behaviour", actions=BEHAVIOURS),
         vocabularies={},
-        content=content,
     )
 
 

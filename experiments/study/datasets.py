@@ -45,7 +45,7 @@ def load(name: str, folder: Path | None = None) -> StudyData:
             raise ValueError(f"data set {name!r}: expected --data DIR, the folder that holds {FOLDERS[name]}, got none")
         if name == "movielens":
             files = folder / FOLDERS[name]
-            dataset = movielens.read(files, content=files / "content.npz", category="content", behaviour_fields=("year",))
+            dataset = movielens.read(files, content=files / "content.npz", behaviour_fields=("year",))
             split = split_by_time(dataset.log)
             dataset, fields = with_content(dataset, reduced(np.asarray(dataset.catalogue.items.content))), ("category", "year")
             return StudyData(name=name, dataset=dataset, split=split, sim_fields=fields)

@@ -38,7 +38,7 @@ from aif_jax.train.evaluate import catalogue_scores, list_scores, rank_of
 from aif_jax.train.training import init_params
 from aif_jax.types import Params
 from experiments import common
-from experiments.runtimes import Runtime, head, of_engine, turn
+from experiments.runtimes import Program, Runtime, head, of_engine, turn
 from experiments.services import DataWorld, Joint, Model
 from experiments.study import datasets, models, records
 
@@ -483,7 +483,7 @@ def measure_times(
             served = Model.drawn(world, config)
         split = model != FULL
         runtime = of_engine(served, (count,), k) if split else Runtime(served, served.words, Joint(served, k).best)
-        programs = {"score": partial(runtime.score, count), "whole": partial(runtime.whole, count)}
+        programs: dict[str, Program] = {what: partial(getattr(runtime, what), count) for what in ("score", "whole")}
         if config.head != aif.heads.LogitSum():
             programs["head"] = head(served, count, k)
         name = f"{model}, C={count}, L={length}"
