@@ -117,10 +117,8 @@ class TorchServing(nn.Module):
             else:
                 first = first + self._at(next(left), next(left) @ of_fields[f], wanted[:, f])
         logit = item @ (user / root + self._get(f"blocks/{self.dot.name}/popularity"))
-        if self.bea.dot_product:
-            logit = logit + (weights * (item @ (read.T / root))).sum(1)
-        if self.memory.dot_product:
-            logit = logit + ((item @ linear + constant) * item).sum(1) / root
+        logit = logit + (weights * (item @ (read.T / root))).sum(1)
+        logit = logit + ((item @ linear + constant) * item).sum(1) / root
         found = torch.topk(self._mlp("head/rest", F.relu(first))[:, 0] + logit, k)
         return [found.values, found.indices]
 

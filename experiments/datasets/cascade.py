@@ -69,7 +69,7 @@ def synthetic_cascade(
         stage[passed], stage[scored], stage[shown] = (STAGES.index(name) for name in ("pre_ranked", "ranked", "exposed"))
         clicked = (rng.random(len(rows)) < click).astype(np.float64)
         clicked[own] = log.action[position] >= CLICK
-        long_view = clicked * (rng.random(len(rows)) < world.long_view_probability(rows))
+        long_view = clicked * (rng.random(len(rows)) < 1 / (1 + np.exp(1 - world.quality[rows])))
         known, heard = stage == 0, stage <= 1
         lines.append({
             "user": np.full(len(rows), log.user[position]), "time": np.full(len(rows), log.time[position]),

@@ -220,10 +220,6 @@ class World(NamedTuple):
         lift = self.lift(positions, items)
         return lift / (lift + self.median_lift)
 
-    def long_view_probability(self, items: Any) -> np.ndarray:
-        """Return how likely a long view is where the item is clicked: float64, shape of `items`, integer catalogue rows."""
-        return 1 / (1 + np.exp(1 - self.quality[np.asarray(items)]))
-
 
 def synthetic_world(
     seed: int = 0,

@@ -30,10 +30,9 @@ def main(arguments: list[str] | None = None) -> None:
     names = tuple(baselines.BASELINES)
     parser.add_argument("--baselines", nargs="*", choices=names, default=names, help="default: all")
     parser.add_argument("--report-only", action="store_true", help="tables from the records there are")
-    parser.add_argument("--results", metavar="DIR", type=Path, help="records of peers (default question/peers of the results)")
     parser.add_argument("--page", metavar="DIR", type=Path, help=f"write the tables of {report.PAGE} in this folder")
     options = parser.parse_args(arguments)
-    options.results = options.results or (Path("out/peers") if options.smoke else report.RESULTS)
+    options.results = Path("out/peers") if options.smoke else report.RESULTS
     if not options.report_only:
         evaluate(options)
     text = report.page(options.results, options.ours)

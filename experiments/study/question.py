@@ -362,9 +362,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Do the missing runs of a plan."""
     parser = common.parser(__doc__, data=True, results=RESULTS, work=WORK)
     parser.add_argument("--plan", nargs="+", choices=PLANS, default=["validation"], help="default %(default)s")
-    parser.add_argument("--dataset", nargs="+", help="only these data sets")
     parser.add_argument("--model", nargs="+", help="only these models, of --times too")
-    parser.add_argument("--seed", nargs="+", type=int, help="only these seeds")
     parser.add_argument("--times", action="store_true", help="measure times, on a quiet machine")
     parser.add_argument("--rounds", type=int, default=200, help="requests of every model of --times (default %(default)s)")
     parser.add_argument("--report-only", action="store_true", help="print tables from the records and stop")
@@ -378,9 +376,7 @@ def main(arguments: list[str] | None = None) -> None:
     loaded: dict[str, datasets.StudyData] = {}
     plans = [] if options.report_only else ["smoke"] if options.smoke else options.plan
     for trial in (trial for name in plans for trial in plan(name)):
-        wanted = ((trial.dataset, options.dataset), (trial.model, options.model), (trial.seed, options.seed))
-        left_out = any(allowed and value not in allowed for value, allowed in wanted)
-        if left_out or trial.id in records.read(options.results):
+        if (options.model and trial.model not in options.model) or trial.id in records.read(options.results):
             continue
         if trial.dataset not in loaded:
             loaded[trial.dataset] = datasets.load(trial.dataset, options.data)

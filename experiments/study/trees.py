@@ -8,8 +8,8 @@ Features  of the candidate: events and recent events until the request, days sin
 Training  groups of the event's item (1), and what retrieval finds and popular negatives (0), of a sample of late events,
           without items that have no event before the request
 Scale     LambdaMART orders and has no scale. The scores are multiplied by one number that makes the event's item likeliest in a
-          softmax over the lists of a tenth of the groups, held out, and by `sharpness`: logits that listwise distillation can
-          teach. What the popularity correction of serving adds is taken off in advance.
+          softmax over the lists of a tenth of the groups, held out: logits that listwise distillation can teach. What
+          the popularity correction of serving adds is taken off in advance.
 
 Source: C. Burges, From RankNet to LambdaRank to LambdaMART, MSR-TR-2010-82.
 """
@@ -152,14 +152,11 @@ def groups(data: StudyData, positions: np.ndarray, teaching: np.ndarray, counts:
     return Groups(at, np.where(known(at, rows), rows, 0))
 
 
-def fit(
-    data: StudyData, part: Part, groups: Groups, *, offset: np.ndarray, folder: Path, sharpness: float = 1.0, progress: bool
-) -> tuple[Scores, str]:
+def fit(data: StudyData, part: Part, groups: Groups, *, offset: np.ndarray, folder: Path, progress: bool) -> tuple[Scores, str]:
     """Return the scores of the trees and their version; trained, or read from `folder` if they were trained before.
 
     Args:
       offset: float32 [N], what serving adds to the scores of items.
-      sharpness: of the scores, see the header.
 
     Raises:
       ImportError: LightGBM is not installed.
@@ -196,9 +193,9 @@ def fit(
     booster = lightgbm.Booster(model_str=text.tobytes().decode())
 
     def scores(positions: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        return sharpness * np.float32(scale) * raw(booster, positions, rows) - (1 - TIES) * offset[rows]
+        return np.float32(scale) * raw(booster, positions, rows) - (1 - TIES) * offset[rows]
 
-    return scores, f"{digest(text).sha256[:12]} sharpness {sharpness:g}"
+    return scores, digest(text).sha256[:12]
 
 
 def likeliest_scale(scores: np.ndarray) -> float:
