@@ -81,7 +81,8 @@ async def study(world: World, candidates: int, length: int, options) -> dict[str
     floor = Floor(models["aif"], candidates, k)
     threads = {"user_threads": options.threads, "score_threads": options.threads}
     config = {"batch_size": options.batch_size, "max_pending": 256, **threads}
-    ways = services.services(models, candidates, k, config)
+    ways: dict[str, Any] = {name: Engine(models[name], candidates, k, config) for name in ENGINES}
+    ways |= {name: Sequential(models[of], candidates, k) for name, of in services.SEQUENTIAL.items()}
     async with contextlib.AsyncExitStack() as stack:
         for service in ways.values():
             await stack.enter_async_context(service)

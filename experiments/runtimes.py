@@ -23,7 +23,6 @@ import io
 import logging
 import os
 import shutil
-import time
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -33,18 +32,14 @@ import jax
 import numpy as np
 
 import aif_jax as aif
-from aif_jax.features import pack
 from aif_jax.output import track
 from aif_jax.serving import compute_inline
 from aif_jax.store.codec import Storage
-from experiments import common, drawn
-from experiments.services import Compiled, Model, World, compiled
+from experiments import common
+from experiments.services import Best, Model, Program, Runtime, World, head, of_engine, turn
 
 PAUSE = 0.01
 NARROW: tuple[Storage, ...] = ("bfloat16", "int8")
-Program = Callable[[int], Any]
-Best = tuple[np.ndarray, np.ndarray]
-"""Logits and places."""
 NEEDED = {"torch": ("torch",), "onnxruntime": ("torch", "onnx", "onnxscript", "onnxruntime")}
 
 
@@ -110,15 +105,6 @@ def summary(medians: dict[str, float], others: list[str], large: str) -> dict[st
     return figures
 
 
-def turn(program: Program, i: int, *, pause: float = 0.0, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Return milliseconds of one call, after a pause and a call that does not count."""
-    time.sleep(pause)
-    program(i + 1)
-    start = clock()
-    program(i)
-    return (clock() - start) * 1e3
-
-
 def check(name: str, ours: Best, theirs: Best) -> None:
     """Raise SystemExit where the best candidates of two runtimes differ: then it is another network."""
     difference = float(np.abs(ours[0] - theirs[0]).max())
@@ -131,40 +117,6 @@ def flat(user: aif.UserFeatures) -> list[np.ndarray]:
     history = user.history
     arrays = [history.item, history.action, history.age, history.mask, *user.ids.values()]
     return [np.array(array) for array in arrays]
-
-
-def head(made: Model, count: int, top: int) -> Program:
-    """Return the head alone over ready inputs, and top-k."""
-    scores, inputs = drawn.head_alone(made.config, count)
-    best = compiled(lambda params, inputs: jax.lax.top_k(scores(params, inputs), top), made.params["head"], inputs)
-    return lambda i: jax.device_get(best())
-
-
-class Runtime:
-    """The programs of a runtime: `user`, request number to a state, ready, and `scored`, rows and a state to the best."""
-
-    def __init__(self, made: Model, user: Callable[[int], Any], scored: Callable[[np.ndarray, Any], Best]):
-        self.user, self.scored, self._world = user, scored, made.world
-        self._states = [user(number) for number in range(made.world.users)]
-
-    def score(self, count: int, number: int) -> Best:
-        """Return logits and places of the best for a user with a state."""
-        return self.scored(self._world.candidates(number, count), self._states[number % len(self._states)])
-
-    def whole(self, count: int, number: int) -> Best:
-        """Return both programs."""
-        return self.scored(self._world.candidates(number, count), self.user(number))
-
-
-def of_engine(made: Model, counts: tuple[int, ...], top: int) -> Runtime:
-    """Return the engine's compiled functions."""
-    programs = Compiled(made, counts, top)
-
-    def scored(rows: np.ndarray, state: Any) -> Best:
-        best = programs.best(rows, state)
-        return best.logits, best.positions
-
-    return Runtime(made, lambda number: programs.state(pack(made.user(number))), scored)
 
 
 def rows_of(made: Model) -> Any:

@@ -1,4 +1,4 @@
-"""What `cost`, `runtimes` and `quickstart` serve: models, the engine, other ways, loads, and a picture of stages."""
+"""What `cost`, `runtimes`, `quickstart` and `question` serve: models, programs, the engine, other ways, loads, a picture."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import numpy as np
 
 import aif_jax as aif
 from aif_jax import Dataset, ItemIndex
-from aif_jax.features import UserPacker, unpack, user_specs
+from aif_jax.features import UserPacker, pack, unpack, user_specs
 from aif_jax.serving import AsyncPreRanker, Request, ServingConfig, Timeline
 from aif_jax.serving.programs import COMPILER_OPTIONS, LOGIT, Programs, orders_of
 from aif_jax.serving.scoring import TopCandidates, UserSide
@@ -26,6 +26,9 @@ from aif_jax.serving.versions import build_snapshot
 from aif_jax.store.codec import Storage
 from experiments import common, drawn
 
+Program = Callable[[int], Any]
+Best = tuple[np.ndarray, np.ndarray]
+"""Logits and places."""
 CONTENT = 64
 OPTIONS = COMPILER_OPTIONS.get(jax.default_backend())
 """Of the engine, and of every function that is compared with it."""
@@ -38,13 +41,6 @@ STAGES = {
     "lookup": "find inputs", "upload": "copy in", "score": "score, top k", "fetch": "copy out",
 }  # fmt: skip
 """Stages of a request, and what the picture calls them."""
-
-
-def compiled(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
-    """Return a function compiled as the engine compiles, called with these arguments once."""
-    made = jax.jit(function).lower(*arguments).compile(OPTIONS)
-    jax.block_until_ready(made(*arguments))
-    return lambda: made(*arguments)
 
 
 class Delays(NamedTuple):
@@ -228,7 +224,7 @@ class Joint:
 
         self._answer = jax.jit(answer, compiler_options=OPTIONS)
 
-    def best(self, rows: np.ndarray, words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def best(self, rows: np.ndarray, words: np.ndarray) -> Best:
         """Return logits and places of the best of some items for a user's packed features."""
         logits, positions = np.asarray(self._answer(*self._inputs, words, rows.astype(np.int32)))
         return logits.view(np.float32), positions
@@ -303,6 +299,49 @@ class Compiled:
         return self._snapshot.best(packed)[0]
 
 
+class Runtime:
+    """The programs of a runtime: `user`, request number to a state, ready, and `scored`, rows and a state to the best."""
+
+    def __init__(self, made: Model, user: Callable[[int], Any], scored: Callable[[np.ndarray, Any], Best]):
+        self.user, self.scored, self._world = user, scored, made.world
+        self._states = [user(number) for number in range(made.world.users)]
+
+    def score(self, count: int, number: int) -> Best:
+        """Return logits and places of the best for a user with a state."""
+        return self.scored(self._world.candidates(number, count), self._states[number % len(self._states)])
+
+    def whole(self, count: int, number: int) -> Best:
+        """Return both programs."""
+        return self.scored(self._world.candidates(number, count), self.user(number))
+
+
+def of_engine(made: Model, counts: tuple[int, ...], top: int) -> Runtime:
+    """Return the engine's compiled functions."""
+    programs = Compiled(made, counts, top)
+
+    def scored(rows: np.ndarray, state: Any) -> Best:
+        best = programs.best(rows, state)
+        return best.logits, best.positions
+
+    return Runtime(made, lambda number: programs.state(pack(made.user(number))), scored)
+
+
+def head(made: Model, count: int, top: int) -> Program:
+    """Return the head alone over ready inputs, and top-k."""
+    scores, inputs = drawn.head_alone(made.config, count)
+    best = jax.jit(lambda params, inputs: jax.lax.top_k(scores(params, inputs), top), compiler_options=OPTIONS)
+    return lambda i: jax.device_get(best(made.params["head"], inputs))
+
+
+def turn(program: Program, i: int, *, pause: float = 0.0, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Return milliseconds of one call, after a pause and a call that does not count."""
+    time.sleep(pause)
+    program(i + 1)
+    start = clock()
+    program(i)
+    return (clock() - start) * 1e3
+
+
 def models(world: World, length: int, *, smoke: bool) -> dict[str, Model]:
     """Return the models of all services with weights as initialised; those with a long history read `length` events."""
     sizes: dict[str, Any] = dict(short_length=8, width=8) if smoke else {}
@@ -310,13 +349,6 @@ def models(world: World, length: int, *, smoke: bool) -> dict[str, Model]:
     configs = {name: preset(world.schema, long_length=length, **sizes) for name, preset in presets.items()}
     configs["two_tower"] = aif.presets.two_tower(world.schema, **sizes)
     return {name: Model.drawn(world, config) for name, config in configs.items()}
-
-
-def services(models: Mapping[str, Model], candidates: int, k: int, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return the services of models by name; `config` has changes to that of the engines."""
-    made: dict[str, Any] = {name: Engine(models[name], candidates, k, config) for name in ENGINES if name in models}
-    others = {name: Sequential(models[of], candidates, k) for name, of in SEQUENTIAL.items()}
-    return made | others
 
 
 class Load(NamedTuple):

@@ -38,8 +38,7 @@ from aif_jax.train.evaluate import catalogue_scores, list_scores, rank_of
 from aif_jax.train.training import init_params
 from aif_jax.types import Params
 from experiments import common
-from experiments.runtimes import Program, Runtime, head, of_engine, turn
-from experiments.services import DataWorld, Joint, Model
+from experiments.services import DataWorld, Joint, Model, Program, Runtime, head, of_engine, turn
 from experiments.study import datasets, models, records
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "question"
