@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import ssl
 import time
 import urllib.parse
 from typing import Any
@@ -29,13 +28,8 @@ class ServiceError(RuntimeError):
 class Client:
     """One connection, of one thread, that is opened again where the service closed it."""
 
-    def __init__(self, address: str, *, token: str | None = None, timeout: float = 10.0, trust: str | None = None):
-        parts = urllib.parse.urlsplit(address)
-        if parts.scheme == "https":
-            context = ssl.create_default_context(cafile=trust)
-            self._connection: Any = http.client.HTTPSConnection(parts.netloc, timeout=timeout, context=context)
-        else:
-            self._connection = http.client.HTTPConnection(parts.netloc, timeout=timeout)
+    def __init__(self, address: str, *, token: str | None = None, timeout: float = 10.0):
+        self._connection = http.client.HTTPConnection(urllib.parse.urlsplit(address).netloc, timeout=timeout)
         self._headers = {} if token is None else {"authorization": f"Bearer {token}"}
 
     def __enter__(self) -> Client:

@@ -1,4 +1,4 @@
-"""The command `serve` as a process: ready after warm-up, drained on SIGTERM, TLS, logs; a client in another language."""
+"""The command `serve` as a process: ready after warm-up, drained on SIGTERM, logs; a client in another language."""
 
 import asyncio
 import contextlib
@@ -137,21 +137,6 @@ def test_a_signal_during_the_start_ends_it(monkeypatch, capsys):
     assert "ready" not in capsys.readouterr().out
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the program openssl, to make a certificate")
-def test_tls_and_a_token(tmp_path):
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    words = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
-    words += ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
-    subprocess.run(["openssl", "req", "-x509", *words], check=True, capture_output=True)
-    where = Listening(http_port=0, token="open sesame", certificate=certificate, key=key)
-    with running(exports().root / "one", where=where) as service:
-        assert service.addresses["http"].startswith("https://")
-        with service.client(trust=str(certificate)) as client:
-            assert client.rank(**ANN, candidates=IDS, k=3)["ids"].shape == (3,)
-        with pytest.raises(OSError), service.client() as client:  # nobody vouches for it
-            client.rank(**ANN, candidates=IDS, k=3)
-
-
 @pytest.mark.usefixtures("compiles")
 @pytest.mark.parametrize(("words", "code", "message"), [
     (["none"], 2, "expected an exported folder"),
@@ -160,8 +145,6 @@ def test_tls_and_a_token(tmp_path):
     (["FOLDER", "--mirror", "here"], 2, "expected a folder, or the URL of a store, file:///PATH on disk, and --mirror"),
     (["s3://nobody/model", "--mirror", "here"], 1, "s3://nobody/model: cannot be read or written: "),
     (["file:///nowhere/at/all", "--mirror", "here"], 2, "expected a store with a current snapshot"),
-    (["FOLDER", "--key", "k.pem"], 2, "TLS: expected a certificate and its key"),
-    (["FOLDER", "--certificate", "a.pem", "--key", "k.pem"], 1, "a certificate and its key in PEM form, got a.pem"),
     (["FOLDER", "--serving", "buckets=[]"], 2, "ServingConfig.buckets"),
     (["FOLDER", "--serving", "colour=1"], 2, "expected one of the fields"),
     (["FOLDER", "--log", "log", "--log-share", "2"], 2, "log_share: expected 0 to 1, got 2"),

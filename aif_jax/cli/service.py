@@ -32,8 +32,7 @@ FLAGS: dict[type, Mapping[str, str]] = {
     Models: {"config": "serving"} | {name: name for name in ("keep", "poll", "index")},
     RequestLog: {"share": "log_share"},
     Policy: {"body_bytes": "max_bytes", "candidates": "max_candidates"},
-    Listening: {"host": "host", "http_port": "port"}
-    | {name: name for name in ("certificate", "key", "keep_alive", "drain_delay", "drain_timeout")},
+    Listening: {"host": "host", "http_port": "port"} | {name: name for name in ("keep_alive", "drain_delay")},
 }
 """Flags of `serve` by the field or argument that each sets."""
 

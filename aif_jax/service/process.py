@@ -1,7 +1,7 @@
 """One process of a service: HTTP by uvicorn on an event loop, ready after warm-up, drained on SIGTERM.
 
-It bounds bodies in bytes and seconds, and requests in flight. What else strangers may do to a server, such as heads that do not
-end, is for the proxy in front of it: docs/deploy has the configurations of two.
+It bounds bodies in bytes and seconds, and requests in flight. TLS, and what else strangers may do to a server, such as heads
+that do not end, are for the proxy in front of it: docs/deploy has the configurations of two.
 """
 
 import asyncio
@@ -12,9 +12,7 @@ import logging
 import pkgutil
 import signal
 import socket
-import ssl
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 from aif_jax.checks import expect, needs_extra
@@ -34,41 +32,26 @@ class Listening:
       host: address to bind; the default is reachable from this machine alone.
       http_port: port of HTTP; 0 takes a free one.
       token: bearer token that calls must bring; None: no token.
-      certificate, key: PEM files of TLS; None: no TLS.
-      drain_delay: seconds between the end of readiness and the end of listening, for load balancers to notice.
-      drain_timeout: seconds that calls in flight may take after that.
+      drain_delay: seconds between the end of readiness and the end of listening, for load balancers to notice; calls in flight
+        may take `ServingConfig.drain_timeout` after that.
       keep_alive: seconds after which an idle HTTP connection is closed: longer than a load balancer keeps one, or its calls
         meet connections that are being closed.
 
     Raises:
-      ValueError: a certificate without a key, or the other way round; ports or seconds out of range.
+      ValueError: a port or seconds out of range, an empty token.
     """
 
     host: str = "127.0.0.1"
     http_port: int = 8080
     token: str | None = dataclasses.field(default=None, repr=False)
-    certificate: Path | None = None
-    key: Path | None = None
     drain_delay: float = 0.0
-    drain_timeout: float = 10.0
     keep_alive: int = 75
 
     def __post_init__(self):
-        together = (self.certificate is None) == (self.key is None)
-        expect(together, "TLS", "a certificate and its key", "one of them")
         expect(0 <= self.http_port < 1 << 16, "port", "0 to 65535", self.http_port)
-        for name, least in (("drain_delay", 0), ("drain_timeout", 0), ("keep_alive", 1)):
+        for name, least in (("drain_delay", 0), ("keep_alive", 1)):
             expect(getattr(self, name) >= least, name, f"at least {least}", getattr(self, name))
         expect(self.token != "", "token", "None or some text", "an empty text")
-
-    def tls(self) -> None:
-        """Read certificate and key; ValueError where they cannot be read, or do not fit each other."""
-        if self.certificate is not None:
-            try:
-                ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.certificate, self.key)
-            except OSError as error:  # also ssl.SSLError
-                expected = "a certificate and its key in PEM form"
-                raise ValueError(f"TLS: expected {expected}, got {self.certificate} and {self.key}: {error}") from None
 
 
 def serve(service: Service, where: Listening) -> None:
@@ -80,7 +63,6 @@ def serve(service: Service, where: Listening) -> None:
     server_package()
     with needs_extra("a service needs uvloop", "service"):
         import uvloop  # HTTP takes half the time of asyncio's loop
-    where.tls()
     bind(where.host, where.http_port).close()
     with hidden(), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # its log says what is compiled
         runner.run(run(service, where))
@@ -121,9 +103,8 @@ async def listening(service: Service, where: Listening) -> AsyncIterator[dict[st
     server = uvicorn.Server(
         uvicorn.Config(
             app, http="httptools", ws="none", lifespan="off", timeout_keep_alive=where.keep_alive,
-            timeout_graceful_shutdown=max(1, round(where.drain_timeout)), log_config=None, access_log=False,
+            timeout_graceful_shutdown=max(1, round(service.models.config.drain_timeout)), log_config=None, access_log=False,
             server_header=False, date_header=False, proxy_headers=False,
-            ssl_certfile=where.certificate, ssl_keyfile=where.key,
         )
     )  # fmt: skip
     running = asyncio.get_running_loop().create_task(server.serve(sockets=[bound]))
@@ -133,8 +114,8 @@ async def listening(service: Service, where: Listening) -> AsyncIterator[dict[st
                 running.result()
                 raise OSError(f"{where.host}:{where.http_port}: the HTTP server did not start")
             await asyncio.sleep(0.005)
-        scheme, host = "http" if where.certificate is None else "https", f"[{where.host}]" if ":" in where.host else where.host
-        yield {"http": f"{scheme}://{host}:{bound.getsockname()[1]}"}
+        host = f"[{where.host}]" if ":" in where.host else where.host
+        yield {"http": f"http://{host}:{bound.getsockname()[1]}"}
     finally:
         service.state = "draining"
         if not running.done():

@@ -27,8 +27,8 @@ YEAR = 3e7  # seconds: no limit
 class TimeLimitedCall:
     """A callable of the engine's owner.
 
-    An async function runs on the event loop, any other in one daemon thread a call, at most `callable_threads` of which
-    work for requests at once. A call that outlives its request is left behind: with `max_hung` of them, calls fail.
+    An async function runs on the event loop, any other in one daemon thread a call. A call that outlives its request is left
+    behind: with `max_hung` of them, calls fail.
 
     Attributes:
       errors: how many of its calls failed, by type of the error.
@@ -39,7 +39,6 @@ class TimeLimitedCall:
         self._function = function
         call = function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004
         self._on_loop = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
-        self._free = asyncio.Semaphore(config.callable_threads)
         self._timeout = config.callable_timeout
         self._max_hung = config.max_hung
         self._left: dict[asyncio.Future[Any], float] = {}  # calls without a request, and when each counts as hung
@@ -94,16 +93,15 @@ class TimeLimitedCall:
             logger.error("%s failed: %s%s\n%s", self.name, described(error), since, where)
 
     async def _in_thread(self, request: Any) -> Any:
-        """Return what the function returns or raises in a thread. Cancelled before it has one, it does not run."""
+        """Return what the function returns or raises in a thread."""
         ended = asyncio.get_running_loop().create_future()
-        async with self._free:
-            threading.Thread(target=self._run, args=(request, ended), name=f"aif-{self.name}", daemon=True).start()
-            try:
-                result, error = await asyncio.shield(ended)
-            except asyncio.CancelledError:  # a thread cannot be cancelled: it counts as hung at once, until it returns
-                self._left[ended] = 0.0
-                ended.add_done_callback(self._drop)
-                raise
+        threading.Thread(target=self._run, args=(request, ended), name=f"aif-{self.name}", daemon=True).start()
+        try:
+            result, error = await asyncio.shield(ended)
+        except asyncio.CancelledError:  # a thread cannot be cancelled: it counts as hung at once, until it returns
+            self._left[ended] = 0.0
+            ended.add_done_callback(self._left.pop)
+            raise
         if error is not None:
             raise error
         return result
@@ -116,12 +114,6 @@ class TimeLimitedCall:
             outcome = None, error
         with contextlib.suppress(RuntimeError):  # the loop is closed
             ended.get_loop().call_soon_threadsafe(ended.set_result, outcome)
-
-    def _drop(self, ended: asyncio.Future[Any]) -> None:
-        """Forget a call whose request was over, and close a coroutine that it returned."""
-        del self._left[ended]
-        if inspect.iscoroutine(late := ended.result()[0]):
-            late.close()
 
     async def _contained(self, outcome: asyncio.Future[Any], request: Any) -> None:
         """Set what a call returns, and what it raises: asyncio ends its loop where a task raises SystemExit."""

@@ -33,7 +33,6 @@ class ServingConfig:
       cache_bytes: bound of the state cache; 0 keeps nothing.
       prepare_ttl: how long a state made by `prepare` without a feature version may be used by later requests.
       callable_timeout: longest life of one call of `features` or `retrieval`; None: no limit.
-      callable_threads: threads for `features`, and for `retrieval`, where it is not async.
       max_hung: calls of `features`, and of `retrieval`, that may outlive their requests; with more, calls fail.
       user_threads, score_threads: user functions, and interactions, computed at once.
       batch_size: users whose states are computed together, and requests of one bucket that are scored together, at most. Only
@@ -61,7 +60,6 @@ class ServingConfig:
     cache_bytes: int = 256 * 2**20
     prepare_ttl: float = 5.0
     callable_timeout: float | None = 5.0
-    callable_threads: int = 16
     max_hung: int = 64
     user_threads: int = 2
     score_threads: int = 2
@@ -82,8 +80,7 @@ WAY_OUT = 'such as {"value": lambda p, bid: p["click"] * bid}; a service has tho
 CHECKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("buckets", lambda sizes: len(sizes) > 0 and min(sizes) >= 1, "at least one size of 1 or more"),
     ("buckets", lambda sizes: list(sizes) == sorted(set(sizes)), "ascending sizes"),
-    ("max_k max_pending max_hung batch_size", lambda count: count >= 1, "an integer of at least 1"),
-    ("callable_threads user_threads score_threads", lambda count: count >= 1, "an integer of at least 1"),
+    ("max_k max_pending max_hung user_threads score_threads batch_size", lambda count: count >= 1, "an integer of at least 1"),
     ("reserve cache_bytes prepare_ttl drain_timeout", lambda value: 0 <= value < math.inf, "0 or more"),
     ("budget callable_timeout max_stale", lambda v: v is None or 0 < v < math.inf, "None or more than 0 seconds"),
     ("orders", lambda orders: isinstance(orders, Mapping), f"functions f(p, bid) by name, {WAY_OUT}"),
