@@ -37,7 +37,7 @@ from aif_jax.serving.requests import (
     Timeline,
     expect_budget,
 )
-from aif_jax.serving.scoring import Batches, CandidateRows, PendingRequest, ScoringResult, Version, look_up, score
+from aif_jax.serving.scoring import Batches, PendingRequest, Version, look_up, score
 from aif_jax.serving.users import UserStates
 from aif_jax.serving.versions import build_version, check_version, next_snapshot
 from aif_jax.store.trained import Trained
@@ -275,7 +275,7 @@ class AsyncPreRanker:
             counters["refused"] += 1
             raise Overloaded(refusal)
         deadline = None if budget is None else timeline.arrival + budget
-        job = PendingRequest(request, version, timeline, budget, deadline, waiting_for)
+        job = PendingRequest(request, version, version.snapshot, version.unknown, timeline, budget, deadline, waiting_for)
         limit = asyncio.timeout(None if deadline is None else deadline - time.perf_counter())
         task = asyncio.current_task()
         assert task is not None
@@ -315,8 +315,11 @@ class AsyncPreRanker:
             return f"{count} requests are in flight, about {wait:.3f} s of work, too much for an answer within {budget} s"
         return None
 
-    async def _scored(self, job: PendingRequest, candidates: Any) -> ScoringResult:
-        """Score the candidates of a request, or those that retrieval finds, with one user state and one index snapshot."""
+    async def _scored(self, job: PendingRequest, candidates: Any) -> Any:
+        """Score the candidates of a request, or those that retrieval finds, with one user state and one index snapshot.
+
+        Returns `TopCandidates`, or logits where all come back, see `score`.
+        """
         user = self._users.join(job)  # the cached state, or its computation, which runs while retrieval does
         try:
             if candidates is None and not job.whole and self._retrieval is not None:
@@ -329,11 +332,9 @@ class AsyncPreRanker:
             self._users.leave(job, user)
         job.waiting_for, job.submitted, job.snapshot = "scoring", time.perf_counter(), job.version.snapshot
         try:
-            scored = await self._scoring.submit((id(job.snapshot), job.bucket, job.order, job.whole), job)
+            return await self._scoring.submit((id(job.snapshot), job.bucket, job.order, job.whole), job)
         finally:  # late requests count too: otherwise the reserve would never grow
             self._metrics.scorings.append(time.perf_counter() - job.submitted)
-        job.timeline.clocked += scored.spans
-        return scored
 
     def _take_candidates(self, job: PendingRequest, found: Any) -> None:
         """Give a request its candidates, their bucket and the order that ranks them; raises as `rank`."""
@@ -351,37 +352,37 @@ class AsyncPreRanker:
 
     async def _ranking(self, job: PendingRequest, candidates: Any, k: int) -> Ranking:
         """Return the best k candidates; NonFiniteScores where no known candidate has a finite score."""
-        rows, best, _ = await self._scored(job, candidates)
+        best = await self._scored(job, candidates)
         ids, (scores, logits, positions) = job.candidates.ids, (field[:k] for field in best[:3])
         if full := len(scores) == k and scores[-1] > -np.inf:  # as scores descend
             mask, chosen = np.ones(k, bool), ids[positions]
         else:
             scores, logits = padded(scores, k), padded(logits, k)
-            mask, missing = scores > -np.inf, "" if job.version.snapshot.index.kind == "strings" else -1
+            mask, missing = scores > -np.inf, "" if job.snapshot.index.kind == "strings" else -1
             chosen = np.full(k, missing, ids.dtype if len(ids) else None)
             chosen[mask] = ids[positions[: np.count_nonzero(mask)]]
             logits[~mask] = -np.inf
-        self._count(rows, best.non_finite, some=full or bool(mask.any()))
+        self._count(job, best.non_finite, some=full or bool(mask.any()))
         return Ranking(
-            ids=chosen, scores=scores, logits=logits, mask=mask, candidates=len(ids), unknown=rows.unknown,
-            excluded=rows.excluded, **_about(job, best.non_finite),
+            ids=chosen, scores=scores, logits=logits, mask=mask, candidates=len(ids), unknown=job.unknown,
+            excluded=job.excluded, **_about(job, best.non_finite),
         )  # fmt: skip
 
     async def _scores(self, job: PendingRequest, candidates: Any) -> Scores:
         """Return every logit, in order; NonFiniteScores where no known candidate has a finite one."""
         job.whole = True
-        rows, logits, _ = await self._scored(job, candidates)
-        known = rows.all >= 0
+        logits = (await self._scored(job, candidates))[: len(job.rows)]
+        known = job.rows >= 0
         mask = known & ((logits if logits.ndim == 1 else logits[:, 0]) > -np.inf)
-        self._count(rows, non_finite := int(np.count_nonzero(known & ~mask)), some=bool(mask.any()))
+        self._count(job, non_finite := int(np.count_nonzero(known & ~mask)), some=bool(mask.any()))
         return Scores(logits=logits, mask=mask, **_about(job, non_finite))
 
-    def _count(self, rows: CandidateRows, non_finite: int, *, some: bool) -> None:
+    def _count(self, job: PendingRequest, non_finite: int, *, some: bool) -> None:
         """Count the candidates of a request; raises NonFiniteScores unless `some` known one has a finite score."""
         counters = self._metrics.counters
-        counters["candidates"] += len(rows.all)
-        counters["unknown_candidates"] += rows.unknown
-        counters["excluded_candidates"] += rows.excluded
+        counters["candidates"] += len(job.rows)
+        counters["unknown_candidates"] += job.unknown
+        counters["excluded_candidates"] += job.excluded
         counters["non_finite_scores"] += non_finite
         if non_finite and not some:
             raise NonFiniteScores(f"scores: expected finite ones, got NaN or infinity for all {non_finite} known candidates")
@@ -420,7 +421,6 @@ def _about(job: PendingRequest, non_finite: int) -> dict[str, Any]:
     now, timeline = time.perf_counter(), job.timeline
     timeline.add("critical", job.candidates_there, now)
     timeline.add("total", timeline.arrival, now)
-    assert job.user is not None
     return {
         "version": job.version.name,
         "non_finite": non_finite,

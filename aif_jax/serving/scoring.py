@@ -242,15 +242,18 @@ class PendingRequest:
 
     request: Request
     version: Version  # of the model, for the whole request
+    snapshot: Snapshot  # that scores
+    user: UserSide  # whose state scores
     timeline: Timeline
     budget: float | None  # seconds from arrival to answer; None for no limit
     deadline: float | None  # by `time.perf_counter`
     waiting_for: str  # the stage that a missed deadline is reported as
     whole: bool = False  # all logits come back, not the best
-    candidates: Candidates = Candidates(np.zeros(0, np.int64))  # noqa: RUF009 frozen
+    candidates: Candidates = dataclasses.field(init=False)
     candidates_there: float = 0.0  # when they came
-    user: UserSide | None = None  # whose state scores
-    snapshot: Snapshot | None = None  # that scores
+    rows: np.ndarray = dataclasses.field(init=False)  # int32 [C] of candidates, UNKNOWN or EXCLUDED: there nothing is scored
+    unknown: int = 0  # candidates that the index does not hold
+    excluded: int = 0  # candidates that the request excludes
     order: str = LOGIT
     bucket: int = 0
     submitted: float = 0.0  # when it was queued for a scoring thread
@@ -259,63 +262,38 @@ class PendingRequest:
     stand_in: str | None = None  # whose state scores in place of the user's own
 
 
-class CandidateRows(NamedTuple):
-    """A request's candidates in the index."""
-
-    all: np.ndarray  # int32 [C], UNKNOWN or EXCLUDED where there is nothing to score
-    once: np.ndarray  # the same without repeats, where the best are wanted
-    unknown: int  # candidates that the index does not hold
-    excluded: int  # candidates that the request excludes
-    spans: tuple[Span, ...]
-
-
-class ScoringResult(NamedTuple):
-    """What came of a request's candidates, on the host."""
-
-    rows: CandidateRows
-    values: Any  # `TopCandidates`, or all logits float32 [C] or [C, T] where they were to come back
-    spans: tuple[Span, ...]
+def look_up(job: PendingRequest) -> np.ndarray:
+    """Look up a request's candidates, in a thread; return the rows to score. Raises TypeError for ids of another kind."""
+    began, exclude, lookup = time.perf_counter(), job.request.exclude, job.snapshot.index.lookup
+    rows = lookup(job.candidates.ids)[0]
+    if exclude is not None and len(exclude):
+        excluded = lookup(exclude)[0]
+        rows = np.where(np.isin(rows, excluded[excluded >= 0]), np.int32(EXCLUDED), rows)
+    known = np.sort(rows[rows >= 0])
+    job.rows, job.unknown = rows, int(np.count_nonzero(rows == UNKNOWN))
+    job.excluded = len(rows) - len(known) - job.unknown
+    if not job.whole and (known[1:] == known[:-1]).any():
+        rows = without_repeats(rows, job.candidates.bids)
+    job.timeline.clocked += Span("queue", job.submitted, began), Span("lookup", began, time.perf_counter())
+    return rows
 
 
-def look_up(job: PendingRequest) -> CandidateRows:
-    """Look up a request's candidates, in a thread. Raises TypeError for ids of another kind."""
-    began, exclude = time.perf_counter(), job.request.exclude
-    assert job.snapshot is not None
-    with jax.profiler.TraceAnnotation("aif.lookup"):
-        rows = job.snapshot.index.lookup(job.candidates.ids)[0]
-        if exclude is not None and len(exclude):
-            excluded = job.snapshot.index.lookup(exclude)[0]
-            rows = np.where(np.isin(rows, excluded[excluded >= 0]), np.int32(EXCLUDED), rows)
-        ordered = np.sort(rows)
-        below = ordered[: np.searchsorted(ordered, 0)]
-        known = ordered[len(below) :]
-        repeated = not job.whole and (known[1:] == known[:-1]).any()
-        once = without_repeats(rows, job.candidates.bids) if repeated else rows
-    excluded = int(np.count_nonzero(below == EXCLUDED)) if len(below) else 0
-    spans = Span("queue", job.submitted, began), Span("lookup", began, time.perf_counter())
-    return CandidateRows(rows, once, len(below) - excluded, excluded, spans)
+def score(jobs: list[PendingRequest], rows: list[np.ndarray]) -> Any:
+    """Score requests of one snapshot, bucket and order, in a thread, which waits for the device.
 
-
-def score(jobs: list[PendingRequest], rows: list[CandidateRows]) -> list[ScoringResult]:
-    """Score requests of one snapshot, bucket and order, in a thread, which waits for the device."""
-    snapshot, bucket, whole = jobs[0].snapshot, jobs[0].bucket, jobs[0].whole
-    assert snapshot is not None
-    start = time.perf_counter()
-    with jax.profiler.TraceAnnotation("aif.upload"):
-        bids = [job.candidates.bids for job in jobs]
-        inputs = snapshot.inputs([each.once for each in rows], bids, jobs[0].order, bucket)
+    Returns `TopCandidates` of each, or all logits float32 [b, bucket] or [b, bucket, T] where they were to come back.
+    """
+    snapshot, bucket, start = jobs[0].snapshot, jobs[0].bucket, time.perf_counter()
+    inputs = snapshot.inputs(rows, [job.candidates.bids for job in jobs], jobs[0].order, bucket)
     uploaded = time.perf_counter()
-    with jax.profiler.TraceAnnotation("aif.score"):
-        packed, logits = snapshot.run([job.user for job in jobs if job.user], bucket, inputs)
-        packed.block_until_ready()
+    packed, logits = snapshot.run([job.user for job in jobs], bucket, inputs)
+    packed.block_until_ready()
     scored = time.perf_counter()
-    with jax.profiler.TraceAnnotation("aif.fetch"):
-        fetched: Any = snapshot.download(logits) if whole else snapshot.best(packed)
+    results = snapshot.download(logits) if jobs[0].whole else snapshot.best(packed)
     spans = Span("upload", start, uploaded), Span("score", uploaded, scored), Span("fetch", scored, time.perf_counter())
-    return [
-        ScoringResult(its, values[: len(its.all)] if whole else values, its.spans + spans)
-        for its, values in zip(rows, fetched, strict=True)
-    ]
+    for job in set(jobs):  # a batch may be filled up with copies
+        job.timeline.clocked += spans
+    return results
 
 
 def filled(values: Sequence[Any], size: int, fill: Any) -> np.ndarray:

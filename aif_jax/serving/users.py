@@ -313,8 +313,7 @@ def compute_states(
     Waiting here keeps a backlog in our queue, where requests can be cancelled, not ahead of interactions on the device.
     """
     began = time.perf_counter()
-    with jax.profiler.TraceAnnotation("aif.user"):
-        states = tasks[0][0].states([words for words, _ in packed])
-        jax.block_until_ready(states[0])  # all come from one program
+    states = tasks[0][0].states([words for words, _ in packed])
+    jax.block_until_ready(states[0])  # all come from one program
     span = Span("user", began, time.perf_counter())
     return [(state, known, span) for state, (_, known) in zip(states, packed, strict=True)]
