@@ -147,7 +147,7 @@ async def engine(world: World) -> AsyncIterator[Callable[[int], Awaitable[None]]
     """Run the engine of the same export, in this process."""
     models = Models(world.folder / NAME, config=world.config)
     await models.start()
-    one, given = models.held[0], Candidates.of(world.candidates)
+    one, given = models.held[0], Candidates(world.candidates)
 
     async def rank(user: int) -> None:
         request = Request(user=user, feature_version=1, context=Context(Call(**world.users[user])))

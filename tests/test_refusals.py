@@ -350,6 +350,11 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
         "one\ntwo share=0.7\nthree share=0.7": "shares of at most 1", "one colour=red": "FOLDER",
     }.items()),
     (lambda: Policy(candidates=0), "candidates: expected more than 0, got 0"),
+    *((lambda bids=bids: aif.Candidates([1, 2, 3], bids), message) for bids, message in (
+        (np.ones(2), "bids: expected one bid for each of 3 ids, got shape [2]"),
+        ([1, 2, np.nan], "bids: expected finite bids"), ([1, 2, -1], "bids: expected finite bids"),
+        ("abc", "bids: expected numbers [C], got str"),
+    )),
     (lambda: Listening(http_port=1 << 16), "0 to 65535"),
     (lambda: source_of("builtins:int"), "expected an object with"),
 ]  # fmt: skip

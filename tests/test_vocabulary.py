@@ -144,7 +144,7 @@ def test_memory_follows_the_characters():
 @pytest.mark.parametrize("take", [
     lambda values: as_ids(values, "ids"),
     lambda values: ids.raw_keys(values, "ids"),
-    Candidates.of,
+    Candidates,
 ])  # fmt: skip
 def test_ids_are_bounded(take):
     message = rf"expected ids of at most {MOST_CHARACTERS} characters, got {MOST_CHARACTERS + 1} at position 1; give long ones"

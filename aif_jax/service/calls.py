@@ -11,7 +11,7 @@ import numpy as np
 from aif_jax.checks import expect, expect_types
 from aif_jax.encoding.vocabulary import MOST_CHARACTERS, expect_short
 from aif_jax.serving import DeadlineExceeded, EngineClosed, NonFiniteScores, Overloaded
-from aif_jax.serving.requests import CallerError, Candidates
+from aif_jax.serving.requests import CallerError, Candidates, plain_ids
 
 MAX_TEXT = MOST_CHARACTERS  # of an id, a version or a request id
 INT64 = range(-(1 << 63), 1 << 63)
@@ -96,53 +96,35 @@ def parse(fields: Mapping[str, Any], policy: Policy, *, size: int = 0) -> Call:
         if (name in values or name == "user") and not fits(value := values.get(name)):
             raise BadCall(name, f"expected {expected}, got {_shown(value)}")
     for name in ("candidates", "exclude"):
-        if name in values:
-            values[name] = _item_ids(values[name], name, policy)
-    if "exclude" in values:
-        values["exclude"] = values["exclude"].ids
-    bids = values.pop("bids", None)
-    if bids is not None and "candidates" in values:
-        values["candidates"] = _with_bids(values["candidates"], bids)
+        _expect_at_most(policy.candidates, values.get(name), name)
     for name in ("record", "events"):
         _expect_columns(values.get(name, {}), name, policy)
+    bids = values.pop("bids", None)
+    try:
+        if "candidates" in values:
+            values["candidates"] = Candidates(values["candidates"], bids)
+        if "exclude" in values:
+            values["exclude"] = plain_ids(values["exclude"], "exclude")
+        for name, column in values.get("events", {}).items():
+            if isinstance(column, list | np.ndarray):
+                expect_short(column, f"events: {name[:MAX_TEXT]}")
+    except (TypeError, ValueError) as error:
+        field, _, message = str(error).partition(": ")
+        raise BadCall(field, message) from None
     return Call(**values, size=size)
 
 
-def _item_ids(value: Any, field: str, policy: Policy) -> Candidates:
-    if not isinstance(value, list | np.ndarray):
-        raise BadCall(field, f"expected item ids, got {_shown(value)}")
-    if len(value) > policy.candidates:
-        raise BadCall(field, f"expected at most {policy.candidates}, got {len(value)}")
-    return _candidates(value, field)
-
-
-def _with_bids(candidates: Candidates, bids: Any) -> Candidates:
-    try:
-        numbers = np.asarray(bids, np.float32)
-    except (TypeError, ValueError, OverflowError):
-        raise BadCall("bids", f"expected numbers [C], got {_shown(bids)}") from None
-    return _candidates(Candidates(candidates.ids, numbers), "bids")
-
-
-def _candidates(value: Any, field: str) -> Candidates:
-    try:
-        return Candidates.of(value)
-    except (TypeError, ValueError) as error:
-        raise BadCall(field, str(error).removeprefix("candidates: ")) from None
+def _expect_at_most(most: int, value: Any, field: str) -> None:
+    size = np.size(value) if isinstance(value, np.ndarray) else len(value) if isinstance(value, list) else 0
+    if size > most:
+        raise BadCall(field, f"expected at most {most} values, got {size}")
 
 
 def _expect_columns(value: Any, field: str, policy: Policy) -> None:
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
         raise BadCall(field, f"expected values by name, got {_shown(value)}")
     for name, column in value.items():
-        size = column.size if isinstance(column, np.ndarray) else len(column) if isinstance(column, list) else 0
-        if size > policy.events:
-            raise BadCall(f"{field}.{name[:MAX_TEXT]}", f"expected at most {policy.events} values, got {size}")
-        if field == "events" and size:
-            try:
-                expect_short(column, name[:MAX_TEXT])
-            except ValueError as error:
-                raise BadCall(field, str(error)) from None
+        _expect_at_most(policy.events, column, f"{field}.{name[:MAX_TEXT]}")
 
 
 def _shown(value: Any) -> str:

@@ -338,8 +338,8 @@ class AsyncPreRanker:
 
     def _take_candidates(self, job: PendingRequest, found: Any) -> None:
         """Give a request its candidates, their bucket and the order that ranks them; raises as `rank`."""
-        job.candidates, exclude, buckets = Candidates.of(found), job.request.exclude, self.config.buckets
-        ids = job.candidates.ids
+        job.candidates = found if isinstance(found, Candidates) else Candidates(found)
+        ids, exclude, buckets = job.candidates.ids, job.request.exclude, self.config.buckets
         if len(ids) > buckets[-1]:
             expect(False, "candidates", f"at most {buckets[-1]}, the last of ServingConfig.buckets", len(ids))
         job.bucket = buckets[bisect.bisect_left(buckets, len(ids))]

@@ -55,7 +55,7 @@ class Request:
         named = self.order is None or isinstance(self.order, str)
         expect(named, "Request.order", "None, 'logit', 'bid' or a name among the orders", repr(self.order))
         if self.exclude is not None:
-            object.__setattr__(self, "exclude", _plain_ids(self.exclude, "Request.exclude"))
+            object.__setattr__(self, "exclude", plain_ids(self.exclude, "Request.exclude"))
 
 
 def expect_budget(budget: Any, name: str) -> None:
@@ -66,39 +66,40 @@ def expect_budget(budget: Any, name: str) -> None:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Candidates:
-    """What retrieval gives: item ids [C] and, where the candidates carry them, bids float32 [C].
+    """What retrieval gives: item ids [C] and, where the candidates carry them, bids [C]; made of arrays or lists.
 
     Attributes:
       ids: item ids [C], int64 or strings, as raw data have them.
       bids: float32 [C], or None.
+
+    Raises:
+      TypeError: ids that are neither integers nor strings, None or both kinds among them, integers beyond int64.
+      ValueError: not one axis; ids of more than 1,024 characters; bids of another length, no numbers, not finite or negative.
+
+    Example:
+      >>> Candidates([7, 9]).ids
+      array([7, 9])
     """
 
     ids: np.ndarray
     bids: np.ndarray | None = None
 
-    @classmethod
-    def of(cls, value: Any) -> Candidates:
-        """Return candidates from what a retrieval function returned: `Candidates`, or ids as an array or a list.
-
-        Raises:
-          TypeError: ids that are neither integers nor strings, None or both kinds among them, integers beyond int64.
-          ValueError: not one axis; ids of more than 1,024 characters; bids of another length, not finite or negative.
-
-        Example:
-          >>> Candidates.of([7, 9]).ids
-          array([7, 9])
-        """
-        raw, bids = (value.ids, value.bids) if isinstance(value, Candidates) else (value, None)
-        ids = _plain_ids(raw, "candidates")
-        if bids is not None:
-            bids = np.asarray(bids, np.float32)
-            expect_1d, good = bids.shape == ids.shape, np.isfinite(bids).all() and (bids >= 0).all()
-            expect(expect_1d, "candidates", f"one bid for each of {len(ids)} ids", f"shape {list(bids.shape)}")
-            expect(good, "candidates", "finite bids of 0 or more", "some that are not")
-        return cls(ids, bids)
+    def __post_init__(self):
+        object.__setattr__(self, "ids", plain_ids(self.ids, "candidates"))
+        if self.bids is None:
+            return
+        try:
+            bids = np.asarray(self.bids, np.float32)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"bids: expected numbers [C], got {type(self.bids).__name__}: {error}") from None
+        one_each, good = bids.shape == self.ids.shape, np.isfinite(bids).all() and (bids >= 0).all()
+        expect(one_each, "bids", f"one bid for each of {len(self.ids)} ids", f"shape {list(bids.shape)}")
+        expect(good, "bids", "finite bids of 0 or more", "some that are not")
+        object.__setattr__(self, "bids", bids)
 
 
-def _plain_ids(raw: Any, name: str) -> np.ndarray:
+def plain_ids(raw: Any, name: str) -> np.ndarray:
+    """Return item ids [C] as an array of int64 or strings; raises as `Candidates`."""
     listed = isinstance(raw, list | tuple)
     values: Any = raw if listed else np.asarray(raw)
     if len(values) > 0 and np.ndim(values[0]) > 0 if listed else values.ndim != 1:
