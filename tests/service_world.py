@@ -20,7 +20,6 @@ import numpy as np
 import pyarrow.parquet as pq
 
 import aif_jax as aif
-from aif_jax.service.calls import Policy
 from aif_jax.service.core import Service
 from aif_jax.service.models import Models
 from aif_jax.service.process import Listening, listening
@@ -152,14 +151,14 @@ class Running:
 
 @contextlib.contextmanager
 def running(
-    root: Path, *, where: Listening | None = None, policy: Policy | None = None, observers: tuple[Any, ...] = (), **options: Any
+    root: Path, *, where: Listening | None = None, observers: tuple[Any, ...] = (), **options: Any
 ) -> Iterator[Running]:
     """Serves a folder until the end of the block; options as for `Models`."""
     where, ready = where or Listening(http_port=0), concurrent.futures.Future[tuple[Running, asyncio.Event]]()
 
     async def serve() -> None:
         models = Models(root, **{"config": SERVING, "poll": 0.05, **options})
-        service, loop, stop = Service(models, policy=policy, observers=observers), asyncio.get_running_loop(), asyncio.Event()
+        service, loop, stop = Service(models, observers=observers), asyncio.get_running_loop(), asyncio.Event()
         async with service, listening(service, where) as addresses:
             ready.set_result((Running(service, addresses, loop, where.token), stop))
             await stop.wait()

@@ -23,7 +23,6 @@ from aif_jax.cli import doctor
 from aif_jax.cli.options import Parser, UsageError, add_flags, flags_given
 from aif_jax.cli.service import FLAGS as SERVE
 from aif_jax.registry import BLOCKS
-from aif_jax.service.calls import Policy
 from aif_jax.service.log import RequestLog
 from aif_jax.service.models import Models
 from aif_jax.service.process import Listening
@@ -128,8 +127,7 @@ def test_flags_that_are_not_given_leave_the_defaults_of_their_owners():
         add_flags(parser, owner, names)
     assert all(not flags_given(parser.parse_args([]), names) for names in SERVE.values())
     options = parser.parse_args("--port 0 --index rows --log-share 0.5 --max-bytes 9".split())
-    assert flags_given(options, SERVE[Listening]) == {"http_port": 0}
-    assert flags_given(options, SERVE[Policy]) == {"body_bytes": 9}
+    assert flags_given(options, SERVE[Listening]) == {"http_port": 0, "body_bytes": 9}
     assert flags_given(options, SERVE[Models]) == {"index": Path("rows")}
     assert flags_given(options, SERVE[RequestLog]) == {"share": 0.5}
     text = " ".join(parser.format_help().split())

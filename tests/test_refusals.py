@@ -22,7 +22,6 @@ from aif_jax.encoding.columns import Columns
 from aif_jax.heads import LogitSum, Mlp
 from aif_jax.refreshing import GateConfig
 from aif_jax.registry import BLOCKS, HEADS
-from aif_jax.service.calls import Policy
 from aif_jax.service.current import parse_current
 from aif_jax.service.process import Listening, source_of
 from aif_jax.serving import Request, ServingConfig
@@ -349,7 +348,7 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
         "one\none": "different folders", "one sha256=12": "64 hex digits", "one\ntwo share=2": "a share in",
         "one\ntwo share=0.7\nthree share=0.7": "shares of at most 1", "one colour=red": "FOLDER",
     }.items()),
-    (lambda: Policy(candidates=0), "candidates: expected more than 0, got 0"),
+    (lambda: Listening(candidates=0), "candidates: expected more than 0, got 0"),
     *((lambda bids=bids: aif.Candidates([1, 2, 3], bids), message) for bids, message in (
         (np.ones(2), "bids: expected one bid for each of 3 ids, got shape [2]"),
         ([1, 2, np.nan], "bids: expected finite bids"), ([1, 2, -1], "bids: expected finite bids"),

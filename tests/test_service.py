@@ -19,7 +19,7 @@ from aif_jax.connectors import Record
 from aif_jax.encoding.encoder import schema_of
 from aif_jax.export import ExportError, restore
 from aif_jax.service import http as front
-from aif_jax.service.calls import BadCall, Call, Policy, affinity_key, parse
+from aif_jax.service.calls import BadCall, Call, affinity_key, parse
 from aif_jax.service.current import ExportEntry, parse_current, publish, read_current
 from aif_jax.service.features import UserSource
 from aif_jax.service.inference import MODEL
@@ -82,11 +82,11 @@ WRONG = {
 
 @pytest.mark.parametrize(("fields", "field"), [
     *(({field: value}, field) for field, values in WRONG.items() for value in values),
-    ({"events": {"item": list(range(99))}}, "events.item"),
+    ({"events": {"item": list(range(101))}}, "events.item"),
 ])  # fmt: skip
 def test_a_call_is_checked_field_by_field(fields, field):
     whole = {"user": 1, "candidates": [1], "events": {}} | fields
-    refused(BadCall, f"^{field}: expected", parse, whole, Policy(candidates=100, events=50))
+    refused(BadCall, f"^{field}: expected", parse, whole, 100)
 
 
 def test_answers_say_what_they_are_of(client):
@@ -371,18 +371,20 @@ def test_other_methods_are_refused_and_told_which_are_not(client):
             assert response.headers["allow"] == (allowed if response.status == 405 else None), (method, path)
 
 
-def test_a_body_is_bounded(served, client, monkeypatch):
-    monkeypatch.setattr(served.service, "policy", Policy(body_bytes=1000, body_seconds=0.2))
-    status, _, body = client.request("POST", "/v1/rank", bytes(1001), {"content-type": "application/json"})
-    assert status == 413 and json.loads(body)["error"]["field"] == "body"
-    for head, answer in (
-        (b"content-length: 99999999999999999999999\r\n\r\n", (b" 413 ", b" 400 ")),
-        (b"transfer-encoding: chunked\r\n\r\n" + b"320\r\n" + bytes(800) + b"\r\n" + b"320\r\n" + bytes(800), (b" 413 ",)),
-        (b"content-length: 500\r\n\r\n1234", (b" 408 ",)),
-    ):
-        with served.connect(b"POST /v1/rank HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n" + head) as slow:
-            line = slow.recv(64)
-            assert any(code in line for code in answer), (head[:30], line)
+def test_a_body_is_bounded():
+    where = Listening(http_port=0, body_bytes=1000, body_seconds=0.2)
+    with running(exports().root / "one", where=where) as served:
+        with served.client() as client:
+            status, _, body = client.request("POST", "/v1/rank", bytes(1001), {"content-type": "application/json"})
+        assert status == 413 and json.loads(body)["error"]["field"] == "body"
+        for head, answer in (
+            (b"content-length: 99999999999999999999999\r\n\r\n", (b" 413 ", b" 400 ")),
+            (b"transfer-encoding: chunked\r\n\r\n" + b"320\r\n" + bytes(800) + b"\r\n" + b"320\r\n" + bytes(800), (b" 413 ",)),
+            (b"content-length: 500\r\n\r\n1234", (b" 408 ",)),
+        ):
+            with served.connect(b"POST /v1/rank HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n" + head) as slow:
+                line = slow.recv(64)
+                assert any(code in line for code in answer), (head[:30], line)
 
 
 def test_a_token_is_asked_for_and_an_idle_connection_closed_after_its_time():

@@ -13,7 +13,7 @@ triton = pytest.importorskip("tritonclient.http", reason="needs tritonclient")
 
 from tritonclient.utils import InferenceServerException  # noqa: E402
 
-from aif_jax.service.calls import BadCall, Policy  # noqa: E402
+from aif_jax.service.calls import MAX_VALUES, BadCall  # noqa: E402
 from aif_jax.service.inference import MODEL, described, from_bytes, to_bytes, values_from  # noqa: E402
 from aif_jax.service.log import RequestLog  # noqa: E402
 from tests.refusals import refused  # noqa: E402
@@ -241,7 +241,7 @@ def test_tensors_come_back_as_they_went():
         "events.item": np.array(["é", "", "b"], np.dtypes.StringDType()),
         "record.x": np.zeros(0, np.float32), "large": np.array([2**63 + 1], np.uint64), "every second": np.arange(6)[::2],
     }  # fmt: skip
-    back = values_from(*packed(arrays), Policy())
+    back = values_from(*packed(arrays), MAX_VALUES)
     assert back.keys() == arrays.keys()
     for name, array in arrays.items():
         assert list(back[name]) == array.tolist() and getattr(back[name], "dtype", array.dtype) == array.dtype
@@ -259,8 +259,8 @@ def test_tensors_come_back_as_they_went():
 ])  # fmt: skip
 def test_broken_tensors_are_refused(change, more, message):
     [entry], data = packed({"candidates": np.arange(2, 6)})
-    values_from([entry], data, Policy())
-    refused(BadCall, message, values_from, [entry | change], data[:more] if more < 0 else data + bytes(more), Policy())
+    values_from([entry], data, MAX_VALUES)
+    refused(BadCall, message, values_from, [entry | change], data[:more] if more < 0 else data + bytes(more), MAX_VALUES)
 
 
 def test_texts_as_bytes():
@@ -276,9 +276,9 @@ def test_texts_beyond_the_bound_are_refused_before_they_are_read():
     """A body of 16 MiB may hold four million empty ones: a second of the event loop, and twenty times its memory."""
     entry = {"name": "exclude", "datatype": "BYTES", "shape": [9], "parameters": {"binary_data_size": 36}}
     listed = [entry, {"name": "candidates", "datatype": "BYTES", "shape": [9], "data": [""] * 9}]
-    assert len(values_from(listed, bytes(36), Policy(candidates=9))["exclude"]) == 9
+    assert len(values_from(listed, bytes(36), 9)["exclude"]) == 9
     for most in (8, 4):
-        refused(BadCall, f"expected at most {2 * most} texts in all", values_from, listed, bytes(36), Policy(candidates=most))
+        refused(BadCall, f"expected at most {2 * most} texts in all", values_from, listed, bytes(36), most)
 
 
 @OBJECTIVES

@@ -6,7 +6,7 @@ import weakref
 
 import pytest
 
-from aif_jax.service.calls import Policy, parse
+from aif_jax.service.calls import parse
 from aif_jax.service.core import Service
 from aif_jax.service.current import publish
 from aif_jax.service.models import Models
@@ -33,7 +33,7 @@ def test_versions_published_under_load_are_freed(tmp_path):
     """By reference counts alone, without any collection."""
     exports().copied(tmp_path)
     publish(tmp_path, ["one"])
-    calls = [parse({**ANN, "candidates": IDS, "k": 3} | more, Policy()) for more in ({}, {"feature_version": 1})]
+    calls = [parse({**ANN, "candidates": IDS, "k": 3} | more) for more in ({}, {"feature_version": 1})]
 
     async def serve():
         models = Models(tmp_path, config=SERVING, poll=0.02, keep=1)
@@ -66,7 +66,7 @@ def test_a_closed_engine_keeps_no_states():
     async def serve():
         models = Models(exports().root / "one", config=SERVING)
         async with Service(models) as service:
-            await service.answer("rank", parse({**ANN, "candidates": IDS, "k": 3, "feature_version": 1}, Policy()))
+            await service.answer("rank", parse({**ANN, "candidates": IDS, "k": 3, "feature_version": 1}))
             parts = parts_of(models)
             state = weakref.ref(next(iter(parts["cache"]()._entries.values()))[0].state.words)
             assert state() is not None

@@ -17,7 +17,6 @@ from aif_jax.index import IndexWriter, ItemIndex
 from aif_jax.index import inspect as read_manifest
 from aif_jax.index.writer import snapshots
 from aif_jax.output import track
-from aif_jax.service.calls import Policy
 from aif_jax.service.core import Service
 from aif_jax.service.current import CURRENT, mirror
 from aif_jax.service.log import RequestLog
@@ -31,8 +30,8 @@ from aif_jax.store.trained import Trained
 FLAGS: dict[type, Mapping[str, str]] = {
     Models: {"config": "serving"} | {name: name for name in ("keep", "poll", "index")},
     RequestLog: {"share": "log_share"},
-    Policy: {"body_bytes": "max_bytes", "candidates": "max_candidates"},
-    Listening: {"host": "host", "http_port": "port"} | {name: name for name in ("keep_alive", "drain_delay")},
+    Listening: {"body_bytes": "max_bytes", "candidates": "max_candidates", "host": "host", "http_port": "port"}
+    | {name: name for name in ("keep_alive", "drain_delay")},
 }
 """Flags of `serve` by the field or argument that each sets."""
 
@@ -67,7 +66,6 @@ def run_serve(options: argparse.Namespace) -> tuple[int, Any]:
         raise FileNotFoundError(f"{folder}: expected an exported folder, got none; write one: aif-jax export")
     given = {owner: shared.flags_given(options, names) for owner, names in FLAGS.items()}
     with shared.as_usage("serve"):
-        policy = Policy(**given[Policy])
         where = Listening(token=options.token, **given[Listening])
     log_to_stderr(options.log_form, options.log_level)
     source = None if options.features is None else source_of(options.features)
@@ -79,7 +77,7 @@ def run_serve(options: argparse.Namespace) -> tuple[int, Any]:
     models = Models(folder, source=source, store=store, **given[Models])
     with contextlib.ExitStack() as until_end:
         log = options.log and until_end.enter_context(contextlib.closing(RequestLog(options.log, **given[RequestLog])))
-        serve(Service(models, policy=policy, observers=(log,) if log else ()), where)
+        serve(Service(models, observers=(log,) if log else ()), where)
     return FINE, None
 
 

@@ -5,21 +5,20 @@ from pathlib import Path
 from typing import Any
 
 from aif_jax.checks import needs_extra
-from aif_jax.service.calls import Policy, affinity_key, parse
+from aif_jax.service.calls import affinity_key, parse
 from aif_jax.service.core import Service
 from aif_jax.service.models import Models
 from aif_jax.serving import ServingConfig
 
 
 def replicas(
-    folder: str | Path, *, config: ServingConfig | None = None, policy: Policy | None = None,
-    models: Mapping[str, Any] | None = None, **options: Any,
-) -> Any:  # fmt: skip
+    folder: str | Path, *, config: ServingConfig | None = None, models: Mapping[str, Any] | None = None, **options: Any
+) -> Any:
     """Return an application for `serve.run`, whose handle `call` calls.
 
     Args:
       folder: an export, or exports with a file `current`, at the same path on every node.
-      config, policy: settings of the engines and of the service; None takes the defaults.
+      config: settings of the engines; None takes the defaults.
       models: options of `aif_jax.service.models.Models`, such as `poll`.
       options: keyword arguments of `ray.serve.deployment`, such as `num_replicas` and `ray_actor_options={"num_cpus": 2}`;
         `max_ongoing_requests` is by default that of the engine's `max_pending`, the router that by the user's hash.
@@ -31,7 +30,7 @@ def replicas(
     config = config or ServingConfig()
     router = RequestRouterConfig(request_router_class=ConsistentHashRouter)
     given = {"name": "PreRanking", "max_ongoing_requests": config.max_pending, "request_router_config": router}
-    return serve.deployment(**given | options)(Replica).bind(str(folder), config=config, policy=policy, **dict(models or {}))
+    return serve.deployment(**given | options)(Replica).bind(str(folder), config=config, **dict(models or {}))
 
 
 def call(handle: Any, method: str, fields: Mapping[str, Any]) -> Any:
@@ -48,12 +47,12 @@ def call(handle: Any, method: str, fields: Mapping[str, Any]) -> Any:
 class Replica:
     """What an actor of `replicas` runs: the versions of a folder, with the engine on the actor's event loop."""
 
-    async def __init__(self, folder: str, *, config: ServingConfig, policy: Policy | None, **models: Any):  # type: ignore[misc]
-        self._service = await Service(Models(folder, config=config, **models), policy=policy).__aenter__()
+    async def __init__(self, folder: str, *, config: ServingConfig, **models: Any):  # type: ignore[misc]
+        self._service = await Service(Models(folder, config=config, **models)).__aenter__()
 
     async def call(self, method: str, fields: Mapping[str, Any]) -> dict[str, Any]:
         """Return the fields of the answer, with arrays; raises what the service raises."""
-        return (await self._service.answer(method, parse(fields, self._service.policy))).fields()
+        return (await self._service.answer(method, parse(fields))).fields()
 
     async def check_health(self) -> None:
         """Answer what Ray asks: raise where the service should get no traffic, so that the replica is replaced."""

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from aif_jax.checks import expect, expect_types
 from aif_jax.encoding.vocabulary import MOST_CHARACTERS, expect_short
 from aif_jax.serving import DeadlineExceeded, EngineClosed, NonFiniteScores, Overloaded
 from aif_jax.serving.requests import CallerError, Candidates, plain_ids
 
 MAX_TEXT = MOST_CHARACTERS  # of an id, a version or a request id
+MAX_VALUES = 100_000
+"""Candidates, excluded ids, or values of a column of a call: more is refused before memory is taken for it."""
 INT64 = range(-(1 << 63), 1 << 63)
 
 
@@ -24,31 +25,6 @@ class BadCall(CallerError):
         field = field[:MAX_TEXT]  # a caller's name may have any length
         super().__init__(f"{field}: {message}")
         self.field = field
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Policy:
-    """Bounds of one call: more is refused before memory is taken for it.
-
-    Attributes:
-      body_bytes: bytes of one call.
-      body_seconds: seconds from the first byte of a body to the last.
-      candidates: candidates of one call, and as many excluded ids; twice as many texts in the tensors of one call.
-      events: events of one call.
-
-    Raises:
-      ValueError: a bound that is not above 0.
-    """
-
-    body_bytes: int = 16 << 20
-    body_seconds: float = 10.0
-    candidates: int = 100_000
-    events: int = 1 << 16
-
-    def __post_init__(self):
-        expect_types(self)
-        for name, bound in vars(self).items():
-            expect(bound > 0, name, "more than 0", bound)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -82,11 +58,11 @@ class Call:
     size: int = 0
 
 
-def parse(fields: Mapping[str, Any], policy: Policy, *, size: int = 0) -> Call:
-    """Return the call that fields say; arrays may be lists. Raises BadCall with the name of the field.
+def parse(fields: Mapping[str, Any], most: int = MAX_VALUES, *, size: int = 0) -> Call:
+    """Return the call that fields say; arrays may be lists, of `most` values. Raises BadCall with the name of the field.
 
     Example:
-      >>> parse({"user": "ann", "candidates": [7, 9], "k": 1}, Policy()).candidates.ids.tolist()
+      >>> parse({"user": "ann", "candidates": [7, 9], "k": 1}).candidates.ids.tolist()
       [7, 9]
     """
     values = {name: value for name, value in fields.items() if value is not None}
@@ -96,9 +72,9 @@ def parse(fields: Mapping[str, Any], policy: Policy, *, size: int = 0) -> Call:
         if (name in values or name == "user") and not fits(value := values.get(name)):
             raise BadCall(name, f"expected {expected}, got {_shown(value)}")
     for name in ("candidates", "exclude"):
-        _expect_at_most(policy.candidates, values.get(name), name)
+        _expect_at_most(most, values.get(name), name)
     for name in ("record", "events"):
-        _expect_columns(values.get(name, {}), name, policy)
+        _expect_columns(values.get(name, {}), name, most)
     bids = values.pop("bids", None)
     try:
         if "candidates" in values:
@@ -120,11 +96,11 @@ def _expect_at_most(most: int, value: Any, field: str) -> None:
         raise BadCall(field, f"expected at most {most} values, got {size}")
 
 
-def _expect_columns(value: Any, field: str, policy: Policy) -> None:
+def _expect_columns(value: Any, field: str, most: int) -> None:
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
         raise BadCall(field, f"expected values by name, got {_shown(value)}")
     for name, column in value.items():
-        _expect_at_most(policy.events, column, f"{field}.{name[:MAX_TEXT]}")
+        _expect_at_most(most, column, f"{field}.{name[:MAX_TEXT]}")
 
 
 def _shown(value: Any) -> str:

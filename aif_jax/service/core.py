@@ -13,7 +13,7 @@ import numpy as np
 
 from aif_jax.connectors.features import clock
 from aif_jax.interaction import contributions
-from aif_jax.service.calls import BadCall, Call, Policy, blamed, problem_of
+from aif_jax.service.calls import BadCall, Call, blamed, problem_of
 from aif_jax.service.features import Context
 from aif_jax.service.models import LoadedModel, Models
 from aif_jax.serving import Request
@@ -65,14 +65,12 @@ class Service:
     """Answers calls with the versions of a folder: `async with Service(models) as service: await service.answer("rank", call)`.
 
     Args:
-      policy: what is allowed.
       observers: whoever wants to know of calls that were answered, such as a log: `observe(reply)` gets a
         `Reply`, returns at once and raises nothing.
     """
 
-    def __init__(self, models: Models, *, policy: Policy | None = None, observers: tuple[Any, ...] = ()):
+    def __init__(self, models: Models, *, observers: tuple[Any, ...] = ()):
         self.models = models
-        self.policy = policy or Policy()
         self.observers = list(observers)
         self.calls: Counter[tuple[str, str]] = Counter()  # by method and code
         self.latest: tuple[str, Timeline] | None = None  # version and stages of the latest answer

@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from aif_jax.service.calls import BadCall, Failure, Policy, parse
+from aif_jax.service.calls import BadCall, Failure, parse
 from aif_jax.service.core import Service
 from aif_jax.service.http import CALL, JSON, PLAIN, READ, HttpRequest, Response, Route, encode, json_response, parse_json
 from aif_jax.store.trained import __version__
@@ -33,10 +33,10 @@ PATH = re.compile(PLAIN + r"(/models/(?P<model>[^/]+)(/versions/(?P<version>[^/]
 
 
 class Inference:
-    """The routes below /v2, but for health."""
+    """The routes below /v2, but for health; `most` candidates of a call, see `Listening.candidates`."""
 
-    def __init__(self, service: Service):
-        self._service = service
+    def __init__(self, service: Service, most: int):
+        self._service, self._most = service, most
 
     def route(self, path: str) -> Route | None:
         """Return the route of a path, None where there is none. Raises Failure for another model."""
@@ -80,16 +80,16 @@ class Inference:
         length, body = request.headers.get(LENGTH), request.body
         if length is not None and not (length.isdigit() and len(length) < 10 and int(length) <= len(body)):
             raise BadCall(LENGTH.decode(), f"expected at most the {len(body)} bytes of the body, got {length[:20]!r}")
-        end, policy = len(body) if length is None else int(length), self._service.policy
+        end = len(body) if length is None else int(length)
         head = parse_json(body[:end])
         fields: dict[str, Any] = {"id": head.get("id", ""), "version": version or None}
-        for name, values in values_from(head.get("inputs"), body[end:], policy).items():
+        for name, values in values_from(head.get("inputs"), body[end:], self._most).items():
             put(fields, name, values)
         asked = tensors(head.get("outputs", []), "outputs")
         method, known = ("rank", ("ids", "scores", "logits")) if "k" in fields else ("score", ("logits", "mask"))
         if unknown := [name for name in asked if name not in known]:
             raise BadCall("outputs", f"expected some of {list(known)}, got {unknown[0][:200]!r}")
-        answer = (await self._service.answer(method, parse(fields, policy, size=len(body)))).fields()
+        answer = (await self._service.answer(method, parse(fields, self._most, size=len(body)))).fields()
         more = {name: answer[name] for name in ("reason", "excluded") if answer.get(name)}
         shown = {"model_name": MODEL, "model_version": answer["version"], "parameters": {"degraded": answer["degraded"]} | more}
         shown |= {"id": answer["id"]} if answer["id"] else {}
@@ -163,10 +163,10 @@ def to_bytes(array: np.ndarray) -> bytes:
     return b"".join(len(text).to_bytes(4, "little") + text for text in (each.encode() for each in array.tolist()))
 
 
-def values_from(listed: Any, data: bytes, policy: Policy) -> dict[str, Values]:
+def values_from(listed: Any, data: bytes, most: int) -> dict[str, Values]:
     """Return the values of tensors of one axis by name; those with `binary_data_size` are in the data, one after the other."""
     values: dict[str, Values] = {}
-    start, room = 0, 2 * policy.candidates  # texts
+    start, room = 0, 2 * most  # texts
     for name, entry in tensors(listed, "tensors").items():
         kind, shape = entry.get("datatype"), entry.get("shape")
         if not isinstance(kind, str) or not (kind in DTYPES or kind == "BYTES"):
@@ -176,7 +176,7 @@ def values_from(listed: Any, data: bytes, policy: Policy) -> dict[str, Values]:
         size, (count,) = parameter(entry, "binary_data_size"), shape
         room -= count if kind == "BYTES" else 0
         if room < 0:  # each takes time and memory, also one without a character
-            raise BadCall(name, f"expected at most {2 * policy.candidates} texts in all, got {count} with those before")
+            raise BadCall(name, f"expected at most {2 * most} texts in all, got {count} with those before")
         if size is None:
             values[name] = from_json(name, kind, count, entry.get("data"))
         elif type(size) is int and 0 <= size <= len(data) - start:

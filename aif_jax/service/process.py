@@ -6,7 +6,6 @@ that do not end, are for the proxy in front of it: docs/deploy has the configura
 
 import asyncio
 import contextlib
-import dataclasses
 import json
 import logging
 import pkgutil
@@ -18,40 +17,10 @@ from typing import Any
 from aif_jax.checks import expect, needs_extra
 from aif_jax.output import hidden
 from aif_jax.service.core import Service
-from aif_jax.service.http import App
+from aif_jax.service.http import App, Listening
 from aif_jax.service.inference import Inference
 
 logger = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Listening:
-    """Where and how a process listens.
-
-    Attributes:
-      host: address to bind; the default is reachable from this machine alone.
-      http_port: port of HTTP; 0 takes a free one.
-      token: bearer token that calls must bring; None: no token.
-      drain_delay: seconds between the end of readiness and the end of listening, for load balancers to notice; calls in flight
-        may take `ServingConfig.drain_timeout` after that.
-      keep_alive: seconds after which an idle HTTP connection is closed: longer than a load balancer keeps one, or its calls
-        meet connections that are being closed.
-
-    Raises:
-      ValueError: a port or seconds out of range, an empty token.
-    """
-
-    host: str = "127.0.0.1"
-    http_port: int = 8080
-    token: str | None = dataclasses.field(default=None, repr=False)
-    drain_delay: float = 0.0
-    keep_alive: int = 75
-
-    def __post_init__(self):
-        expect(0 <= self.http_port < 1 << 16, "port", "0 to 65535", self.http_port)
-        for name, least in (("drain_delay", 0), ("keep_alive", 1)):
-            expect(getattr(self, name) >= least, name, f"at least {least}", getattr(self, name))
-        expect(self.token != "", "token", "None or some text", "an empty text")
 
 
 def serve(service: Service, where: Listening) -> None:
@@ -99,7 +68,7 @@ async def listening(service: Service, where: Listening) -> AsyncIterator[dict[st
     """
     uvicorn = server_package()
     bound = bind(where.host, where.http_port)
-    app = App(service, Inference(service).route, token=where.token)
+    app = App(service, Inference(service, where.candidates).route, where)
     server = uvicorn.Server(
         uvicorn.Config(
             app, http="httptools", ws="none", lifespan="off", timeout_keep_alive=where.keep_alive,
