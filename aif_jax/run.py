@@ -149,15 +149,14 @@ class Run:
         task = self.settings.task
         if not isinstance(task, NextItem) or task.logq_correction:
             raise ValueError(f"with_popularity_correction: expected a NextItem task, not corrected, got {task}")
-        given: dict[str, Any] = {"before": self.settings.first_validation, "power": task.power, "untrained": untrained}
-        return self.edit(data, edits.popularity_correction, **given)
+        return self.edit(data, edits.popularity_correction, before=self.settings.first_validation, untrained=untrained)
 
-    def with_svd(self, data: Dataset, **options: Any) -> Run:
+    def with_svd(self, data: Dataset) -> Run:
         """Return the same model with an SVD term: a `PureSvd` block with the factors of the events before the validation slice.
 
-        See `blocks.PureSvd` and `edit`; `options` are `width`, `length` and `decay` of `train.edits.svd_term`.
+        See `blocks.PureSvd` and `edit`. A block that the config has keeps its sizes.
         """
-        return self.edit(data, edits.svd_term, before=self.settings.first_validation, **options)
+        return self.edit(data, edits.svd_term, before=self.settings.first_validation)
 
     def with_unseen_items(self, data: Dataset) -> Run:
         """Return the same model, with items without a training event scored as the unknown item with their own other features.

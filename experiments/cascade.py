@@ -30,7 +30,7 @@ from aif_jax.data.candidates import BatchKey, CandidateLists
 from aif_jax.data.cascade import STAGE
 from aif_jax.data.split import time_cuts
 from aif_jax.train.evaluate import list_scores
-from aif_jax.train.losses import distill_listwise, lists, pointwise_bce, term
+from aif_jax.train.losses import Loss, distill_listwise, lists, pointwise_bce, term
 from experiments import common
 from experiments.datasets.cascade import WHOLE, synthetic_cascade
 from experiments.datasets.synthetic import SMALL, synthetic_world
@@ -80,8 +80,8 @@ def consistency(data: Dataset, options, seed: int) -> dict[str, Any]:
     data = with_choice(data, options.k)
     task = train.Cascaded(**COUNTS)
     plain = pointwise_bce.of(CLICK)
-    agreement = (distill_listwise + 0.5 * pairwise_ndcg(k=options.k)).of("ranker", objective=CHOSEN)
-    agreement += 0.2 * margin_info_nce(margin=0.5).of(STAGE, objective=CHOSEN) + pointwise_bce.of(CHOSEN)
+    agreement = (distill_listwise + 0.5 * pairwise_ndcg(options.k)).of("ranker", objective=CHOSEN)
+    agreement += 0.2 * margin_info_nce.of(STAGE, objective=CHOSEN) + pointwise_bce.of(CHOSEN)
     ways = {"bce": ((CLICK,), plain), "consistent": ((CLICK, CHOSEN), plain + agreement)}
     _, validation, test = time_cuts(data.log.time)
     slices = {"validation": (validation, test), "test": (test, None)}
@@ -117,35 +117,35 @@ def consistency(data: Dataset, options, seed: int) -> dict[str, Any]:
     }
 
 
-@term(lists, targets="teacher_scores")
-def pairwise_ndcg(
-    scores: jax.Array, teacher_scores: jax.Array, where: jax.Array, log_q: jax.Array, *, k: int = 100
-) -> jax.Array:
+def pairwise_ndcg(k: int) -> Loss:
     """Return pairs in the ranker's order, weighed by what NDCG@k loses if they swap places (LambdaRank's weights, Burges 2010).
 
     sum over pairs i above j of |G_i - G_j| |D_i - D_j| log(1 + exp(s_j - s_i)) / sum of the same weights, with
     G_i = 2^(-r_i / k) and D_i = 1 / log2(2 + r_i) for the ranker's ranks r_i < k, 0 from k on. C^2 pairs a list.
     """
-    above = (teacher_scores[..., :, None] > teacher_scores[..., None, :]) & where[..., :, None] & where[..., None, :]
-    rank = jnp.sum(above, axis=-2).astype(scores.dtype)  # how many the ranker has above
-    gain, discount = (jnp.where((rank < k) & where, each, 0.0) for each in (jnp.exp2(-rank / k), 1 / jnp.log2(2 + rank)))
-    change = jnp.abs(gain[..., :, None] - gain[..., None, :]) * jnp.abs(discount[..., :, None] - discount[..., None, :])
-    weight = jnp.where(above, change, 0.0)
-    total = jnp.sum(weight, axis=(-1, -2))
-    lost = jnp.sum(weight * jax.nn.softplus(scores[..., None, :] - scores[..., :, None]), axis=(-1, -2))
-    return lost / jnp.where(total > 0, total, 1.0)
+
+    @term(lists, targets="teacher_scores")
+    def pairwise(scores: jax.Array, teacher_scores: jax.Array, where: jax.Array, log_q: jax.Array) -> jax.Array:
+        above = (teacher_scores[..., :, None] > teacher_scores[..., None, :]) & where[..., :, None] & where[..., None, :]
+        rank = jnp.sum(above, axis=-2).astype(scores.dtype)  # how many the ranker has above
+        gain, discount = (jnp.where((rank < k) & where, each, 0.0) for each in (jnp.exp2(-rank / k), 1 / jnp.log2(2 + rank)))
+        change = jnp.abs(gain[..., :, None] - gain[..., None, :]) * jnp.abs(discount[..., :, None] - discount[..., None, :])
+        weight = jnp.where(above, change, 0.0)
+        total = jnp.sum(weight, axis=(-1, -2))
+        lost = jnp.sum(weight * jax.nn.softplus(scores[..., None, :] - scores[..., :, None]), axis=(-1, -2))
+        return lost / jnp.where(total > 0, total, 1.0)
+
+    return pairwise
 
 
 @term(lists, targets="stages")
-def margin_info_nce(
-    scores: jax.Array, stages: jax.Array, where: jax.Array, log_q: jax.Array, *, margin: float = 0.0
-) -> jax.Array:
+def margin_info_nce(scores: jax.Array, stages: jax.Array, where: jax.Array, log_q: jax.Array) -> jax.Array:
     """Return every candidate against all that came less far (InfoNCE, arXiv 1807.03748, additive margin: arXiv 1801.05599).
 
-    -log( e^(s_i - m) / (e^(s_i - m) + sum over j of a later stage of e^s_j) ), the mean over the candidates of a list.
+    -log( e^(s_i - m) / (e^(s_i - m) + sum over j of a later stage of e^s_j) ), the mean over the candidates of a list; m = 1/2.
     """
     behind = (stages[..., None, :] > stages[..., :, None]) & where[..., None, :] & where[..., :, None]
-    others, own = jnp.where(behind, scores[..., None, :], -1e30), scores - margin
+    others, own = jnp.where(behind, scores[..., None, :], -1e30), scores - 0.5
     lost = jnp.where(jnp.any(behind, axis=-1), jnp.logaddexp(own, jax.nn.logsumexp(others, axis=-1)) - own, 0.0)
     return jnp.sum(lost, axis=-1) / jnp.maximum(jnp.sum(jnp.any(behind, axis=-1), axis=-1), 1).astype(lost.dtype)
 

@@ -219,7 +219,8 @@ def run(trial: Trial, world: World, *, results: Path, work: Path, progress: bool
 
     options: dict[str, Any] = {"progress": progress}
     if trial.weight:
-        term = trial.weight * losses.distill_listwise(temperature=trial.temperature)
+        t, kl = trial.temperature, losses.distill_listwise.terms[0][1].values
+        term = trial.weight * losses.term(losses.lists)(lambda scores, of, *masks: t * t * kl(scores / t, of / t, *masks))
         options["teacher"] = train.Teacher(known, term, candidates=world.teaching, count=trial.candidates)
     folder = work / f"{trial.dataset}--{trial.split}" / records.file_of(trial.trained)
     data = datasets.with_statistics(world.data) if trial.model in WITH_STATISTICS else world.data
@@ -249,11 +250,9 @@ def by_user(world: World, scores: np.ndarray) -> dict[str, ByUser]:
         ours, ranker = (np.where(rows > 0, one[:, :size] + offset, LAST) for one in (scores, world.ranker))
         values = of_cuts(ours, ranker, rows == target[:, None], cuts)
         wide, trained = f"@{size}", world.counts[target] > 0
-        made |= {name.replace("@", wide): metrics.mean_by_user(each, users) for name, each in values.items()}
-        made |= {
-            name.replace("@", wide) + " trained": metrics.mean_by_user(each[trained], users[trained])
-            for name, each in values.items()
-        }
+        for name, each in values.items():
+            made[name.replace("@", wide)] = metrics.mean_by_user(each, users)
+            made[name.replace("@", wide) + " trained"] = metrics.mean_by_user(each[trained], users[trained])
         if size == min(sizes):
             some = np.random.default_rng(1).permutation(len(rows))[:AGREEING]
             pairs = [agreement(ours[n, rows[n] > 0], ranker[n, rows[n] > 0]) for n in some]

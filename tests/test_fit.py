@@ -141,17 +141,6 @@ def test_a_killed_run_ends_as_one_that_was_not(data, small, run, tmp_path, caplo
     assert values == [row for row in whole if not cut or row[0] > steps // 2] and "gauc" in JsonLines(log).rows()[-1]
 
 
-def test_a_run_killed_in_its_first_epoch_goes_on_where_the_clock_saved_it(data, small, run, tmp_path, monkeypatch):
-    given = FIT | dict(out=tmp_path / "run")
-    monkeypatch.setattr("aif_jax.train.training.SAVE_SECONDS", 0.0)
-    refused(KeyboardInterrupt, "", fit, small, data, **given, on_log=kill_at(3))
-    assert Checkpoints(tmp_path / "run").steps == [1, 2]
-    refused(FileNotFoundError, "expected step best, found steps", Run.load, tmp_path / "run")
-    monkeypatch.undo()
-    resumed = fit(small, data, **given)
-    assert same(resumed.params, run.params) and resumed.metrics == run.metrics
-
-
 def test_a_folder_of_another_run_is_refused(data, small, run, tmp_path):
     given = FIT | dict(out=run.folder)
     mine = type("Evening", (NextItem,), {})(negatives=3, evaluated=20)  # no folder could be opened again

@@ -51,7 +51,7 @@ def run(tmp_path_factory) -> aif.Run:
 def served(run, tmp_path_factory) -> Path:
     """A checkpoint of it with SVD term, popularity correction and calibration."""
     days = world.data(4)
-    whole = run.with_svd(days, width=3).with_popularity_correction(days, untrained=None)
+    whole = run.with_svd(days).with_popularity_correction(days, untrained=None)
     whole.calibrate(days, progress=False).save(folder := tmp_path_factory.mktemp("served") / "model")
     return folder
 

@@ -11,7 +11,7 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import train
-from aif_jax.data.pipeline import Batch
+from aif_jax.data.pipeline import Batch, PrefetchedBatch
 from aif_jax.train import losses, optimizers, rowwise_adagrad
 from aif_jax.train import step as training
 from tests import demo
@@ -33,12 +33,15 @@ def batch_of(config: aif.Config, *, seed: int, samples: int = 6, candidates: int
     )
 
 
-def run(model, params, optimizer, batches, **options) -> tuple[train.TrainState, list[dict]]:
+def run(model, params, optimizer, batches, *, sparse, part=None, loss=losses.pointwise_bce):
+    """Train in parts of `part` samples, None for whole batches; returns the state and the metrics of each step."""
     state, metrics = train.init_state(params, optimizer), []
-    step = train.make_step(model, optimizer, loss=losses.pointwise_bce, **options)
-    for batch in batches:
-        state, values = step(state, batch)
-        metrics.append({name: float(value) for name, value in values.items()})
+    step = train.make_step(model, optimizer, loss=loss, sparse=sparse)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "part_size", lambda *given: part)
+        for batch in batches:
+            state, values = step(state, batch)
+            metrics.append({name: float(value) for name, value in values.items()})
     return state, metrics
 
 
@@ -61,7 +64,7 @@ def test_every_model_takes_the_step_of_the_dense_form(name):
     optimizer, batches = optax.sgd(0.3), [batch_of(model.config, seed=1)]
     every = tuple(model.config.schema.table_sizes)
     assert optimizers.sparse_tables(model.config.schema, every) == ("item", "category", "tags", "gender", "interests")
-    dense, expected = run(model, params, optimizer, batches, sparse=(), part=None)
+    dense, expected = run(model, params, optimizer, batches, sparse=())
     got, metrics = run(model, params, optimizer, batches, sparse=every, part=4)
     assert_close(got.params, dense.params)
     assert metrics[0] == pytest.approx(expected[0], rel=1e-4)
@@ -72,7 +75,7 @@ def test_the_size_of_the_parts_changes_nothing(part):
     model, params = demo.build(**demo.SMALL)
     batches = [batch_of(model.config, seed=s) for s in (1, 2)]
     optimizer = optax.adagrad(0.1)
-    expected, _ = run(model, params, optimizer, batches, sparse=(), part=None)
+    expected, _ = run(model, params, optimizer, batches, sparse=())
     for sparsely in ((), ITEM):
         got, _ = run(model, params, optimizer, batches, sparse=sparsely, part=part)
         assert_close((got.trained, got.opt_state), (expected.trained, expected.opt_state))
@@ -81,7 +84,7 @@ def test_the_size_of_the_parts_changes_nothing(part):
 WITHOUT_LOG_Q = {"pointwise_bce": losses.pointwise_bce, "listwise_softmax": losses.listwise_softmax}
 WITH_LOG_Q = {
     "corrected sum": losses.listwise_softmax + 0.1 * losses.pointwise_bce,
-    "distilled sum": losses.distill_listwise(temperature=2.0) + 2.0 * losses.pointwise_bce,
+    "distilled sum": losses.distill_listwise + 2.0 * losses.pointwise_bce,
 }
 
 
@@ -100,8 +103,7 @@ def test_a_mean_over_terms_adds_up_over_the_parts(name):
     results, scored = [], []
     model = model._replace(joint=lambda *given, joint=model.joint: scored.append(part) or joint(*given))
     for part in (None, 4, 1):
-        step = train.make_step(model, optax.sgd(0.5), loss=loss, part=part)
-        state, metrics = step(train.init_state(params, optax.sgd(0.5)), batch)
+        state, (metrics,) = run(model, params, optax.sgd(0.5), [batch], sparse="auto", part=part, loss=loss)
         results.append((state.trained, metrics["loss"], metrics["grad_norm"]))
     assert scored == [None, 4, 1]  # traced once for each size
     assert float(results[0][2]) > 1e-3
@@ -127,16 +129,15 @@ def test_shares_of_a_batch_give_the_same_bits_on_any_number_of_cores(sparse, mon
     for calls in ([], [1], [1, 1, 0]):  # of other threads than this one: 13 parts are 3 shares
         threads = [CountedExecutor() for _ in calls]
         monkeypatch.setattr("aif_jax.train.step._threads", lambda threads=threads: threads)
-        step = train.make_step(model, optimizer, loss=loss, sparse=sparse, part=1)
-        results.append(step(train.init_state(params, optimizer), batch))
+        results.append(run(model, params, optimizer, [batch], sparse=sparse, part=1, loss=loss))
         assert [thread.calls for thread in threads] == calls
         for thread in threads:
             thread.shutdown()
     assert_equal(results[0], results[1])
     assert_equal(results[0], results[2])
-    whole = train.make_step(model, optimizer, loss=loss, sparse=sparse, part=None)(train.init_state(params, optimizer), batch)
-    assert_close(results[0][1], whole[1])
-    assert_close(results[0][0].trained, whole[0].trained)
+    whole, metrics = run(model, params, optimizer, [batch], sparse=sparse, loss=loss)
+    assert_close(results[0][1], metrics)
+    assert_close(results[0][0].trained, whole.trained)
 
 
 def test_two_models_that_train_at_once_share_no_thread(monkeypatch):
@@ -341,12 +342,12 @@ def test_a_tower_that_reads_a_row_outside_the_batch_does_not_train_on_another_on
     optimizer = optax.sgd(0.3)
     step = train.make_step(model, optimizer, loss=losses.pointwise_bce, sparse=ITEM)
     with caplog.at_level("WARNING"):
-        state = train.loop(train.init_state(params, optimizer), step, [batch], progress=False)
+        state = train.loop(train.init_state(params, optimizer), step, [PrefetchedBatch(batch=batch)], progress=False)
     assert int(state.skipped) == 1 and "step 1 changed nothing: loss nan" in caplog.text
     jax.tree.map(np.testing.assert_array_equal, state.params, params)
     assert "reads an embedding row outside the batch needs sparse=()" in caplog.text
     with pytest.raises(FloatingPointError, match="reads an embedding row outside the batch needs sparse=\\(\\)"):
-        train.loop(train.init_state(params, optimizer), step, [batch], max_skipped=0, progress=False)
+        train.loop(train.init_state(params, optimizer), step, [PrefetchedBatch(batch=batch)], max_skipped=0, progress=False)
     whole, values = run(model, params, optimizer, [batch], sparse=())
     assert np.isfinite(values[0]["loss"]) and int(whole.skipped) == 0
 

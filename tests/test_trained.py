@@ -154,7 +154,7 @@ def test_edits_compose_and_a_calibration_is_of_the_scores_before(trained, run, d
     svd, correction, unseen = (
         partial(change, before=before) for change in (edits.svd_term, edits.popularity_correction, edits.unseen_items)
     )
-    corrected = correction(svd(trained, data, width=4), data)
+    corrected = correction(svd(trained, data), data)
     made = unseen(corrected, data)
     assert made.version != corrected.version and made.encoder is trained.encoder
     assert [type(block).__name__ for block in made.config.blocks[-2:]] == ["PureSvd", "ItemOffset"]
@@ -169,8 +169,8 @@ def test_edits_compose_and_a_calibration_is_of_the_scores_before(trained, run, d
     calibrated = calibration(trained, data, candidates=sampled_before(data, positions))
     assert same(calibration(trained, data), calibrated)
     assert same(correction(calibrated, data), correction(trained, data))
-    twice = run.edit(data, svd, width=4).edit(data, correction)
-    assert same(twice.trained, run.with_svd(data, width=4).with_popularity_correction(data).trained)
+    twice = run.edit(data, svd).edit(data, correction)
+    assert same(twice.trained, run.with_svd(data).with_popularity_correction(data).trained)
     with pytest.raises(aif.EncodingMismatch):
         encoded = aif.Trained(trained.model, trained.params, data.encoder)
         svd(encoded, synthetic_world(1, users=5, items=20, topics=4, categories=4, interests=2, favourites=2).dataset)

@@ -267,7 +267,7 @@ class Checkpoints:
 
     def save_async(
         self, step: int, params: Params, config: Config, *, encoder: Encoder | None = None, opt_state: Any = None,
-        position: Any = None, metrics: Mapping[str, float] | None = None, judged: bool = True,
+        position: Any = None, metrics: Mapping[str, float] | None = None,
     ) -> None:  # fmt: skip
         """Save in the background; the arrays may be donated or changed as soon as this returns.
 
@@ -279,13 +279,12 @@ class Checkpoints:
           step: must not be on disk yet.
           params, config, encoder, opt_state, position: see `checkpoint.save`.
           metrics: figures by name, among them that of `keep_best`.
-          judged: False for a step between two evaluations, which needs no figures and is never the best.
 
         Raises:
           FileExistsError: the step is there already.
           ValueError: the metric of `keep_best` is missing or not finite, or what `checkpoint.save` refuses.
         """
-        if self.keep_best is not None and judged and processes.first():
+        if self.keep_best is not None and processes.first():
             chooses = f"a finite {self.keep_best[0]!r}, by which keep_best={self.keep_best} chooses"
             expect(math.isfinite((metrics or {}).get(self.keep_best[0], math.nan)), "metrics", chooses, metrics)
         self.wait()

@@ -60,8 +60,6 @@ class PrefetchedBatch:
       positions: int64 [B] of its samples in the log, if known.
       place: (epoch, batch of it), counted from 0.
       cursor: plain JSON; `Pipeline.batches(cursor)` continues after this batch. None where the source cannot resume.
-      samples: B.
-      places, events: places and events of the histories: B times the length, and how many of these hold an event.
       problem: why the batch must not be trained on: "empty", or what is not finite; None for a good one. Where several
         processes share a batch, an empty share comes with its `batch`, as the others may have candidates.
     """
@@ -70,9 +68,6 @@ class PrefetchedBatch:
     positions: np.ndarray | None = None
     place: tuple[int, int] | None = None
     cursor: dict[str, Any] | None = None
-    samples: int = 0
-    places: int = 0
-    events: int = 0
     problem: str | None = None
 
     @property
@@ -251,7 +246,7 @@ class Pipeline:
         share = slice(self.process_index * size, (self.process_index + 1) * size)
         at = samples[share]
         cursor = {"epoch": epoch + last, "step": 0 if last else step + 1, "pipeline": self.description}
-        fed = PrefetchedBatch(batch=None, positions=at, place=(epoch, step), cursor=cursor, samples=size)
+        fed = PrefetchedBatch(batch=None, positions=at, place=(epoch, step), cursor=cursor)
         key = BatchKey(self.seed, epoch, step)
         parts: Any = self.source(samples, key)  # labels may be several by name, log_q may be None
         rows, labels, log_q = jax.tree.map(lambda leaf: leaf[share] if np.ndim(leaf) > 1 else leaf, tuple(parts))
@@ -264,8 +259,7 @@ class Pipeline:
             hidden = key.random(HIDDEN).random((self.batch_size, item.shape[1]))[share] < self.id_dropout
             ids = {**batch.items.ids, "item": np.where(hidden, 0, item).astype(item.dtype)}
             batch = dataclasses.replace(batch, items=dataclasses.replace(batch.items, ids=ids))
-        mask = np.asarray(batch.users.history.mask)
-        return dataclasses.replace(fed, batch=batch, problem=problem, places=mask.size, events=int(np.count_nonzero(mask)))
+        return dataclasses.replace(fed, batch=batch, problem=problem)
 
 
 def make_batch(

@@ -211,8 +211,7 @@ class Refresh:
         if (block := old.config.find("item_offset")) is not None:
             least = float(np.min(old.params["fitted"][block.name]["table"]))
             untrained = item_offset.UNTRAINED if least <= item_offset.UNTRAINED else None
-            power = getattr(task, "power", 0.75)
-            model = edits.popularity_correction(model, data, before=before, power=power, untrained=untrained)
+            model = edits.popularity_correction(model, data, before=before, untrained=untrained)
             added.append("popularity correction")
         if self.calibrated:
             positions, source = training.held_out(data, settings, "validation")  # raises: nothing to judge without a sample

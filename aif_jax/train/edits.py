@@ -89,31 +89,21 @@ Edit = Callable[..., Trained]
 """`edit(trained, data, **options)`."""
 
 
-def svd_term(trained: Trained, data: Dataset, *, before: int, **sizes: Any) -> Trained:
-    """Add a `PureSvd` block with the factors of the training events, see `blocks.PureSvd` and `svd_factors`.
-
-    `sizes` are `width`, `length` and `decay` of the block that is added; ValueError for any where the model has one.
-    """
+def svd_term(trained: Trained, data: Dataset, *, before: int) -> Trained:
+    """Give the model's `PureSvd` block, a new one without, the factors of the training events, see `svd_factors`."""
     trained = _uncalibrated(trained, data)
-    config, log, there = trained.config, data.history_log, trained.config.find("pure_svd")
-    got = f"{sizes}; leave out width=, length=, decay="
-    expect(there is None or not sizes, "svd_term sizes", f"none, since the model has {there}", got)
-    block, size = there or PureSvd(**sizes), config.schema.table_sizes["item"]
+    config, log = trained.config, data.history_log
+    block, size = config.find("pure_svd") or PureSvd(), config.schema.table_sizes["item"]
     user, item = (part[log.time < before] for part in (log.user, log.item))
     table = svd_factors(user, item, size=size, block=block)
     params, config = with_table(trained.params, table, block, config=config)
     return trained.replace(model=rebuilt(trained.model, config, "svd_term"), params=params)
 
 
-def popularity_correction(
-    trained: Trained, data: Dataset, *, before: int, power: float = 0.75, untrained: float | None = UNTRAINED
-) -> Trained:
-    """Add the log of each item's sampling probability to its logit, see `blocks.popularity_offset`.
-
-    `power` is that of the popularity by which training drew candidates.
-    """
+def popularity_correction(trained: Trained, data: Dataset, *, before: int, untrained: float | None = UNTRAINED) -> Trained:
+    """Add the log of each item's sampling probability to its logit, see `blocks.popularity_offset`."""
     trained = _uncalibrated(trained, data)
-    table = popularity_offset(counts_before(data, before), power=power, untrained=untrained)
+    table = popularity_offset(counts_before(data, before), untrained=untrained)
     params, config = with_table(trained.params, table, ItemOffset(), config=trained.config)
     return trained.replace(model=rebuilt(trained.model, config, "popularity_correction"), params=params)
 

@@ -15,13 +15,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import jax
-import numpy as np
 
 from aif_jax.checkpoint import Checkpoints
 from aif_jax.checkpoint.storage import meet
 from aif_jax.checks import expect
 from aif_jax.config import Config
-from aif_jax.data.pipeline import Batch, PrefetchedBatch
+from aif_jax.data.pipeline import PrefetchedBatch
 from aif_jax.encoding.encoder import Encoder
 from aif_jax.output import track
 from aif_jax.sharding import processes
@@ -99,13 +98,14 @@ class _LogWindow:
 
     started: float
     waited: float = 0.0
-    pending: list[tuple[int, PrefetchedBatch, dict[str, jax.Array]]] = dataclasses.field(default_factory=list)
+    samples: int = 0
+    pending: list[tuple[int, str, dict[str, jax.Array]]] = dataclasses.field(default_factory=list)  # step, its batch, metrics
     empty: int = 0
     first: float | None = None  # the loss of the first step
 
     def restart(self) -> None:
         """Begin the next log entry."""
-        self.started, self.waited, self.pending = time.perf_counter(), 0.0, []
+        self.started, self.waited, self.samples, self.pending = time.perf_counter(), 0.0, 0, []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +116,6 @@ class Saving:
       checkpoints: where to save the state and the cursor.
       config, encoder: config and encoder of model and data; go into the checkpoints.
       every: steps between two checkpoints, counted over the whole run.
-      seconds: a checkpoint more, without figures, where the one before is so many seconds old; not in several processes.
       evaluate: returns figures of a state before each checkpoint, for logs and `Checkpoints(keep_best=...)`. All processes call
         it; the figures of process 0 count.
     """
@@ -125,7 +124,6 @@ class Saving:
     config: Config
     encoder: Encoder | None = None
     every: int = 1000
-    seconds: float = math.inf
     evaluate: Callable[[TrainState], Mapping[str, float]] | None = None
 
     def __post_init__(self):
@@ -135,7 +133,7 @@ class Saving:
 def loop(
     state: TrainState,
     step: StepFn,
-    batches: Iterable[Batch | PrefetchedBatch],
+    batches: Iterable[PrefetchedBatch],
     *,
     total: int | None = None,
     log_every: int = 50,
@@ -164,12 +162,11 @@ def loop(
 
     Args:
       state: where to start; it is consumed.
-      batches: from `Pipeline.batches` (or `to_device` of them), or plain `Batch`es, which have no cursor to resume from.
+      batches: from `Pipeline.batches`, or `to_device` of them.
       log_every: steps between two log entries; counted over the whole run, so that a resumed run logs the same steps.
       on_log: receives (step, values) at every log entry: "loss" and "grad_norm" of that step; totals "skipped" and
-        "empty_batches"; since the last entry "examples_per_s", "padding" (share of the places of histories without an event)
-        and "input_share" (share of the time spent waiting for batches), at first with compile time; figures of
-        `Saving.evaluate`.
+        "empty_batches"; since the last entry "examples_per_s" and "input_share" (share of the time spent waiting for batches),
+        at first with compile time; figures of `Saving.evaluate`.
       log: file that process 0 writes the same to; its rows after the state's step are dropped at the start.
       max_skipped: more steps than this without a finite loss or gradient end the run.
       save: where and when to save checkpoints; None saves none.
@@ -181,14 +178,11 @@ def loop(
     """
     expect(log_every >= 1, "loop log_every", "at least 1", log_every)
     meet()
-    number = int(state.step)
+    number = saved = int(state.step)
     log = log if processes.first() else None
     if log is not None:
         log.rewind(number)
-    recent = _LogWindow(started=time.perf_counter())
-    saved, saved_at, cursor = number, time.perf_counter(), None
-    save_seconds = math.inf if save is None or processes.several() else save.seconds  # clocks differ
-    source = map(_fed, batches)
+    recent, source, cursor = _LogWindow(started=time.perf_counter()), iter(batches), None
     with track(total=total, label="train", unit="steps", show=progress and processes.first()) as bar:
 
         def enter(figures: Mapping[str, float] | None = None) -> None:
@@ -197,7 +191,7 @@ def loop(
             values = _values(state, recent, max_skipped=max_skipped) | dict(figures or {})
             bar.set_postfix(
                 loss=f"{values['loss']:.4f}", skipped=int(values["skipped"]), samples_s=f"{values['examples_per_s']:.0f}",
-                padding=f"{values['padding']:.0%}", input=f"{values['input_share']:.0%}",
+                input=f"{values['input_share']:.0%}",
             )  # fmt: skip
             recent.restart()
             if log is not None:
@@ -205,27 +199,27 @@ def loop(
             if on_log is not None:
                 on_log(number, values)
 
-        def checkpoint(position: Any, *, judged: bool = True) -> None:
-            nonlocal saved, saved_at
+        def checkpoint() -> None:
+            nonlocal saved
             if save is None or number == saved:
                 return
             figures = {}
-            if save.evaluate is not None and judged:
+            if save.evaluate is not None:
                 jax.block_until_ready(state.step)  # so that the evaluation waits for no step
                 began = time.perf_counter()
                 figures = {name: float(value) for name, value in save.evaluate(state).items()}
                 recent.started += time.perf_counter() - began
             enter(figures)
-            given: dict[str, Any] = dict(opt_state=_rest(state), position=position, metrics=figures or None, judged=judged)
+            given: dict[str, Any] = dict(opt_state=_rest(state), position=cursor, metrics=figures or None)
             save.checkpoints.save_async(number, state.params, save.config, encoder=save.encoder, **given)
-            saved, saved_at = number, time.perf_counter()
+            saved = number
             recent.restart()
 
         try:
             due = False  # an entry waits for the next step: if none comes, the last entry also has the figures
             while (fed := _next(source, recent)) is not None:
                 bar.update(1)
-                before, cursor = cursor, fed.cursor
+                cursor = fed.cursor
                 # a share without a candidate is trained on, as the others of several processes may have some
                 shared = fed.problem == "empty" and processes.several()
                 if fed.batch is None or (fed.problem is not None and not shared):
@@ -238,15 +232,14 @@ def loop(
                     continue
                 if due:
                     enter()
-                if time.perf_counter() - saved_at >= save_seconds:
-                    checkpoint(before, judged=False)  # now that another step follows: the last one is judged
                 state, metrics = step(state, fed.batch)
                 number += 1
-                recent.pending.append((number, dataclasses.replace(fed, batch=None), metrics))
+                recent.samples += fed.batch.where.shape[0]
+                recent.pending.append((number, fed.origin, metrics))
                 due = number % log_every == 0
                 if save is not None and number % save.every == 0:
-                    checkpoint(cursor)
-            checkpoint(cursor)
+                    checkpoint()
+            checkpoint()
             enter()
             if 1 < number <= int(state.skipped):
                 raise FloatingPointError(f"all {number} steps had a loss or gradient that was not finite: look at the inputs")
@@ -262,17 +255,6 @@ def _next(source: Iterator[PrefetchedBatch], recent: _LogWindow) -> PrefetchedBa
     fed = next(source, None)
     recent.waited += time.perf_counter() - began
     return fed
-
-
-def _fed(item: Batch | PrefetchedBatch) -> PrefetchedBatch:
-    """Return a batch with what is known of it on the host."""
-    if isinstance(item, PrefetchedBatch):
-        return item
-    where, mask = item.where, item.users.history.mask
-    empty = isinstance(where, np.ndarray) and not where.any()
-    # The padding is counted on the host only: fetching the mask from a device would stall the step.
-    places, events = (mask.size, int(np.count_nonzero(mask))) if isinstance(mask, np.ndarray) else (0, 0)
-    return PrefetchedBatch(batch=item, samples=where.shape[0], places=places, events=events, problem="empty" if empty else None)
 
 
 def resume(state: TrainState, checkpoints: Checkpoints, *, config: Config) -> tuple[TrainState, Any]:
@@ -304,13 +286,13 @@ def _values(state: TrainState, recent: _LogWindow, *, max_skipped: int) -> dict[
     fetched = jax.device_get([metrics for _, _, metrics in recent.pending])
     skipped = int(state.skipped)
     seconds = time.perf_counter() - recent.started
-    for (number, fed, _), metrics in zip(recent.pending, fetched, strict=True):
+    for (number, origin, _), metrics in zip(recent.pending, fetched, strict=True):
         loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
         if not (math.isfinite(loss) and math.isfinite(norm)):
             way_out = f"; {OUTSIDE}" if math.isnan(loss) else ""
-            logger.warning("step %d changed nothing: loss %g, gradient norm %g%s%s", number, loss, norm, fed.origin, way_out)
+            logger.warning("step %d changed nothing: loss %g, gradient norm %g%s%s", number, loss, norm, origin, way_out)
     last = {name: float(value) for name, value in fetched[-1].items()}
-    number, fed, _ = recent.pending[-1]
+    number, origin, _ = recent.pending[-1]
     losses = [loss for metrics in fetched if math.isfinite(loss := float(metrics["loss"]))]
     recent.first = losses[0] if recent.first is None and losses else recent.first
     usual = statistics.median(losses) if losses else 0.0
@@ -322,14 +304,11 @@ def _values(state: TrainState, recent: _LogWindow, *, max_skipped: int) -> dict[
     if skipped > max_skipped:
         raise FloatingPointError(
             f"{skipped} of {number} steps had a loss or gradient that was not finite (allowed: {max_skipped}); the last loss "
-            f"is {last['loss']}{fed.origin}: look at the inputs, then take a smaller learning rate; {OUTSIDE}"
+            f"is {last['loss']}{origin}: look at the inputs, then take a smaller learning rate; {OUTSIDE}"
         )
-    counts = ("samples", "places", "events")
-    samples, places, events = (sum(getattr(f, name) for _, f, _ in recent.pending) for name in counts)
     return last | {
         "skipped": float(skipped),
         "empty_batches": float(recent.empty),
-        "examples_per_s": samples * jax.process_count() / seconds,  # shares are equally long
-        "padding": 1 - events / places if places else 0.0,
+        "examples_per_s": recent.samples / seconds,
         "input_share": recent.waited / seconds,
     }

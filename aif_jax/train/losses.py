@@ -1,7 +1,6 @@
 """What training minimises: pointwise, listwise, and distillation from a ranker's scores, and weighted sums of these.
 
     loss = losses.listwise_softmax + 0.1 * losses.pointwise_bce
-    loss = losses.distill_listwise(temperature=2.0)
 
 Of several labels by name (`candidates.Labels`), each term reads one:
 
@@ -9,22 +8,20 @@ Of several labels by name (`candidates.Labels`), each term reads one:
     loss += 0.5 * distill_listwise.of("ranker", objective="click")  # the ranker's scores
 
 A `Loss` is called as `loss(scores, targets, *, where=None, log_q=None)` on logits [..., C] of C candidates, targets of the same
-shape and a mask, true where an entry counts, and returns a float32 scalar in nats. Called with options alone it returns the
-loss with these options. Masked entries contribute nothing to value or gradient, whatever they hold (NaN too); nothing valid
-gives 0 with zero gradients. A NaN among valid entries gives NaN, so that training notices. Shapes or dtypes that do not fit
-raise ValueError. Half-precision scores are converted to float32.
+shape and a mask, true where an entry counts, and returns a float32 scalar in nats. Masked entries contribute nothing to value
+or gradient, whatever they hold (NaN too); nothing valid gives 0 with zero gradients. A NaN among valid entries gives NaN, so
+that training notices. Shapes or dtypes that do not fit raise ValueError. Half-precision scores are converted to float32.
 
-Sources: sampled softmax and its logQ correction, Bengio and Senecal 2008, Yi et al. 2019; distillation with temperature, Hinton
-et al. 2015 (arXiv 1503.02531); one signature for all, google/rax.
+Sources: sampled softmax and its logQ correction, Bengio and Senecal 2008, Yi et al. 2019; distillation, Hinton et al. 2015
+(arXiv 1503.02531); one signature for all, google/rax.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, overload
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -45,8 +42,8 @@ class Term:
     """One mean of a loss: over entries, or over lists.
 
     Attributes:
-      values: (scores, targets, where, log_q, **options) -> the value of every entry or list. All inputs have the shape of the
-        scores; masked scores and targets are 0; log_q is 0 where there is none.
+      values: (scores, targets, where, log_q) -> the value of every entry or list. All inputs have the shape of the scores;
+        masked scores and targets are 0; log_q is 0 where there is none.
       counts: (targets, where) -> bool, true for the entries or lists that the mean is over. It does not see the scores.
       targets: what the targets are called in messages.
       label, objective: see `Loss.of`; without a label the targets are one array.
@@ -55,14 +52,12 @@ class Term:
     values: Callable[..., jax.Array]
     counts: Callable[[jax.Array, jax.Array], jax.Array]
     targets: str = "labels"
-    options: tuple[tuple[str, Any], ...] = ()
     label: str | None = None
     objective: str | None = None
 
     def __repr__(self) -> str:
         """Return the term as it would be written."""
-        options = ", ".join(f"{name}={value!r}" for name, value in self.options)
-        name = getattr(self.values, "__name__", repr(self.values)) + (f"({options})" if options else "")
+        name = getattr(self.values, "__name__", repr(self.values))
         objective = "" if self.objective is None else f", objective={self.objective!r}"
         return name if self.label is None else f"{name}.of({self.label!r}{objective})"
 
@@ -90,7 +85,7 @@ class Term:
 class Loss:
     """A weighted sum of terms, each a mean whose divisor is known before the scores are; composed with `+` and `*`.
 
-    So a batch may be taken in parts that are scored once: `norms` of the batch first, then the sum of `part` over its parts.
+    So a batch may be taken in parts that are scored once: `norms` of the batch first, then the sum of the loss over its parts.
 
     Attributes:
       terms: each with its weight.
@@ -112,24 +107,6 @@ class Loss:
 
     terms: tuple[tuple[float, Term], ...]
     objectives: tuple[str, ...] = ()
-
-    @overload
-    def __call__(
-        self, scores: Array, targets: Any, /, *, where: Array | None = ..., log_q: Array | None = ..., **options: Any
-    ) -> jax.Array: ...
-    @overload
-    def __call__(self, /, **options: Any) -> Loss: ...
-
-    def __call__(
-        self, scores: Any = None, targets: Any = None, /, *, where: Any = None, log_q: Any = None, **options: Any
-    ) -> jax.Array | Loss:
-        """Return the loss of a batch, or with options alone the loss with these options."""
-        loss = self._with(options) if options else self
-        if scores is None:
-            if where is not None or log_q is not None:
-                raise TypeError(f"{self!r}: expected scores and targets with where and log_q, got none; pass both")
-            return loss
-        return loss.part(scores, targets, None, where=where, log_q=log_q)
 
     def __add__(self, other: Loss) -> Loss:
         return Loss(self.terms + other.terms) if isinstance(other, Loss) else NotImplemented
@@ -174,30 +151,18 @@ class Loss:
 
         return tuple(norm(*term.read(labels, where), term) for _, term in self.terms)
 
-    def part(
-        self, scores: Array, labels: Any, norms: tuple[jax.Array, ...] | None, *, where: Any, log_q: Array | None = None
+    def __call__(
+        self, scores: Any, targets: Any, *, where: Any = None, log_q: Any = None, norms: tuple[jax.Array, ...] | None = None
     ) -> jax.Array:
-        """Return what a part of a batch adds to its loss; `norms` are those of the batch, None where the part is all."""
+        """Return the loss of a batch; with its `norms`, what a part of the batch adds to it."""
         total: Any = 0.0
         for (weight, term), norm in zip(self.terms, norms or [None] * len(self.terms), strict=True):
             logits = term.logit(jnp.asarray(scores), self.objectives)
-            logits, targets, valid, correction = _checked(logits, *term.read(labels, where), log_q, name=term.targets)
-            counted = term.counts(targets, valid)
-            values = term.values(logits, targets, valid, correction, **dict(term.options))
+            logits, labels, valid, correction = _checked(logits, *term.read(targets, where), log_q, name=term.targets)
+            counted, values = term.counts(labels, valid), term.values(logits, labels, valid, correction)
             divisor = jnp.maximum(jnp.sum(counted, dtype=jnp.int32), 1) if norm is None else norm
             total += weight * jnp.sum(jnp.where(counted, values, jnp.zeros((), values.dtype))) / divisor.astype(values.dtype)
         return total
-
-    def _with(self, options: dict[str, Any]) -> Loss:
-        expect(len(self.terms) == 1, repr(self), "options of its terms before they are added", sorted(options), error=TypeError)
-        ((weight, term),) = self.terms
-        known = inspect.signature(term.values).parameters.values()
-        names = [p.name for p in known if p.kind is p.KEYWORD_ONLY]
-        if unknown := options.keys() - set(names):
-            raise TypeError(f"{self!r}: expected options among {names}, got {sorted(unknown)}")
-        temperature = options.get("temperature", 1.0)
-        expect(math.isfinite(temperature) and temperature > 0, "temperature", "a positive finite number", repr(temperature))
-        return Loss(((weight, dataclasses.replace(term, options=tuple((dict(term.options) | options).items()))),))
 
 
 def _checked(
@@ -237,8 +202,8 @@ def term(counts: Callable[[jax.Array, jax.Array], jax.Array], *, targets: str = 
 
     Example:
       >>> @term(entries)
-      ... def squared(scores, labels, where, log_q, *, margin=0.0):
-      ...     return jnp.maximum(jnp.abs(scores - labels) - margin, 0) ** 2
+      ... def squared(scores, labels, where, log_q):
+      ...     return (scores - labels) ** 2
       >>> float(squared(jnp.array([3.0, 1.0]), jnp.array([1.0, 1.0])))
       2.0
     """
@@ -285,12 +250,10 @@ def pointwise_bce(scores: jax.Array, labels: jax.Array, where: jax.Array, log_q:
 
 
 @term(lists_with_a_positive)
-def listwise_softmax(
-    scores: jax.Array, labels: jax.Array, where: jax.Array, log_q: jax.Array, *, temperature: float = 1.0
-) -> jax.Array:
+def listwise_softmax(scores: jax.Array, labels: jax.Array, where: jax.Array, log_q: jax.Array) -> jax.Array:
     """Return softmax cross-entropy over the candidates of each list, the mean over lists that have a positive.
 
-    -sum_c p_c log softmax(s / t - log q)_c, with p = labels / sum(labels)
+    -sum_c p_c log softmax(s - log q)_c, with p = labels / sum(labels)
 
     Where candidates are a sample, subtracting log q makes the loss estimate that of the softmax over the whole catalogue;
     without it popular items, sampled often, are pushed down. The correction belongs to training only: serve the raw scores.
@@ -304,7 +267,6 @@ def listwise_softmax(
         log(n q) for n draws from q, of the positive too (noise-contrastive estimation, arXiv 1809.01812, which
         `candidates.sampled_negatives` gives and which fits `pointwise_bce` as well); or 0 for a positive that every list holds
         (sampled softmax). Rank of `scores` and broadcastable to it: [1, C] for candidates that the whole batch shares.
-      temperature: t > 0 and finite; below 1 the candidates that score highest weigh more.
 
     Example:
       >>> scores = jnp.array([[2.0, 1.0, 0.0]])
@@ -312,32 +274,26 @@ def listwise_softmax(
       0.4076
     """
     total = jnp.sum(labels, axis=-1)
-    scores = scores / temperature
     cross_entropy = -jnp.sum(labels * _log_softmax(scores - log_q, where), axis=-1)
     return cross_entropy / jnp.where(total > 0, total, jnp.ones_like(total))
 
 
 @term(lists, targets="teacher_scores")
-def distill_listwise(
-    scores: jax.Array, teacher_scores: jax.Array, where: jax.Array, log_q: jax.Array, *, temperature: float = 1.0
-) -> jax.Array:
+def distill_listwise(scores: jax.Array, teacher_scores: jax.Array, where: jax.Array, log_q: jax.Array) -> jax.Array:
     """Return the divergence of each list's softmax from the teacher's, the mean over lists that are not empty.
 
-    t^2 KL(softmax(teacher / t) || softmax(s / t)): only differences within a list are taught; the factor t^2 keeps the size of
-    gradients the same for every temperature. The teacher gets no gradient.
+    KL(softmax(teacher) || softmax(s)): only differences within a list are taught. The teacher gets no gradient.
 
     Args:
       teacher_scores: the teacher's logits, shape of `scores`.
-      temperature: t > 0 and finite; above 1 softens the targets.
 
     Example:
       >>> teacher = jnp.array([[1.0, -3.0, 0.5]])
       >>> abs(float(distill_listwise(teacher + 4.0, teacher))) < 1e-6
       True
     """
-    log_teacher = _log_softmax(jax.lax.stop_gradient(teacher_scores) / temperature, where)
-    log_student = _log_softmax(scores / temperature, where)
-    return kl_divergence_with_log_targets(log_student, log_teacher) * temperature**2  # where masked, both are 0
+    log_teacher = _log_softmax(jax.lax.stop_gradient(teacher_scores), where)
+    return kl_divergence_with_log_targets(_log_softmax(scores, where), log_teacher)  # where masked, both are 0
 
 
 def _log_softmax(scores: jax.Array, valid: jax.Array) -> jax.Array:

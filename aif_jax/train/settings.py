@@ -41,8 +41,8 @@ class FitConfig(Fields):
         judge on; dates or numbers as for `since`; None: trains on all.
       requests: samples of the validation slice that are evaluated, at most.
       k: k of HR@k and NDCG@k in the catalogue; None: it is not ranked.
-      evaluate_every: steps between two evaluations, each with a checkpoint; None: once an epoch. In between, one
-        process saves every ten minutes.
+      evaluate_every: steps between two evaluations, each with a checkpoint, from which a killed run resumes; None: once an
+        epoch.
       keep_best: figure of the validation slice by which the best checkpoint is returned, such as "gauc" or, with a teacher or a
         cascade that has the label "ranker", "ranker_recall"; None: the last one is.
 

@@ -22,7 +22,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from aif_jax.checks import expect
 from aif_jax.data.pipeline import Batch
 from aif_jax.layers import Rows
 from aif_jax.model import PreRanker
@@ -88,13 +87,13 @@ def loss_and_gradient(
         whole = partial(loss, where=batch.where, **correction)
         return jax.value_and_grad(lambda params: whole(scores_of(params, batch), batch.labels))(params)
     assert isinstance(loss, Loss)
-    norms: Any = loss.norms(batch.labels, batch.where)
+    norms = loss.norms(batch.labels, batch.where)
     log_q = None if batch.log_q is None else jnp.broadcast_to(jnp.asarray(batch.log_q), jnp.shape(batch.where))
     parts = _parts(dataclasses.replace(batch, log_q=log_q), _by_length(batch), part, share)
 
     def add(total: Any, batch: Batch) -> tuple[Any, None]:
         def loss_of_part(params: Any) -> jax.Array:
-            return loss.part(scores_of(params, batch), batch.labels, norms, where=batch.where, log_q=batch.log_q)
+            return loss(scores_of(params, batch), batch.labels, where=batch.where, log_q=batch.log_q, norms=norms)
 
         return jax.tree.map(jnp.add, total, jax.value_and_grad(loss_of_part)(params)), None
 
@@ -170,7 +169,6 @@ def make_step(
     *,
     loss: LossFn,
     sparse: tuple[str, ...] | Literal["auto"] = "auto",
-    part: int | Literal["auto"] | None = "auto",
 ) -> StepFn:
     """Return the compiled training step of a model.
 
@@ -179,12 +177,11 @@ def make_step(
 
     Args:
       optimizer: any Optax transformation; for tables under `sparse` it must treat rows apart, see `train.optimizers`.
-      loss: a `losses.Loss`, or any function `f(scores, labels, *, where)` of float32, float32 and bool [B, C] that returns []
-        (with `log_q=`, float32 [B, C], where the batch has it), which takes the batch whole.
+      loss: a `losses.Loss`, which one CPU takes in parts, or any function `f(scores, labels, *, where)` of float32, float32 and
+        bool [B, C] that returns [] (with `log_q=`, float32 [B, C], where the batch has it), which takes the batch whole.
       sparse: names of the embedding tables that get sparse updates; "auto" takes those of 20,000 rows or more. () updates every
         table whole, for a block or tower that reads embedding rows that no feature of its batch names: under sparse updates
         they are NaN. A run may resume with another choice.
-      part: samples of a part, for a `Loss`; None takes the batch whole; "auto" takes parts on one CPU.
 
     Example:
       >>> import aif_jax as aif
@@ -201,9 +198,6 @@ def make_step(
         raise TypeError(f"loss: expected a function of (scores, labels, *, where), got {got}") from None
     if isinstance(loss, Loss):
         loss = loss.bind(model.config.objectives)
-    else:
-        expect(part in (None, "auto"), "part", "None for a loss that is no losses.Loss", part)
-        part = None
 
     def ids_of(whole: dict[str, jax.Array], unique: dict[str, UniqueIds], sizes: tuple[int, ...]) -> dict[str, jax.Array]:
         return {name: row_ids(unique[name], size, none=len(whole[name])) for name, size in zip(tables, sizes, strict=True)}
@@ -279,8 +273,9 @@ def make_step(
         one_cpu = len(devices) == 1 and next(iter(devices)).platform == "cpu"
         (samples, events), places = batch.where.shape, batch.users.history.mask.shape[1]
         events += sum(min(places, length) for length in (model.config.short_length, model.config.long_length))
-        size, shares = (part_size(samples, events, row_bytes) if one_cpu else None) if part == "auto" else part, 1
-        if size is not None and one_cpu:
+        size = part_size(samples, events, row_bytes) if one_cpu and isinstance(loss, Loss) else None
+        shares = 1
+        if size is not None:
             shares, size = in_shares(samples, size, row_bytes + sum(leaf.nbytes for leaf in jax.tree.leaves(dense)))
         if shares == 1:
             return in_order(whole(state, slots, unique, batch, part=size, sizes=sizes))

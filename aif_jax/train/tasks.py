@@ -19,7 +19,7 @@ from aif_jax.train.losses import Loss, listwise_softmax, pointwise_bce
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NextItem(Fields):
-    """Next-item prediction with sampled negatives: each event of a known item is a sample.
+    """Next-item prediction with negatives by popularity ** 0.75: each event of a known item is a sample.
 
     With `Columns.history_actions` each event of these actions is.
 
@@ -29,13 +29,11 @@ class NextItem(Fields):
     Attributes:
       negatives: sampled candidates of each event in training.
       evaluated: the same in evaluation.
-      power: candidates are drawn with probability proportional to popularity ** power.
       logq_correction: correct the loss for how often the sampler draws a candidate (logQ), to rank the whole catalogue.
     """
 
     negatives: int = 15
     evaluated: int = 99
-    power: float = 0.75
     logq_correction: bool = False
 
     loss = listwise_softmax + pointwise_bce
@@ -63,7 +61,7 @@ class NextItem(Fields):
     def source(self, data: Dataset, *, before: int, held_out: bool = False) -> CandidateSource:
         """Return event's item and negatives by popularity before a time, see `candidates.sampled_negatives`."""
         negatives = self.evaluated if held_out else self.negatives
-        sampler = NegativeSampler(counts_before(data, before), power=self.power)
+        sampler = NegativeSampler(counts_before(data, before))
         corrected = self.logq_correction and not held_out
         return sampled_negatives(data, sampler=sampler, negatives=negatives, logq_correction=corrected)
 

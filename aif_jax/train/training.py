@@ -86,8 +86,6 @@ def say(line: str, *, progress: bool) -> None:
 LOG = "log.jsonl"
 RANKED = "ranker_scores"
 PASSED_ON = 4  # one of so many candidates of a teacher is kept: the cut of its ranker recall
-SAVE_SECONDS = 600.0
-"""Seconds between two checkpoints of one process, at most: a killed run loses no more."""
 
 
 def cuts(task: Task, data: Dataset, config: FitConfig) -> dict[str, Any]:
@@ -205,7 +203,7 @@ def train(
         with to_device(feed.batches(cursor), place=place) as batches:
             saving = Saving(
                 checkpoints, config, data.encoder and data.encoder.with_length(config.history_length),
-                every=settings.evaluate_every or feed.steps_per_epoch, seconds=SAVE_SECONDS, evaluate=validate,
+                every=settings.evaluate_every or feed.steps_per_epoch, evaluate=validate,
             )  # fmt: skip
             loop(state, step, batches, total=left, on_log=on_log, log=JsonLines(folder / LOG), save=saving, progress=progress)
         if processes.first():

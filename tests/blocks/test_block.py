@@ -216,7 +216,7 @@ def test_places_are_those_of_the_request_in_the_log(tmp_path):
 
 
 @pytest.mark.parametrize("objectives", [(), ("click", "like")])
-def test_the_bias_is_added_in_training_alone(objectives):
+def test_the_bias_is_added_in_training_alone(objectives, monkeypatch):
     part = PositionBias(positions=3)
     changes = dict(blocks=(blocks.DotProduct(), part), head=aif.heads.Mlp((4,)), objectives=objectives)
     model, params = demo.build(**demo.SMALL | changes)
@@ -233,7 +233,8 @@ def test_the_bias_is_added_in_training_alone(objectives):
     squared = losses.term(losses.entries)(lambda scores, labels, where, log_q: jnp.square(scores))
     loss = (lambda scores, labels, *, where: jnp.square(scores).mean()) if objectives else squared
     batch = dataclasses.replace(batch, display_positions=places)
-    step = train.make_step(model, optax.sgd(0.1), loss=loss, part=None if objectives else 2)
+    monkeypatch.setattr("aif_jax.train.step.part_size", lambda *given: 2)
+    step = train.make_step(model, optax.sgd(0.1), loss=loss)
     state, figures = step(train.init_state(moved, optax.sgd(0.1)), batch)
     assert (np.asarray(state.params["blocks"][part.name]["bias"]) > bias).all()  # a squared score falls
     assert float(figures["loss"]) == pytest.approx(np.square(expected + added).mean(), rel=1e-5)

@@ -32,16 +32,17 @@ def offset(data, run, made, users):
 
 
 def svd_term(data, run, made, users):
-    """By the factors of the user's last three items."""
-    table = np.asarray(made.params["fitted"]["pure_svd"]["table"])
-    term = (1.0 + np.arange(3)) ** -0.7 @ table[np.asarray(users.history.item)[:3]] @ table.T
+    """By the factors of the user's items, the latest first."""
+    table, history = np.asarray(made.params["fitted"]["pure_svd"]["table"]), np.asarray(users.history.item)
+    history = history[np.asarray(users.history.mask)]
+    term = (1.0 + np.arange(len(history))) ** -0.7 @ table[history] @ table.T
     assert np.abs(term).max() > 0.1
     return term
 
 
 ADDED = {
     "popularity": (lambda run, data: run.with_popularity_correction(data), ItemOffset(), offset),
-    "svd": (lambda run, data: run.with_svd(data, width=6, length=3), PureSvd(width=6, length=3), svd_term),
+    "svd": (lambda run, data: run.with_svd(data), PureSvd(), svd_term),
 }
 
 
@@ -155,9 +156,11 @@ def test_factors_are_the_leading_singular_vectors(users, width):
 
 
 def test_factors_of_a_run_are_those_of_its_training_events(data, run):
-    block, made = PureSvd(width=6, length=3), run.with_svd(data, width=6, length=3)
-    assert made.with_svd(data).config == made.config  # keeps the block that is there
-    refused(ValueError, "sizes: expected none", made.with_svd, data, width=5)
+    block = PureSvd(width=6, length=3)
+    params, config = with_table(run.params, np.zeros((len(data.catalogue), 6), np.float32), block, config=run.config)
+    sized = dataclasses.replace(run, trained=run.trained.replace(model=aif.build(config), params=params))
+    made = sized.with_svd(data)
+    assert made.config == config  # keeps the block that is there
     before = data.log.time < run.settings.first_validation
     table = svd_factors(data.log.user[before], data.log.item[before], size=len(data.catalogue), block=block)
     np.testing.assert_array_equal(made.params["fitted"]["pure_svd"]["table"], table)

@@ -28,10 +28,10 @@ def listwise_softmax(scores, labels, where, log_q):
     return mean(losses)
 
 
-def distill_listwise(scores, teacher, where, temperature):
+def distill_listwise(scores, teacher, where):
     losses = []
     for s, t in lists(where, scores, teacher):
         if len(s):
-            p, q = softmax(t / temperature), softmax(s / temperature)
+            p, q = softmax(t), softmax(s)
             losses.append((p * np.log(p / q)).sum())
-    return temperature**2 * mean(losses)
+    return mean(losses)
