@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import difflib
 import functools
-import math
 import types
 import typing
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 
 UNIONS = (typing.Union, types.UnionType)
-BLOCK = 1 << 22  # elements looked at in one go, so that a check of a memory-mapped table stays in bounded memory
+BLOCK = 1 << 22  # elements looked at in one go, so that a check of a large table stays in bounded memory
 
 
 class ArgumentError(ValueError):
@@ -155,20 +154,15 @@ def expect_integers(value: Any, name: str, *, size: int) -> np.ndarray:
 
 def expect_range(array: np.ndarray, name: str, *, size: int) -> None:
     """Raise ValueError unless all values are in [0, size)."""
-    for start, block in _blocks(array):
-        if block.size and (block.min() < 0 or block.max() >= size):
-            _refuse(array, start, (block < 0) | (block >= size), f"{name}: expected values in [0, {size})")
+    if array.size and (array.min() < 0 or array.max() >= size):
+        _refuse(array, (array < 0) | (array >= size), f"{name}: expected values in [0, {size})")
 
 
 def expect_finite(array: np.ndarray, name: str, *, minimum: float = -np.inf) -> None:
     """Raise ValueError unless all values are finite and at least `minimum`."""
-    wanted = "finite values" if minimum == -np.inf else f"finite values of at least {minimum:g}"
-    for start, block in _blocks(array):
-        good = np.isfinite(block)
-        if minimum > -np.inf:
-            good &= block >= minimum
-        if not good.all():
-            _refuse(array, start, ~good, f"{name}: expected {wanted}")
+    if array.size and not (np.isfinite(low := array.min()) and np.isfinite(array.max()) and low >= minimum):
+        wanted = "finite values" if minimum == -np.inf else f"finite values of at least {minimum:g}"
+        _refuse(array, ~(np.isfinite(array) & (array >= minimum)), f"{name}: expected {wanted}")
 
 
 def expect_like_scores(shape: tuple[int, ...], name: str, scores: tuple[int, ...]) -> None:
@@ -186,18 +180,7 @@ def expect_names(got: Any, name: str, wanted: Any) -> None:
         raise ValueError(f"{name}: expected keys {sorted(wanted)}, got {sorted(got)} (missing {missing}, extra {extra})")
 
 
-def _blocks(array: np.ndarray):
-    """Yield (first row, rows) in blocks of bounded size; a scalar is one block."""
-    if array.size <= BLOCK:
-        yield 0, array.reshape(1) if array.ndim == 0 else array
-        return
-    step = max(1, BLOCK // math.prod(array.shape[1:]))
-    for start in range(0, len(array), step):
-        yield start, array[start : start + step]
-
-
-def _refuse(array: np.ndarray, start: int, bad: np.ndarray, message: str) -> None:
-    """Raise ValueError for the first bad value of the block that starts at row `start`."""
-    row, *rest = (int(index[0]) for index in np.nonzero(bad))
-    at = (start + row, *rest) if array.ndim else ()
+def _refuse(array: np.ndarray, bad: np.ndarray, message: str) -> None:
+    """Raise ValueError for the first bad value."""
+    at = tuple(map(int, np.unravel_index(np.argmax(bad), array.shape)))
     raise ValueError(f"{message}, got {array[at]} at {f'position {list(at)}' if at else 'the only position'}")

@@ -71,15 +71,6 @@ class Config(Fields):
         blocks = {name: widths for name, widths in self.head_features.items() if name != "tower"}
         head_of(self.head).check(blocks, self.outputs)
 
-    def __repr__(self) -> str:
-        """Return the fields that differ from their defaults."""
-        changed = [
-            f"{field.name}={getattr(self, field.name)!r}"
-            for field in dataclasses.fields(self)
-            if field.name != "schema" and getattr(self, field.name) != field.default
-        ]
-        return f"Config({', '.join([*changed, f'schema={self.schema!r}'])})"
-
     @property
     def history_length(self) -> int:
         """Places of the history that the model reads."""
@@ -126,11 +117,7 @@ class Config(Fields):
     def to_json(self) -> dict[str, Any]:
         """Return a dict of plain JSON values; `Config.from_json` reads it back."""
         parts = {"blocks": [BLOCKS.to_json(part) for part in self.blocks], "head": HEADS.to_json(self.head)}
-        record = plain(self) | {"schema": self.schema.to_json()} | parts
-        for field in ("objectives", "assembled"):
-            if not record[field]:
-                del record[field]  # versions of models without them stay what they were
-        return record
+        return plain(self, if_set=("objectives", "assembled")) | {"schema": self.schema.to_json()} | parts
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Config:

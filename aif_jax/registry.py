@@ -1,7 +1,7 @@
 """Parts that a config holds as values, its blocks and its head: frozen dataclasses that its JSON names by class."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from aif_jax import layers
@@ -57,10 +57,14 @@ class Registry(dict[str, type]):
 BLOCKS, HEADS = Registry("block"), Registry("head")
 
 
-def plain(value: Any) -> dict[str, Any]:
-    """Return the fields of a dataclass or a Flax module, tuples as lists."""
+def plain(value: Any, *, if_set: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the fields of a dataclass or a Flax module, tuples as lists.
+
+    Those named by `if_set` are left out where they are empty, so that versions without them stay what they were.
+    """
     entries = {name: getattr(value, name) for name in _fields(type(value))}
-    return {name: list(entry) if isinstance(entry, tuple) else entry for name, entry in entries.items()}
+    kept = {name: entry for name, entry in entries.items() if entry or name not in if_set}
+    return {name: list(entry) if isinstance(entry, tuple) else entry for name, entry in kept.items()}
 
 
 def from_plain(cls: Any, value: Mapping[str, Any], name: str) -> Any:

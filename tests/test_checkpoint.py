@@ -79,7 +79,7 @@ def test_the_encoder_comes_back(tmp_path):
     loaded = checkpoint.load(tmp_path / "1")
     assert loaded.encoder is not None and loaded.encoder.version == encoder.version
     assert loaded.version == aif.fingerprint(small(), CONFIG, encoder) != aif.fingerprint(small(), CONFIG)
-    assert "without encoder" not in repr(loaded)
+    assert "array" not in repr(loaded).lower()
     user = {"user": "zoë", "city": "Oslo", "age": 0.7}
     events = {"item": [10**12, 9, 7], "time": [1_600_000_000, 1_600_000_010, 1_600_000_020], "event": ["buy", "view", "view"]}
     got, expected = (e.user(user, events, 1_600_000_100) for e in (loaded.encoder, encoder))
@@ -332,14 +332,6 @@ def test_a_reader_leaves_an_unfinished_save_of_another_process_alone(tmp_path):
     assert work.is_dir()
     with pytest.raises(FileNotFoundError, match="abcd_123.partial is being written, or was left by a save that was killed"):
         checkpoint.load(tmp_path / "2")
-
-
-def test_files_larger_than_the_memory_of_this_machine_are_refused(saved, monkeypatch):
-    for enough in (10_000, 1000):
-        monkeypatch.setattr(storage, "memory", lambda enough=enough: enough)
-        checkpoint.load(saved)
-    monkeypatch.setattr(storage, "memory", lambda: 50)
-    refused(CheckpointError, "expected at most 65536 files, this one of at most 50 bytes", checkpoint.load, saved)
 
 
 @pytest.mark.lane("standing")

@@ -22,6 +22,7 @@ from aif_jax.encoding.encoder import Encoder, schema_of
 from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.export import ExportError, consume, writer
 from aif_jax.export.consume import files
+from aif_jax.export.consume.ids import ids_by_name
 from aif_jax.index import ItemIndex
 from aif_jax.readers import encode_items
 from aif_jax.registry import BLOCKS
@@ -546,12 +547,10 @@ def test_offsets_of_vocabularies_are_refused_before_strings_are_made(kind):
     data = np.frombuffer(bytes(range(97, 107)) * (0 if kind == "empty" else 100), np.uint8)
     arrays = {"utf8": data, "offsets": OFFSETS[kind]}
     named = {f"item/{name}": array for name, array in arrays.items()}
-    refused(ExportError, "offsets int64 that rise from 0", consume.model._vocabularies, named)
-    refused(ValueError, "offsets int64 that rise from 0", Vocabulary.from_arrays, arrays)
+    refused(ExportError, "vocabulary 'item': expected utf8 uint8 .*, offsets int64 that rise from 0", ids_by_name, named)
 
 
 def test_one_empty_string_is_a_good_vocabulary():
     for raw in (["", "b", "é"], ["a"], []):
-        arrays = Vocabulary(raw).to_arrays()
-        assert Vocabulary.from_arrays(arrays) == Vocabulary(raw)
-        assert len(consume.model._vocabularies({f"x/{name}": array for name, array in arrays.items()})["x"]) == len(raw)
+        named = {f"x/{name}": array for name, array in Vocabulary(raw).to_arrays().items()}
+        assert Vocabulary(ids_by_name(named)["x"].raw) == Vocabulary(raw)

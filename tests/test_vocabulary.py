@@ -43,7 +43,7 @@ def test_a_vocabulary_equals_a_dict(ids, forms, data):
     given_ids, vocabulary = more + raw, Vocabulary(raw)
     for form in (given_ids, *(np.array(given_ids, form) for form in forms)):
         assert vocabulary.encode(form).tolist() == [rows.get(value, 0) for value in given_ids]
-    assert Vocabulary.from_arrays(vocabulary.to_arrays()) == vocabulary
+    assert Vocabulary(consume.Ids(vocabulary.to_arrays(), "").raw) == vocabulary
     assert vocabulary.ids_of(np.arange(1, len(vocabulary))).tolist() == sorted(set(raw))
 
 
@@ -96,11 +96,11 @@ def test_equality_digest_and_arrays():
     assert one != other and one != Vocabulary([1, 3, 4]) and one != [1, 3]
     assert Vocabulary(["ab", "c"]).digest != Vocabulary(["a", "bc"]).digest
     assert one.to_arrays()["ids"].dtype == np.int64
-    assert Vocabulary([]) == Vocabulary(np.zeros(0, np.int64)) == Vocabulary.from_arrays(Vocabulary([]).to_arrays())
+    assert Vocabulary([]) == Vocabulary(np.zeros(0, np.int64)) == Vocabulary(consume.Ids(Vocabulary([]).to_arrays(), "").raw)
     assert len(one.digest) == 64 and repr(one) == "Vocabulary(2 ids + unknown)"
     assert (one.kind, other.kind, Vocabulary([]).kind) == ("integers", "strings", None)
-    with pytest.raises(ValueError, match="expected the arrays 'ids', or 'utf8' and 'offsets', got"):
-        Vocabulary.from_arrays({"utf8": np.zeros(0, np.uint8)})
+    with pytest.raises(ValueError, match="expected the arrays ids, keys and marks, or utf8 and offsets, got"):
+        consume.Ids({"utf8": np.zeros(0, np.uint8)}, "")
     # as of the first release
     assert Vocabulary([3, 1]).digest.startswith("6ee9e86bd9e1") and set(Vocabulary([3, 1]).to_arrays()) == {"ids"}
     assert Vocabulary(["b", "a"]).digest.startswith("a274a3a5ece9")

@@ -23,7 +23,7 @@ from aif_jax.model import PreRanker
 from aif_jax.sharding import processes
 from aif_jax.store.folders import METADATA_FILE, CheckpointError, local, remove_folder, remove_unfinished
 from aif_jax.store.sealed import is_json
-from aif_jax.store.trained import Trained, __version__, combine, encoding_for, model_of
+from aif_jax.store.trained import Trained, combine, encoding_for, model_of
 from aif_jax.trees import differences, leaves_by_path, listed
 from aif_jax.types import ItemFeatures, Params
 
@@ -40,26 +40,21 @@ class Checkpoint:
       metrics: figures of this step by name.
     """
 
-    params: Params
+    params: Params = dataclasses.field(repr=False)
     config: Config
     version: str
     encoder: Encoder | None = None
     step: int = 0
-    opt_state: Any = None
+    opt_state: Any = dataclasses.field(default=None, repr=False)
     position: Any = None
     metrics: dict[str, float] | None = None
     settings: dict[str, Any] | None = None
-    items: ItemFeatures | None = None
+    items: ItemFeatures | None = dataclasses.field(default=None, repr=False)
 
     def trained(self, model: PreRanker | None = None) -> Trained:
         """Return the model of this folder; `model` is one made by `assemble`, None builds it from the config."""
         trained = Trained(model_of(self.config, model), self.params, self.encoder, self.settings, self.items)
         return trained.with_version(self.version)
-
-    def __repr__(self) -> str:
-        parts = "with optimizer state, " if self.opt_state is not None else ""
-        parts += "" if self.encoder is not None else "without encoder, "
-        return f"Checkpoint(step={self.step}, {parts}metrics={self.metrics}, version={self.version[:12]}...)"
 
 
 def save(
@@ -117,8 +112,8 @@ def load(path: str | Path, *, config: Config | None = None, like: Mapping[str, A
     unknown = like.keys() - {"params", "opt_state"}
     expect(not unknown, "like", "templates under 'params' and 'opt_state'", sorted(unknown))
     leaves, record = storage.inspect(path)
-    stored = _parsed(path, record, "config", Config.from_json)
-    step = _parsed(path, record, "step", operator.index)
+    stored = storage.parsed(path, record, "config", Config.from_json)
+    step = storage.parsed(path, record, "step", operator.index)
     metrics = metrics_of(path, record)
     if "params" not in leaves:
         raise CheckpointError(f"{path}: expected params inside, got {sorted(leaves)}; {storage.DAMAGED}")
@@ -130,7 +125,7 @@ def load(path: str | Path, *, config: Config | None = None, like: Mapping[str, A
     encoder = None
     if record.get("encoder") is not None:
         arrays = leaves_by_path(trees.get("encoder", {}))
-        encoder = _parsed(path, record, "encoder", lambda value: Encoder.from_record(value, arrays))
+        encoder = storage.parsed(path, record, "encoder", lambda value: Encoder.from_record(value, arrays))
     return Checkpoint(
         params=trees["params"],
         config=stored if encoder is None else stored.with_encoding(encoder.version),
@@ -141,7 +136,7 @@ def load(path: str | Path, *, config: Config | None = None, like: Mapping[str, A
         position=record.get("position"),
         metrics=metrics,
         settings=record.get("settings"),
-        items=_parsed(path, trees, "items", lambda tree: ItemFeatures(**tree)) if "items" in trees else None,
+        items=storage.parsed(path, trees, "items", lambda tree: ItemFeatures(**tree)) if "items" in trees else None,
     )
 
 
@@ -186,16 +181,7 @@ def pack(
 
 def metrics_of(path: str | Path, record: Mapping[str, Any]) -> dict[str, float] | None:
     """Return the figures in a record by name; CheckpointError for others."""
-    return _parsed(path, record, "metrics", lambda metrics: metrics and {k: float(v) for k, v in metrics.items()} or None)
-
-
-def _parsed(path: str | Path, record: Mapping[str, Any], name: str, parse: Any) -> Any:
-    """Return a part of the record as an object."""
-    try:
-        return parse(record[name])
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
-        written = f"written by aif_jax {record.get('aif_jax')}, this is {__version__}"
-        raise CheckpointError(f"{path}: the {name} inside cannot be read ({written}): {error}; {storage.DAMAGED}") from error
+    return storage.parsed(path, record, "metrics", lambda given: {k: float(v) for k, v in (given or {}).items()} or None)
 
 
 class Checkpoints:

@@ -6,8 +6,9 @@ names. Several processes of one job all call `write` with the same arrays, and O
 
 import dataclasses
 import functools
-import json
-from collections.abc import Mapping
+import math
+import operator
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -21,14 +22,14 @@ from aif_jax.checks import expect
 from aif_jax.sharding.meshes import place
 from aif_jax.sharding.processes import several
 from aif_jax.store import sealed
-from aif_jax.store.folders import METADATA_FILE, CheckpointError, local, memory, new_folder, unfinished
+from aif_jax.store.folders import METADATA_FILE, CheckpointError, local, new_folder, unfinished
 from aif_jax.store.sealed import is_json, seal
 from aif_jax.store.trained import Digest, __version__, digest
 from aif_jax.trees import describe, differences, is_key, leaves_by_path, listed, nest
 
 FORMAT = "aif_jax.checkpoint/2"
 RECORD = "custom_metadata"  # as Orbax names it
-RECORD_BYTES = 32 << 20
+RECORD_BYTES, NUMBER_BYTES = 32 << 20, 16  # at most
 DAMAGED = "restore a copy, or take an earlier step"
 MOST_FILES = 1 << 16
 PATIENCE = 3600  # seconds until all processes have met
@@ -86,24 +87,23 @@ def inspect(path: str | Path) -> tuple[dict[str, dict[str, Digest]], dict[str, A
         steps = complete_steps(path)
         hint = f"; it holds the steps {steps} of a run, which Checkpoints({str(path)!r}) reads" if steps else ""
         raise CheckpointError(f"{path}: not a complete checkpoint: {METADATA_FILE} is missing{hint}; {DAMAGED}")
-    _check_files(path)
+    record = sealed.read_record(path, METADATA_FILE, format=FORMAT, rebuild=DAMAGED, limit=RECORD_BYTES, entry=RECORD)
+
+    def digests(tree: Mapping[str, Any]) -> dict[str, Digest]:
+        return {leaf: Digest(**one | {"shape": tuple(map(operator.index, one["shape"]))}) for leaf, one in tree.items()}
+
+    leaves = parsed(path, record, "leaves", lambda trees: {name: digests(tree) for name, tree in trees.items()})
+    _check_files(path, sum(NUMBER_BYTES * math.prod(leaf.shape) for tree in leaves.values() for leaf in tree.values()))
+    return leaves, record
+
+
+def parsed(path: str | Path, record: Mapping[str, Any], name: str, parse: Callable[[Any], Any]) -> Any:
+    """Return a part of the record as an object; CheckpointError where that is none."""
     try:
-        metadata = json.loads((path / METADATA_FILE).read_text())[RECORD]
-        if metadata["format"] != FORMAT:
-            raise CheckpointError(f"{path}: expected the format {FORMAT!r}, got {metadata['format']!r}; {DAMAGED}")
-        if metadata["sha256"] != seal(metadata):
-            raise CheckpointError(f"{path}: the record in {METADATA_FILE} was altered; {DAMAGED}")
-        leaves = {
-            name: {leaf: Digest(**{**entry, "shape": tuple(entry["shape"])}) for leaf, entry in tree.items()}
-            for name, tree in metadata["leaves"].items()
-        }
-    except CheckpointError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path}: {METADATA_FILE} is torn, altered or not of this library: {error!r}; {DAMAGED}"
-        ) from error
-    return leaves, metadata
+        return parse(record[name])
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+        written = f"written by aif_jax {record.get('aif_jax')}, this is {__version__}"
+        raise CheckpointError(f"{path}: the {name} inside cannot be read ({written}): {error}; {DAMAGED}") from error
 
 
 def read(path: str | Path, like: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,10 +137,10 @@ def complete_steps(directory: Path) -> list[int]:
     return sorted(int(path.name) for path in steps)
 
 
-def _check_files(path: Path) -> None:
-    """Raise for more or larger files than a checkpoint has; their size as they say it, so sparse ones are refused too."""
+def _check_files(path: Path, data: int) -> None:
+    """Raise for more or larger files than a checkpoint of these bytes of `data` has; sparse ones are refused too."""
     for count, file in enumerate((file for file in path.rglob("*") if not file.is_dir()), start=1):
-        limit = memory() if file.parent.name == "d" else RECORD_BYTES  # Orbax keeps data in folders of this name
+        limit = RECORD_BYTES + (data if file.parent.name == "d" else 0)  # Orbax keeps data in folders of this name
         if (size := file.lstat().st_size) > limit or count > MOST_FILES:
             expected = f"at most {MOST_FILES} files, this one of at most {limit} bytes"
             raise CheckpointError(f"{path}: {file.name}: expected {expected}, got file {count} of {size} bytes; {DAMAGED}")

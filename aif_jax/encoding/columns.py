@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from aif_jax.checks import Fields, expect, expect_types
 from aif_jax.encoding.times import TimeUnit
+from aif_jax.registry import plain
 from aif_jax.schema import statistic_names
 
 Kind: TypeAlias = Literal["id", "value", "category", "action", "bag", "float", "number", "vector", "time"]
@@ -164,10 +165,7 @@ class Columns(Fields):
 
     def to_json(self) -> dict[str, Any]:
         """Return a dict of plain JSON values, the arguments of the same columns."""
-        # what is not set is left out: columns without such fields keep the fingerprint that they had
-        left_out = {name for name in ("item_statistics", "history_actions", "position") if not getattr(self, name)}
-        fields = {name: value for name, value in vars(self).items() if name not in left_out}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+        return plain(self, if_set=("item_statistics", "history_actions", "position"))
 
     def _listed(self, file: TableName) -> list[tuple[str, Kind]]:
         columns: dict[TableName, list[tuple[tuple[str | None, ...], Kind]]] = {

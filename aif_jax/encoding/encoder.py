@@ -17,6 +17,7 @@ from aif_jax.encoding.columns import Columns
 from aif_jax.encoding.raw import column_of, expect_1d, float_of, names_in, select
 from aif_jax.encoding.times import PER_SECOND, history_order, in_unit
 from aif_jax.encoding.vocabulary import Vocabulary, new_rows
+from aif_jax.export.consume.ids import ids_by_name
 from aif_jax.features import behaviours
 from aif_jax.schema import Attribute, Schema
 from aif_jax.types import Behaviours, ItemFeatures, UserFeatures
@@ -204,17 +205,14 @@ class Encoder:
     @classmethod
     def from_record(cls, record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Encoder:
         """Return the encoder that `to_record` and `to_arrays` wrote. Raises ValueError for missing or other parts."""
-        parts: dict[str, dict[str, np.ndarray]] = {name: {} for name in record.get("vocabularies", ())}
-        for path, array in arrays.items():
-            name, _, key = path.rpartition("/")
-            parts.setdefault(name, {})[key] = array
-        if missing := [name for name, part in parts.items() if not part]:
+        known = ids_by_name(arrays)
+        if missing := [name for name in record.get("vocabularies", ()) if name not in known]:
             raise ValueError(f"encoder: expected arrays of every vocabulary, got none of {missing}")
         try:
             encoder = cls(
                 schema=Schema.from_json(record["schema"]),
                 columns=Columns(**record["columns"]),
-                vocabularies={name: Vocabulary.from_arrays(part) for name, part in parts.items()},
+                vocabularies={name: Vocabulary(ids.raw) for name, ids in known.items()},
                 scales={name: tuple(map(float, scale)) for name, scale in record["scales"].items()},
                 length=record["length"],
                 max_skew=record["max_skew"],

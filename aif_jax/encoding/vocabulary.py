@@ -5,25 +5,16 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-
-from aif_jax.checks import expect
 
 IdKind: TypeAlias = Literal["integers", "strings"]
 
 NESTED = {list, tuple, np.ndarray}
 MOST_CHARACTERS = 1024  # of an id of text, at every place that takes ids
 SPREAD = 4  # a direct table holds at most this many places for each id
-
-
-class _Rows(dict[Any, int]):
-    """Rows by string; 0 for an unknown one."""
-
-    def __missing__(self, _: Any) -> int:
-        return 0
 
 
 class Vocabulary:
@@ -90,7 +81,7 @@ class Vocabulary:
         if not len(self.raw) or not len(ids):
             return np.zeros(shape, np.int32)
         if not isinstance(ids, np.ndarray):
-            rows = np.array(list(map(self._rows_by_string.__getitem__, ids)), np.int32)
+            rows = np.array(list(map(self._rows_by_string.get, ids, itertools.repeat(0))), np.int32)
         elif self._dense_rows is not None:
             first, last = self.raw[0], self.raw[-1]
             rows = self._dense_rows[np.where((ids >= first) & (ids <= last), ids - first, -1)]
@@ -106,7 +97,7 @@ class Vocabulary:
         """Return rows of strings, checking the types of unknown ones only; None where something is no string."""
         values = raw if isinstance(raw, list) else raw.reshape(-1).tolist()
         try:
-            rows = np.fromiter(list(map(self._rows_by_string.__getitem__, values)), np.int32, len(values))
+            rows = np.fromiter(list(map(self._rows_by_string.get, values, itertools.repeat(0))), np.int32, len(values))
         except TypeError:  # lists in a list
             return None
         if not all(isinstance(values[i], str) for i in np.flatnonzero(rows == 0)):
@@ -131,23 +122,9 @@ class Vocabulary:
             "offsets": np.cumsum([0, *map(len, encoded)]).astype(np.int64),
         }
 
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Vocabulary:
-        """Return the vocabulary that `to_arrays` wrote. Raises ValueError for other arrays."""
-        if set(arrays) == {"ids"}:
-            return cls(np.asarray(arrays["ids"]))
-        expect(set(arrays) == {"utf8", "offsets"}, "Vocabulary", "the arrays 'ids', or 'utf8' and 'offsets'", sorted(arrays))
-        data, offsets = np.asarray(arrays["utf8"]).tobytes(), np.asarray(arrays["offsets"])
-        rising = offsets.ndim == 1 and offsets.dtype == np.int64 and offsets[:1].tolist() == [0] and offsets[-1] == len(data)
-        # Only the first of ascending strings may be empty, so their number is bounded by their bytes.
-        if not rising or (offsets[1:2] < 0).any() or (offsets[2:] <= offsets[1:-1]).any():
-            got = f"{offsets.dtype} {offsets[:3].tolist()}..."
-            raise ValueError(f"Vocabulary: expected offsets int64 that rise from 0 to {len(data)}, got {got}")
-        return cls([data[start:stop].decode() for start, stop in itertools.pairwise(offsets.tolist())])
-
     @functools.cached_property
-    def _rows_by_string(self) -> _Rows:
-        return _Rows(zip(self.raw.tolist(), itertools.count(1)))
+    def _rows_by_string(self) -> dict[Any, int]:
+        return dict(zip(self.raw.tolist(), itertools.count(1)))
 
     @functools.cached_property
     def _dense_rows(self) -> np.ndarray | None:

@@ -90,9 +90,7 @@ class RestoredModel:
             raise consume.ExportError(f"golden: expected inputs and outputs of this model, got others: {error!r}") from error
 
 
-def restore(
-    folder: str | Path, *, model: PreRanker | None = None, compiled_from: RestoredModel | None = None, sha256: str | None = None
-) -> RestoredModel:
+def restore(folder: str | Path, *, model: PreRanker | None = None, sha256: str | None = None) -> RestoredModel:
     """Return the model in an exported folder, for the engine of this package: its functions are compiled from code here.
 
     No exported function is run but orders. Import the modules of your blocks and heads first.
@@ -100,7 +98,6 @@ def restore(
     Args:
       folder: what `save` wrote.
       model: made by `assemble`; None builds it from the config.
-      compiled_from: another version, whose model and compiled functions are used again if the config is the same.
       sha256: SHA-256 of the manifest, as `save` returned it.
 
     Raises ExportError: a damaged folder, or a block or head that is not registered; ValueError: a model of another config.
@@ -124,7 +121,7 @@ def restore(
         spec = manifest["functions"][f"{ORDER}{name}"]
         inputs = tuple(entry["name"] for entry in spec["inputs"])
         orders[name] = ExportedOrder(f"{ORDER}{name}", consume.checked(folder, manifest, spec.get("file")), inputs)
-    trained, index = _trained(folder, manifest, model=model, compiled_from=compiled_from).on_device(), None
+    trained, index = _trained(folder, manifest, model=model).on_device(), None
     if manifest.get("index"):
         arrays = consume.checked_arrays(folder, manifest, manifest["index"])
         ids = {name: arrays.pop(name) for name in ("ids", *HASHES) if name in arrays}
@@ -132,10 +129,7 @@ def restore(
     return RestoredModel(trained=trained, index=index, golden=golden, orders=orders)
 
 
-def _trained(
-    folder: Path, manifest: Mapping[str, Any],
-    *, model: PreRanker | None, compiled_from: RestoredModel | None = None, items: bool = False,
-) -> Trained:  # fmt: skip
+def _trained(folder: Path, manifest: Mapping[str, Any], *, model: PreRanker | None, items: bool = False) -> Trained:
     """Return the model of a folder, with features of its items if `items`; ExportError unless checksums and version fit."""
     leaves, encoder = consume.checked_arrays(folder, manifest, manifest["params"]), manifest.get("encoder")
     known = consume.checked_arrays(folder, manifest, manifest["items"]) if items and manifest.get("items") else None
@@ -152,8 +146,6 @@ def _trained(
     if version != manifest["version"]:
         raise consume.ExportError(f"{folder}: expected contents of version {manifest['version']}, got those of {version}")
     config = config if encoder is None else config.with_encoding(encoder.version)
-    if model is None and compiled_from is not None and compiled_from.trained.config == config:
-        model = compiled_from.trained.model._replace(config=config)  # equal configs may be of two encoders
     return Trained(model_of(config, model), params, encoder, manifest.get("settings"), features).with_version(version)
 
 

@@ -24,7 +24,6 @@ from aif_jax.encoding.vocabulary import IdKind
 from aif_jax.index.ids import kind_of, raw_keys
 from aif_jax.readers.tables import pyarrow
 from aif_jax.store.codec import STORAGES, Storage
-from aif_jax.store.folders import memory
 
 
 class RowVersion(NamedTuple):
@@ -75,7 +74,7 @@ class EncodedParts:
         if (first := next(self._stream, None)) is not None:
             name, columns = first
             stamp = RowVersion(*(columns[field][0].as_py() for field in RowVersion._fields))
-            good = stamp.storage in STORAGES and 1 <= stamp.batch_size <= memory()
+            good = stamp.storage in STORAGES and 1 <= stamp.batch_size < 1 << 31
             expect(good, f"{name}, row 0", f"a version, one of {STORAGES} and a batch size", tuple(stamp))
             self.made_by = stamp._replace(version=version)
             self._stream = itertools.chain([first], self._stream)

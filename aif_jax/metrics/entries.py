@@ -264,7 +264,8 @@ def recall_at_k(scores: Any, labels: Any, *, k: int, where: Any = None) -> Mean:
     share = slots / np.maximum(tied.sum(axis=1), 1)
     hits = (positive & above).sum(axis=1) + (positive & tied).sum(axis=1) * share
     positives = positive.sum(axis=1)
-    return _mean_of_lists(hits / np.maximum(positives, 1), positives)
+    used = positives > 0
+    return Mean(ratio((hits[used] / positives[used]).sum(), used.sum()), int(used.sum()), int((~used).sum()))
 
 
 def top_k_labels(scores: Any, *, k: int, where: Any = None) -> np.ndarray:
@@ -318,10 +319,3 @@ def _top_k(scores: np.ndarray, valid: np.ndarray, k: int) -> tuple[np.ndarray, n
     threshold = np.partition(scores, lowest, axis=1)[:, lowest, None]
     above, tied = valid & (scores > threshold), valid & (scores == threshold)
     return above, tied, np.minimum(k - above.sum(axis=1), tied.sum(axis=1))
-
-
-def _mean_of_lists(values: np.ndarray, positives: np.ndarray) -> Mean:
-    """Return the mean over the lists that have a positive."""
-    defined = positives > 0
-    used = int(defined.sum())
-    return Mean(ratio(values[defined].sum(), used), used, len(defined) - used)

@@ -279,7 +279,7 @@ class Models:
         """Return what a folder holds, read and compared with its checksums; nothing is compiled. Raises as `start`."""
         path = path_of(self.root, entry)
         try:
-            restored = restore(path, compiled_from=self.held[0].restored if self.held else None, sha256=entry.sha256)
+            restored = restore(path, sha256=entry.sha256)
         except ExportError as error:
             raise ExportError(f"{path}: {error}") from error
         restored.trained.need_encoder(str(path))

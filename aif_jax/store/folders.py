@@ -209,13 +209,3 @@ def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
             if line.startswith(("flags", "Features")):
                 return line.partition(":")[2].strip()
     return platform.processor()
-
-
-def memory() -> int:
-    """Return bytes of memory of this machine, or of the container that this process runs in: no file to be read is larger."""
-    sizes = []
-    with contextlib.suppress(AttributeError, OSError, ValueError):  # not on every platform
-        sizes.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    with contextlib.suppress(OSError, ValueError):  # "max" for no limit
-        sizes.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return min(sizes, default=1 << 40)

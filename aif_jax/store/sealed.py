@@ -57,13 +57,19 @@ def inspect(path: str | Path, *, format: str, rebuild: str = "write it again") -
         raise FileNotFoundError(f"{path}: expected a snapshot, found nothing{unfinished(path)}; {rebuild}")
     if not (path / MANIFEST).is_file():
         raise CheckpointError(f"{path}: not a complete snapshot: {MANIFEST} is missing; {rebuild}")
+    return read_record(path, MANIFEST, format=format, rebuild=rebuild, limit=files.MANIFEST_BYTES)
+
+
+def read_record(path: Path, name: str, *, format: str, rebuild: str, limit: int, entry: str | None = None) -> dict[str, Any]:
+    """Return the sealed record in a JSON file of a folder, or in an entry of it; CheckpointError as `inspect`."""
     with as_checkpoint_error(path):
-        manifest = files.parse_json(files.read_file(path / MANIFEST, MANIFEST, limit=files.MANIFEST_BYTES), MANIFEST)
-        got = manifest.get("format") if isinstance(manifest, dict) else manifest
-        expect(got == format, f"{path}", f"the format {format!r}", f"{got!r}; {rebuild}", error=CheckpointError)
-        if manifest.get("sha256") != seal(manifest):
-            raise CheckpointError(f"{path}: {MANIFEST} was altered; {rebuild}")
-    return manifest
+        record: Any = files.parse_json(files.read_file(path / name, name, limit=limit), name)
+        record = record.get(entry) if entry and isinstance(record, dict) else record
+        got = record.get("format") if isinstance(record, dict) else record
+        expect(got == format, f"{path}", f"the format {format!r}", f"{got!r:.80}; {rebuild}", error=CheckpointError)
+        if record.get("sha256") != seal(record):
+            raise CheckpointError(f"{path}: the record in {name} was altered; {rebuild}")
+    return record
 
 
 def read(path: str | Path, *, format: str, rebuild: str = "write it again") -> dict[str, Any]:

@@ -67,6 +67,15 @@ class Ids:
         return {text: place for place, text in enumerate(self.raw.tolist())}
 
 
+def ids_by_name(arrays: Mapping[str, np.ndarray]) -> dict[str, Ids]:
+    """Return the ids of vocabularies by name, from "NAME/ids", or "NAME/utf8" and "NAME/offsets"."""
+    parts: dict[str, dict[str, np.ndarray]] = {}
+    for path, array in arrays.items():
+        name, _, kind = path.rpartition("/")
+        parts.setdefault(name, {})[kind] = array
+    return {name: Ids(part, f"vocabulary {name!r}") for name, part in parts.items()}
+
+
 def first_of(keys: np.ndarray) -> np.ndarray:
     """Return int64 of keys of any shape: integers themselves, the first hash of strings."""
     return keys["keys"] if keys.dtype == TEXT else keys

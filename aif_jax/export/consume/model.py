@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 
 from .files import ORDER, PROBABILITY, ExportError, checked, checked_arrays, expect, local, read_manifest
 from .functions import Function, axis_of, read_axes
-from .ids import HASHES, Ids
+from .ids import HASHES, Ids, ids_by_name
 
 
 def load(folder: str | Path, *, buckets: Mapping[str, Sequence[int]] | None = None, sha256: str | None = None) -> ExportedModel:
@@ -38,7 +37,6 @@ def load(folder: str | Path, *, buckets: Mapping[str, Sequence[int]] | None = No
     return ExportedModel(folder, manifest, buckets=buckets)
 
 
-@dataclasses.dataclass(frozen=True)
 class ExportedIndex:
     """The rows of an exported index.
 
@@ -46,9 +44,14 @@ class ExportedIndex:
       ids, table: int64 [N], ascending (of strings their two hashes), and arrays [N] on the device by path.
     """
 
-    ids: np.ndarray
-    table: dict[str, jax.Array]
-    _known: Ids = dataclasses.field(repr=False)
+    def __init__(self, arrays: Mapping[str, np.ndarray]):
+        kinds = {name: array for name, array in arrays.items() if name in ("ids", *HASHES)}
+        self._known = Ids(kinds, "index")
+        self.ids = self._known.raw
+        table = {name: array for name, array in arrays.items() if name not in kinds}
+        if other := [name for name, array in table.items() if array.shape[:1] != (len(self.ids),)]:
+            raise ExportError(f"index: expected {len(self.ids)} rows, got another number in {other}")
+        self.table: dict[str, jax.Array] = jax.device_put(table)
 
     def lookup(self, ids: Any) -> tuple[np.ndarray, np.ndarray]:
         """Return rows int64 [C] for raw item ids, 0 for unknown ones, and which are known; ExportError for other kinds."""
@@ -85,9 +88,9 @@ class ExportedModel:
         }
         self._score = jax.jit(self._gather_and_score)
         encoder = manifest.get("encoder") or {}
-        self._vocabularies = _vocabularies(checked_arrays(folder, manifest, encoder.get("file"))) if encoder else {}
+        self._vocabularies = ids_by_name(checked_arrays(folder, manifest, encoder.get("file"))) if encoder else {}
         self._actions = _listed_actions(encoder)
-        self.index = _index(checked_arrays(folder, manifest, manifest["index"])) if manifest.get("index") else None
+        self.index = ExportedIndex(checked_arrays(folder, manifest, manifest["index"])) if manifest.get("index") else None
 
     def user(self, features: Any) -> dict[str, jax.Array]:
         """Return the state of ONE user, on the device; its history is padded to its bucket, or cut to what the model reads.
@@ -255,24 +258,6 @@ def _listed_actions(encoder: Mapping[str, Any]) -> dict[str, int]:
     for part in ("record", "columns", "actions"):
         encoder = encoder.get(part) if isinstance(encoder, dict) else None  # type: ignore[assignment]
     return {str(value): number for number, value in enumerate(encoder, start=1)} if isinstance(encoder, list) else {}
-
-
-def _vocabularies(arrays: Mapping[str, np.ndarray]) -> dict[str, Ids]:
-    """Return ids by name, from "NAME/ids", or "NAME/utf8" and "NAME/offsets"."""
-    parts: dict[str, dict[str, np.ndarray]] = {}
-    for path, array in arrays.items():
-        name, _, kind = path.rpartition("/")
-        parts.setdefault(name, {})[kind] = array
-    return {name: Ids(part, f"vocabulary {name!r}") for name, part in parts.items()}
-
-
-def _index(arrays: Mapping[str, np.ndarray]) -> ExportedIndex:
-    kinds = {name: array for name, array in arrays.items() if name in ("ids", *HASHES)}
-    known = Ids(kinds, "index")
-    table = {name: array for name, array in arrays.items() if name not in kinds}
-    if other := [name for name, array in table.items() if array.shape[:1] != (len(known),)]:
-        raise ExportError(f"index: expected {len(known)} rows, got another number in {other}")
-    return ExportedIndex(known.raw, jax.device_put(table), known)
 
 
 def difference(what: str, got: Any, expected: np.ndarray, tolerance: float) -> float:
