@@ -33,11 +33,11 @@ from aif_jax import metrics, train
 from aif_jax.data import item_counts
 from aif_jax.metrics import ByUser, Interval
 from aif_jax.output import track
-from aif_jax.train import NextItem, losses
+from aif_jax.train import NextItem
 from aif_jax.train.distillation import RankedCandidates, Scores, model_scores, rank_retrieved
 from experiments import common
 from experiments.datasets import movielens, taobao
-from experiments.study import datasets, question, rankers, records, retrieval
+from experiments.study import datasets, question, rankers, records, retrieval, teaching
 from experiments.study.question import Part, Requests
 
 RESULTS = Path(__file__).resolve().parent / "results" / "ranker_recall"
@@ -51,6 +51,8 @@ MODELS = {
     "aif_no_matching": "aif without matching statistics",
     "aif_recency": "aif with recency",
     "aif_similar": "aif with similar events",
+    "aif_sim": "aif with SIM",
+    "full_attention": question.FULL,
 }
 """Pre-rankers by name, and what `question` calls them."""
 COMPARED = ("two_tower", "matching", "aif")
@@ -59,6 +61,8 @@ WITH_STATISTICS = tuple(f"{model}_statistics" for model in COMPARED)
 MODELS |= {f"{model}_statistics": MODELS[model] for model in COMPARED}
 JUDGED = ("two_tower_512", "aif_no_bea", "aif_no_linear", "aif_no_matching", "aif_recency", "aif_similar")
 """What a block is worth, and longer histories: on the validation split alone, next to `aif`, taught as usual."""
+ONCE = ("aif_sim", "full_attention")
+"""The same with one seed, as they take longest. SimTier reads a content embedding, which these data do not have."""
 
 
 RATE = aif.FitConfig().learning_rate
@@ -71,11 +75,13 @@ class Taught(NamedTuple):
     candidates: int = 16  # of 64 retrieved ones, in each batch
     learning_rate: float = RATE
     temperature: float = 1.0  # of the listwise term
+    loss: str = "listwise"  # of `study.teaching`
 
     def __str__(self) -> str:
         more = "" if self.candidates == 16 else f", {self.candidates} candidates"
         more += "" if self.learning_rate == RATE else f", rate {self.learning_rate:g}"
-        return f"weight={self.weight:g}{more}" + ("" if self.temperature == 1 else f", temperature {self.temperature:g}")
+        more += "" if self.temperature == 1 else f", temperature {self.temperature:g}"
+        return f"weight={self.weight:g}{more}" + ("" if self.loss == "listwise" else f", {self.loss}")
 
 
 ALONE, USUAL = Taught(), Taught(16.0, candidates=40)
@@ -84,6 +90,12 @@ TRIED = (USUAL, Taught(4.0, candidates=40), ALONE, *(Taught(weight) for weight i
 FURTHER = (Taught(64.0, candidates=40), *(USUAL._replace(learning_rate=rate) for rate in (5e-3, 2e-2)))
 """What the two-tower model alone tries too."""
 TEMPERATURES = tuple(USUAL._replace(temperature=value) for value in (0.5, 2.0))  # on MovieLens' validation split
+BEST = tuple(USUAL._replace(loss=loss) for loss in ("pairwise", "head"))
+OTHER_LOSSES = {  # than listwise, there too; those that are best for the two-tower model are tried for all
+    "two_tower": tuple(USUAL._replace(weight=weight, loss=loss) for loss in teaching.OTHERS for weight in (4.0, 16.0)),
+    "matching": BEST,
+    "aif": BEST,
+}
 SIZES = {1000: (20, 50, 100, 200), 3000: (100, 300)}
 """Retrieved candidates, and how many are kept."""
 SMOKE_SIZES = {40: (10, 20), 100: (20,)}
@@ -107,7 +119,8 @@ class Trial:
     weight: float = 0.0
     candidates: int = 16
     learning_rate: float = RATE
-    temperature: float = 1.0  # these four are of `Taught`
+    temperature: float = 1.0
+    loss: str = "listwise"  # these five are of `Taught`
     seed: int = 0
 
     @property
@@ -130,9 +143,10 @@ def plan(name: str, ranker: str) -> list[Trial]:
     elif name == "validation" and ranker == "attention":
         every = [(model, taught) for taught in TRIED for model in COMPARED]
         every += [("two_tower", taught) for taught in FURTHER]
-        every += [(model, USUAL) for model in JUDGED]
+        every += [(model, USUAL) for model in (*JUDGED, *ONCE)]
         tried = [(where, *one) for where in both for one in every]
         tried += [("movielens", model, taught) for taught in TEMPERATURES for model in COMPARED]
+        tried += [("movielens", model, taught) for model, some in OTHER_LOSSES.items() for taught in some]
     else:
         tried = [(where, model, taught) for where in both for model in COMPARED for taught in (USUAL, ALONE)]
     split, seeds = ("test", question.SEEDS) if name == "test" else ("validation", (0,))
@@ -219,9 +233,8 @@ def run(trial: Trial, world: World, *, results: Path, work: Path, progress: bool
 
     options: dict[str, Any] = {"progress": progress}
     if trial.weight:
-        t, kl = trial.temperature, losses.distill_listwise.terms[0][1].values
-        term = trial.weight * losses.term(losses.lists)(lambda scores, of, *masks: t * t * kl(scores / t, of / t, *masks))
-        options["teacher"] = train.Teacher(known, term, candidates=world.teaching, count=trial.candidates)
+        loss = teaching.LOSSES[trial.loss] if trial.temperature == 1 else teaching.softened(trial.temperature)
+        options["teacher"] = train.Teacher(known, trial.weight * loss, candidates=world.teaching, count=trial.candidates)
     folder = work / f"{trial.dataset}--{trial.split}" / records.file_of(trial.trained)
     data = datasets.with_statistics(world.data) if trial.model in WITH_STATISTICS else world.data
     config = question.config_of(question.Trial(dataset=trial.dataset, model=MODELS[trial.model]), data)
@@ -303,7 +316,7 @@ Found = dict[str, dict[str, Any]]
 
 def read(results: Path) -> Found:
     """Return the records; the first ones did not say all of a trial."""
-    first = {"ranker": "attention", "candidates": 16, "learning_rate": RATE, "temperature": 1.0}
+    first = {"ranker": "attention", "candidates": 16, "learning_rate": RATE, "temperature": 1.0, "loss": "listwise"}
     return {name: first | record for name, record in records.read(results).items()}
 
 

@@ -1,4 +1,4 @@
-"""The tables of README, docs/index.md and docs/results.md, from the records in experiments/results.
+"""The tables of README, the pages and the notes, from the records in experiments/results.
 
 Command   python -m experiments.plots      (writes them, and draws the figures)
 
@@ -21,13 +21,14 @@ from typing import Any
 from aif_jax import metrics
 from aif_jax.metrics import Interval
 from experiments import ranker_recall
-from experiments.ranker_recall import ALONE, COMPARED, FURTHER, RESULTS, TEMPERATURES, TRIED, USUAL, Taught
+from experiments.ranker_recall import ALONE, COMPARED, FURTHER, OTHER_LOSSES, RESULTS, TEMPERATURES, TRIED, USUAL, Taught
 from experiments.study import question, records
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTES = ROOT / "experiments" / "notes" / "results.md"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "index.md", ROOT / "docs" / "results.md", NOTES)
-COST = Path(__file__).resolve().parent / "results" / "cost" / "record.json"
+WRITTEN = ("index", "results", "how_to_tune", "how_to_refresh")
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in WRITTEN), NOTES, ROOT / "experiments" / "README.md")
+COST, REFRESH = (ROOT / "experiments" / "results" / name / "record.json" for name in ("cost", "refresh"))
 DATASETS = {"movielens": "MovieLens", "taobao": "Taobao"}
 RANKERS = {"attention": "attention", "trees": "trees", "sequence": "SASRec"}
 PRESETS = {"two_tower": "`presets.two_tower`", "matching": "`presets.two_tower_matching`", "aif": "`presets.aif`"}
@@ -264,6 +265,65 @@ def waited(loops: Sequence[Mapping[str, Any]], *shown: str) -> str:
     return " / ".join(f"{loops[0][f'critical_{p}_ms']:.1f}" for p in shown or ("p50", "p99"))
 
 
+def whole_requests() -> str:
+    """Return what whole requests cost, by `experiments.cost`: 1,000 candidates, 4,096 events."""
+    every = json.loads(COST.read_text(encoding="utf-8"))
+    of, shorter = every["C=1000, L=4096"], every["C=1000, L=512"]
+    cpu, rate, added = of["cpu_ms"], of["rps_ratio_aif_over_sequential"], of["overhead_p50_ms"]
+    kinds = ("new", "returning_0", "session")
+    rows = {
+        "CPU a request, ms: aif new / cached / session": " / ".join(f"{cpu['aif'][kind]:.1f}" for kind in kinds),
+        "the same of new users: not split / `two_tower` / `full_attention`": " / ".join(
+            f"{cpu[service]['new']:.{digits}f}" for service, digits in (("sequential", 1), ("two_tower", 1), ("exact", 0))
+        ),
+        "requests a second over the model that is not split, 99 % within 30 ms: new / cached": " / ".join(
+            f"{rate[kind]:.2f}" for kind in kinds[:2]
+        ),
+        "the same with 512 events": " / ".join(f"{shorter['rps_ratio_aif_over_sequential'][kind]:.2f}" for kind in kinds[:2]),
+        "what the engine adds to a lone request, ms: back to back / after a wait": " / ".join(
+            f"{added[way]:.2f}" for way in ("back_to_back", "after_wait")
+        ),
+        "start with the default buckets, programs on disk": f"{of['start_s']:.1f} s",
+        "the engine without a model, 16 callers: requests a second; CPU over commit ed966627": (
+            f"{every['empty_engine_requests_per_second']:,.0f}; {every['empty_engine_over_before']:.2f}"
+        ),
+    }
+    return markdown(["question", "measured"], rows.items())
+
+
+# refresh
+
+WORLDS = {"synthetic": "synthetic shop", "movielens": "MovieLens", "taobao": "Taobao"}
+
+
+def refreshed(*, costs: bool) -> str:
+    """Return what a refresh is worth in GAUC points by data set, or what it costs and how hourly ones compare."""
+    worlds = [json.loads(REFRESH.read_text(encoding="utf-8"))["worlds"][name] for name in WORLDS]
+
+    def over(key: str, sign: str = "+") -> list[str]:
+        return [spread(Interval(of[f"{key}_gauc_points"], *of[f"{key}_interval"]), 1, sign=sign) for of in worlds]
+
+    def points(key: str) -> list[str]:
+        return [f"{of[f'{key}_gauc_points']:+.1f}" for of in worlds]
+
+    worth = {
+        "lost on the third day by a model that is not refreshed": over("stale_loss", ""),
+        "gained by a daily warm start over daily training from scratch (two untuned epochs), mean of three days": points(
+            "warm_minus_scratch"
+        ),
+        "gained by an hourly warm start over hourly training from scratch, last day": over("hourly_minus_scratch"),
+    }
+    hourly = [of["cpu_seconds_a_day_within"]["hourly"] / of["cpu_seconds_a_day"]["scratch"] for of in worlds]
+    cost = {
+        "hourly warm start minus a daily one, mean of three days, GAUC points": points("hourly_minus_daily_warm"),
+        "training CPU of a warm start over from scratch": [f"{100 * of['warm_cost_share']:.1f} %" for of in worlds],
+        "HR@100 of new items over the model without a refresh": [f"{of['new_item_hr100_gain']:+.2f}" for of in worlds],
+        "training CPU of 24 hourly warm starts over one training from scratch": [f"{100 * share:.1f} %" for share in hourly],
+    }
+    rows = ([name, *cells] for name, cells in (cost if costs else worth).items())
+    return markdown(["question" if costs else "GAUC points", *WORLDS.values()], rows)
+
+
 # ranking alone
 
 RULES = {"movielens": "rule, most popular first", "taobao": "rule, met items, the latest first, then most popular"}
@@ -358,10 +418,65 @@ def ablation() -> str:
     return markdown(["block", *header, "scoring, ms", "CPU, ms"], rows)
 
 
+# tuning
+
+
+def settings() -> str:
+    """Return settings in the order of what they bring: GAUC points of all requests, validation split, seed 0."""
+    every = records.read(question.RESULTS)
+
+    def points(dataset: str, one: dict[str, Any], other: dict[str, Any]) -> float:
+        trials = (question.Trial(**({"dataset": dataset, "model": question.AIF, "epochs": 3} | each)) for each in (one, other))
+        pair = (question.pooled(question.RESULTS, every, [every[trial.id]], "gauc") for trial in trials)
+        return 100 * metrics.paired_interval(*pair).value
+
+    def both(one: dict[str, Any], other: dict[str, Any]) -> str:
+        return " and ".join(f"{points(dataset, one, other):+.1f}" for dataset in DATASETS)
+
+    def preset(dataset: str) -> float:
+        pair = (question.of_test(question.RESULTS, every, dataset, model, "gauc") for model in (question.AIF, question.BASE))
+        return 100 * metrics.paired_interval(*pair).value
+
+    def lost(taught: Taught) -> str:
+        return f"{100 * ranker_recall.lost(RESULTS, runs_tried('taobao', 'aif', taught), '@1000-100').mean:.1f}"
+
+    heads = (points("movielens", {"model": f"{question.AIF}, head {sizes}"}, {}) for sizes in ("16", "32", "32 16", "128 64"))
+    longer = points("movielens", {"model": f"{question.AIF}, 2,048 events"}, {})
+    one = {"epochs": 1}
+    rows = [
+        ("`FitConfig(epochs=)`", "1, 3, 5", f"AIF from one epoch to three {both({}, one)}, to five {both({'epochs': 5}, one)}; "
+         "for Taobao's items with a training event nothing"),
+        ("`learning_rate`", "1e-2, 5e-3", f"5e-3 instead of 1e-2, three epochs: AIF {both({'learning_rate': 5e-3}, {})}"),
+        ("preset", "`two_tower`, `two_tower_matching`, `aif`",
+         f"test split: {preset('movielens'):+.1f} and {preset('taobao'):+.1f} from the first to the last; on Taobao the second "
+         "is enough ([which one](which_config.md))"),
+        ("what the ranker wants", "[a teacher](tutorial_ranker.md#teach-another-model), weight 1, 4, 16",
+         f"Taobao, AIF: {lost(ALONE)} % of the ranker's top 10 lost without, {lost(Taught(1.0))}, {lost(Taught(4.0))} % with 1 "
+         f"and 4, {lost(USUAL)} with 16 and 40 candidates; GAUC falls with the weight "
+         "([both](results.md#what-the-ranker-wants))"),
+        ("`Columns(item_statistics=)`", "half-lives of an hour to a week", "helps two-tower more than AIF ([figures]"
+         "(../experiments/notes/results.md#item-statistics-and-negatives-that-existed)); misleading if most items are new"),
+        ("terms after training", "`run.with_svd(data)`, `run.with_popularity_correction(data)`",
+         "keep the first if GAUC rises, the second if HR@k does"),
+        ("blocks", "leave one out, add one", "[ablation](results.md#which-blocks-earn-their-place)"),
+        ("`long_length`", "the length that most users have",
+         f"2,048 instead of 512: {longer:+.1f} on MovieLens, where 8 % of the test users have more than 512 events"),
+        ("`head`, `width`", "last", f"heads from (16,) to (128, 64): within {max(map(abs, heads)):.1f} points on MovieLens"),
+    ]  # fmt: skip
+    return markdown(["#", "setting", "try", "what it brought"], [(str(n), *row) for n, row in enumerate(rows, 1)])
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "recall": recall, "rankers": functools.partial(recall, *RANKERS), "cuts": cuts,
     "budget": budget, "load": under_load, "lone": lone,
+    "requests": whole_requests, "settings": settings,
+    "worth": functools.partial(refreshed, costs=False), "refreshes": functools.partial(refreshed, costs=True),
     "quality": quality, "scoring": scoring, "ablation": ablation, "goals": goals, "tuned": tuned,
     "weights": functools.partial(tried, {str(one): one for one in sorted(TRIED, key=lambda one: (one.candidates, one.weight))}),
     "temperatures": functools.partial(tried, {f"{one.temperature:g}": one for one in (USUAL, *TEMPERATURES)}, ("movielens",)),
+    "losses": functools.partial(
+        tried,
+        {f"{one.loss}, {one.weight:g}": one for one in (Taught(4.0, candidates=40), USUAL, *OTHER_LOSSES["two_tower"])},
+        ("movielens",),
+    ),
 }  # fmt: skip

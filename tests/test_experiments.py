@@ -207,9 +207,9 @@ def test_figures_in_the_text_are_those_of_the_records():
     sasrec = (f"{100 - taobao['sequence'][f'lost10_aif{how}']:.0f} %" for how in ("", "_not_taught"))
     said = {
         "README.md": (
-            f"from {gauc(ranker_recall.ALONE)} to {gauc(ranker_recall.USUAL)} for AIF on Taobao",
-            f"AIF leads two-tower by {lead('movielens')} (MovieLens) and {lead('taobao')} (Taobao) GAUC points",
-            "AIF keeps {} of SASRec's best 10 when taught, {} when not".format(*sasrec),
+            f"from {gauc(ranker_recall.ALONE)} to {gauc(ranker_recall.USUAL)} for `aif` on Taobao",
+            f"`aif` leads `two_tower` by {lead('movielens')} (MovieLens) and {lead('taobao')} (Taobao) GAUC points",
+            "`aif` keeps {} of SASRec's best 10 when taught, {} when not".format(*sasrec),
         ),
         "docs/results.md": (
             f"AIF loses {spread(movielens, 'lost10_aif', 2, ' %')}, matching {movielens['lost10_matching']:.1f}, two-tower "
@@ -222,6 +222,13 @@ def test_figures_in_the_text_are_those_of_the_records():
             "(trees {} and {}, SASRec {} and {};".format(*lost), spread(taobao, "lost10_ratio_over_matching", 2, " times"),
         ),
     }  # fmt: skip
+    seeds = [
+        100 * np.std([question.pooled(question.RESULTS, every, [run], "gauc").mean for run in runs], ddof=1)
+        for dataset in question.PUBLIC
+        for model in (question.BASE, question.WITH_MATCHING, question.AIF)
+        for runs in [question.runs_of(every, dataset, model)]
+    ]
+    said["docs/how_to_tune.md"] = (f"Seeds differ by {min(seeds):.1f} to {max(seeds):.1f} points",)
     texts = {page: (tables.ROOT / page).read_text(encoding="utf-8") for page in said}
     assert [(page, each) for page, sentences in said.items() for each in sentences if each not in texts[page]] == []
 

@@ -3,10 +3,13 @@
 import dataclasses
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 import aif_jax as aif
+from aif_jax.blocks import MatchingStatistics
+from aif_jax.blocks.matching import STATISTICS
 from aif_jax.data.negatives import SeenPairs, counts_before
 from aif_jax.encoding.encoder import Encoder
 from aif_jax.train.tasks import Impressions, NextItem, task_of
@@ -59,6 +62,17 @@ def test_histories_hold_what_the_user_engaged_with():
     found = engaged.user_features(positions, length=4).history
     assert found.item[:, :2].tolist() == [[1, 1], [1, 1]] and found.mask.sum(1).tolist() == [2, 2]
     assert len(engaged.log) == len(TABLE["item"])  # the lists that were shown stay whole
+
+
+def test_histories_of_all_events_count_what_a_user_was_shown_and_clicked_of_each_field():
+    data, block = data_of(COLUMNS), MatchingStatistics(("category",))
+    model = aif.build(aif.Config(schema=data.schema, width=4, towers=(4,), long_length=16, short_length=4, blocks=(block,)))
+    at = np.flatnonzero((data.log.time == START + 60 * 4) & (data.log.user == data.users.encode([1])[0]))[:1]
+    user = jax.tree.map(lambda leaf: leaf[0], data.user_features(at, length=16))
+    (met,) = model.user(model.init(jax.random.key(0), data.catalogue), user).blocks[block.name]
+    counts = np.expm1(np.asarray(met.statistics)[:, STATISTICS:]).round().astype(int)
+    category = data.catalogue.items.ids["category"][data.items.encode([1, 3, 5, 7])]
+    assert counts[category, 1:].tolist() == [[1, 1, 1], [2, 0, 0], [2, 0, 0], [0, 0, 0]]  # the request's own do not count
 
 
 @pytest.mark.parametrize("length", [1, 2, 8])
