@@ -23,6 +23,11 @@ quick = settings(max_examples=60, deadline=None)
 close = functools.partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-12)
 
 
+def log_loss(scores, labels, where=None):
+    users = np.zeros(np.shape(scores), np.int64)
+    return metrics.probabilities_by_user(scores, labels, users, where=where)["log_loss"].mean
+
+
 @st.composite
 def entries(draw, max_size=24, infinite=True):
     """Scores with many ties, labels, groups, mask, of one length."""
@@ -49,17 +54,18 @@ def test_infinite_scores_lists_and_groups_by_name_or_one_for_each_list():
     assert metrics.auc([-np.inf, 0.0, np.inf], [0, 1, 1]) == 1.0
     assert metrics.auc([[1.0, 2.0], [3.0, 9.0]], [[0, 1], [0, 1]], where=[[True, True], [True, False]]) == 0.5
     scores, labels, groups = [3, 1, 2, 4, 5, 5, 5, 8, 7, 6], [1, 0, 0, 0, 1, 1, 0, 1, 0, 0], [1, 1, 1, 1, 2, 2, 2, 3, 4, 4]
-    assert metrics.gauc(scores, labels, [f"user {g}" for g in groups]) == metrics.gauc(scores, labels, groups)
-    assert metrics.gauc([[1, 2], [4, 3]], [[0, 1], [0, 1]], np.array([[0], [1]])) == (0.5, 2, 0)
+    by_name, by_number = (metrics.gauc_by_user(scores, labels, users) for users in ([f"user {g}" for g in groups], groups))
+    np.testing.assert_equal(by_name[1:], by_number[1:])
+    assert metrics.gauc_by_user([[1, 2], [4, 3]], [[0, 1], [0, 1]], np.array([[0], [1]])).values.tolist() == [1, 0]
 
 
 def test_log_loss_and_calibration_of_certain_and_of_missing_entries():
     """Infinite logits are certain: free where right, infinitely costly where wrong. A ratio needs a positive, the error not."""
     assert np.isnan(metrics.calibration([math.log(3), 0.0], [1, 0], bins=10).predicted[0])
-    assert metrics.log_loss([np.inf, -np.inf], [1, 0]) == 0
-    assert metrics.log_loss([np.inf, -np.inf], [1, 1]) == np.inf
+    assert log_loss([np.inf, -np.inf], [1, 0]) == 0
+    assert log_loss([np.inf, -np.inf], [1, 1]) == np.inf
     assert metrics.calibration([np.inf, -np.inf], [1, 0])[:2] == (1, 0)
-    close(metrics.log_loss([1e4, -1e4], [0, 1]), 1e4)
+    close(log_loss([1e4, -1e4], [0, 1]), 1e4)
     without = metrics.calibration([0.0, 0.0], [0, 0])
     assert math.isnan(without.ratio) and without.error == 0.5
 
@@ -77,12 +83,12 @@ def test_top_k_labels():
 @given(entries())
 def test_auc_and_gauc_equal_the_definitions(data):
     scores, labels, groups, where = data
-    value, grouped = metrics.auc(scores, labels, where=where), metrics.gauc(scores, labels, groups, where=where)
+    value, grouped = metrics.auc(scores, labels, where=where), metrics.gauc_by_user(scores, labels, groups, where=where)
     close(value, reference.auc(scores, labels, where))
-    close(grouped, reference.gauc(scores, labels, groups, where))
+    close((grouped.mean, len(grouped.users)), reference.gauc(scores, labels, groups, where))
     order = np.random.default_rng(len(scores)).permutation(len(scores))  # entries in another order: not one bit differs
     np.testing.assert_equal(metrics.auc(scores[order], labels[order], where=where[order]), value)
-    np.testing.assert_equal(metrics.gauc(scores[order], labels[order], groups[order], where=where[order]), grouped)
+    np.testing.assert_equal(metrics.gauc_by_user(scores[order], labels[order], groups[order], where=where[order]), grouped)
     np.testing.assert_equal(metrics.auc(np.exp(scores), labels, where=where), value)  # nor by another scale
 
 
@@ -98,7 +104,7 @@ def test_recall_equals_the_mean_over_all_orders_of_ties(data):
 @given(entries(infinite=False), st.integers(1, 7))
 def test_log_loss_and_calibration_equal_the_definitions(data, bins):
     scores, labels, _, where = data
-    close(metrics.log_loss(scores, labels, where=where), reference.log_loss(scores, labels, where))
+    close(log_loss(scores, labels, where=where), reference.log_loss(scores, labels, where))
     ours = metrics.calibration(scores, labels, where=where, bins=bins)
     close(ours[:2], reference.calibration(scores, labels, where, bins))
 
@@ -121,8 +127,8 @@ def test_masked_entries_are_never_looked_at(data, junk):
     groups = np.arange(len(scores))[:, None]
     for f in (
         metrics.auc,
-        metrics.log_loss,
-        lambda s, y, where: metrics.gauc(s, y, groups, where=where),
+        log_loss,
+        lambda s, y, where: metrics.gauc_by_user(s, y, groups, where=where),
         lambda s, y, where: metrics.calibration(s, y, where=where),
         functools.partial(metrics.recall_at_k, k=k),
     ):
@@ -148,7 +154,7 @@ def test_nothing_to_average_is_nan(shape):
     value, used, left_out = metrics.recall_at_k(scores, labels, k=2, where=where)
     assert math.isnan(value) and (used, left_out) == (0, shape[0])
     assert metrics.top_k_labels(scores, k=2, where=where).shape == shape
-    assert math.isnan(metrics.log_loss(scores, labels, where=where))
+    assert math.isnan(log_loss(scores, labels, where=where))
     nothing = metrics.calibration(scores, labels, where=where)
     assert math.isnan(nothing.ratio) and math.isnan(nothing.error) and not nothing.entries.any()
 
@@ -166,12 +172,12 @@ def test_a_user_weighs_by_requests_however_long_the_lists_are():
     labels = np.array([[1, 0, 0, 0, 0, 0]] * 3)
     where = np.arange(6) < np.array([[2], [2], [6]])
     users = np.array([[1], [1], [2]])
-    assert metrics.gauc(scores, labels, users, where=where).value == pytest.approx(2 / 3)  # 0.4 by candidates
+    assert metrics.gauc_by_user(scores, labels, users, where=where).mean == pytest.approx(2 / 3)  # 0.4 by candidates
     assert metrics.gauc_by_user(scores, labels, users, where=where).weights.tolist() == [2, 1]
     where[1] = False  # a list without a valid candidate is no request
     assert metrics.gauc_by_user(scores, labels, users, where=where).weights.tolist() == [1, 1]
-    entries = metrics.gauc(scores[where], labels[where], np.broadcast_to(users, where.shape)[where])
-    assert entries.value == pytest.approx(2 / 8)  # flat scores: each number is a request
+    entries = metrics.gauc_by_user(scores[where], labels[where], np.broadcast_to(users, where.shape)[where])
+    assert entries.mean == pytest.approx(2 / 8)  # flat scores: each number is a request
 
 
 def test_agreement_with_a_ranker_by_hand():
@@ -200,7 +206,6 @@ def test_gauc_by_user_is_scikit_learn_s_auc_of_each_user_and_averages_to_gauc():
         mine = owner == user
         assert value == pytest.approx(roc_auc_score(labels[mine].ravel(), scores[mine].ravel()))
         assert weight == mine.sum()
-    assert found.mean == pytest.approx(metrics.gauc(scores, labels, owner[:, None]).value)
     # users of one class are left out, and masks count
     where = np.ones(labels.shape, bool)
     where[owner == owner[0]] = labels[owner == owner[0]] == 1  # positives alone
@@ -268,7 +273,7 @@ def test_log_loss_and_calibration_by_user_average_to_the_figures(weighted):
     weights = np.where(labels == 1, 1.0, 3.0) if weighted else None
     found = metrics.probabilities_by_user(scores, labels, owner[:, None], where=where, weights=weights)
     rates = metrics.calibration(scores, labels, where=where, weights=weights)
-    assert found["log_loss"].mean == pytest.approx(metrics.log_loss(scores, labels, where=where))
+    assert found["log_loss"].mean == pytest.approx(reference.log_loss(scores, labels == 1, where))
     assert found["calibration"].mean == pytest.approx(rates.ratio)
     assert found["calibration_error"].mean == pytest.approx(rates.error)
     assert metrics.probabilities_by_user([1.0], [0], [3])["calibration"].users.size == 0

@@ -1,4 +1,4 @@
-"""Metrics over entries and their pairs: AUC, GAUC, log-loss, calibration; and the checks that all metrics share.
+"""Metrics over entries and their pairs: AUC, GAUC, calibration; and the checks that all metrics share.
 
 Recall of the top k of each list, and the ranker's top k as labels.
 """
@@ -12,17 +12,37 @@ from aif_jax.checks import expect, expect_like_scores
 
 
 class Mean(NamedTuple):
-    """A mean over groups or lists, and over how many of them.
+    """A mean over lists, and over how many of them.
 
     Attributes:
       value: the mean; NaN if `used` is 0.
-      used: groups or lists that have a value.
-      left_out: groups or lists without one: of one class only (GAUC), without a positive (recall).
+      used: lists that have a value.
+      left_out: lists without one, as they have no positive.
     """
 
     value: float
     used: int
     left_out: int
+
+
+class ByUser(NamedTuple):
+    """A metric that is a weighted mean over users, before it is averaged.
+
+    Attributes:
+      users: int64 [U], ascending, each once.
+      values: float64 [U], the metric of each user alone.
+      weights: float64 [U], above 0.
+    """
+
+    users: np.ndarray
+    values: np.ndarray
+    weights: np.ndarray
+
+    @property
+    def mean(self) -> float:
+        """The weighted mean; NaN without users."""
+        total = self.weights.sum()
+        return float(self.values @ self.weights / total) if total > 0 else float("nan")
 
 
 class Calibration(NamedTuple):
@@ -63,62 +83,37 @@ def auc(scores: Any, labels: Any, *, where: Any = None) -> float:
     return ratio(won_twice.sum(), 2 * positives.sum() * negatives.sum())
 
 
-def gauc(scores: Any, labels: Any, groups: Any, *, where: Any = None) -> Mean:
-    """Return group AUC: the mean of the AUC within each group, as a rule a user or a request, weighted by requests.
+def gauc_by_user(scores: Any, labels: Any, users: Any, *, where: Any = None) -> ByUser:
+    """Return group AUC before it is averaged: the AUC within each user who has both classes, weighted by requests.
 
-    sum_g w_g AUC_g / sum_g w_g, over groups with both classes; w_g = requests of g
+    GAUC = sum_u w_u AUC_u / sum_u w_u, w_u = requests of u
 
-    A request is a list [C], the last axis, with a valid entry of the group; a single number of flat scores [n] is one too. So
-    a long list weighs as much as a short one, and in the AUC of its group each of its entries counts.
+    A request is a list [C], the last axis, with a valid entry of the user; a single number of flat scores [n] is one too. So
+    a long list weighs as much as a short one, and in the AUC of its user each of its entries counts.
 
     Args:
       scores, labels, where: see `auc`.
-      groups: integers or strings; rank of `scores` and broadcastable to it, such as [B, 1] for candidates [B, C].
-
-    Returns:
-      The value, the groups used and those left out for having one class only. A group without a valid entry is neither.
+      users: integers or strings; rank of `scores` and broadcastable to it, such as [B, 1] for candidates [B, C].
 
     Example:
-      >>> gauc([0.2, 0.9, 0.5, 0.3, 0.3, 0.7], [0, 1, 0, 1, 0, 1], [7, 7, 7, 8, 8, 9])
-      Mean(value=0.8, used=2, left_out=1)
-      >>> gauc([[0.2, 0.9, 0.5], [0.7, 0.3, 0.0]], [[0, 1, 0], [0, 1, 0]], [[7], [8]], where=[[True] * 3, [True, True, False]])
-      Mean(value=0.5, used=2, left_out=0)
+      >>> found = gauc_by_user([0.2, 0.9, 0.5, 0.3, 0.3, 0.7], [0, 1, 0, 1, 0, 1], [7, 7, 7, 8, 8, 9])
+      >>> found.values.tolist(), found.mean
+      ([1.0, 0.5], 0.8)
+      >>> gauc_by_user([[0.2, 0.9, 0.5], [0.7, 0.3, 0.0]], [[0, 1, 0], [0, 1, 0]], [[7], [8]]).values.tolist()
+      [1.0, 0.5]
     """
-    _, values, weights, left_out = groups_auc(scores, labels, groups, where)
-    return Mean(ratio(weights @ values, weights.sum()), len(values), left_out)
-
-
-def groups_auc(scores: Any, labels: Any, groups: Any, where: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """Return what `gauc` averages: groups [G] with both classes, AUC and weights float64 [G]; and how many have one."""
     scores, labels, valid = _checked(scores, labels, where)
-    groups = np.asarray(groups)
-    expect(groups.dtype.kind != "f" or not groups.size, "groups", "integers or strings", groups.dtype)
-    groups = _broadcast(groups, "groups", scores.shape)[valid]
+    users = np.asarray(users)
+    expect(users.dtype.kind != "f" or not users.size, "users", "integers or strings", users.dtype)
+    users = _broadcast(users, "users", scores.shape)[valid]
     lists = np.flatnonzero(valid) // (max(1, valid.shape[-1]) if valid.ndim > 1 else 1)
     scores, positive = scores[valid], labels[valid] != 0
-    names, groups = np.unique(groups, return_inverse=True)
-    requests = np.bincount(np.unique(groups.astype(np.int64) * valid.size + lists) // max(1, valid.size), minlength=len(names))
-    won_twice, positives, negatives = _pairs(scores, positive, groups)
+    names, users = np.unique(users, return_inverse=True)
+    requests = np.bincount(np.unique(users.astype(np.int64) * valid.size + lists) // max(1, valid.size), minlength=len(names))
+    won_twice, positives, negatives = _pairs(scores, positive, users)
     pairs_twice = 2 * positives * negatives
     used = pairs_twice > 0
-    return names[used], won_twice[used] / pairs_twice[used], requests[used].astype(np.float64), int((~used).sum())
-
-
-def log_loss(scores: Any, labels: Any, *, where: Any = None) -> float:
-    """Return mean of -log of the probability that the model gave to what happened, in nats: log(1 + exp(-s)) for a positive.
-
-    Args:
-      scores: logits; `labels`, `where` as in `auc`.
-
-    Returns:
-      At least 0; infinite where an infinite logit is wrong; NaN without data.
-
-    Example:
-      >>> round(log_loss([0.0, 2.0], [1, 1]), 4)
-      0.41
-    """
-    scores, positive = flat_entries(scores, labels, where)
-    return ratio(np.logaddexp(0, np.where(positive, -scores, scores)).sum(), len(scores))
+    return ByUser(names[used], won_twice[used] / pairs_twice[used], requests[used].astype(np.float64))
 
 
 def calibration(

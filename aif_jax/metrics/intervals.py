@@ -10,31 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from aif_jax.checks import expect
-from aif_jax.metrics.entries import bin_of, calibration, flat_entries, groups_auc, probability_of, weighted_entries
+from aif_jax.metrics.entries import ByUser, bin_of, calibration, flat_entries, probability_of, weighted_entries
 
 DRAWS = 2000
 CHUNK = 64  # draws at a time
 GROUPS = 8192  # of more users random groups are drawn in place of single users: as exact for their error, and quicker
-
-
-class ByUser(NamedTuple):
-    """A metric that is a weighted mean over users, before it is averaged.
-
-    Attributes:
-      users: int64 [U], ascending, each once.
-      values: float64 [U], the metric of each user alone.
-      weights: float64 [U], above 0.
-    """
-
-    users: np.ndarray
-    values: np.ndarray
-    weights: np.ndarray
-
-    @property
-    def mean(self) -> float:
-        """The weighted mean; NaN without users."""
-        total = self.weights.sum()
-        return float(self.values @ self.weights / total) if total > 0 else float("nan")
 
 
 class Interval(NamedTuple):
@@ -47,16 +27,6 @@ class Interval(NamedTuple):
     value: float
     low: float
     high: float
-
-
-def gauc_by_user(scores: Any, labels: Any, users: Any, *, where: Any = None) -> ByUser:
-    """Return `gauc` before it is averaged; users with one class only are left out. Arguments as for `gauc`.
-
-    Example:
-      >>> gauc_by_user([0.2, 0.9, 0.3, 0.3], [0, 1, 0, 1], [7, 7, 8, 8]).values.tolist()
-      [1.0, 0.5]
-    """
-    return ByUser(*groups_auc(scores, labels, users, where)[:3])
 
 
 def mean_by_user(values: Any, users: Any) -> ByUser:

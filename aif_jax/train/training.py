@@ -312,7 +312,7 @@ def validation(
     labels = next(iter(labels_of(model.config, named).values()))
     where = (rows > 0) & ~np.isnan(labels)
     zeros, users = np.zeros(rows.shape), data.log.user[positions][:, None]
-    by_user = metrics.gauc(zeros, labels, users, where=where).used > 0
+    by_user = len(metrics.gauc_by_user(zeros, labels, users, where=where).users) > 0
     logged = data.cascade if data.cascade is not None and RANKER in data.cascade.labels else None
     ranked = logged is not None and np.isin(data.log.history_end(positions), logged.positions).any()
     defined = {"auc": np.isfinite(metrics.auc(zeros, labels, where=where)), "gauc": by_user, "gauc_mean": by_user}

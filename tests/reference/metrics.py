@@ -22,10 +22,10 @@ def auc(scores, labels, where):
 
 
 def gauc(scores, labels, groups, where):
-    """(value, used, left out)"""
+    """(value, groups used)"""
     each = [(auc(scores, labels, mine), mine.sum()) for mine in (where & (groups == g) for g in set(groups[where]))]
     values, weights = np.array([one for one in each if not math.isnan(one[0])]).reshape(-1, 2).T
-    return (np.average(values, weights=weights) if len(values) else NAN), len(values), len(each) - len(values)
+    return (np.average(values, weights=weights) if len(values) else NAN), len(values)
 
 
 def recall(scores, labels, where, k):
