@@ -32,7 +32,7 @@ COLOURS = {"movielens": "tab:blue", "taobao": "tab:orange", "synthetic": "tab:gr
 SERVED = (
     ("two_tower", "new", "two_tower", "two-tower", 4), ("matching", "new", "matching", "with matching statistics", -34),
     ("aif", "new", "aif", "AIF", -16), ("aif", "returning_0", "aif", "AIF, cached", -16),
-    ("sequential", "new", "aif", "AIF, not split", -16),
+    ("sequential", "new", "aif", "AIF, not split", -16), ("exact", "new", "full_attention", "full attention (validation)", 4),
 )  # fmt: skip
 """Points of the figure of the budget: service, users, the pre-ranker in the records of ranker recall, its name, and how far
 above its point that stands for the second data set."""
@@ -125,7 +125,7 @@ def draw_budget(record: Mapping[str, Any], losses: Mapping[str, Mapping[str, Int
     with drawing(path, 5.2, title) as axis:
         for dataset, by_model in losses.items():
             for service, users, model, name, under in SERVED:
-                if served := best[service, users]:
+                if (served := best[service, users]) and model in by_model:
                     rps = served["rps"]
                     value, low, high = by_model[model]
                     error = [[value - low], [high - value]]

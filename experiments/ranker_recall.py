@@ -417,11 +417,11 @@ def keys(results: Path) -> dict[str, dict[str, Any]]:
 
 
 def losses_of(results: Path) -> dict[str, dict[str, Interval]]:
-    """Return % of the ranker's top 10 lost, by data set and model: test split, taught."""
+    """Return % of the ranker's top 10 lost, by data set and model: taught; test split, for full attention validation."""
     found, made = read(results), {}
     for dataset in question.PUBLIC:
-        for model in COMPARED:
-            if runs := runs_of(found, dataset, "test", "attention", model, USUAL):
+        for split, model in (*(("test", model) for model in COMPARED), ("validation", "full_attention")):
+            if runs := runs_of(found, dataset, split, "attention", model, USUAL):
                 made.setdefault(dataset, {})[model] = _percent(metrics.user_interval(lost(results, runs, CUT)))
     return made
 
