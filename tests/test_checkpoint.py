@@ -208,7 +208,7 @@ def test_altered_contents_are_named(copy):
     refused(CheckpointError, "params/item/mlp/bias was altered", checkpoint.load, copy)
     metadata["custom_metadata"]["config"]["width"] = 9
     (copy / METADATA_FILE).write_text(json.dumps(metadata))
-    refused(CheckpointError, "record in _CHECKPOINT_METADATA was altered", checkpoint.load, copy)
+    refused(CheckpointError, "_CHECKPOINT_METADATA was altered: expected sha256", checkpoint.load, copy)
 
 
 @pytest.mark.parametrize("config, words", [

@@ -322,7 +322,7 @@ def test_an_exported_index_scores_like_the_index(tmp_path):
 
 
 @pytest.mark.parametrize("edit, message", [
-    (lambda m: m.update(format="other"), "expected format"),
+    (lambda m: m.update(format="other"), "expected the format"),
     (lambda m: m.update(format_version=4), "expected format_version 3, got 4"),
     (lambda m: m["functions"]["item"].update(file=["x"]), "among its files"),
     (lambda m: m["axes"]["l"].update(maximum=8), "buckets 'l': expected sizes from 6 to 8"),

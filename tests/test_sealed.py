@@ -124,7 +124,7 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
 """What is damaged and how, and what the reader says."""
 OF_EXPORTS = {
     "manifest a list": "manifest.json: expected ", "manifest gone": "expected a file",
-    "another kind": "expected format 'aif_jax",
+    "another kind": "expected the format 'aif_jax",
 }  # fmt: skip
 """What readers of exports say instead."""
 

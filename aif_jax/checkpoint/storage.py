@@ -19,6 +19,7 @@ from orbax.checkpoint import multihost
 from orbax.checkpoint import v1 as ocp
 
 from aif_jax.checks import expect
+from aif_jax.export.consume import files
 from aif_jax.sharding.meshes import place
 from aif_jax.sharding.processes import several
 from aif_jax.store import sealed
@@ -87,7 +88,8 @@ def inspect(path: str | Path) -> tuple[dict[str, dict[str, Digest]], dict[str, A
         steps = complete_steps(path)
         hint = f"; it holds the steps {steps} of a run, which Checkpoints({str(path)!r}) reads" if steps else ""
         raise CheckpointError(f"{path}: not a complete checkpoint: {METADATA_FILE} is missing{hint}; {DAMAGED}")
-    record = sealed.read_record(path, METADATA_FILE, format=FORMAT, rebuild=DAMAGED, limit=RECORD_BYTES, entry=RECORD)
+    with sealed.as_checkpoint_error(path, DAMAGED):
+        record = files.read_sealed(path, METADATA_FILE, format=FORMAT, limit=RECORD_BYTES, entry=RECORD)
 
     def digests(tree: Mapping[str, Any]) -> dict[str, Digest]:
         return {leaf: Digest(**one | {"shape": tuple(map(operator.index, one["shape"]))}) for leaf, one in tree.items()}

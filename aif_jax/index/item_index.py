@@ -190,7 +190,7 @@ class ItemIndex:
         ids = trees.get("ids", {})
         keys = ids.get("ids", np.zeros(0, np.int64))
         if manifest.ids == "strings" and len(keys):
-            with sealed.as_checkpoint_error(path):
+            with sealed.as_checkpoint_error(path, REBUILD):
                 keys = hashed(keys, ids.get("marks", keys), "ids")
         expect(len(keys) == manifest.items, f"{path}", f"{manifest.items} items", len(keys), error=CheckpointError)
         return cls._of_columns(program, keys, leaves_by_path(trees.get("rows", {})), separator="/", kind=manifest.ids)

@@ -57,19 +57,8 @@ def inspect(path: str | Path, *, format: str, rebuild: str = "write it again") -
         raise FileNotFoundError(f"{path}: expected a snapshot, found nothing{unfinished(path)}; {rebuild}")
     if not (path / MANIFEST).is_file():
         raise CheckpointError(f"{path}: not a complete snapshot: {MANIFEST} is missing; {rebuild}")
-    return read_record(path, MANIFEST, format=format, rebuild=rebuild, limit=files.MANIFEST_BYTES)
-
-
-def read_record(path: Path, name: str, *, format: str, rebuild: str, limit: int, entry: str | None = None) -> dict[str, Any]:
-    """Return the sealed record in a JSON file of a folder, or in an entry of it; CheckpointError as `inspect`."""
-    with as_checkpoint_error(path):
-        record: Any = files.parse_json(files.read_file(path / name, name, limit=limit), name)
-        record = record.get(entry) if entry and isinstance(record, dict) else record
-        got = record.get("format") if isinstance(record, dict) else record
-        expect(got == format, f"{path}", f"the format {format!r}", f"{got!r:.80}; {rebuild}", error=CheckpointError)
-        if record.get("sha256") != seal(record):
-            raise CheckpointError(f"{path}: the record in {name} was altered; {rebuild}")
-    return record
+    with as_checkpoint_error(path, rebuild):
+        return files.read_sealed(path, MANIFEST, format=format)
 
 
 def read(path: str | Path, *, format: str, rebuild: str = "write it again") -> dict[str, Any]:
@@ -79,7 +68,7 @@ def read(path: str | Path, *, format: str, rebuild: str = "write it again") -> d
     """
     path = local(path)
     manifest = inspect(path, format=format, rebuild=rebuild)
-    with as_checkpoint_error(path):
+    with as_checkpoint_error(path, rebuild):
         return nest(files.checked_arrays(path, manifest, ARRAYS))
 
 
@@ -100,12 +89,12 @@ def digest_of(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def as_checkpoint_error(where: str | Path) -> Iterator[None]:
-    """Raise ExportErrors of the block as CheckpointErrors that name the folder."""
+def as_checkpoint_error(where: str | Path, rebuild: str) -> Iterator[None]:
+    """Raise ExportErrors of the block as CheckpointErrors that name the folder and, as the way out, how to `rebuild` it."""
     try:
         yield
     except files.ExportError as refused:
-        raise CheckpointError(f"{where}: {refused}") from refused.__cause__
+        raise CheckpointError(f"{where}: {refused}; {rebuild}") from refused.__cause__
 
 
 def is_json(value: Any) -> bool:

@@ -51,17 +51,26 @@ def local(folder: str | Path) -> Path:
 
 def read_manifest(folder: Path, *, sha256: str | None = None) -> dict[str, Any]:
     """Return the manifest, whose digest must be `sha256` where one is given; no other file is opened. Raises ExportError."""
-    raw = read_file(folder / MANIFEST, MANIFEST, limit=MANIFEST_BYTES)
-    digest = hashlib.sha256(raw).hexdigest()
-    expect(sha256 in (None, digest), MANIFEST, f"sha256 {sha256}", digest)
-    manifest = parse_json(raw, MANIFEST)
-    got = manifest.get("format") if isinstance(manifest, dict) else manifest
-    expect(isinstance(manifest, dict) and got == FORMAT, MANIFEST, f"format {FORMAT!r}", reprlib.repr(got))
+    manifest = read_sealed(folder, MANIFEST, format=FORMAT, sha256=sha256)
     version, way_out = manifest.get("format_version"), "export again or update the loader"
     expect(version == FORMAT_VERSION, MANIFEST, f"format_version {FORMAT_VERSION}", f"{version!r}; {way_out}")
-    inside, digest = manifest.get("sha256"), seal(manifest)
-    expect(inside == digest, f"{MANIFEST} was altered", f"sha256 {inside} inside", digest)
     return manifest
+
+
+def read_sealed(
+    folder: Path, name: str, *, format: str, limit: int = MANIFEST_BYTES, sha256: str | None = None, entry: str | None = None
+) -> dict[str, Any]:
+    """Return the sealed record of a format in a JSON file, or in an `entry` of it; see `read_manifest`."""
+    raw = read_file(folder / name, name, limit=limit)
+    digest = hashlib.sha256(raw).hexdigest()
+    expect(sha256 in (None, digest), name, f"sha256 {sha256}", digest)
+    record: Any = parse_json(raw, name)
+    record = record.get(entry) if entry and isinstance(record, dict) else record
+    got = record.get("format") if isinstance(record, dict) else record
+    expect(isinstance(record, dict) and got == format, name, f"the format {format!r}", reprlib.repr(got))
+    inside, digest = record.get("sha256"), seal(record)
+    expect(inside == digest, f"{name} was altered", f"sha256 {inside} inside", digest)
+    return record
 
 
 def seal(manifest: Mapping[str, Any]) -> str:
