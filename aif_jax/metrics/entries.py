@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from aif_jax.checks import expect, expect_like_scores
+from aif_jax.checks import expect, expect_finite, expect_integer, expect_like_scores
 
 
 class Mean(NamedTuple):
@@ -135,7 +135,7 @@ def calibration(
       >>> calibration([-9.0, -9.0, 0.0, 0.0], [0, 0, 0, 1], bins=2, by="size").observed.tolist()
       [0.0, 0.5]
     """
-    check_at_least_one(bins, "bins")
+    expect_integer(bins, "bins", least=1)
     expect(by in ("width", "size"), "by", "'width' or 'size'", repr(by))
     logits, positive, weight = weighted_entries(scores, labels, where, weights)
     probability, share = probability_of(logits), np.zeros(len(logits))
@@ -160,7 +160,7 @@ def weighted_entries(scores: Any, labels: Any, where: Any, weights: Any) -> tupl
     """Return scores, positives and weights of the valid entries, flat; weights of 1 for None."""
     weights = np.ones(np.shape(scores)) if weights is None else np.asarray(weights, np.float64)
     scores, positive, weight = flat_entries(scores, labels, where, weights=weights)
-    _refuse(~(np.isfinite(weight) & (weight >= 0)), weight, "weights", "finite values of at least 0")
+    expect_finite(weight, "weights", minimum=0)
     return scores, positive, weight
 
 
@@ -188,11 +188,6 @@ def _pairs(scores: np.ndarray, positive: np.ndarray, groups: np.ndarray) -> tupl
 def ratio(above: Any, below: Any) -> float:
     """Return the quotient; NaN where there is nothing to divide by."""
     return float(above / below) if below else math.nan
-
-
-def check_at_least_one(number: int, name: str) -> None:
-    """Raise ValueError unless `number` is an integer of at least 1."""
-    expect(isinstance(number, int | np.integer) and number >= 1, name, "an integer of at least 1", repr(number))
 
 
 def listed_entries(scores: Any, labels: Any, where: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -305,7 +300,7 @@ def ranker_recall_at_k(scores: Any, ranker_scores: Any, *, k: int, top: int | No
 
 def _top_k(scores: np.ndarray, valid: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return for lists [B, C]: bool above the k-th highest score, bool tied with it, and how many ties are in the top k [B]."""
-    check_at_least_one(k, "k")
+    expect_integer(k, "k", least=1)
     columns = scores.shape[1]
     if not columns:
         return valid, valid, np.zeros(len(scores), np.int64)
