@@ -18,7 +18,7 @@ GROUPS = 8192  # of more users random groups are drawn in place of single users:
 
 
 class Interval(NamedTuple):
-    """A value and the bounds of its percentile interval; NaN where there is no user.
+    """A value and the bounds of its percentile interval of 95 %; NaN where there is no user.
 
     Attributes:
       value, low, high: the figure over all users, and bounds.
@@ -104,76 +104,59 @@ def _linear(value: float, share: np.ndarray, users: np.ndarray) -> ByUser:
     return ByUser(unique.astype(np.int64), value + moved, np.ones(len(unique)))
 
 
-def user_interval(metric: ByUser, *, draws: int = DRAWS, level: float = 0.95, seed: int = 0) -> Interval:
-    """Return the mean and its percentile interval over resampled users.
-
-    Args:
-      metric: from `gauc_by_user`, `mean_by_user`, `auc_by_user` or `probabilities_by_user`.
-      draws: bootstrap samples.
-      level: share of the draws inside the interval, between 0 and 1.
-      seed: seed of the draws.
-    """
-    return user_intervals({"": metric}, draws=draws, level=level, seed=seed)[""]
+def user_interval(metric: ByUser) -> Interval:
+    """Return the mean and its percentile interval of 95 % over resampled users."""
+    return user_intervals({"": metric})[""]
 
 
-def user_intervals(
-    metrics: Mapping[str, ByUser], *, draws: int = DRAWS, level: float = 0.95, seed: int = 0
-) -> dict[str, Interval]:
+def user_intervals(metrics: Mapping[str, ByUser]) -> dict[str, Interval]:
     """Return `user_interval` of several metrics by name, over the same draws."""
-    means = _resampled(list(metrics.values()), draws, seed)
-    return {
-        name: Interval(metric.mean, *_bounds(drawn, level))
-        for (name, metric), drawn in zip(metrics.items(), means, strict=True)
-    }
+    means = _resampled(list(metrics.values()))
+    return {name: Interval(one.mean, *_bounds(drawn)) for (name, one), drawn in zip(metrics.items(), means, strict=True)}
 
 
-def paired_interval(
-    metric: ByUser, other: ByUser, *, ratio: bool = False, draws: int = DRAWS, level: float = 0.95, seed: int = 0
-) -> Interval:
+def paired_interval(metric: ByUser, other: ByUser, *, ratio: bool = False) -> Interval:
     """Return metric - other, or metric / other, where both are resampled by the same users.
 
     Args:
       metric, other: metrics of two models on the same requests; users of one alone count for it alone.
       ratio: divide in place of subtracting.
-      draws, level, seed: see `user_interval`.
 
     Example:
       >>> a, b = mean_by_user([1, 1, 0], [1, 2, 3]), mean_by_user([1, 0, 0], [1, 2, 3])
       >>> paired_interval(a, b).value, paired_interval(a, b).low >= 0
       (0.3333333333333333, True)
     """
-    return paired_intervals({"": metric}, {"": other}, ratio=ratio, draws=draws, level=level, seed=seed)[""]
+    return paired_intervals({"": metric}, {"": other}, ratio=ratio)[""]
 
 
 def paired_intervals(
-    metrics: Mapping[str, ByUser], others: Mapping[str, ByUser],
-    *, ratio: bool = False, draws: int = DRAWS, level: float = 0.95, seed: int = 0,
-) -> dict[str, Interval]:  # fmt: skip
+    metrics: Mapping[str, ByUser], others: Mapping[str, ByUser], *, ratio: bool = False
+) -> dict[str, Interval]:
     """Return `paired_interval` of the metrics that both have by name, over the same draws."""
     names, found = [name for name in metrics if name in others], {}
-    means = _resampled([of[name] for name in names for of in (metrics, others)], draws, seed)
+    means = _resampled([of[name] for name in names for of in (metrics, others)])
     for name, ours, theirs in zip(names, means[::2], means[1::2], strict=True):
         metric, other = metrics[name], others[name]
         with np.errstate(divide="ignore", invalid="ignore"):
             value = np.float64(metric.mean) / other.mean if ratio else np.float64(metric.mean) - other.mean
             drawn = ours / theirs if ratio else ours - theirs
-        found[name] = Interval(float(value), *_bounds(drawn, level))
+        found[name] = Interval(float(value), *_bounds(drawn))
     return found
 
 
-def _resampled(metrics: list[ByUser], draws: int, seed: int) -> np.ndarray:
-    """Return means float64 [metrics, draws], all over the same draws of users, or of random groups of many."""
-    expect(draws >= 1, "draws", "at least 1", draws)
+def _resampled(metrics: list[ByUser]) -> np.ndarray:
+    """Return means float64 [metrics, DRAWS], all over the same draws of users, or of random groups of many."""
     users = np.unique(np.concatenate([metric.users for metric in metrics])) if metrics else np.zeros(0, np.int64)
-    random, size = np.random.default_rng(seed), min(len(users), GROUPS)
+    random, size = np.random.default_rng(0), min(len(users), GROUPS)
     group = np.arange(len(users)) if len(users) <= GROUPS else random.permutation(len(users)) % GROUPS
-    means, sums = np.full((len(metrics), draws), np.nan), np.zeros((2, len(metrics), size))
+    means, sums = np.full((len(metrics), DRAWS), np.nan), np.zeros((2, len(metrics), size))
     for row, metric in enumerate(metrics):
         at = group[np.searchsorted(users, metric.users)]
         for of, values in zip(sums, (metric.values * metric.weights, metric.weights), strict=True):
             of[row] = np.bincount(at, values, size)
-    for start in range(0, draws if size else 0, CHUNK):
-        some = range(start, min(start + CHUNK, draws))
+    for start in range(0, DRAWS if size else 0, CHUNK):
+        some = range(start, min(start + CHUNK, DRAWS))
         times = np.stack([np.bincount(random.integers(0, size, size), minlength=size) for _ in some]).astype(np.float64)
         with np.errstate(divide="ignore", invalid="ignore"):  # no user of a metric may be drawn; a log-loss may be infinite
             value, weight = sums @ times.T
@@ -181,10 +164,9 @@ def _resampled(metrics: list[ByUser], draws: int, seed: int) -> np.ndarray:
     return means
 
 
-def _bounds(drawn: np.ndarray, level: float) -> tuple[float, float]:
-    expect(0 < level < 1, "level", "a share between 0 and 1", level)
+def _bounds(drawn: np.ndarray) -> tuple[float, float]:
     drawn = drawn[np.isfinite(drawn)]
     if not len(drawn):
         return float("nan"), float("nan")
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(drawn, [0.025, 0.975])
     return float(low), float(high)
