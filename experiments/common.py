@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -139,40 +139,6 @@ def machine() -> dict[str, Any]:
 def threads() -> int:
     """Return cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-class Spent(NamedTuple):
-    """Seconds of a part of a script."""
-
-    wall: float
-    cpu: float  # of all threads
-
-
-class Parts:
-    """Where the time of a script goes: `with parts("train"): ...`; a part that comes again is added up."""
-
-    def __init__(self):
-        self._began = time.perf_counter(), time.process_time()
-        self.spent: dict[str, Spent] = {}
-
-    @contextlib.contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        """Count the time of the body."""
-        wall, cpu = time.perf_counter(), time.process_time()
-        try:
-            yield
-        finally:
-            before = self.spent.get(name, Spent(0.0, 0.0))
-            self.spent[name] = Spent(before.wall + time.perf_counter() - wall, before.cpu + time.process_time() - cpu)
-
-    @property
-    def total(self) -> Spent:
-        """Since the start."""
-        return Spent(time.perf_counter() - self._began[0], time.process_time() - self._began[1])
-
-    def __str__(self) -> str:
-        parts = ", ".join(f"{name} {spent.wall:.0f}" for name, spent in self.spent.items())
-        return f"{self.total.wall:.0f} s ({self.total.cpu:.0f} s of CPU time); seconds by part: {parts}"
 
 
 def table(rows: Sequence[Sequence[Any]], header: Sequence[str]) -> str:

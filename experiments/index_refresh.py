@@ -63,8 +63,7 @@ class World:
         sizes = {"item": VOCABULARY, "category": 500, "brand": 5000}
         attributes = tuple(aif.Attribute(name=name, size=size) for name, size in sizes.items())
         schema = aif.Schema(item_attributes=attributes, actions=4, item_floats=4, content=64, side=("bid",))
-        self.config = aif.presets.aif(schema, long_length=history)
-        self.model = aif.build(self.config)
+        self.model = aif.build(aif.presets.aif(schema, long_length=history))
         self.params = jax.device_put(self.model.init(jax.random.key(0), drawn.catalogue(schema)))
         self.trained = aif.Trained(self.model, self.params)
         self.batches = [drawn.items(schema, (BATCH,), seed=number) for number in range(64)]
@@ -80,10 +79,6 @@ class World:
         """Return an index of `count` items."""
         sizes: dict[str, Any] = dict(capacity=capacity_for(count), batch_size=BATCH)
         return ItemIndex.build(self.trained, self.catalogue(count), storage=storage, progress=progress, **sizes)
-
-    def user(self, seed: int) -> aif.UserFeatures:
-        """Return a user with a full history."""
-        return drawn.users(self.config.schema, self.config.history_length, seed=seed)
 
 
 def ids_of(numbers: np.ndarray) -> np.ndarray:
@@ -151,7 +146,8 @@ def costs_by_size(world: World, *, sizes: list[int], rounds: int) -> dict[str, A
 async def freshness(world: World, options: Any) -> dict[str, Any]:
     """Return requests one after another under a stream of changes."""
     index = world.build(options.serving_items, storage="bfloat16")
-    users: dict[Any, aif.UserFeatures] = {number: world.user(number) for number in range(16)}
+    config = world.model.config
+    users: dict[Any, Any] = {number: drawn.users(config.schema, config.history_length, seed=number) for number in range(16)}
     rng = np.random.default_rng(2)
     candidates = [ids_of(rng.choice(options.serving_items, CANDIDATES, replace=False)) for _ in range(64)]
     engine = AsyncPreRanker(

@@ -24,7 +24,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from pathlib import Path
@@ -61,6 +62,25 @@ NEXT = """Next, with your own files, as docs/tutorial_own_data.md explains:
   aif-jax check --events EVENTS --items ITEMS"""
 
 
+class Spent(NamedTuple):
+    """Seconds of a part of the script."""
+
+    wall: float = 0.0
+    cpu: float = 0.0  # of all threads
+
+
+class Parts(dict[str, Spent]):
+    """Where the time of the script goes: `with parts("train"): ...`; a part that comes again is added up."""
+
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Count the time of the body."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        yield
+        before = self.get(name, Spent())
+        self[name] = Spent(before.wall + time.perf_counter() - wall, before.cpu + time.process_time() - cpu)
+
+
 class World(NamedTuple):
     """Requests, what retrieval finds for them, and for every training event."""
 
@@ -75,7 +95,7 @@ class World(NamedTuple):
 @common.script
 def main(arguments: list[str] | None = None) -> None:
     """Run the job and print its figures."""
-    options, parts = parse(arguments), common.Parts()
+    options, parts, began = parse(arguments), Parts(), time.perf_counter()
     with parts("data and retrieval"):
         world = retrieved(load(options), options)
     print(f"data: {world.data}")
@@ -96,7 +116,8 @@ def main(arguments: list[str] | None = None) -> None:
     report(figures, world, options)
     with parts("picture"):
         picture(answered, figures, options)
-    print("\n" + str(parts))
+    seconds = time.perf_counter() - began
+    print(f"\n{seconds:.0f} s; by part: {', '.join(f'{name} {spent.wall:.0f}' for name, spent in parts.items())}")
     common.write_json(
         options.json,
         {
@@ -106,9 +127,9 @@ def main(arguments: list[str] | None = None) -> None:
             "requests": len(world.positions),
             "dataset": world.data.name,
             "split": options.split,
-            "seconds": parts.total.wall,
-            "seconds_by_part": {name: spent.wall for name, spent in parts.spent.items()},
-            "cpu_seconds_by_part": {name: spent.cpu for name, spent in parts.spent.items()},
+            "seconds": seconds,
+            "seconds_by_part": {name: spent.wall for name, spent in parts.items()},
+            "cpu_seconds_by_part": {name: spent.cpu for name, spent in parts.items()},
         },
     )
     if options.out is not None:
@@ -195,11 +216,11 @@ class Answered(NamedTuple):
     """What one way answered."""
 
     every: list[Served]  # all requests, by several callers,
-    spent: common.Spent  # which took so long
+    spent: Spent  # which took so long
     lone: list[Served]  # requests one at a time
 
 
-async def serve(models: dict[str, Model], options, parts: common.Parts) -> dict[str, Answered]:
+async def serve(models: dict[str, Model], options, parts: Parts) -> dict[str, Answered]:
     """Answer some requests one at a time, then all by several callers, in every way."""
     delays = Delays(min(0.002, options.retrieval_ms / 1e3), options.retrieval_ms / 1e3)
     count, config = options.candidates, {"max_pending": 256, "user_threads": 2, "score_threads": 2}
@@ -208,7 +229,7 @@ async def serve(models: dict[str, Model], options, parts: common.Parts) -> dict[
         for name, model in models.items()
     }
     every, lone = ({name: [] for name in ways} for _ in range(2))
-    numbers, loads = np.arange(models["aif"].world.users), common.Parts()
+    numbers, loads = np.arange(models["aif"].world.users), Parts()
     async with contextlib.AsyncExitStack() as stack:
         with parts("start engines"):
             await asyncio.gather(*(stack.enter_async_context(way) for way in ways.values()))
@@ -223,7 +244,7 @@ async def serve(models: dict[str, Model], options, parts: common.Parts) -> dict[
                 for name, way in ways.items():
                     with loads(name):
                         every[name] += await at_once(way, some.tolist())
-    return {name: Answered(every[name], loads.spent[name], lone[name]) for name in ways}
+    return {name: Answered(every[name], loads[name], lone[name]) for name in ways}
 
 
 async def at_once(way: Any, numbers: Iterable[int]) -> list[Served]:

@@ -8,13 +8,14 @@ log_*.csv, video_features_basic_*.csv, user_features_*.csv.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from aif_jax import Columns, Dataset, Vocabulary
-from experiments.datasets.tables import UNKNOWN, Table, dataset
+from experiments.datasets.tables import Table, dataset
 
 SIGNALS = ("is_click", "long_view", "is_like", "is_hate", "is_rand")
 """What an impression's action is made of: 1 + is_click + 2 long_view + 4 is_like + 8 is_hate + 16 is_rand; 0 is unknown."""
@@ -94,9 +95,9 @@ def _records(paths: list[Path], key: str, wanted: np.ndarray, logs: list[Table],
         table.expect_once(key)
         kept = np.flatnonzero(np.isin(table[key], wanted))
         ids += table[key][kept].tolist()
-        for name, kind in NUMBERS.items():
+        for name, (pattern, expected) in NUMBERS.items():
             if name in columns:
-                table.expect(np.array([_is_number(text, kind) for text in table[name]]), name, kind)
+                table.expect(np.array([bool(re.fullmatch(pattern, text)) for text in table[name]]), name, expected)
         for name in columns:
             parts[name] += table[name][kept].tolist()
     for log in logs:
@@ -105,17 +106,7 @@ def _records(paths: list[Path], key: str, wanted: np.ndarray, logs: list[Table],
 
 
 NUMBERS = {
-    "author_id": "a whole number",
-    "tag": "whole numbers, or nothing",
-    "video_duration": "a number of 0 or more, or nothing",
+    "author_id": (r"\d+", "a whole number"),
+    "tag": (r"(\d+(,\d+)*)?", "whole numbers, or nothing"),
+    "video_duration": (r"(\d+(\.\d*)?)?", "a number of 0 or more, or nothing"),
 }
-
-
-def _is_number(text: str, kind: str) -> bool:
-    """Return whether a text is what one of `NUMBERS` says."""
-    if kind != NUMBERS["video_duration"]:
-        return all(map(str.isdecimal, text.split(","))) if text else kind == NUMBERS["tag"]
-    try:
-        return text == UNKNOWN or 0 <= float(text) < np.inf
-    except ValueError:
-        return False
