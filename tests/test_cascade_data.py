@@ -169,7 +169,7 @@ def test_the_synthetic_cascade_follows_its_rules(world, data):
     request, place = np.nonzero(shown)
     chance = world.click_probability(cascade.positions[request], cascade.rows[request, place])
     assert cascade.labels["click"][shown].mean() == pytest.approx(chance.mean(), abs=0.05)
-    refused(ValueError, "requests: expected at most", synthetic_cascade, world, requests=10**6)
+    refused(ValueError, "larger sample than population", synthetic_cascade, world, requests=10**6, candidates=60, ranked=20)
 
 
 def test_fit_trains_on_a_cascade_and_evaluates_each_objective(data, tmp_path):

@@ -3,7 +3,7 @@ r"""A small cascade over the synthetic world, with a ranker whose list is known 
 **Objectives.** Clicks and, where clicked, long views have the world's probabilities: lift / (lift + m), and sigmoid(g_i - 1) of
 the hidden quality g_i.
 
-**Ranker.** R(i | h) = log P(click) + weight * g_i + noise: it knows the truth of clicks, and quality, which clicks do not show.
+**Ranker.** R(i | h) = log P(click) + g_i + noise: it knows the truth of clicks, and quality, which clicks do not show.
 
 **Requests.** At an event of the log, retrieval finds M items: half by popularity ** 0.75, half of the topics and categories of
 the user's history, and the event's item. An earlier pre-ranker (log P(click) + noise) passes on a half, the ranker scores the
@@ -22,31 +22,20 @@ from aif_jax.data.cascade import RANKER, STAGES, from_columns
 from experiments.datasets.synthetic import CLICK, World
 
 SHOWN = 10
+NOISE = 0.1  # its deviation in the ranker's score
 WHOLE = "ranker_of_all"
 """Label: what the ranker would say of every candidate, for evaluation alone; RANKER is its score where it scored."""
 
 
-def synthetic_cascade(
-    world: World,
-    *,
-    requests: int = 2000,
-    candidates: int = 400,
-    ranked: int = 150,
-    quality: float = 1.0,
-    noise: float = 0.1,
-    min_history: int = 5,
-    seed: int = 0,
-) -> Dataset:
-    """Make a cascade at requests of a world, drawn at random among those whose user has `min_history` earlier events.
+def synthetic_cascade(world: World, *, requests: int, candidates: int, ranked: int, seed: int = 0) -> Dataset:
+    """Make a cascade at requests of a world, drawn at random among those whose user has 5 earlier events.
 
     The module's docstring has the rules. A request has M = `candidates`, or fewer where retrieval finds an item twice, of which
-    the ranker scores `ranked`; `quality` and `noise` are the weight of quality in its score and the deviation of its noise.
+    the ranker scores `ranked`.
     """
     data, rng = world.dataset, np.random.default_rng(seed)
     log, total = data.log, len(data.catalogue)
-    starts = sample_positions(data.log, min_history=min_history, requests=True)
-    if requests > len(starts):
-        raise ValueError(f"requests: expected at most {len(starts)}, got {requests}")
+    starts = sample_positions(data.log, min_history=5, requests=True)
     at = np.sort(rng.choice(starts, requests, replace=False))
     popular = world.popularity**0.75 / (world.popularity**0.75).sum()
     of_topic, of_category = (_members(group) for group in (world.topic, world.category))
@@ -60,7 +49,7 @@ def synthetic_cascade(
         drawn = rng.choice(total, candidates - len(near) - 1, p=popular)
         rows = np.unique(np.concatenate([[log.item[position]], near, drawn]).astype(np.int64))
         click = world.click_probability(np.full(len(rows), position), rows)
-        ranker = np.log(click) + quality * world.quality[rows] + noise * rng.normal(size=len(rows))
+        ranker = np.log(click) + world.quality[rows] + NOISE * rng.normal(size=len(rows))
         passed = np.argsort(-(np.log(click) + rng.normal(size=len(rows))))[: len(rows) // 2]
         scored = passed[np.argsort(-ranker[passed])][:ranked]
         own = int(np.searchsorted(rows, log.item[position]))
