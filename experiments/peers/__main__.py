@@ -55,7 +55,7 @@ def evaluate(options: argparse.Namespace) -> None:
             continue
         found, about = tuned(baseline, slices)
         made = judge.judged(found, slices["test"], about["powers"])
-        met, commit = question.met_share(trial, slices["test"].part, data), common.machine()["commit"]
+        met, commit = question.met_share(slices["test"]), common.machine()["commit"]
         about |= {"versions": {name: importlib.metadata.version(name) for name in ("numpy", "scipy")}, "seed": 0}
         question.keep(options.results, trial, made, met_items=met, about=about, commit=commit)
 

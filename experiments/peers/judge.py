@@ -12,12 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from aif_jax.data.negatives import item_counts
 from aif_jax.metrics import ByUser
 from aif_jax.train.evaluate import rank_of
 from experiments.study import question
 from experiments.study.datasets import StudyData
-from experiments.study.question import UNTRAINED, Part, Requests, Trial
+from experiments.study.question import UNTRAINED, Slice, Trial
 
 SLICES = ("validation", "test")
 POWERS = (-0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75, 1.0)
@@ -29,17 +28,6 @@ Scorer = Callable[[np.ndarray], np.ndarray]
 
 A user's requests are compared with each other too. Where scores are logarithms of a likelihood, give their exponential.
 """
-
-
-class Slice(NamedTuple):
-    """What every peer is judged on: of one data set, "validation" or "test"."""
-
-    data: StudyData
-    name: str
-    part: Part
-    requests: Requests
-    counts: np.ndarray  # [N] training events
-    at: np.ndarray  # requests that rank the whole catalogue
 
 
 class Lists(NamedTuple):
@@ -69,8 +57,7 @@ def slice_of(data: StudyData, name: str) -> Slice:
     """Return the study's own requests."""
     trial = Trial(dataset=data.name, model="", split=name)
     (part,) = question.parts_of(trial, data)
-    requests = question.requests_of(trial, part, data)
-    return Slice(data, name, part, requests, item_counts(data.dataset, part.seen), question.catalogue_requests(requests))
+    return question.slice_of(trial, part, data)
 
 
 def lists_of(on: Slice) -> Lists:
@@ -98,14 +85,13 @@ def judged(found: Scores, on: Slice, powers: Mapping[str, float]) -> dict[str, B
     """
     offsets = [np.where(on.counts > 0, 0.0, -np.inf)] * len(UNTRAINED)
     every = ((rows, scores) for rows, _, scores in _catalogue(found, on, np.arange(len(on.at)), [powers.get(HIT_RATE, 0.0)]))
-    hits = question.catalogue_metrics(every, on.at, on.data, on.counts, offsets)
-    return gauc(found, on, powers.get(GAUC, 0.0)) | hits
+    return gauc(found, on, powers.get(GAUC, 0.0)) | question.catalogue_metrics(every, on, offsets)
 
 
 def gauc(found: Scores, on: Slice, power: float) -> dict[str, ByUser]:
     """Return the metrics of `question.sampled_metrics`, with popularity of this power in the scores."""
     scores = _with_popularity(found.candidates, on.counts[on.requests.rows], power)
-    return question.sampled_metrics(scores, on.requests, on.data, on.counts)
+    return question.sampled_metrics(scores, on)
 
 
 def best_powers(found: Scores, on: Slice) -> tuple[dict[str, float], dict[str, float]]:
@@ -128,7 +114,19 @@ def _catalogue(
         some = rows[start : start + BLOCK]
         for power in powers:
             every = _with_popularity(found.catalogue[some], on.counts, power)
-            yield some, power, question.hide_met(every, on.at[some], on.data)
+            yield some, power, _hide_met(every, on.at[some], on.data)
+
+
+def _hide_met(every: np.ndarray, at: np.ndarray, data: StudyData) -> np.ndarray:
+    """Return scores of the catalogue [b, N] for the requests `at` with -inf for no candidate, as `catalogue_scores` has it."""
+    every[:, 0] = -np.inf  # no item
+    log = data.dataset.log
+    starts, ends = log.offsets[log.user[at]], log.history_end(at)
+    for row in range(0 if data.repeats else len(at)):
+        own = every[row, log.item[at[row]]]
+        every[row, log.item[starts[row] : ends[row]]] = -np.inf
+        every[row, log.item[at[row]]] = own
+    return every
 
 
 def _with_popularity(scores: np.ndarray, counts: np.ndarray, power: float) -> np.ndarray:

@@ -67,10 +67,9 @@ JUDGED: dict[str, dict[str, Any]] = {
 """Models of `ranker_recall` alone."""
 BASE, WITH_MATCHING, AIF, FULL = "two-tower", "two-tower with matching statistics", "aif", "full attention"
 WITHOUT_MEMORY, WITHOUT_MATCHING = "aif without linear memory", "aif without matching statistics"
-_COMPARED = (BASE, WITH_MATCHING, AIF)
+COMPARED = (BASE, WITH_MATCHING, AIF)
 SEEDED = (AIF, *(name for name in MODELS if name.startswith("aif with")), WITH_MATCHING, BASE)
 """Models that are trained with every seed on the validation split: what a block is worth, of the preset or next to it."""
-PLANS = ("validation", "tuning", "test", "rolling", "smoke")
 PUBLIC = ("movielens", "taobao")
 TIMED = (BASE, WITH_MATCHING, WITHOUT_MEMORY, AIF, FULL)
 METRICS = ("gauc", "gauc_trained", "hr100", "hr100_trained")
@@ -87,8 +86,7 @@ MIN_HISTORY = 5
 """Strictly earlier events that the user of a request has at least."""
 REQUESTS = {"validation": 3000, "test": 3000, "rolling": 10_000}
 """How many sampled requests judge a model at most; of the rolling split in each block."""
-LAST_OF_ALL = -100.0
-UNTRAINED = (LAST_OF_ALL, 0.0, 1.0, 2.0, 3.0)
+UNTRAINED = (-100.0, 0.0, 1.0, 2.0, 3.0)
 """Offsets of items without a training event under the popularity correction; each model takes its best one of the validation
 split, and keeps it on the test split."""
 
@@ -132,24 +130,29 @@ class Part(NamedTuple):
     held: np.ndarray
 
 
-def plan(name: str) -> list[Trial]:
-    """Return the runs of a plan, by seed, then model, then data set."""
+class Slice(NamedTuple):
+    """What one model of a run, or a peer, is judged on."""
 
-    def each(tried: Iterable[str], on: Sequence[str] = PUBLIC, seeds: Sequence[int] = (0,), **given: Any) -> list[Trial]:
-        return [Trial(dataset=where, model=model, seed=seed, **given) for seed in seeds for model in tried for where in on]
+    data: datasets.StudyData
+    part: Part
+    requests: Requests
+    counts: np.ndarray  # [N] training events
+    at: np.ndarray  # requests that rank the whole catalogue
 
-    if name == "validation":
-        return list(dict.fromkeys(each(MODELS) + each(SEEDED, seeds=SEEDS)))
-    if name == "tuning":
-        slower: dict[str, Any] = dict(epochs=3, learning_rate=5e-3)
-        settings: tuple[dict[str, Any], ...] = (dict(epochs=2), dict(epochs=3), slower, dict(epochs=5))
-        return [trial for options in settings for trial in each(_COMPARED, **options)]
-    if name in ("test", "rolling"):
-        more = (FULL, WITHOUT_MATCHING) if name == "test" else ()
-        return each((*_COMPARED, WITHOUT_MEMORY, *more), seeds=SEEDS, split=name, epochs=EPOCHS)
-    if name == "smoke":
-        return each(_COMPARED, ("smoke",)) + each((BASE,), ("smoke",), split="rolling")
-    raise ValueError(f"plan: expected one of {PLANS}, got {name!r}")
+
+def _each(tried: Iterable[str], on: Sequence[str] = PUBLIC, seeds: Sequence[int] = (0,), **given: Any) -> list[Trial]:
+    return [Trial(dataset=where, model=model, seed=seed, **given) for seed in seeds for model in tried for where in on]
+
+
+TUNED: tuple[dict[str, Any], ...] = (dict(epochs=2), dict(epochs=3), dict(epochs=3, learning_rate=5e-3), dict(epochs=5))
+PLANS = {
+    "validation": list(dict.fromkeys(_each(MODELS) + _each(SEEDED, seeds=SEEDS))),
+    "tuning": [trial for options in TUNED for trial in _each(COMPARED, **options)],
+    "test": _each((*COMPARED, FULL, WITHOUT_MATCHING), seeds=SEEDS, split="test", epochs=EPOCHS),
+    "rolling": _each(COMPARED, seeds=SEEDS, split="rolling", epochs=EPOCHS),
+    "smoke": _each(COMPARED, ("smoke",)) + _each((BASE,), ("smoke",), split="rolling"),
+}
+"""Runs of a plan, by seed, then model, then data set."""
 
 
 def config_of(trial: Trial, data: datasets.StudyData) -> aif.Config:
@@ -237,16 +240,22 @@ def requests_of(trial: Trial, part: Part, data: datasets.StudyData) -> Requests:
     return Requests(at, rows, labels)
 
 
+def slice_of(trial: Trial, part: Part, data: datasets.StudyData) -> Slice:
+    """Return what a model of a run is judged on."""
+    requests = requests_of(trial, part, data)
+    return Slice(data, part, requests, item_counts(data.dataset, part.seen), catalogue_requests(requests))
+
+
 def catalogue_requests(requests: Requests) -> np.ndarray:
     """Return the requests that rank the whole catalogue: positions, ascending."""
     return np.sort(np.random.default_rng(2).permutation(requests.positions)[:CATALOGUE_REQUESTS])
 
 
-def sampled_metrics(scores: np.ndarray, requests: Requests, data: datasets.StudyData, counts: np.ndarray) -> dict[str, ByUser]:
-    """Return GAUC by user, see `evaluate`, of scores [R, 1 + n] of sampled candidates; `counts` [N]: training events."""
-    log = data.dataset.log
-    met = SeenPairs(data.dataset, requests.positions).contains(np.arange(len(requests.rows))[:, None], requests.rows)
-    trained = counts[requests.rows[:, :1]] > 0
+def sampled_metrics(scores: np.ndarray, on: Slice) -> dict[str, ByUser]:
+    """Return GAUC by user, see `evaluate`, of scores [R, 1 + n] of sampled candidates."""
+    data, requests, log = on.data, on.requests, on.data.dataset.log
+    met = met_items(on)
+    trained = on.counts[requests.rows[:, :1]] > 0
     where = {
         "gauc_all": np.ones_like(met),
         "gauc_unmet": ~met,
@@ -258,6 +267,12 @@ def sampled_metrics(scores: np.ndarray, requests: Requests, data: datasets.Study
     return found | {"gauc": found["gauc_all" if data.repeats else "gauc_unmet"]}
 
 
+def met_items(on: Slice) -> np.ndarray:
+    """Return which sampled candidates [R, 1 + n] the user has met before."""
+    pairs = SeenPairs(on.data.dataset, on.requests.positions)
+    return pairs.contains(np.arange(len(on.requests.rows))[:, None], on.requests.rows)
+
+
 def evaluate(
     trial: Trial, part: Part, model: aif.PreRanker, params: Params, data: datasets.StudyData, *, progress: bool
 ) -> dict[str, ByUser]:
@@ -266,52 +281,35 @@ def evaluate(
     `gauc_trained` and `hr100_trained` are of the requests whose item has a training event, as every sampled negative has: a
     model cannot tell it by being new. Their catalogue is that of such items.
     """
-    dataset, requests = data.dataset, requests_of(trial, part, data)
-    lists = candidates.CandidateLists(requests.rows, requests.labels)
-    scores = list_scores(model, params, dataset, requests.positions, lists, progress=progress)
-    counts = item_counts(dataset, part.seen)
-    found = sampled_metrics(scores, requests, data, counts)
-    at = catalogue_requests(requests)
-    offsets = [popularity_offset(counts, untrained=untrained) for untrained in UNTRAINED]
-    return found | catalogue_metrics(catalogue_scores(model, params, dataset, at, progress=progress), at, data, counts, offsets)
+    dataset, on = data.dataset, slice_of(trial, part, data)
+    lists = candidates.CandidateLists(on.requests.rows, on.requests.labels)
+    scores = list_scores(model, params, dataset, on.requests.positions, lists, progress=progress)
+    offsets = [popularity_offset(on.counts, untrained=untrained) for untrained in UNTRAINED]
+    every = catalogue_scores(model, params, dataset, on.at, progress=progress)
+    return sampled_metrics(scores, on) | catalogue_metrics(every, on, offsets)
 
 
 def catalogue_metrics(
-    scored: Iterable[tuple[np.ndarray, np.ndarray]],
-    at: np.ndarray,
-    data: datasets.StudyData,
-    counts: np.ndarray,
-    offsets: Sequence[np.ndarray],
+    scored: Iterable[tuple[np.ndarray, np.ndarray]], on: Slice, offsets: Sequence[np.ndarray]
 ) -> dict[str, ByUser]:
-    """Return hit rates by user, see `evaluate`, of requests `at` from scores of the catalogue; `counts` [N]: training events.
+    """Return hit rates by user, see `evaluate`, of the requests that rank the catalogue.
 
-    `scored` is as `catalogue_scores` yields it: indices into `at`, and scores [b, N] with -inf for what is no candidate. Of
+    `scored` is as `catalogue_scores` yields it: indices into `on.at`, and scores [b, N] with -inf for what is no candidate. Of
     `offsets` [N], one for each of UNTRAINED, each is added to the scores.
     """
-    target = data.dataset.log.item[at]
-    ranks = np.zeros((1 + len(UNTRAINED), len(at)), np.int64)
+    log, counts = on.data.dataset.log, on.counts
+    target = log.item[on.at]
+    ranks = np.zeros((1 + len(UNTRAINED), len(on.at)), np.int64)
     for rows, every in scored:
-        of_trained = np.where(counts > 0, every + offsets[UNTRAINED.index(LAST_OF_ALL)], -np.inf)
+        of_trained = np.where(counts > 0, every + offsets[0], -np.inf)
         for place, scores in enumerate((*(every + offset for offset in offsets), of_trained)):
             ranks[place, rows] = rank_of(scores, target[rows])
-    owners, trained, found = data.dataset.log.user[at], counts[target] > 0, {}
+    owners, trained, found = log.user[on.at], counts[target] > 0, {}
     for untrained, rank in zip(UNTRAINED, ranks, strict=False):
         for k in (10, 100):
             found[f"hr{k}@{untrained:g}"] = metrics.mean_by_user((rank < k).astype(float), owners)
     hits = (ranks[-1, trained] < 100).astype(float)
     return found | {"hr100_trained": metrics.mean_by_user(hits, owners[trained])}
-
-
-def hide_met(every: np.ndarray, at: np.ndarray, data: datasets.StudyData) -> np.ndarray:
-    """Return scores of the catalogue [b, N] for the requests `at` with -inf for no candidate, as `catalogue_scores` has it."""
-    every[:, 0] = -np.inf  # no item
-    log = data.dataset.log
-    starts, ends = log.offsets[log.user[at]], log.history_end(at)
-    for row in range(0 if data.repeats else len(at)):
-        own = every[row, log.item[at[row]]]
-        every[row, log.item[starts[row] : ends[row]]] = -np.inf
-        every[row, log.item[at[row]]] = own
-    return every
 
 
 def run(trial: Trial, data: datasets.StudyData, *, results: Path, work: Path, progress: bool) -> dict[str, Any]:
@@ -327,7 +325,7 @@ def run(trial: Trial, data: datasets.StudyData, *, results: Path, work: Path, pr
         about.append({"name": part.name, "trained": len(part.seen), "held": len(part.held), "users": users})
     found = {name: joined([one[name] for one in judged]) for name in judged[0]}
     more: dict[str, Any] = {"blocks": about} if trial.split == "rolling" else {}
-    met = float(np.mean([met_share(trial, part, data) for part in parts]))
+    met = float(np.mean([met_share(slice_of(trial, part, data)) for part in parts]))
     return keep(results, trial, found, met_items=met, core_seconds=seconds, commit=common.machine()["commit"], **more)
 
 
@@ -337,11 +335,9 @@ def keep(results: Path, trial: Trial, found: dict[str, ByUser], **more: Any) -> 
     return records.keep(results, record, found)
 
 
-def met_share(trial: Trial, part: Part, data: datasets.StudyData) -> float:
+def met_share(on: Slice) -> float:
     """Return share of the sampled negatives that the user has met before."""
-    requests = requests_of(trial, part, data)
-    sample = np.arange(len(requests.rows))[:, None]
-    return float(SeenPairs(data.dataset, requests.positions).contains(sample, requests.rows[:, 1:]).mean())
+    return float(met_items(on)[:, 1:].mean())
 
 
 def joined(parts: list[ByUser]) -> ByUser:
@@ -374,7 +370,7 @@ def main(arguments: list[str] | None = None) -> None:
         return
     loaded: dict[str, datasets.StudyData] = {}
     plans = [] if options.report_only else ["smoke"] if options.smoke else options.plan
-    for trial in (trial for name in plans for trial in plan(name)):
+    for trial in (trial for name in plans for trial in PLANS[name]):
         if (options.model and trial.model not in options.model) or trial.id in records.read(options.results):
             continue
         if trial.dataset not in loaded:

@@ -40,7 +40,7 @@ def of_requests(data: StudyData, part: Part, requests: Requests, counts: np.ndar
             top = _best(scores, most)
             found[places] = np.where(np.take_along_axis(scores, top, 1) > -np.inf, top, 0)
         return found
-    on = judge.Slice(data, "", part, requests, counts, question.catalogue_requests(requests))
+    on = question.Slice(data, part, requests, counts, question.catalogue_requests(requests))
     by_ease, log = baselines.ease(judge.lists_of(on), regularization=200.0, last=20), data.dataset.log
     category = data.dataset.catalogue.items.ids["category"]
     ends, popular = log.history_end(at), np.where(none, 0, counts.astype(np.float64) ** POWER)

@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
         for rule in RULES:
             trial = Trial(dataset=name, model=rule, split="test", epochs=0)
             found = judge.judged(judge.scored(scorer(rule, lists), on), on, {})
-            record = question.keep(options.results, trial, found, met_items=question.met_share(trial, on.part, on.data))
+            record = question.keep(options.results, trial, found, met_items=question.met_share(on))
             figures[trial.id] = {metric: record["figures"][metric] for metric in ("gauc", "gauc_trained", "hr100_trained")}
     common.report(figures, options.json)
 
