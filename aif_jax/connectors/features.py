@@ -94,7 +94,7 @@ class Fetch:
             here = reading.task.get_loop() is loop
             if not here or loop.time() - reading.began >= SHARED:
                 self.counters["overdue"] += here
-                self._reading.forget(user, reading.task)
+                self._reading.forget(reading)
         reading = self._reading.join(user, lambda: self._read(user))
         try:
             return await asyncio.shield(reading.task)  # one who gives up does not take it from the others

@@ -86,16 +86,6 @@ class LoadedModel:
         """Names of the logits, in their order."""
         return objective_names(self.restored.trained.config.objectives)
 
-    @property
-    def age(self) -> float:
-        """Seconds since the export."""
-        return max(0.0, time.time() - self.exported)
-
-    @property
-    def index_age(self) -> float:
-        """Seconds since the index was written."""
-        return self.age if self.index_from is None else max(0.0, time.time() - self.index_from.seconds)
-
     async def take_index(self, root: Path) -> None:
         """Take over the newest index of a nearline job, once there is one. Raises what `newer` raises."""
         found = await asyncio.to_thread(newer, root, self.entry.folder, self.index_from, self.restored.trained)
@@ -107,11 +97,12 @@ class LoadedModel:
         """Return what it is, how old, and what it has answered since it was loaded."""
         metrics = self.engine.metrics()
         counts, stages = metrics["counters"], metrics["stages"].items()
+        written = self.exported if self.index_from is None else self.index_from.seconds
         return {
             "version": self.version,
             "folder": self.name,
-            "age": self.age,
-            "index_age": self.index_age,
+            "age": max(0.0, time.time() - self.exported),
+            "index_age": max(0.0, time.time() - written),
             "index_positions": None if self.index_from is None else self.index_from.positions,
             "items": len(self.restored.index or ()),
             "answered": counts.get("answered", 0),

@@ -5,6 +5,7 @@ import contextlib
 import itertools
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
+from types import SimpleNamespace
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -136,8 +137,8 @@ def prometheus_text(metrics: dict[str, Any], *more: Part) -> str:
       >>> "aif_answered_total 2.0" in prometheus_text({"counters": {"answered": 2}})
       True
     """
-    client = _client()
-    return client.generate_latest(_registry(client, lambda: [({}, metrics), *more])).decode()
+    client, registry = _registry(lambda: [({}, metrics), *more])
+    return client.generate_latest(registry).decode()
 
 
 @contextlib.contextmanager
@@ -151,8 +152,8 @@ def exposed(read: Callable[[], dict[str, Any]], port: int, host: str = "127.0.0.
       ImportError: prometheus-client is not there.
       OSError: the port is taken.
     """
-    client = _client()
-    server, thread = client.start_http_server(port, host, _registry(client, lambda: [({}, read())]))
+    client, registry = _registry(lambda: [({}, read())])
+    server, thread = client.start_http_server(port, host, registry)
     try:
         yield
     finally:
@@ -161,22 +162,13 @@ def exposed(read: Callable[[], dict[str, Any]], port: int, host: str = "127.0.0.
         thread.join()
 
 
-def _client() -> Any:
+def _registry(read: Callable[[], list[Part]]) -> tuple[Any, Any]:
+    """Return the client library, and a registry whose metrics are read when it is."""
     with needs_extra("metrics for Prometheus need prometheus-client", "metrics"):
-        import prometheus_client
-    return prometheus_client
-
-
-def _registry(client: Any, read: Callable[[], list[Part]]) -> Any:
-    """Return a registry whose metrics are read when it is."""
-
-    class Collector:
-        def collect(self):
-            return _families(client, read())
-
+        import prometheus_client as client
     registry = client.CollectorRegistry(auto_describe=False)
-    registry.register(Collector())
-    return registry
+    registry.register(SimpleNamespace(collect=lambda: _families(client, read())))
+    return client, registry
 
 
 def _families(client: Any, parts: list[Part]) -> Iterable[Any]:

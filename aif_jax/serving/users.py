@@ -118,20 +118,19 @@ class SingleFlight:
     def __init__(self, *, detached_limit: int):
         self._limit = detached_limit
         self._running: dict[Hashable, Computation] = {}
-        self._tasks: set[asyncio.Task[Any]] = set()
 
     def __len__(self) -> int:
-        return len(self._tasks)
+        return len(self._running)
 
-    def __contains__(self, key: Hashable) -> bool:
-        return key in self._running
+    def get(self, key: Hashable) -> Computation | None:
+        """Return the computation of that key, if one runs."""
+        return self._running.get(key)
 
     def join(self, key: Hashable, start: Callable[[], Coroutine[Any, Any, Any]]) -> Computation:
         """Return the computation of that key, started where there is none. Every `join` needs a `leave`."""
-        computation, loop = self._running.get(key), asyncio.get_running_loop()
-        if computation is None:
+        if (computation := self._running.get(key)) is None:
+            loop = asyncio.get_running_loop()
             computation = self._running[key] = Computation(key, loop.create_task(start()), loop.time())
-            self._tasks.add(computation.task)
             computation.task.add_done_callback(functools.partial(self._ended, computation))
         computation.waiters += 1
         return computation
@@ -144,30 +143,25 @@ class SingleFlight:
         if keep and sum(not other.waiters for other in self._running.values()) <= self._limit:
             return False
         computation.task.cancel()
-        self.forget(computation.key, computation.task)
+        self.forget(computation)
         return True
 
-    def get(self, key: Hashable) -> Computation | None:
-        """Return the computation of that key, if one runs."""
-        return self._running.get(key)
+    def forget(self, computation: Computation) -> None:
+        """Let the next `join` of that key start another computation."""
+        if self._running.get(computation.key) is computation:
+            del self._running[computation.key]
 
     async def close(self) -> None:
         """Cancel every computation and wait until it is gone."""
-        tasks = list(self._tasks)
+        tasks = [computation.task for computation in self._running.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _ended(self, computation: Computation, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        self.forget(computation.key, task)
+        self.forget(computation)
         if not task.cancelled():
             task.exception()  # seen here too, so that nobody is warned of an error that no request waits for any more
-
-    def forget(self, key: Hashable, task: asyncio.Task[Any]) -> None:
-        """Let the next `join` of that key start another computation."""
-        if key in self._running and self._running[key].task is task:
-            del self._running[key]
 
 
 _FOR_STALE_USE = object()  # feature version of states that only a late user side may fall back to
@@ -200,7 +194,7 @@ class UserStates:
     def holds(self, request: Request, version: Version) -> bool:
         """Return whether a state for that user and feature version is there, or on its way."""
         key = StateKey(request.user, request.feature_version, version.name)
-        return self.cache.get(key) is not None or key in self.running
+        return self.cache.get(key) is not None or self.running.get(key) is not None
 
     def join(self, job: PendingRequest, *, prepare: bool = False) -> UserSide | Computation:
         """Return the user's state from the cache, or a computation, started if no running one can be shared; needs a `leave`.
@@ -215,9 +209,9 @@ class UserStates:
         if cached is not None:
             return cached
         keep = key
-        if request.feature_version is None and not prepare and key not in self.running:
+        if request.feature_version is None and not prepare and self.running.get(key) is None:
             key, keep = key._replace(feature_version=job), key._replace(feature_version=_FOR_STALE_USE)  # a key nobody else has
-        self._metrics.counters["cache_joins"] += key in self.running
+        self._metrics.counters["cache_joins"] += self.running.get(key) is not None
         return self.running.join(key, lambda: self._make(job, version, keep))
 
     def leave(self, job: PendingRequest, user: UserSide | Computation) -> None:
@@ -230,8 +224,7 @@ class UserStates:
         user = self.join(job, prepare=True)
         try:
             if isinstance(user, Computation):
-                await asyncio.wait([user.task])
-                user.task.result()
+                await asyncio.shield(user.task)
         finally:
             self.leave(job, user)
 
