@@ -1,7 +1,7 @@
 """The asynchronous engine: serves a model and an item index behind `await engine.rank(request, k)`.
 
-A request goes through `engine`, `pending`, `users` (its state), `callables` (yours), `scoring` (its candidates) and
-`programs`, using the model version from `versions`.
+A request goes through `engine`, `users` (its state), `callables` (yours), `scoring` (its candidates) and `programs`, using the
+model version from `versions`.
 """
 
 from aif_jax.serving.config import ServingConfig
