@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import gc
 import threading
 import time
 
 import pytest
 
-from aif_jax.serving import CallableError, DeadlineExceeded, Request, callables
+from aif_jax.serving import CallableError, DeadlineExceeded, Request, ServingConfig, callables
+from aif_jax.serving.callables import TimeLimitedCall
 from aif_jax.serving.metrics import prometheus_text
 from tests.refusals import refused_later
 from tests.serving_world import until
@@ -136,3 +138,24 @@ async def main():
 asyncio.run(main())
 """
     assert "features: no answer within callable_timeout=0.05 s 5" in python(code, timeout=60)
+
+
+async def test_a_coroutine_that_comes_too_late_is_closed(recwarn):
+    hold = threading.Event()
+
+    async def answer():
+        return 1
+
+    def slow(request):
+        hold.wait(20)
+        return answer()
+
+    call = TimeLimitedCall("features", slow, ServingConfig(callable_timeout=0.05))
+    while not call.hung:  # a thread may come to it too late
+        await refused_later(TimeoutError, "", call(1))
+        await asyncio.sleep(0)  # the call learns that it was given up
+    assert call.hung == 1
+    hold.set()
+    await until(lambda: not call.hung)
+    gc.collect()
+    assert not [warning for warning in recwarn if "never awaited" in str(warning.message)]

@@ -100,7 +100,7 @@ class TimeLimitedCall:
             result, error = await asyncio.shield(ended)
         except asyncio.CancelledError:  # a thread cannot be cancelled: it counts as hung at once, until it returns
             self._left[ended] = 0.0
-            ended.add_done_callback(self._left.pop)
+            ended.add_done_callback(self._drop)
             raise
         if error is not None:
             raise error
@@ -114,6 +114,12 @@ class TimeLimitedCall:
             outcome = None, error
         with contextlib.suppress(RuntimeError):  # the loop is closed
             ended.get_loop().call_soon_threadsafe(ended.set_result, outcome)
+
+    def _drop(self, ended: asyncio.Future[Any]) -> None:
+        """Forget a call whose request was over, and close a coroutine that it returned."""
+        del self._left[ended]
+        if inspect.iscoroutine(late := ended.result()[0]):
+            late.close()
 
     async def _contained(self, outcome: asyncio.Future[Any], request: Any) -> None:
         """Set what a call returns, and what it raises: asyncio ends its loop where a task raises SystemExit."""
