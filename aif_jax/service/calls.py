@@ -12,7 +12,6 @@ from aif_jax.encoding.vocabulary import MOST_CHARACTERS, expect_short
 from aif_jax.serving import DeadlineExceeded, EngineClosed, NonFiniteScores, Overloaded
 from aif_jax.serving.requests import CallerError, Candidates, plain_ids
 
-MAX_TEXT = MOST_CHARACTERS  # of an id, a version or a request id
 MAX_VALUES = 100_000
 """Candidates, excluded ids, or values of a column of a call: more is refused before memory is taken for it."""
 INT64 = range(-(1 << 63), 1 << 63)
@@ -22,7 +21,7 @@ class BadCall(CallerError):
     """A call that is not what it should be; `field` names the part."""
 
     def __init__(self, field: str, message: str):
-        field = field[:MAX_TEXT]  # a caller's name may have any length
+        field = field[:MOST_CHARACTERS]  # a caller's name may have any length
         super().__init__(f"{field}: {message}")
         self.field = field
 
@@ -83,7 +82,7 @@ def parse(fields: Mapping[str, Any], most: int = MAX_VALUES, *, size: int = 0) -
             values["exclude"] = plain_ids(values["exclude"], "exclude")
         for name, column in values.get("events", {}).items():
             if isinstance(column, list | np.ndarray):
-                expect_short(column, f"events: {name[:MAX_TEXT]}")
+                expect_short(column, f"events: {name[:MOST_CHARACTERS]}")
     except (TypeError, ValueError) as error:
         field, _, message = str(error).partition(": ")
         raise BadCall(field, message) from None
@@ -100,7 +99,7 @@ def _expect_columns(value: Any, field: str, most: int) -> None:
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
         raise BadCall(field, f"expected values by name, got {_shown(value)}")
     for name, column in value.items():
-        _expect_at_most(most, column, f"{field}.{name[:MAX_TEXT]}")
+        _expect_at_most(most, column, f"{field}.{name[:MOST_CHARACTERS]}")
 
 
 def _shown(value: Any) -> str:
@@ -109,14 +108,14 @@ def _shown(value: Any) -> str:
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and len(value) <= MAX_TEXT
+    return isinstance(value, str) and len(value) <= MOST_CHARACTERS
 
 
 def _is_integer(value: Any) -> bool:
     return type(value) is int and value in INT64
 
 
-TEXT = _is_text, f"text of at most {MAX_TEXT} characters"
+TEXT = _is_text, f"text of at most {MOST_CHARACTERS} characters"
 INTEGER = _is_integer, "an integer of 64 bits"
 ID = (lambda value: _is_integer(value) or _is_text(value)), f"{INTEGER[1]} or {TEXT[1]}"
 SECONDS = (lambda value: type(value) in (int, float) and 0 < value < sys.float_info.max), "more than 0 seconds"

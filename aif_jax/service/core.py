@@ -74,22 +74,17 @@ class Service:
         self.observers = list(observers)
         self.calls: Counter[tuple[str, str]] = Counter()  # by method and code
         self.latest: tuple[str, Timeline] | None = None  # version and stages of the latest answer
-        self.state: Literal["starting", "ready", "draining"] = "starting"
+        self.unready: Literal["starting", "draining"] | None = "starting"  # why no traffic should come; None where it may
 
     async def __aenter__(self) -> Service:
         await self.models.start()
-        self.state = "ready"
+        self.unready = None
         return self
 
     async def __aexit__(self, *error: object) -> None:
         """Stop being ready, answer the calls in flight, and close the engines."""
-        self.state = "draining"
+        self.unready = "draining"
         await self.models.close()
-
-    @property
-    def unready(self) -> str | None:
-        """Why no traffic should come; None where it may."""
-        return None if self.state == "ready" else self.state
 
     async def answer(self, method: str, call: Call) -> Reply:
         """Answer a call: "rank" with the best k candidates, "score" with all logits; "prepare" computes the user's state.

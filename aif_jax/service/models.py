@@ -69,22 +69,14 @@ class LoadedModel:
     """One version with its engine."""
 
     name: str  # of its folder
+    version: str  # fingerprint of params, config and encoder
+    objectives: tuple[str, ...]  # names of the logits, in their order
     entry: ExportEntry
     restored: RestoredModel
     engine: AsyncPreRanker
     users: UserSource
     exported: float  # when the manifest of the export was written, in seconds since 1970
     index_from: SavedIndex | None = None  # the nearline snapshot of the index; None for that of the export
-
-    @property
-    def version(self) -> str:
-        """Fingerprint of params, config and encoder."""
-        return self.restored.trained.version
-
-    @functools.cached_property
-    def objectives(self) -> tuple[str, ...]:
-        """Names of the logits, in their order."""
-        return objective_names(self.restored.trained.config.objectives)
 
     async def take_index(self, root: Path) -> None:
         """Take over the newest index of a nearline job, once there is one. Raises what `newer` raises."""
@@ -288,7 +280,8 @@ class Models:
         like = before.engine if before is not None and same else None
         engine = AsyncPreRanker(trained, restored.index, features=users.fetch, config=config, compiled_from=like)
         await engine.__aenter__()
-        served = LoadedModel(entry.folder or self.root.name, entry, restored, engine, users, exported)
+        name, objectives = entry.folder or self.root.name, objective_names(trained.config.objectives)
+        served = LoadedModel(name, trained.version, objectives, entry, restored, engine, users, exported)
         if self._index is not None:
             await self._try(f"index {served.name}", functools.partial(served.take_index, self._index))
             if served.index_from is None:

@@ -86,7 +86,7 @@ async def listening(service: Service, where: Listening) -> AsyncIterator[dict[st
         host = f"[{where.host}]" if ":" in where.host else where.host
         yield {"http": f"http://{host}:{bound.getsockname()[1]}"}
     finally:
-        service.state = "draining"
+        service.unready = "draining"
         if not running.done():
             await asyncio.sleep(where.drain_delay)
         server.should_exit = True
@@ -103,7 +103,7 @@ async def run(service: Service, where: Listening) -> None:
     assert task is not None
 
     def told() -> None:
-        if service.state == "starting" and not stop.is_set():
+        if service.unready == "starting" and not stop.is_set():
             task.cancel()  # nobody is served yet
         stop.set()
 

@@ -167,7 +167,8 @@ def _registry(read: Callable[[], list[Part]]) -> tuple[Any, Any]:
     with needs_extra("metrics for Prometheus need prometheus-client", "metrics"):
         import prometheus_client as client
     registry = client.CollectorRegistry(auto_describe=False)
-    registry.register(SimpleNamespace(collect=lambda: _families(client, read())))
+    collector: Any = SimpleNamespace(collect=lambda: _families(client, read()))
+    registry.register(collector)
     return client, registry
 
 
