@@ -5,7 +5,6 @@ import contextlib
 import itertools
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
-from types import SimpleNamespace
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -166,9 +165,13 @@ def _registry(read: Callable[[], list[Part]]) -> tuple[Any, Any]:
     """Return the client library, and a registry whose metrics are read when it is."""
     with needs_extra("metrics for Prometheus need prometheus-client", "metrics"):
         import prometheus_client as client
+
+    class Collector:
+        def collect(self):
+            return _families(client, read())
+
     registry = client.CollectorRegistry(auto_describe=False)
-    collector: Any = SimpleNamespace(collect=lambda: _families(client, read()))
-    registry.register(collector)
+    registry.register(Collector())
     return client, registry
 
 
