@@ -278,9 +278,9 @@ def test_sources():
     assert same(named.take(catalogue.raw)[0].side, catalogue.features(np.arange(1, 50)).side)
     assert len(named.upsert(["sku-1", "new"], part(FEATURES, slice(2)))) == 50
     for source, error, message in (
-        (3, TypeError, "expected a Catalogue, a path, raw columns, or batches of either pairs"),
-        ("items.csv", ValueError, "catalogue items.csv: expected a model with an encoder"),
-        ([{"item": [1]}], TypeError, "items: expected ids and ItemFeatures, or an index with an encoder, got dict"),
+        (3, TypeError, "catalogue: expected a Catalogue, raw items as `aif.read` takes them, or batches .*, got int"),
+        ("items.csv", ValueError, "raw items: expected a model with an encoder"),
+        ([{"item": [1]}], ValueError, "raw items: expected a model with an encoder"),
     ):
         refused(error, message, ItemIndex.build, trained(), source, progress=False)
 
@@ -316,20 +316,18 @@ def test_raw_items_come_in_as_training_read_them(raw, tmp_path):
     assert mask.tolist() == [True, False] and rows.side["bid"][0] == 3.0
     np.testing.assert_allclose(rows.vector[:1], want.vector, rtol=1e-5, atol=1e-6)
     files = tmp_path / "items.csv", str(tmp_path / "items.parquet")
-    for catalogue in (*files, arrow.to_batches(max_chunksize=7), [arrow], arrow, TABLE, [TABLE]):
+    for catalogue in (*files, arrow.to_batches(max_chunksize=7), [arrow], arrow, arrow.to_reader(), TABLE, [TABLE]):
         assert same(ItemIndex.build(raw, catalogue, **options).stored(), index.stored())
 
 
 def test_what_is_no_catalogue_is_named(raw):
     build = functools.partial(ItemIndex.build, raw, progress=False)
-    for wrong, got in (
-        (["item", "category"], "str 'item'"),
-        ((TABLE["item"], None), "list .*sku-0"),
-        ([3], "int '3'"),
-        ({"item"}, "str 'item'"),
+    for wrong, error, message in (
+        (["item", "category"], FileNotFoundError, "item: expected a file or folder, got no such file"),
+        ((TABLE["item"], None), TypeError, "items: expected a path, a mapping of columns or an Arrow table, got list"),
+        ([3], TypeError, "items: expected a path, a mapping of columns or an Arrow table, got int"),
     ):
-        expected = r"catalogue: expected pairs \(raw ids, ItemFeatures\), or raw columns by name: a mapping such as .*, got "
-        refused(TypeError, expected + got, build, wrong)
+        refused(error, message, build, wrong)
     refused(ValueError, "items, column 'item': missing column: expected .*, got the columns 'sku'", build, {"sku": [1]})
 
 
@@ -468,7 +466,7 @@ def test_rows_without_the_side_values_of_the_schema_are_refused():
     model = aif.assemble(demo.config(schema=schema), item=aif.Component(item.init, bare))
     params = jax.eval_shape(lambda: aif.build(demo.config()).init(jax.random.key(0), demo.catalogue()))
     message = r"ItemRow.side: .* side values \['bid'\] of the schema, got \[\]"
-    refused(ValueError, message, ItemProgram, aif.Trained(model, params), storage="float32", batch_size=8, mesh=None)
+    refused(ValueError, message, ItemProgram, aif.Trained(model, params), storage="float32", batch_size=8)
 
 
 @pytest.mark.parametrize("storage", ["float32", "bfloat16", "int8"])

@@ -165,24 +165,22 @@ def changed(part: pa.RecordBatch, **columns) -> pa.RecordBatch:
     return pa.RecordBatch.from_pydict({name: value for name, value in values.items() if value is not None})
 
 
-def test_parts_of_another_version_are_refused(encoded):
-    version = encoded[0].column("version")[0].as_py()
-    mixed = ["0" * 64 if n == 9 else version for n in range(64)]
-    with pytest.raises(VersionMismatch, match=f"batch 3, row 9: expected version {version}, got 000"):
-        world.merged([*encoded[:3], changed(encoded[3], version=mixed)])
-    with pytest.raises(VersionMismatch, match=f"batch 0, row 0: expected version [0-9a-f]*, got {version}"):
-        aif.ItemIndex.from_parts(another(), encoded)
+@pytest.mark.parametrize(("place", "word"), [(0, "0" * 64), (1, "int8"), (2, "32")], ids=["version", "storage", "batch size"])
+def test_parts_that_another_job_made_are_refused(encoded, place, word):
+    made_by = encoded[0].column("made_by")[0].as_py()
+    words = made_by.split()
+    mixed = [" ".join([*words[:place], word, *words[place + 1 :]]) if n == 9 else made_by for n in range(64)]
+    message = f"batch 3, row 9: expected version {made_by}, got {mixed[9]}"
+    refused(VersionMismatch, message, world.merged, [*encoded[:3], changed(encoded[3], made_by=mixed)])
 
 
 @pytest.mark.parametrize(("change", "error", "message"), [
-    ({"row": None}, ValueError, r"batch 1: expected columns id, row, version, .*no \['row'\]"),
-    ({"version": None}, ValueError, r"no \['version'\]"),
-    ({"storage": ["int8"] * 64}, ValueError, "batch 1, row 0: expected storage float32 as the rows before, got int8"),
-    ({"batch_size": pa.array([32] * 64, pa.int32())}, ValueError, "batch 1, row 0: expected batch_size 64 as the rows"),
+    ({"row": None}, ValueError, "batch 1: expected columns id, row and made_by once each, got id: int64, made_by: string"),
+    ({"made_by": None}, ValueError, "batch 1: expected columns .*, got id: int64, row: binary "),
+    ({"row": list(range(64))}, ValueError, "batch 1: expected columns .*, got id: int64, row: int64"),
     ({"row": [b"1234"] * 64}, ValueError, "batch 1, row 0: expected a row of [0-9]+ bytes, got 4"),
-    ({"row": [None] * 64}, ValueError, "batch 1, row 0, column 'row': expected a value, got null"),
-    ({"row": [b"1234"] * 63 + [None]}, ValueError, "batch 1, row 63, column 'row': expected a value, got null"),
-    ({"id": [0.5] * 64}, ValueError, "batch 1, column 'id': expected integers or strings, got double"),
+    ({"row": [b"1234"] * 63 + [None]}, ValueError, "batch 1, column 'row': expected values, got 1 nulls"),
+    ({"id": [0.5] * 64}, TypeError, "batch 1, column 'id': expected integers or strings, got dtype float64"),
     ({"id": ["a"] * 64}, TypeError, "batch 1, column 'id': expected integers, got strings"),
 ])  # fmt: skip
 def test_bad_parts_are_refused(encoded, change, error, message):
@@ -190,13 +188,16 @@ def test_bad_parts_are_refused(encoded, change, error, message):
 
 
 def test_bad_stamps_and_sources_and_an_id_in_two_parts_are_refused(encoded):
+    made_by = encoded[0].column("made_by")[0].as_py()
+    message = f"batch 0, row 0: expected version .*, got {made_by}"
+    refused(VersionMismatch, message, aif.ItemIndex.from_parts, another(), encoded)
     ids = encoded[4].column("id").to_pylist()
     ids[5] = encoded[2].column("id")[7].as_py()
     twice = [*encoded[:4], changed(encoded[4], id=ids)]
     refused(ValueError, f"ones: {ids[5]} comes twice, at positions 135 and 261", world.merged, twice)
-    with pytest.raises(ValueError, match="batch 0, row 0: expected a version, one of .* and a batch size, got .*'int4'"):
-        world.merged([changed(encoded[0], storage=["int4"] * 64)])
+    for stamp in (made_by.replace("float32", "int4"), f"{made_by} 7", "version float32 0"):
+        other, message = changed(encoded[0], made_by=[stamp] * 64), "expected a version, one of .* and a batch size"
+        refused(ValueError, f"batch 0, row 0: {message}, got '{stamp}'", world.merged, [other])
     refused(ValueError, "parts: expected 701 items, got 700", world.merged, encoded, items=701)
-    refused(TypeError, "parts: expected an iterable of Arrow batches, got", world.merged, encoded[0])
-    refused(TypeError, "parts: expected an iterable of Arrow batches, got str", world.merged, "/shared/encoded")
-    refused(TypeError, "parts, batch 0: expected Arrow record batches, got int", world.merged, [7])
+    refused(TypeError, "parts: expected an iterable of Arrow batches, got int", world.merged, 7)
+    refused(TypeError, "parts, batch 0: expected Arrow record batches, got str", world.merged, "/shared/encoded")

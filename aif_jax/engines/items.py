@@ -11,8 +11,8 @@ import numpy as np
 from aif_jax.checks import VersionMismatch, needs_extra
 from aif_jax.export.contents import open as open_model
 from aif_jax.index import parts
-from aif_jax.index.build import BATCH, ahead, checked, rebatch
-from aif_jax.index.store import ItemProgram
+from aif_jax.index.build import ahead, checked, rebatch
+from aif_jax.index.store import BATCH, ItemProgram
 from aif_jax.readers import encode_items
 from aif_jax.readers.tables import Problems, pyarrow
 from aif_jax.store.codec import Storage
@@ -58,7 +58,7 @@ class ItemJob:
     def __post_init__(self):
         trained = open_model(folder := local(self.folder))
         kind = trained.need_encoder(str(folder)).vocabularies["item"].kind or "integers"
-        ItemProgram(trained, storage=self.storage, batch_size=self.batch_size, mesh=None)  # refuses here and now
+        ItemProgram(trained, storage=self.storage, batch_size=self.batch_size)  # refuses here and now
         self.__dict__.update(folder=folder, version=trained.version, schema=parts.schema(kind))
 
     def __call__(self, batches: Iterable[Any]) -> Iterator[Any]:
@@ -71,10 +71,10 @@ class ItemJob:
           ValueError: what `readers.encode_items` refuses, with batch and item.
           VersionMismatch: the folder of the job has another model now.
         """
-        program, stamp = _program(self), parts.RowVersion(self.version, self.storage, self.batch_size)
+        program, made_by = _program(self), parts.RowVersion(self.version, self.storage, self.batch_size)
         encoded = rebatch(_encoded(program, batches), self.batch_size)
         for ids, stored in ahead((ids, program(features)) for _, features, ids in encoded):
-            yield parts.to_batch(ids, np.asarray(stored.words)[: len(ids)], stamp)
+            yield parts.to_batch(ids, np.asarray(stored.words)[: len(ids)], made_by)
 
 
 @functools.lru_cache(maxsize=4)
@@ -83,7 +83,7 @@ def _program(job: ItemJob) -> ItemProgram:
     trained = open_model(job.folder)
     if trained.version != job.version:
         raise VersionMismatch(f"job, model in {job.folder}", expected=job.version, got=trained.version)
-    return ItemProgram(trained, storage=job.storage, batch_size=job.batch_size, mesh=None)
+    return ItemProgram(trained, storage=job.storage, batch_size=job.batch_size)
 
 
 def _encoded(program: ItemProgram, batches: Iterable[Any]) -> Iterator[tuple[Any, Any, np.ndarray]]:

@@ -20,6 +20,7 @@ from aif_jax.export.consume.files import MANIFEST, ORDER
 from aif_jax.export.consume.ids import HASHES, Ids
 from aif_jax.features import item_layout, user_layout
 from aif_jax.index import ItemIndex
+from aif_jax.index.store import BATCH
 from aif_jax.model import PreRanker
 from aif_jax.store.folders import local, unfinished
 from aif_jax.store.sealed import ARRAYS
@@ -125,7 +126,8 @@ def restore(folder: str | Path, *, model: PreRanker | None = None, sha256: str |
     if manifest.get("index"):
         arrays = consume.checked_arrays(folder, manifest, manifest["index"])
         ids = {name: arrays.pop(name) for name in ("ids", *HASHES) if name in arrays}
-        index = ItemIndex.of_rows(trained, Ids(ids, f"{folder}: index").raw, arrays)
+        keys = Ids(ids, f"{folder}: index").raw
+        index = ItemIndex.of_rows(trained, keys, arrays, batch_size=min(BATCH, max(len(keys), 1)))
     return RestoredModel(trained=trained, index=index, golden=golden, orders=orders)
 
 

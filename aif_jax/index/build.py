@@ -21,7 +21,7 @@ from aif_jax.store.codec import Packed
 from aif_jax.trees import take
 from aif_jax.types import ItemFeatures
 
-BATCH, PIECE = 1024, 1 << 14  # items that the item function takes at a time, and that are read from a catalogue
+PIECE = 1 << 14  # items that are read from a catalogue at a time
 IN_FLIGHT = 2  # batches computed or waiting while the next one is prepared: bounds memory, keeps the device busy
 Batch: TypeAlias = tuple[np.ndarray, ItemFeatures]
 
@@ -67,16 +67,9 @@ def ahead(results: Iterable[Any]) -> Iterator[Any]:
 
 
 def checked(program: ItemProgram, ids: Any, features: Any, *, kind: IdKind | None) -> Batch:
-    """Return keys and features [n] of raw ids and features, or of raw columns if `features` is None; see `ItemIndex.upsert`."""
-    encoder = program.trained.encoder
+    """Return keys and features [n] of raw ids and features, or of raw items if `features` is None; see `ItemIndex.upsert`."""
     if features is None:
-        if encoder is None:
-            raise TypeError(f"items: expected ids and ItemFeatures, or an index with an encoder, got {type(ids).__name__}")
-        if not _by_column(ids):
-            got = f"{type(ids).__name__} {str(ids)[:80]!r}"
-            columns = "raw columns by name: a mapping such as {'item': [7, 8]}, an Arrow batch or table"
-            raise TypeError(f"catalogue: expected pairs (raw ids, ItemFeatures), or {columns}, got {got}")
-        ids, features = encode_items(ids, encoder)
+        ids, features = encode_items(ids, program.trained.need_encoder("raw items"))
     keys = raw_keys(ids, "ids", like=kind)
     check_item_features(program.trained.config.schema, features, batched=True)
     check_encoding("ItemFeatures", expected=program.trained.encoding, got=features.encoding)
@@ -120,12 +113,10 @@ def item_batches(program: ItemProgram, catalogue: Any) -> tuple[Iterator[Batch],
         whole, known = catalogue, len(catalogue) - 1
         places = (slice(start, min(start + PIECE, known)) for start in range(0, known, PIECE))
         catalogue = ((whole.raw[at], whole.features(np.arange(at.start + 1, at.stop + 1))) for at in places)
-    elif isinstance(catalogue, str | Path):
-        catalogue = read_items(catalogue, program.trained.need_encoder(f"catalogue {catalogue}"))
-    elif _by_column(catalogue):
-        catalogue = [catalogue]
+    elif isinstance(catalogue, str | Path | Mapping) or hasattr(catalogue, "schema"):
+        catalogue = read_items(catalogue, program.trained.need_encoder("raw items"))
     elif not isinstance(catalogue, Iterable):
-        expected = "a Catalogue, a path, raw columns, or batches of either pairs (ids, ItemFeatures) or raw columns"
+        expected = "a Catalogue, raw items as `aif.read` takes them, or batches of such or of pairs (ids, ItemFeatures)"
         raise TypeError(f"catalogue: expected {expected}, got {type(catalogue).__name__}")
     if isinstance(catalogue, list) and all(isinstance(batch, tuple) and np.ndim(batch[0]) for batch in catalogue):
         known = sum(len(batch[0]) for batch in catalogue)  # so that the table need not grow
@@ -138,11 +129,6 @@ def _stream(program: ItemProgram, entries: Iterable[Any]) -> Iterator[Batch]:
         keys, features = checked(program, *(entry if isinstance(entry, tuple) else (entry, None)), kind=kind)
         kind = kind or kind_of(keys)
         yield keys, features
-
-
-def _by_column(table: Any) -> bool:
-    """Return whether this is raw values by column: a mapping, an Arrow batch or table, a data frame."""
-    return isinstance(table, Mapping) or hasattr(table, "columns") or hasattr(table, "column")
 
 
 def _join(batches: list[Any]) -> Any:

@@ -22,10 +22,10 @@ from aif_jax.checks import VersionMismatch, check_encoding, expect, expect_array
 from aif_jax.config import Config
 from aif_jax.encoding.vocabulary import IdKind
 from aif_jax.export.consume.ids import first_of, hashed
-from aif_jax.index.build import BATCH, capacity_for, checked, fill, item_batches, rebatch
+from aif_jax.index.build import capacity_for, checked, fill, item_batches, rebatch
 from aif_jax.index.ids import View, kind_of, last_of, raw_keys
-from aif_jax.index.parts import EncodedParts
-from aif_jax.index.store import ItemProgram, Store
+from aif_jax.index.parts import RowVersion, opened, rows
+from aif_jax.index.store import BATCH, ItemProgram, Store
 from aif_jax.store import sealed
 from aif_jax.store.codec import Packed, Storage, decode, unpack
 from aif_jax.store.folders import CheckpointError
@@ -151,8 +151,8 @@ class ItemIndex:
         Args:
           trained: model whose item function runs. Features and catalogues that another encoder made are refused. Its parameters
             are held by reference, for updates.
-          catalogue: a `Catalogue`; the path of an items file (Parquet or CSV); raw columns: a mapping, an Arrow batch or table;
-            or an iterable of those, or of (raw ids [n], ItemFeatures [n]). Files and columns need the encoder.
+          catalogue: a `Catalogue`; raw items as `aif.read` takes them; or an iterable of those, or of (raw ids [n],
+            ItemFeatures [n]). Raw items need the encoder.
           storage: storage of vectors: "float32" (exact), "bfloat16" or "int8" with a scale for each row.
           batch_size: items in one run of the item function. Rows may differ in the last bit between two batch sizes.
           capacity: rows of the table; None leaves an eighth free. For a stream of unknown length it saves copies of the table.
@@ -185,7 +185,6 @@ class ItemIndex:
         check_encoding(f"index in {path}", expected=trained.encoding, got=manifest.encoding)
         if manifest.version != trained.version:
             raise VersionMismatch(f"index in {path}", expected=trained.version, got=manifest.version)
-        program = ItemProgram(trained, storage=manifest.storage, batch_size=manifest.batch_size, mesh=mesh)
         trees = sealed.read(path, format=FORMAT, rebuild=REBUILD)
         ids = trees.get("ids", {})
         keys = ids.get("ids", np.zeros(0, np.int64))
@@ -193,7 +192,9 @@ class ItemIndex:
             with sealed.as_checkpoint_error(path, REBUILD):
                 keys = hashed(keys, ids.get("marks", keys), "ids")
         expect(len(keys) == manifest.items, f"{path}", f"{manifest.items} items", len(keys), error=CheckpointError)
-        return cls._of_columns(program, keys, leaves_by_path(trees.get("rows", {})), separator="/", kind=manifest.ids)
+        rows = leaves_by_path(trees.get("rows", {}), separator=".")
+        options: dict[str, Any] = {"storage": manifest.storage, "batch_size": manifest.batch_size, "mesh": mesh}
+        return cls.of_rows(trained, keys, rows, kind=manifest.ids, **options)
 
     @classmethod
     def from_parts(
@@ -208,36 +209,32 @@ class ItemIndex:
 
         Raises:
           ImportError: pyarrow is missing.
-          VersionMismatch: rows of another version, with batch and row.
-          ValueError, TypeError: missing columns, rows of another storage, batch size or width, an id that comes twice, with
-            both positions among all rows, another number of items.
+          VersionMismatch: rows of another version, storage or batch size, with batch and row.
+          ValueError, TypeError: missing columns, rows of another width, an id that comes twice, with both positions among all
+            rows, another number of items.
         """
-        encoded = EncodedParts(parts, version=trained.version, batch_size=BATCH)
-        program = ItemProgram(trained, storage=encoded.made_by.storage, batch_size=encoded.made_by.batch_size, mesh=None)
-        batches = rebatch(encoded.rows(program.shapes().words.shape[1]), program.batch_size)
-        stored = ((keys, program.words(words)) for keys, words in batches)
+        made_by, tables = opened(parts, RowVersion(trained.version, "float32", BATCH))
+        program = ItemProgram(trained, storage=made_by.storage, batch_size=made_by.batch_size)
+        encoded = rows(tables, made_by, width=program.shapes().words.shape[1])
+        stored = ((keys, program.words(words)) for keys, words in rebatch(encoded, program.batch_size))
         made = cls(*fill(program, stored, known=items, progress=progress))
         expect(items in (None, len(made)), "parts", f"{items} items", len(made))
         return made
 
     @classmethod
-    def of_rows(cls, trained: Trained, keys: np.ndarray, rows: Any) -> ItemIndex:
-        """Return the index of distinct keys [n] and their decoded rows, as an export holds them: arrays [n] by dotted name.
+    def of_rows(
+        cls, trained: Trained, keys: np.ndarray, rows: Any, *, kind: IdKind | None = None, **options: Any
+    ) -> ItemIndex:  # fmt: skip
+        """Return the index of distinct keys [n] and their rows, arrays [n] by dotted name: columns as the table has them.
 
-        Raises ValueError for columns other than those of the model's rows.
+        `kind` is that of the ids of an index without items, `options` are arguments of `ItemProgram`. Raises ValueError for
+        columns other than those of the model's rows.
         """
-        program = ItemProgram(trained, storage="float32", batch_size=min(BATCH, max(len(keys), 1)), mesh=None)
-        return cls._of_columns(program, keys, rows, separator=".")
-
-    @classmethod
-    def _of_columns(
-        cls, program: ItemProgram, keys: np.ndarray, arrays: Any, *, separator: str, kind: IdKind | None = None
-    ) -> ItemIndex:
-        """Return the index of distinct keys [n] and arrays [n] by path, which must be those of the program's columns."""
-        wanted = leaves_by_path(program.columns(), separator=separator)
-        expect_names(arrays, "rows", wanted)
+        program = ItemProgram(trained, **options)
+        wanted = leaves_by_path(program.columns(), separator=".")
+        expect_names(rows, "rows", wanted)
         leaves = [
-            expect_array(arrays[name], name, dtype=leaf.dtype, shape=(len(keys), *leaf.shape[1:]))
+            expect_array(rows[name], name, dtype=leaf.dtype, shape=(len(keys), *leaf.shape[1:]))
             for name, leaf in wanted.items()
         ]
         columns = jax.tree.unflatten(jax.tree.structure(program.columns()), leaves)
@@ -323,12 +320,11 @@ class ItemIndex:
         """Return a snapshot with some items new or changed.
 
         Args:
-          ids: raw ids [n]; of a repeated id the last entry counts. Without `features`: raw columns [n] as the items file
-            has them: a mapping, an Arrow batch or table.
+          ids: raw ids [n]; of a repeated id the last entry counts. Without `features`: raw items as `aif.read` takes them.
           features: features of the items, leading axis [n].
 
         Raises:
-          TypeError, ValueError: ids of another kind than the index has, features that do not fit the schema, raw columns
+          TypeError, ValueError: ids of another kind than the index has, features that do not fit the schema, raw items
             without an encoder; nothing has changed then.
           EncodingMismatch: features that another encoder made.
         """

@@ -30,6 +30,7 @@ from aif_jax.store.codec import STORAGES, Packed, Storage, encode, pack, unpack
 from aif_jax.store.trained import Trained
 from aif_jax.types import ItemFeatures, ItemRow, Params
 
+BATCH = 1024  # items that the item function takes at a time
 READERS = 32  # at the same time: more than threads hand work to a device
 
 
@@ -40,7 +41,7 @@ class ItemProgram:
     over another number of rows may add in another order.
     """
 
-    def __init__(self, trained: Trained, *, storage: Storage, batch_size: int, mesh: Any):
+    def __init__(self, trained: Trained, *, storage: Storage = "float32", batch_size: int = BATCH, mesh: Any = None):
         expect(storage in STORAGES, "storage", f"one of {STORAGES}", repr(storage))
         expect(batch_size >= 1, "batch_size", "at least 1", batch_size)
         if mesh is not None:
