@@ -15,7 +15,6 @@ import aif_jax as aif
 from aif_jax.checkpoint import CheckpointError
 from aif_jax.index import IndexWriter, WriterConflict, snapshots
 from aif_jax.index import writer as writer_files
-from aif_jax.index.writer import Lease
 from aif_jax.store import sealed
 from tests.demo import same
 from tests.refusals import refused
@@ -242,11 +241,6 @@ def test_a_directory_without_locks_has_one_owner(world, monkeypatch):
     world.apply(new, 2)
     new.close()
     assert world.positions() == [0, 1, 2]
-    lease = Lease(world.directory)
-    lease.take()
-    Lease(world.directory).take()
-    lease.release(undo=True)
-    assert (world.directory / ".owner").exists(), "it is the other's"
 
 
 def test_a_new_version_catches_up_in_a_directory_of_its_own(world):

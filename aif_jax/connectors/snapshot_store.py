@@ -32,7 +32,6 @@ MODIFIED = "modified_ns"  # when a file was written, in the manifest
 PLAIN = re.compile(r"(?!\.\.?\Z)[^\\\0]{1,255}")  # a part of the path of a file
 PATH_BYTES = 1024  # of a path: what object stores take
 RECORD_BYTES = 64 << 20  # of a manifest
-GRACE = 86_400.0  # seconds that an upload without a manifest may take before it counts as interrupted
 TRIES = 3  # of a fetch whose snapshot is removed in the middle
 logger = logging.getLogger(__name__)
 
@@ -141,12 +140,6 @@ class SnapshotStore:
         self.collect()
         return name
 
-    def rolled_back(self, file: str) -> dict[str, bytes]:
-        """Return a small file of each complete snapshot after the current one that `rollback` took out of use, if it has it."""
-        current, listed = self.current(), self._listed()
-        later = [name for name, files in listed.items() if current is not None and name > current and MANIFEST in files]
-        return {name: self._read(name, file) for name in later if {UNDONE, file} <= listed[name].keys()}
-
     def rollback(self) -> str:
         """Make the complete snapshot before the current one current again; returns its name.
 
@@ -205,27 +198,25 @@ class SnapshotStore:
         return [name for name, files in self._listed().items() if MANIFEST in files]
 
     def collect(self) -> list[str]:
-        """Remove snapshots beyond `keep` and interrupted uploads older than `GRACE`; returns their names.
+        """Remove snapshots beyond `keep` and what interrupted uploads before the current one left; returns their names.
 
         The current snapshot and newer ones stay. Failures are logged and tried again by the next call.
         """
-        removed, current, listed = [], self.current(), self._listed()
+        removed, current = [], self.current()
         if current is None:
             return []
-        old = [name for name, files in listed.items() if MANIFEST in files and name < current]
-        old = old[: max(0, len(old) - (self.keep - 1))]
-        for name, files in listed.items():
-            interrupted = MANIFEST not in files and time.time() - max(files.values()) > GRACE
-            if name in old or interrupted:
-                try:
-                    if name in old:  # the manifest first: what is left of a removal that is killed is an interrupted upload
-                        self._files.rm_file(self._path(name, MANIFEST))
-                    self._files.rm(self._path(name), recursive=True)
-                    removed.append(name)
-                except FileNotFoundError:
-                    continue  # another process was faster
-                except OSError as error:
-                    logger.warning("%s: %s was not removed, tried again next time: %s", self.url, name, type(error).__name__)
+        before = {name: files for name, files in self._listed().items() if name < current}
+        whole = [name for name, files in before.items() if MANIFEST in files]
+        for name in sorted(before.keys() - set(whole[max(0, len(whole) - (self.keep - 1)) :])):
+            try:
+                if name in whole:  # the manifest first: what is left of a removal that is killed is an interrupted upload
+                    self._files.rm_file(self._path(name, MANIFEST))
+                self._files.rm(self._path(name), recursive=True)
+                removed.append(name)
+            except FileNotFoundError:
+                continue  # another process was faster
+            except OSError as error:
+                logger.warning("%s: %s was not removed, tried again next time: %s", self.url, name, type(error).__name__)
         return removed
 
     def _fetch(self, directory: Path, wanted: Pointer) -> Path:
@@ -273,16 +264,14 @@ class SnapshotStore:
             raise SnapshotError(f"{self.url}: {CURRENT}: expected the name of a snapshot, got {got}") from error
         return pointer
 
-    def _listed(self) -> dict[str, dict[str, float]]:
-        """Return the files of every snapshot, complete or not, and their times: now if the file system does not tell."""
+    def _listed(self) -> dict[str, set[str]]:
+        """Return the files of every snapshot, complete or not, oldest first."""
         self._files.invalidate_cache()  # other processes write here
-        listed: dict[str, dict[str, float]] = {}
-        for path, info in sorted(self._files.find(self._root, detail=True).items()):
+        listed: dict[str, set[str]] = {}
+        for path in sorted(self._files.find(self._root)):
             name, _, relative = path.removeprefix(self._root).lstrip("/").partition("/")
             if relative and NAME.fullmatch(name):
-                moment = next((info[key] for key in ("LastModified", "mtime", "last_modified", "created") if key in info), None)
-                moment = moment.timestamp() if hasattr(moment, "timestamp") else moment  # type: ignore[union-attr]
-                listed.setdefault(name, {})[relative] = time.time() if moment is None else float(moment)
+                listed.setdefault(name, set()).add(relative)
         return listed
 
     def _read(self, *parts: str) -> bytes:

@@ -9,7 +9,6 @@ One writer owns a directory, see `Lease`. Snapshots are numbered, so they sort b
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
 import logging
@@ -80,12 +79,8 @@ class Lease:
         if not self._owns():
             raise WriterConflict(f"{self.directory}: {self._described()} took over; this writer saves no more; stop it")
 
-    def release(self, *, undo: bool = False) -> None:
-        """Let the next owner in; `undo` also removes the file, and the directory where nothing else is in it."""
-        if undo and self._owns():
-            self.path.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):
-                self.directory.rmdir()
+    def release(self) -> None:
+        """Let the next owner in."""
         self._owner = None
         self._close()
 

@@ -54,9 +54,8 @@ def read_cascade(
     named = dict(labels) if isinstance(labels, Mapping) else {name: name for name in labels}
     kinds: dict[str, Kind] = {stage: "action", **dict.fromkeys(named, "number")}
     lines, users, rows, time = _lines(source, data, kinds, name="cascade")
-    problems = Problems()
-    codes = encode_listed("stage", lines, stage, STAGES, problems) - 1
-    problems.expect_none()
+    codes = encode_listed("stage", lines, stage, STAGES) - 1
+    lines.problems.expect_none()
     known = np.flatnonzero((rows > 0) & (users > 0))
     order = known[np.lexsort((rows[known], time[known], users[known]))]  # stable: equal ones in the order of the lines
     same = np.flatnonzero(np.logical_and.reduce([np.diff(values[order]) == 0 for values in (users, time, rows)]))
@@ -126,8 +125,8 @@ def _lines(
     reading = Columns(time_unit=columns.time_unit, text=tuple(name for name in columns.text if name in ids))
     every: dict[str, Kind] = {**dict.fromkeys(ids, "id"), columns.time: "time", **kinds}
     lines = read_table(source, every, problems, columns=reading, name=name)
-    _, (users,) = encode_columns("user", [(lines, columns.user)], problems, given=data.users)
-    _, (rows,) = encode_columns("item", [(lines, columns.item)], problems, given=data.items)
+    _, (users,) = encode_columns("user", [(lines, columns.user)], given=data.users)
+    _, (rows,) = encode_columns("item", [(lines, columns.item)], given=data.items)
     for kind in SKIPPED:
         problems.drop(kind)
     problems.expect_none()

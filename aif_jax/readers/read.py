@@ -161,9 +161,9 @@ def read_items(
     """
     problems, kinds = Problems(), encoder.columns.of("items", computed=statistics is None)
     for batch in batches(items, list(kinds), problems, name="items"):
-        table = LoadedTable(batch.file, kinds, encoder.columns)
-        table.add(batch, problems)
-        yield _encoded(table, encoder, problems, statistics)
+        table = LoadedTable(batch.file, kinds, encoder.columns, problems)
+        table.add(batch)
+        yield _encoded(table, encoder, statistics)
     problems.expect_none()
 
 
@@ -184,20 +184,20 @@ def encode_items(items: Source, encoder: Encoder, *, problems: Problems | None =
         problems.drop("no rows")
         problems.expect_none()
         return np.zeros(0, np.int64), dataclasses.replace(empty_items(encoder.schema), encoding=encoder.version)
-    return _encoded(table, encoder, problems)
+    return _encoded(table, encoder)
 
 
 def _encoded(
-    table: LoadedTable, encoder: Encoder, problems: Problems, statistics: Callable[..., Mapping[str, np.ndarray]] | None = None
+    table: LoadedTable, encoder: Encoder, statistics: Callable[..., Mapping[str, np.ndarray]] | None = None
 ) -> tuple[np.ndarray, ItemFeatures]:
     """Return raw ids and features of the items of a table, see `read_items`."""
     columns, rows, codes = encoder.columns, {}, table.codes[encoder.columns.item_id]
     ids = codes.values(encoder.vocabularies["item"].kind or _kind([codes], as_text=columns.item_id in columns.text))
     for column, name in columns.vocabularies("items").items():
-        _, (rows[name],) = encode_columns(name, [(table, column)], problems, given=encoder.vocabularies[name])
+        _, (rows[name],) = encode_columns(name, [(table, column)], given=encoder.vocabularies[name])
     for kind in SKIPPED:
-        problems.drop(kind)
-    problems.expect_none()
+        table.problems.drop(kind)
+    table.problems.expect_none()
     computed = {} if statistics is None else statistics(ids)
     named = [name for name in (*columns.item_floats, *columns.statistics, *columns.side) if name not in computed]
     floats = {**{name: table.array(name) for name in named}, **computed}
@@ -258,34 +258,29 @@ def read_tables(
     rows: dict[TableName, dict[str, np.ndarray]] = {name: {} for name in tables}
     known = {} if encoder is None else dict(encoder.vocabularies)
     if "action" in members and columns.actions:
-        rows["events"]["action"] = encode_listed("action", tables["events"], str(columns.action), columns.actions, problems)
+        rows["events"]["action"] = encode_listed("action", tables["events"], str(columns.action), columns.actions)
         del members["action"]
     for vocabulary, places in members.items():
         given, grows = known.get(vocabulary), grow and vocabulary != "action"
         named = [(tables[name], column) for name, column in places]
-        known[vocabulary], found = encode_columns(vocabulary, named, problems, given=given, grow=grows)
+        known[vocabulary], found = encode_columns(vocabulary, named, given=given, grow=grows)
         for (name, _), rows_of_table in zip(places, found, strict=True):
             rows[name][vocabulary] = rows_of_table
     vocabularies = {name: known.get(name, Vocabulary([])) for name in vocabulary_names(columns)}
     for file, which in (("items", "item"), ("users", "user")):
         if file in tables:
             column = columns.item_id if which == "item" else columns.user_record_id
-            _note_repeated(tables[file], column, which, rows[file][which], vocabularies[which], problems)
+            _note_repeated(tables[file], column, which, rows[file][which], vocabularies[which])
     if columns.position is not None:
         shown = tables["events"].array(columns.position)
         wrong = ~(np.isnan(shown) | ((shown >= 0) & (shown < 2**24) & (shown == np.floor(shown))))
         expected = "a whole number from 1 on, 0 or empty where it is unknown"
-        tables["events"].note(problems, "position", wrong, columns.position, expected, lambda at: (f"{v:g}" for v in shown[at]))
+        tables["events"].note("position", wrong, columns.position, expected, lambda at: (f"{v:g}" for v in shown[at]))
     return Tables(tables=tables, rows=rows, vocabularies=vocabularies, distinct=distinct)
 
 
 def encode_columns(
-    name: str,
-    members: list[tuple[LoadedTable, str]],
-    problems: Problems,
-    *,
-    given: Vocabulary | None = None,
-    grow: bool = False,
+    name: str, members: list[tuple[LoadedTable, str]], *, given: Vocabulary | None = None, grow: bool = False
 ) -> tuple[Vocabulary, list[np.ndarray]]:
     """Return the vocabulary of some columns and int32 rows of each in it; their codes are dropped.
 
@@ -310,7 +305,7 @@ def encode_columns(
             others = [other.label for other, _ in members if other is not table]
             like = f"like the {name}s of {others[0]}" if given is None else f"like the vocabulary {name!r} given"
             expected, got = ("text", "integers") if kind == "strings" else ("integers", "text")
-            problems.add("wrong type", table.label, None, column, f"{expected} {like}", got)
+            table.problems.add("wrong type", table.label, None, column, f"{expected} {like}", got)
         elif table.kinds[column] != "bag":
             negative = np.zeros(len(fits), bool)
             if kind == "integers" and table.kinds[column] == "id":
@@ -322,7 +317,7 @@ def encode_columns(
                 (unknown, fits & ~negative & (row_of[:-1] == 0), f"one of the {len(vocabulary.raw)} known"),
             ):
                 if of_code.any():
-                    table.note(problems, wrong, np.append(of_code, False)[codes.codes], column, expected, codes.shown)
+                    table.note(wrong, np.append(of_code, False)[codes.codes], column, expected, codes.shown)
     return vocabulary, found
 
 
@@ -337,19 +332,17 @@ def _kind(members: list[Codes], *, as_text: bool) -> IdKind:
     return "integers" if not members or any(codes.looks_whole for codes in members) else "strings"
 
 
-def encode_listed(name: str, table: LoadedTable, column: str, listed: Sequence[Any], problems: Problems) -> np.ndarray:
+def encode_listed(name: str, table: LoadedTable, column: str, listed: Sequence[Any]) -> np.ndarray:
     """Return int32 [n], 1, 2, ... for the values `listed`, which may name integers as text, else 0; its codes are dropped."""
     codes = table.codes.pop(column)
     numbers = {str(value): number for number, value in enumerate(listed, start=1)}
     row_of = np.array([*(numbers.get(str(value), 0) for value in codes.distinct.to_pylist()), 0], np.int32)
     rows, expected = row_of[codes.codes], f"one of {', '.join(map(repr, listed))}"
-    table.note(problems, f"unknown {name}", (codes.codes >= 0) & (rows == 0), column, expected, codes.shown)
+    table.note(f"unknown {name}", (codes.codes >= 0) & (rows == 0), column, expected, codes.shown)
     return rows
 
 
-def _note_repeated(
-    table: LoadedTable, column: str, which: str, rows: np.ndarray, vocabulary: Vocabulary, problems: Problems
-) -> None:
+def _note_repeated(table: LoadedTable, column: str, which: str, rows: np.ndarray, vocabulary: Vocabulary) -> None:
     """Note items or users that are in an earlier row of their table too."""
     first = np.zeros(len(vocabulary), np.int64)
     first[rows[::-1]] = np.arange(len(rows))[::-1]  # the first row of each id is written last
@@ -359,7 +352,7 @@ def _note_repeated(
         pairs = zip(vocabulary.ids_of(rows[at]).tolist(), first[rows[at]].tolist(), strict=True)
         return (f"{raw!r}, which is in {table.locate(row)} too" for raw, row in pairs)
 
-    table.note(problems, f"duplicate {which}", again, column, "every id once", got)
+    table.note(f"duplicate {which}", again, column, "every id once", got)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -6,6 +6,7 @@ lists all problems.
 
 from __future__ import annotations
 
+import bisect
 import collections
 import dataclasses
 import importlib
@@ -51,15 +52,21 @@ SKIPPED = ("unknown user", "unknown item", "unknown action", "unknown category")
 """Kinds of problems that `read(unknown="skip")` accepts."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class File:
-    """Name of a table in messages, and whether it is a text file, with a header in its first line."""
+    """A table in messages: its name, and whether it is a text file, with a header in its first line."""
 
     name: str
     is_text: bool = False
+    broken: list[int] = dataclasses.field(default_factory=list)  # numbers of rows that the parser left out, ascending
 
     def __str__(self) -> str:
         return self.name
+
+    def numbers(self, places: np.ndarray) -> np.ndarray:
+        """Return the number of rows, 1 for the first, by their places 0, 1, ... among those that the parser read."""
+        before = np.array(self.broken, int) - np.arange(len(self.broken))
+        return places + 1 + np.searchsorted(before, places + 1, side="right")
 
     def locate(self, row: int) -> str:
         """Return a row by its number, 1 for the first: "row 3", or "line 4" of a text file."""
@@ -156,8 +163,8 @@ class TableBatch(NamedTuple):
     """Some rows of one file."""
 
     file: File
+    start: int  # place of the first row among those of the file
     types: Mapping[str, Any]  # Arrow type of each column that is there; in text what the first block looks like
-    rows: np.ndarray  # int64 [n] row numbers, 1 for the first row of data of the file
     columns: Any  # Arrow record batch of those columns; of a text file strings that still have to be parsed
 
 
@@ -167,16 +174,27 @@ def batches(source: Source, wanted: Sequence[str], problems: Problems, *, name: 
     Raises ImportError without pyarrow, FileNotFoundError, ValueError for a file of another kind or a folder without files or
     with files of more than one kind, TypeError for no source.
     """
+    arrow = pyarrow()
     if isinstance(source, str | os.PathLike):
-        readers = ((file, _parquet if file.name.endswith(".parquet") else _text) for file in files_of(source))
-        files = ((file.name, read(file, wanted, problems)) for file, read in readers)
+        files = ((File(str(path), is_text=not path.name.endswith(".parquet")), path) for path in files_of(source))
+        opened = ((file, (_text if file.is_text else _parquet)(file, path, wanted, problems)) for file, path in files)
     else:
-        files = [(name, _in_memory(source, wanted, problems, name))]
-    for label, opened in files:
-        with track(label=label, unit="rows", leave=False) as bar:
-            for batch in opened:
-                bar.update(len(batch.rows))
-                yield batch
+        file = File(name)
+        opened = [(file, _in_memory(file, source, wanted, problems))]
+    for file, parts in opened:
+        start, expected = 0, "text with a header in utf8" if file.is_text else "a complete Parquet file"
+        with track(label=file.name, unit="rows", leave=False) as bar:
+            try:
+                for types, part in parts:
+                    bar.update(part.num_rows)
+                    if part.num_rows:
+                        yield TableBatch(file, start, types, part)
+                    start += part.num_rows
+                if not start:
+                    problems.add("no rows", file, None, None, "at least one row", "none")
+            except (arrow.ArrowException, OSError) as error:
+                first = (str(error).splitlines() or [""])[0]
+                problems.add("unreadable file", file, None, None, expected, f"{type(error).__name__}: {first}")
 
 
 def files_of(path: PathLike) -> list[Path]:
@@ -196,18 +214,18 @@ def files_of(path: PathLike) -> list[Path]:
     return [root]
 
 
-def _parquet(path: Path, wanted: Sequence[str], problems: Problems) -> Iterator[TableBatch]:
-    arrow, parquet, file = pyarrow(), pyarrow("pyarrow.parquet"), File(str(path))
-    try:
-        with parquet.ParquetFile(path) as opened:
-            types = _present(file, opened.schema_arrow, wanted, problems)
-            yield from _numbered(file, types, opened.iter_batches(batch_size=ROWS, columns=list(types)), problems)
-    except (arrow.ArrowException, OSError) as error:
-        problems.add("unreadable file", file, None, None, "a complete Parquet file", _first_line(error))
+Parts: TypeAlias = Iterator[tuple[Mapping[str, Any], Any]]
+"""`TableBatch.types`, and Arrow record batches."""
 
 
-def _in_memory(source: Any, wanted: Sequence[str], problems: Problems, name: str) -> Iterator[TableBatch]:
-    arrow, file = pyarrow(), File(name)
+def _parquet(file: File, path: Path, wanted: Sequence[str], problems: Problems) -> Parts:
+    with pyarrow("pyarrow.parquet").ParquetFile(path) as opened:
+        types = _present(file, opened.schema_arrow, wanted, problems)
+        yield from ((types, part) for part in opened.iter_batches(batch_size=ROWS, columns=list(types)))
+
+
+def _in_memory(file: File, source: Any, wanted: Sequence[str], problems: Problems) -> Parts:
+    arrow, name = pyarrow(), file.name
     if isinstance(source, Mapping):
         columns = {str(key): _array(values, f"{name}, column {key!r}") for key, values in source.items()}
         lengths = {key: len(column) for key, column in columns.items()}
@@ -218,24 +236,9 @@ def _in_memory(source: Any, wanted: Sequence[str], problems: Problems, name: str
     if not isinstance(source, arrow.Table | arrow.RecordBatchReader):
         raise TypeError(f"{name}: expected a path, a mapping of columns or an Arrow table, got {type(source).__name__}")
     types = _present(file, source.schema, wanted, problems)
-    parts = source.to_batches() if isinstance(source, arrow.Table) else source
-    slices = (part.slice(start, ROWS) for part in parts for start in range(0, part.num_rows, ROWS))
-    yield from _numbered(file, types, (part.select(list(types)) for part in slices), problems)
-
-
-def _numbered(
-    file: File, types: Mapping[str, Any], parts: Iterable[Any], problems: Problems, broken: set[int] | None = None
-) -> Iterator[TableBatch]:
-    """Yield Arrow record batches with the numbers of their rows; `broken` gets numbers of rows that the parser leaves out."""
-    first = 1
-    for part in parts:
-        rows = np.arange(first, first + part.num_rows + len(broken or ()))
-        rows = rows[~np.isin(rows, list(broken))][: part.num_rows] if broken else rows
-        if part.num_rows:
-            first = int(rows[-1]) + 1
-            yield TableBatch(file, types, rows, part)
-    if first == 1:
-        problems.add("no rows", file, None, None, "at least one row", "none")
+    for part in source.to_batches() if isinstance(source, arrow.Table) else source:
+        part = part.select(list(types))
+        yield from ((types, part.slice(start, ROWS)) for start in range(0, part.num_rows, ROWS))
 
 
 def _array(values: Any, name: str) -> Any:
@@ -259,12 +262,11 @@ def _array(values: Any, name: str) -> Any:
         raise TypeError(f"{name}: expected values that Arrow holds, got others: {error}") from error
 
 
-def _text(path: Path, wanted: Sequence[str], problems: Problems) -> Iterator[TableBatch]:
-    arrow, csv, file = pyarrow(), pyarrow("pyarrow.csv"), File(str(path), is_text=True)
-    broken: set[int] = set()
+def _text(file: File, path: Path, wanted: Sequence[str], problems: Problems) -> Parts:
+    arrow, csv = pyarrow(), pyarrow("pyarrow.csv")
 
     def refuse(row: Any) -> str:
-        broken.add(row.number - 1)  # which counts the header
+        file.broken.append(row.number - 1)  # which counts the header
         got = f"{row.actual_columns} in {row.text!r}"
         problems.add("wrong number of fields", file, [row.number - 1], None, f"{row.expected_columns}", got)
         return "skip"
@@ -275,18 +277,13 @@ def _text(path: Path, wanted: Sequence[str], problems: Problems) -> Iterator[Tab
         # with threads a broken row does not know its number
         return csv.open_csv(str(path), read_options=csv.ReadOptions(use_threads=False), parse_options=parse, **options)
 
-    try:
-        with opened(lambda row: "skip") as reader:  # reads one block, which tells what the columns look like
-            schema = reader.schema
-        types = _present(file, schema, wanted, problems)
-        strings = {name: arrow.string() for name in schema.names}
-        convert = csv.ConvertOptions(
-            column_types=strings, include_columns=list(types), strings_can_be_null=True, null_values=[""]
-        )
-        with opened(refuse, convert_options=convert) as reader:
-            yield from _numbered(file, types, reader, problems, broken)
-    except (arrow.ArrowException, OSError) as error:
-        problems.add("unreadable file", file, None, None, "text with a header in utf8", _first_line(error))
+    with opened(lambda row: "skip") as reader:  # reads one block, which tells what the columns look like
+        schema = reader.schema
+    types = _present(file, schema, wanted, problems)
+    strings = {name: arrow.string() for name in schema.names}
+    convert = csv.ConvertOptions(column_types=strings, include_columns=list(types), strings_can_be_null=True, null_values=[""])
+    with opened(refuse, convert_options=convert) as reader:
+        yield from ((types, part) for part in reader)
 
 
 def _present(file: File, schema: Any, wanted: Sequence[str], problems: Problems) -> dict[str, Any]:
@@ -305,22 +302,18 @@ def _present(file: File, schema: Any, wanted: Sequence[str], problems: Problems)
     return {name: schema.field(name).type for name in wanted if names.count(name) == 1}
 
 
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-
-
 class Cells(NamedTuple):
     """The values of one column in a batch, with their rows."""
 
     values: Any  # Arrow array
-    rows: np.ndarray  # int64 [n] row numbers
+    start: int  # place of the first one in the file
     file: File
     column: str
     problems: Problems
 
     def note(self, kind: str, wrong: np.ndarray, expected: str, got: Any) -> None:
         """Add a problem for each value that is `wrong`, bool [n]."""
-        self.problems.add(kind, self.file, self.rows[wrong], self.column, expected, got)
+        self.problems.add(kind, self.file, self.file.numbers(self.start + np.flatnonzero(wrong)), self.column, expected, got)
 
     def valid(self) -> np.ndarray:
         """Return bool [n], which values are not null."""
@@ -422,10 +415,12 @@ class Cells(NamedTuple):
             values = values.cast(arrow.list_(arrow.string()))
         if is_text(values.type):
             values = pyarrow("pyarrow.compute").split_pattern(values, columns.bag_separator)
+        if arrow.types.is_uint64(values.type.value_type):
+            values = self.cast(arrow.list_(arrow.int64()), "integers below 2^63").values
         lengths = values.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
         row = np.repeat(np.arange(len(lengths)), lengths)
         place = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        coded = self._replace(values=values.flatten(), rows=self.rows[row]).coded(text=self.column in columns.text)
+        coded = self._replace(values=values.flatten()).coded(text=self.column in columns.text)
         slots, kept = np.full(len(values) * length, -1), place < length
         slots[row[kept] * length + place[kept]] = np.flatnonzero(kept)
         codes = coded.indices.take(arrow.array(slots, mask=slots < 0))
@@ -543,31 +538,30 @@ def whole(values: Any) -> np.ndarray:
 
 
 class LoadedTable:
-    """A table that was read once, column by column; messages call it `label`."""
+    """A table that was read once, column by column; messages call it `label`, `problems` receives what is wrong."""
 
-    def __init__(self, label: File, kinds: Mapping[str, Kind], columns: Columns):
-        self.label, self.kinds, self.columns = label, kinds, columns
+    def __init__(self, label: File, kinds: Mapping[str, Kind], columns: Columns, problems: Problems):
+        self.label, self.kinds, self.columns, self.problems = label, kinds, columns, problems
         self.count = 0  # n, rows
         self.codes = {name: Codes() for name, kind in kinds.items() if kind in CODED}
         self.rounded: set[str] = set()  # "time" columns with times that are finer than `Columns.time_unit`
         self._arrays: dict[str, list[np.ndarray]] = {name: [] for name, kind in kinds.items() if kind not in CODED}
-        self._parts: list[tuple[File, int, range | np.ndarray]] = []  # file, first row here, number of each row in the file
+        self._files: list[tuple[File, int, int]] = []  # with the first row here, and its place in the file
         self._fitting: set[str] = set()  # columns of the current file whose type is right
 
-    def add(self, batch: TableBatch, problems: Problems) -> None:
-        """Append a batch; `problems` receives every value that is not of its column's kind."""
-        rows, count = batch.rows, len(batch.rows)
-        if not self._parts or self._parts[-1][0] != batch.file:
-            self._fitting = {name for name in batch.types if self._fits(name, batch, problems)}
-        dense = range(rows[0], rows[-1] + 1)  # holds no memory
-        self._parts.append((batch.file, self.count, dense if len(dense) == count else rows))
+    def add(self, batch: TableBatch) -> None:
+        """Append a batch, and note every value that is not of its column's kind."""
+        count = batch.columns.num_rows
+        if not self._files or self._files[-1][0] is not batch.file:
+            self._files.append((batch.file, self.count, batch.start))
+            self._fitting = {name for name in batch.types if self._fits(name, batch)}
         self.count += count
         for name, kind in self.kinds.items():
             values = batch.columns.column(name) if name in self._fitting else pyarrow().nulls(count)
             if pyarrow().types.is_dictionary(values.type) and (kind == "bag" or kind not in CODED):
                 values = values.dictionary_decode()
-            noted = problems if name in self._fitting else Problems()  # that the type is wrong is said already
-            cells = Cells(values, rows, batch.file, name, noted)
+            noted = self.problems if name in self._fitting else Problems()  # that the type is wrong is said already
+            cells = Cells(values, batch.start, batch.file, name, noted)
             if kind in CODED:
                 self._add_codes(cells, kind)
             elif kind == "time":
@@ -591,28 +585,23 @@ class LoadedTable:
 
     def locate(self, row: int) -> str:
         """Return where row 0, 1, ..., such as "line 4", with the file if there are several."""
-        part = int(np.searchsorted([start for _, start, _ in self._parts], row, side="right")) - 1
-        file, start, rows = self._parts[part]
-        place = file.locate(int(rows[row - start]))
-        return place if file == self._parts[0][0] == self._parts[-1][0] else f"{place} of {file}"
+        file, start, place = self._files[bisect.bisect_right(self._files, row, key=lambda each: each[1]) - 1]
+        (number,) = file.numbers(np.array([row - start + place])).tolist()
+        return file.locate(number) if len(self._files) == 1 else f"{file.locate(number)} of {file}"
 
     def counts(self) -> dict[str, int]:
         """Return rows by file."""
-        counts: collections.Counter[str] = collections.Counter()
-        for file, start, stop, _ in self._spans():
-            counts[file.name] += stop - start
-        return dict(counts)
+        return {file.name: stop - start for (file, start, _), stop in self._spans()}
 
     def note(
-        self, problems: Problems, kind: str, wrong: np.ndarray, column: str | None, expected: str,
-        got: Callable[[np.ndarray], Iterable[str]],
-    ) -> None:  # fmt: skip
+        self, kind: str, wrong: np.ndarray, column: str | None, expected: str, got: Callable[[np.ndarray], Iterable[str]]
+    ) -> None:
         """Add one problem for each row in which `wrong` [n] is true; `got` makes the texts of some of those rows."""
-        for file, start, stop, rows in self._spans() if wrong.any() else ():
-            if len(here := np.flatnonzero(wrong[start:stop])):
-                problems.add(kind, file, np.asarray(rows)[here], column, expected, got(here + start))
+        for (file, start, place), stop in self._spans() if wrong.any() else ():
+            here = start + np.flatnonzero(wrong[start:stop])
+            self.problems.add(kind, file, file.numbers(here - start + place), column, expected, got(here))
 
-    def _fits(self, name: str, batch: TableBatch, problems: Problems) -> bool:
+    def _fits(self, name: str, batch: TableBatch) -> bool:
         """Return whether a column of a file is of its kind; adds a problem if not."""
         test, type_, kind = pyarrow("pyarrow.types"), batch.types[name], self.kinds[name]
         value = type_.value_type if test.is_dictionary(type_) else type_
@@ -620,7 +609,7 @@ class LoadedTable:
         if expected:
             lost = kind in CODED and (test.is_floating(value) or test.is_decimal(value))
             hint = " (pandas makes floats of integers where one is missing)" if lost else ""
-            problems.add("wrong type", batch.file, None, name, expected, f"{type_}{hint}")
+            self.problems.add("wrong type", batch.file, None, name, expected, f"{type_}{hint}")
         return not expected
 
     def _add_codes(self, cells: Cells, kind: Kind) -> None:
@@ -639,15 +628,15 @@ class LoadedTable:
             coded = cells._replace(values=pyarrow().nulls(len(coded))).coded(text=False)
         codes.add(coded)
 
-    def _spans(self) -> Iterator[tuple[File, int, int, range | np.ndarray]]:
-        """Return (file, first row, row after the last, number of each row in the file) of every batch."""
-        stops = [start for _, start, _ in self._parts[1:]] + [self.count]
-        return ((file, start, stop, rows) for (file, start, rows), stop in zip(self._parts, stops, strict=False))
+    def _spans(self) -> Iterator[tuple[tuple[File, int, int], int]]:
+        """Return the entries of `_files`, each with the first row here after its own."""
+        return zip(self._files, [start for _, start, _ in self._files[1:]] + [self.count], strict=True)
 
 
 def read_table(source: Source, kinds: Mapping[str, Kind], problems: Problems, *, columns: Columns, name: str) -> LoadedTable:
     """Read the columns `kinds` of a table; arguments and errors as `batches`."""
-    table = LoadedTable(File(str(source) if isinstance(source, str | os.PathLike) else name), kinds, columns)
+    label = File(str(source) if isinstance(source, str | os.PathLike) else name)
+    table = LoadedTable(label, kinds, columns, problems)
     for batch in batches(source, list(kinds), problems, name=name):
-        table.add(batch, problems)
+        table.add(batch)
     return table

@@ -68,33 +68,29 @@ def begin(
 ) -> Iterator[Job]:  # fmt: skip
     """Open the job in a work folder, new or to be resumed, under a lease on the folder and on `folders`.
 
-    An unfinished job of other arguments is removed: nothing of it was published. Before that, and before a new job, `check`
-    raises for inputs that cannot be used. A job that ends before its first step is done leaves nothing behind.
+    Before a new job `check` raises for inputs that cannot be used; nothing is written then. An unfinished job of other
+    arguments is removed: nothing of it was published.
 
     Raises WriterConflict: a job runs there; names its process and host.
     """
-    leases = [Lease(folder) for folder in dict.fromkeys((work, *folders))]
-    folder, record, job = work / "job", json.loads(json.dumps(arguments, default=str)), None
-    try:
+    folder, record = work / "job", json.loads(json.dumps(arguments, default=str))
+
+    def unfinished() -> dict[str, Any] | None:
+        file, done = folder / RECORD, folder / DONE / SEAL
+        return json.loads(file.read_text("utf-8")) if file.is_file() and not done.is_file() else None
+
+    if unfinished() != record:
+        check()
+    leases = [Lease(each) for each in dict.fromkeys((work, *folders))]
+    with contextlib.ExitStack() as until_end:
         for lease in leases:
             lease.take()
+            until_end.callback(lease.release)
         remove_unfinished(work)
         job = Job(folder, record, leases[-1], say)
-        file = folder / RECORD
-        before = json.loads(file.read_text("utf-8")) if file.is_file() else None
-        finished = job.sealed(DONE) is not None
-        if finished or before != record:
-            check()
-            if before is not None and not finished:
+        if (before := unfinished()) != record:
+            if before is not None:
                 lines = differences(before, record, path="refresh", source="unfinished job")
                 say("refresh: an unfinished job of other arguments is dropped: " + "; ".join(lines[:3]))
             job.restart()
         yield job
-    finally:
-        begun = any(folder.glob(f"*/{SEAL}"))
-        try:
-            if job is not None and folder.exists() and not begun:
-                remove_folder(folder)
-        finally:
-            for lease in leases:
-                lease.release(undo=not begun)

@@ -1,7 +1,6 @@
 """The served model and the record of its training: until when, on which task, and the periods that it was judged on."""
 
 import dataclasses
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,26 +15,23 @@ from aif_jax.store.trained import Trained
 from aif_jax.train.settings import parse_settings
 from aif_jax.train.tasks import Task
 
-KEPT = "refresh.json"
-"""File in a published export: what `training_record` says of it, and a digest of what it was made from."""
 
-
-def training_record(trained: Trained, folder: Path | None = None) -> dict[str, Any]:
-    """Return the record of a model's training, from the settings of its run and from what a refresh wrote into `folder`.
+def training_record(trained: Trained) -> dict[str, Any]:
+    """Return the record of a model's training, from the settings of its run.
 
     `until`: end of the training events, and `task`, None for unknown; `periods`: [from, before] that it was judged on and never
     trained on, the next one to judge on first; `newest`: the latest event that it was judged on, -1 for none; `id_dropout`.
     """
     record: dict[str, Any] = {"until": None, "newest": -1, "task": None, "periods": [], "id_dropout": 0.0}
-    if trained.settings is not None and "first_validation" in trained.settings:
-        settings = parse_settings(trained.settings, "settings of the served model")
-        record |= {"until": settings.first_test, "task": task_record(settings.task), "id_dropout": settings.id_dropout}
-        if settings.without is not None:  # trained by a refresh, which judged it on that period
-            record |= {"until": settings.first_validation, "periods": [list(settings.without)]}
-        elif settings.validates:
-            record["periods"] = [[settings.first_validation, settings.first_test]]
-    if folder is not None and (folder / KEPT).is_file():
-        record |= json.loads((folder / KEPT).read_text("utf-8"))
+    if trained.settings is None or "first_validation" not in trained.settings:
+        return record
+    settings = parse_settings(trained.settings, "settings of the served model")
+    record |= {"until": settings.first_test, "task": task_record(settings.task), "id_dropout": settings.id_dropout}
+    if settings.without is not None:  # trained by a refresh, which judged it on that period, and on what came last
+        last = [settings.first_test, settings.newest + 1]
+        record |= {"until": settings.first_validation, "newest": settings.newest, "periods": [list(settings.without), last]}
+    elif settings.validates:
+        record["periods"] = [[settings.first_validation, settings.first_test]]
     return record
 
 
@@ -51,7 +47,7 @@ def open_served(current: Trained | str | Path, since: Any, task: Task | None) ->
       ArgumentError: no served model; no moment; another task than the model's.
     """
     if isinstance(current, Trained):
-        trained, record = current, training_record(current)
+        trained = current
     else:
         folder = Path(current)
         if folder.is_dir() and all(path.name.startswith(".") for path in folder.iterdir()):  # the lock of this job
@@ -61,7 +57,7 @@ def open_served(current: Trained | str | Path, since: Any, task: Task | None) ->
             if URL.match(str(current)) or ((folder / CURRENT).is_file() and not (folder / EXPORTED).is_file()):
                 folder = SnapshotStore(current).fetch(fetched)
             trained = open_model(folder)
-            record = training_record(trained, folder)
+    record = training_record(trained)
     known, given = record["task"], None if task is None else task_record(task)
     other = known is not None and given not in (None, known)
     expect(not other, "refresh task", f"that of the served model, {known}", f"{given}; leave it out", error=ArgumentError)

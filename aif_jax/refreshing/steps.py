@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -13,8 +12,8 @@ import numpy as np
 
 from aif_jax import checkpoint, export
 from aif_jax.blocks import item_offset
-from aif_jax.checks import ArgumentError, expect
-from aif_jax.connectors.snapshot_store import SnapshotError, SnapshotStore
+from aif_jax.checks import ArgumentError
+from aif_jax.connectors.snapshot_store import SnapshotStore
 from aif_jax.data.dataset import Dataset
 from aif_jax.encoding.times import iso_text
 from aif_jax.encoding.vocabulary import new_rows
@@ -24,7 +23,6 @@ from aif_jax.readers.tables import Source
 from aif_jax.refreshing.config import RefreshConfig
 from aif_jax.refreshing.gate import Requests, bytes_of, judge, measure, volume
 from aif_jax.refreshing.job import Job
-from aif_jax.refreshing.served import KEPT, task_record
 from aif_jax.refreshing.warm import forget_ids, warm_start
 from aif_jax.run import fit
 from aif_jax.scores import GROUP, with_calibration
@@ -136,10 +134,7 @@ class Refresh:
         record = {"line": line, "digest": data.digest, "events": len(data.log), "vocabularies": sizes}
         if newest <= self.job.records["current"]["newest"] or not len(positions):
             return record | {"new": False}
-        inputs = self.job.arguments | {"current": self.served.version, "files": data.digest, "out": ""}
-        inputs = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()
-        self._expect_not_rolled_back(inputs)
-        return record | {"new": True, "fixed": self._earlier_period(), "inputs": inputs}
+        return record | {"new": True, "fixed": self._earlier_period()}
 
     def _earlier_period(self) -> tuple[int, int]:
         """Return the earlier period to judge on: the one given, else the first of the served model's that the events hold."""
@@ -157,13 +152,6 @@ class Refresh:
         got = ", ".join(f"{users} users from {span}" for span, users in counts.items()) or "none that the served model says"
         out = "give older files, or a period such as --fixed 2026-05-01 2026-05-02 that this and later refreshes leave out"
         raise ArgumentError(f"refresh fixed: expected {expected}, got {got}; {out}")
-
-    def _expect_not_rolled_back(self, inputs: str) -> None:
-        """Raise SnapshotError where an export that was made from the same inputs was rolled back."""
-        for name, kept in self.store.rolled_back(KEPT).items():
-            got = f"those of {name}, which was rolled back; give newer events, other settings, or publish it by itself"
-            other = json.loads(kept).get("inputs") != inputs
-            expect(other, "refresh", "another model, data or settings", got, error=SnapshotError)
 
     def warm_start(self, folder: Path) -> dict[str, Any]:
         """Return the served model under the new vocabularies."""
@@ -264,20 +252,13 @@ class Refresh:
         """Return the served model as an export, for a store without one: what a rollback of the first refresh goes back to."""
         if self.store.current() is not None:
             return {"line": f"{self.store.url} has a version before"}
-        record = self.job.records["current"]
-        kept = {name: record[name] for name in ("until", "newest", "periods")} | {"task": task_record(self.task)}
         export.save(folder / EXPORT, self.served, self.index_of(self.served), platforms=self.config.platforms)
-        (folder / EXPORT / KEPT).write_text(json.dumps(kept), "utf-8")
         return {"line": f"version {self.served.version[:12]} is published first"}
 
     def export(self, folder: Path) -> dict[str, Any]:
-        """Return the folder that is published: an export with its index, and what the next refresh must know."""
+        """Return the folder that is published: an export with its index."""
         index, target = self.index_of(self.trained), folder / EXPORT
         export.save(target, self.trained, index, platforms=self.config.platforms)
-        newest, settings = int(self.data.log.time.max()), self.settings
-        periods = [self.job.records["read"]["fixed"], [settings.first_test, newest + 1]]
-        kept = {"until": settings.first_validation, "newest": newest, "task": task_record(settings.task), "periods": periods}
-        (target / KEPT).write_text(json.dumps(kept | {"inputs": self.job.records["read"]["inputs"]}), "utf-8")
         size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
         return {"line": f"{len(index):,} items, {size:,} bytes", "bytes": size}
 

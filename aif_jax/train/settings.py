@@ -87,12 +87,14 @@ class FitSettings(FitConfig):
 
     Attributes:
       first_validation, first_test, since, without: moments in seconds.
+      newest: the latest event of the data, in seconds; -1 for none.
       loss, optimizer, teacher, start: names or digests of the arguments of `fit`; None for none.
     """
 
     task: Task = NextItem()
     first_validation: int
     first_test: int
+    newest: int = -1
     validation: None = None
     test: None = None
     since: int | None = None

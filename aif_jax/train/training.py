@@ -110,7 +110,8 @@ def resolve_settings(
     """Return the settings of a run: what the config leaves open follows from data, model, task, and the run in `out`."""
     decided = cuts(task, data, config) | {
         "task": task, "validation": None, "test": None, "k": config.k if task.ranks_catalogue else None,
-        "without": span_of(config.without, data, "fit without"), "buckets": () if config.buckets == "auto" else config.buckets,
+        "newest": int(data.log.time.max(initial=-1)), "without": span_of(config.without, data, "fit without"),
+        "buckets": () if config.buckets == "auto" else config.buckets,
     }  # fmt: skip
     settings = FitSettings(**vars(config) | decided | names)
     if config.buckets != "auto":
