@@ -15,7 +15,7 @@ from aif_jax.readers.tables import Problems, batches, read_table
 from tests.refusals import refused
 
 NAMES = ("user", "change", "rating", "action")
-KINDS = {"user": "id", "change": "category", "rating": "float", "action": "category"}
+KINDS = {"user": "id", "change": "action", "rating": "float", "action": "action"}
 
 row = st.tuples(
     st.integers(0, 10**18 - 1),
@@ -55,10 +55,10 @@ def test_a_byte_order_mark_encodings_and_quotes(tmp_path):
     assert loaded(path, {"user": "id", "item": "id"})["user"].tolist() == [6]
     path = tmp_path / "movies.csv"
     path.write_text('id,title\n1,"Me, Myself ""and"" I"\n3,plain\n')
-    assert loaded(path, {"title": "category"})["title"].tolist() == ['Me, Myself "and" I', "plain"]
+    assert loaded(path, {"title": "action"})["title"].tolist() == ['Me, Myself "and" I', "plain"]
     path.write_bytes(b"id,title\n1,a\n2,\xff\n")
     refused(ValueError, r"movies\.csv: unreadable file: expected text with a header in utf8, got", loaded, path,
-            {"title": "category"})  # fmt: skip
+            {"title": "action"})  # fmt: skip
 
 
 @pytest.mark.parametrize(("text", "line", "message"), [  # text, line, the rest of the message

@@ -11,13 +11,13 @@ from aif_jax.encoding.times import TimeUnit
 from aif_jax.registry import plain
 from aif_jax.schema import statistic_names
 
-Kind: TypeAlias = Literal["id", "value", "category", "action", "bag", "float", "number", "vector", "time"]
-"""What a column holds: "id" (integers from 0 or strings, none missing), "value" (integers or strings, may be missing),
-"category" and "action" (the same, none missing), "bag" (lists of values), "float", "number" (a float, may be missing),
-"vector" (lists of floats), "time"."""
+Kind: TypeAlias = Literal["id", "value", "action", "bag", "float", "number", "vector", "time"]
+"""What a column holds: "id" (integers from 0 or strings, none missing), "value" (integers or strings, may be missing), "action"
+(the same, none missing), "bag" (lists of values), "float", "number" (a float, may be missing), "vector" (lists of floats),
+"time"."""
 
 TableName: TypeAlias = Literal["events", "items", "users"]
-CODED = ("id", "value", "category", "action", "bag")  # kinds whose values become rows of a vocabulary
+CODED = ("id", "value", "action", "bag")  # kinds whose values become rows of a vocabulary
 RESERVED = ("user", "item", "category", "action")
 
 

@@ -88,21 +88,21 @@ def capacity_for(items: int, mesh: object = None) -> int:
 
 def rebatch(batches: Iterable[Any], size: int) -> Iterator[Any]:
     """Yield same rows in batches of exactly `size`; only the last may be shorter. A batch is a tuple of keys and trees [n]."""
-    rest, count = [], 0
+    waiting, count = [], 0
     for batch in batches:
-        if not len(batch[0]):
-            continue
-        rest.append(batch)
+        waiting += [batch] if len(batch[0]) else []
         count += len(batch[0])
         if count < size:
             continue
-        whole = _join(rest)
-        full = count // size * size
-        for start in range(0, full, size):
-            yield take(whole, slice(start, start + size))
-        rest, count = [take(whole, slice(full, None))] if full < count else [], count - full
+        whole, full = _join(*waiting), count // size * size
+        yield from (take(whole, slice(start, start + size)) for start in range(0, full, size))
+        waiting, count = [take(whole, slice(full, None))] if full < count else [], count - full
     if count:
-        yield _join(rest)
+        yield _join(*waiting)
+
+
+def _join(*batches: Any) -> Any:
+    return batches[0] if len(batches) == 1 else jax.tree.map(lambda *leaves: np.concatenate(leaves), *batches)
 
 
 def item_batches(program: ItemProgram, catalogue: Any) -> tuple[Iterator[Batch], int | None]:
@@ -129,10 +129,6 @@ def _stream(program: ItemProgram, entries: Iterable[Any]) -> Iterator[Batch]:
         keys, features = checked(program, *(entry if isinstance(entry, tuple) else (entry, None)), kind=kind)
         kind = kind or kind_of(keys)
         yield keys, features
-
-
-def _join(batches: list[Any]) -> Any:
-    return batches[0] if len(batches) == 1 else jax.tree.map(lambda *leaves: np.concatenate(leaves), *batches)
 
 
 def _expect_distinct(keys: np.ndarray) -> None:

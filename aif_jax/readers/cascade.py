@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -55,17 +55,17 @@ def read_cascade(
     kinds: dict[str, Kind] = {stage: "action", **dict.fromkeys(named, "number")}
     lines, users, rows, time = _lines(source, data, kinds, name="cascade")
     codes = encode_listed("stage", lines, stage, STAGES) - 1
-    lines.problems.expect_none()
     known = np.flatnonzero((rows > 0) & (users > 0))
     order = known[np.lexsort((rows[known], time[known], users[known]))]  # stable: equal ones in the order of the lines
-    same = np.flatnonzero(np.logical_and.reduce([np.diff(values[order]) == 0 for values in (users, time, rows)]))
-    if same.size:
-        one, other = map(int, order[(at := same[np.argmin(order[same + 1])]) : at + 2])
-        who, what = data.users.ids_of(users[[one]]).tolist()[0], data.items.ids_of(rows[[one]]).tolist()[0]
-        where = f"in {lines.locate(one)} and {lines.locate(other)} of {lines.label}"
-        got = f"item {what!r} twice in the request of user {who!r} at {int(lines.array(data.columns.time)[one])}, {where}"
-        more = f"; {same.size} such lines in all" if same.size > 1 else ""
-        expect(False, "cascade", "every item once in a request", f"{got}{more}")
+    again = np.zeros(lines.count, bool)
+    again[order[1:]] = np.logical_and.reduce([np.diff(values[order]) == 0 for values in (users, time, rows)])
+
+    def got(at: np.ndarray) -> Iterator[str]:
+        pairs = zip(data.items.ids_of(rows[at]).tolist(), data.users.ids_of(users[at]).tolist(), strict=True)
+        return (f"{item!r} twice in the request of user {user!r}" for item, user in pairs)
+
+    lines.note("duplicate item", again, data.columns.item, "every item once in a request", got)
+    lines.problems.expect_none()
     named_labels = {new: lines.array(name) for name, new in named.items()}
     cascade, without, cut = from_columns(
         data.log, user=users, time=time, rows=rows, stage=codes, labels=named_labels, candidates=candidates
@@ -127,7 +127,5 @@ def _lines(
     lines = read_table(source, every, problems, columns=reading, name=name)
     _, (users,) = encode_columns("user", [(lines, columns.user)], given=data.users)
     _, (rows,) = encode_columns("item", [(lines, columns.item)], given=data.items)
-    for kind in SKIPPED:
-        problems.drop(kind)
-    problems.expect_none()
+    problems.expect_none(*SKIPPED)
     return lines, users, rows, lines.array(columns.time) // PER_SECOND[columns.time_unit]

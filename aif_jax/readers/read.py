@@ -93,12 +93,11 @@ def read(
     sources: dict[TableName, Source | None] = {"events": events, "items": items, "users": users}
     with hidden(not progress):
         tables = read_tables(sources, columns, problems, encoder=encoder, grow=earlier is not None)
-    for kind in SKIPPED if unknown == "skip" else ():
-        if count := problems.totals.get(kind, 0):
-            files = ", ".join(table.label.name for table in tables.tables.values())
-            logger.warning("%s: %d rows left out or left unknown: %s", files, count, kind)
-        problems.drop(kind)
-    problems.expect_none()
+    skipped = [kind for kind in SKIPPED if unknown == "skip" and problems.totals[kind]]
+    for kind in skipped:
+        files = ", ".join(table.label.name for table in tables.tables.values())
+        logger.warning("%s: %d rows left out or left unknown: %s", files, problems.totals[kind], kind)
+    problems.expect_none(*skipped)
     embedding = None
     if columns.content is not None:  # float32 [N, E] by row of the item vocabulary, zeros for the unknown item
         vectors = tables.tables["items"].array(columns.content)
@@ -181,8 +180,7 @@ def encode_items(items: Source, encoder: Encoder, *, problems: Problems | None =
     problems = problems or Problems()
     table = read_table(items, encoder.columns.of("items"), problems, columns=encoder.columns, name="items")
     if not table.count:
-        problems.drop("no rows")
-        problems.expect_none()
+        problems.expect_none("no rows")
         return np.zeros(0, np.int64), dataclasses.replace(empty_items(encoder.schema), encoding=encoder.version)
     return _encoded(table, encoder)
 
@@ -195,9 +193,7 @@ def _encoded(
     ids = codes.values(encoder.vocabularies["item"].kind or _kind([codes], as_text=columns.item_id in columns.text))
     for column, name in columns.vocabularies("items").items():
         _, (rows[name],) = encode_columns(name, [(table, column)], given=encoder.vocabularies[name])
-    for kind in SKIPPED:
-        table.problems.drop(kind)
-    table.problems.expect_none()
+    table.problems.expect_none(*SKIPPED)
     computed = {} if statistics is None else statistics(ids)
     named = [name for name in (*columns.item_floats, *columns.statistics, *columns.side) if name not in computed]
     floats = {**{name: table.array(name) for name in named}, **computed}

@@ -30,7 +30,7 @@ SUFFIXES = (".parquet", ".csv", ".tsv", ".csv.gz", ".tsv.gz")
 ROWS = 1 << 16  # of a batch
 MERGE_AT = 1 << 20  # distinct values of batches that are merged at a time
 WHOLE = r"^(0|-?[1-9][0-9]{0,17})$"  # integers as text, each in one spelling: "07" is none
-PRESENT = ("id", "category", "action")  # coded kinds where null is wrong
+PRESENT = ("id", "action")  # coded kinds where null is wrong
 STATISTIC = r"events_(so_far|half_life_\d+|rate)(_.*)?|since_(first|last)_event"  # names of `schema.statistic_names`
 MISSING_TIME = np.iinfo(np.int64).min
 
@@ -142,8 +142,10 @@ class Problems:
         """Return the problems listed, by kind, then by file and row."""
         return [p for listed in self._listed.values() for p in sorted(listed, key=lambda p: (p.file, p.row or 0))]
 
-    def expect_none(self) -> None:
-        """Raise ValueError if there is a problem; names the first ones, at least one of each kind."""
+    def expect_none(self, *accepted: str) -> None:
+        """Raise ValueError if there is a problem, but for kinds that are `accepted`; names one or more of each kind."""
+        for kind in accepted:
+            self.drop(kind)
         if not self.totals:
             return
         kinds = {kind: listed[0] for kind, listed in self._listed.items()}
@@ -242,7 +244,7 @@ def _in_memory(file: File, source: Any, wanted: Sequence[str], problems: Problem
 
 
 def _array(values: Any, name: str) -> Any:
-    """Return column in memory as an Arrow array; TypeError for numbers that Arrow does not hold, or booleans among numbers."""
+    """Return column in memory as an Arrow array; TypeError for values that Arrow does not hold."""
     arrow = pyarrow()
     if isinstance(values, arrow.Array | arrow.ChunkedArray):
         return values
@@ -250,15 +252,12 @@ def _array(values: Any, name: str) -> Any:
         return arrow.FixedSizeListArray.from_arrays(arrow.array(np.ascontiguousarray(values).reshape(-1)), values.shape[1])
     if isinstance(values, np.ndarray) and values.dtype.kind in "UT":
         return arrow.array(values.tolist(), arrow.large_string())
-    is_plain = isinstance(values, np.ndarray) and values.dtype.kind != "O"
-    kinds = set() if is_plain else set(map(type, values)) - {type(None)}
+    kinds = set() if isinstance(values, np.ndarray) and values.dtype.kind != "O" else set(map(type, values)) - {type(None)}
     if np.bool_ in kinds and kinds - {np.bool_, bool}:  # Arrow would make 1 of np.True_
         raise TypeError(f"{name}: expected values of one kind, got booleans among others")
     try:
         return arrow.array(values, from_pandas=float in kinds and len(kinds) > 1)  # NaN among others is a missing value
-    except OverflowError as error:
-        raise TypeError(f"{name}: expected integers from -2^63 to below 2^63, got larger ones") from error
-    except arrow.ArrowException as error:
+    except (OverflowError, arrow.ArrowException) as error:
         raise TypeError(f"{name}: expected values that Arrow holds, got others: {error}") from error
 
 

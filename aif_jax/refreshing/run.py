@@ -56,7 +56,7 @@ def refresh(
 ) -> RefreshResult:
     """Train the served model on newer events, judge it against the served one, and publish it if the gate passes it.
 
-    One job of steps: read, warm start, train, additions after training, gate, index, export, publish. Each is sealed in `work`
+    One job of steps: read, train from the served parameters, additions after training, gate, publish. Each is sealed in `work`
     when it is done: killed at any moment, the same call resumes after the last one and ends with the same model, bit for bit. A
     second job on the same folder or store is refused.
 
@@ -123,14 +123,10 @@ def refresh(
         if not job.step("read", steps.read_data)["new"]:
             job.step(DONE, lambda _: {"line": f"nothing new since {iso_text(steps.since)}"})
             return RefreshResult(status="nothing new")
-        job.step("warm start", steps.warm_start)
         job.step("train", steps.train)
         job.step("additions", steps.add)
         if not job.step("gate", steps.judge)["reasons"]:
-            job.step("served", steps.export_served)
-            job.step("publish served", functools.partial(steps.publish, step="served", to=store))
-            job.step("export", steps.export)
-            job.step("publish", functools.partial(steps.publish, step="export", to=store))
-        report = job.step("report", steps.report)["report"]
-        job.step(DONE, functools.partial(steps.publish, step="report", to=reports))
+            job.step("publish served", steps.publish_served)
+            job.step("publish", steps.publish)
+        report = job.step(DONE, functools.partial(steps.report, to=reports))["report"]
         return RefreshResult(status=report["status"], name=report["name"], trained=steps.trained, report=report)

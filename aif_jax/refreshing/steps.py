@@ -128,9 +128,10 @@ class Refresh:
             for encoder in (self.served.need_encoder("refresh"), data.encoder, self.kept.encoder)
         )
         sizes = {name: {"before": own[name], "after": left[name]} for name in own}
+        line = f"{len(data.log):,} events; new ids: {', '.join(f'{newer[name] - own[name]:,} of {name}' for name in own)}"
         if self.forget:
             sizes = {name: each | {"forgotten": newer[name] - left[name]} for name, each in sizes.items()}
-        line = f"{len(data.log):,} events; new ids: {', '.join(f'{newer[name] - own[name]:,} of {name}' for name in own)}"
+            line += f"; forgotten ids: {', '.join(f'{newer[name] - left[name]:,} of {name}' for name in own)}"
         record = {"line": line, "digest": data.digest, "events": len(data.log), "vocabularies": sizes}
         if newest <= self.job.records["current"]["newest"] or not len(positions):
             return record | {"new": False}
@@ -153,33 +154,24 @@ class Refresh:
         out = "give older files, or a period such as --fixed 2026-05-01 2026-05-02 that this and later refreshes leave out"
         raise ArgumentError(f"refresh fixed: expected {expected}, got {got}; {out}")
 
-    def warm_start(self, folder: Path) -> dict[str, Any]:
-        """Return the served model under the new vocabularies."""
-        encoder: Any = self.kept.encoder
-        started = warm_start(self.served, encoder, self.kept.catalogue, forget=self.forget > 0, seed=self.config.seed)
-        checkpoint.save(folder / MODEL, started)
-        sizes = self.job.records["read"]["vocabularies"]
-        gone = ", ".join(f"{each.get('forgotten', 0):,} of {name}" for name, each in sizes.items())
-        gone = f"; forgotten ids: {gone}" if self.forget else ""
-        return {"line": f"{bytes_of(started):,} bytes of parameters under the new vocabularies{gone}"}
-
     def train(self, folder: Path) -> dict[str, Any]:
-        """Return the model after training on the new samples."""
-        start, held_out, dropout = self.model("warm start"), self.config.held_out, self.config.id_dropout
+        """Return the served model under the new vocabularies, after training on the new samples."""
+        kept, held_out, dropout = self.kept, self.config.held_out, self.config.id_dropout
+        encoder: Any = kept.encoder
+        start = warm_start(self.served, encoder, kept.catalogue, forget=self.forget > 0, seed=self.config.seed)
         first, after = map(_moment, self.job.records["read"]["fixed"])
         config = self.config.training(
             since=_moment(self.since), validation=held_out if self.calibrated else 0.0, test=held_out, without=(first, after),
             id_dropout=self.job.records["current"]["id_dropout"] if dropout is None else dropout,
         )  # fmt: skip
-        teacher, encoder = self.teacher, self.kept.encoder
-        if teacher is not None and isinstance(teacher.ranker, Trained) and encoder is not None:
-            ranker = warm_start(teacher.ranker, encoder, self.kept.catalogue, forget=True)
-            teacher = dataclasses.replace(teacher, ranker=ranker)
+        teacher = self.teacher
+        if teacher is not None and isinstance(teacher.ranker, Trained):
+            teacher = dataclasses.replace(teacher, ranker=warm_start(teacher.ranker, encoder, kept.catalogue, forget=True))
         options: dict[str, Any] = {"out": self.job.folder / "fit", "start": start.params, "task": self.task, "teacher": teacher}
-        run = fit(start.model, self.kept, config, progress=self.progress, **options)
+        run = fit(start.model, kept, config, progress=self.progress, **options)
         checkpoint.save(folder / MODEL, run.trained)
-        trained = training.training_positions(self.kept, run.settings)
-        new = int((self.kept.log.time[trained] >= self.since).sum())
+        trained = training.training_positions(kept, run.settings)
+        new = int((kept.log.time[trained] >= self.since).sum())
         line = f"{new:,} new samples until {iso_text(run.settings.first_validation)}, {len(trained) - new:,} earlier ones"
         return {"line": line, "settings": run.settings.to_json(), "samples": new, "replayed": len(trained) - new}
 
@@ -242,40 +234,30 @@ class Refresh:
             "requests": len(slices["newest"][0]),
         }  # fmt: skip
 
-    def index_of(self, trained: Trained) -> ItemIndex:
-        """Return the index of the items file, with the item statistics after the last event."""
-        today = functools.partial(self.data.statistic_columns, time=int(self.data.log.time.max()) + 1)
-        rows = read_items(self.items, trained.need_encoder("refresh"), statistics=today)
-        return ItemIndex.build(trained, rows, progress=self.progress)
-
-    def export_served(self, folder: Path) -> dict[str, Any]:
-        """Return the served model as an export, for a store without one: what a rollback of the first refresh goes back to."""
+    def publish_served(self, folder: Path) -> dict[str, Any]:
+        """Publish the served model into a store without one: what a rollback of the first refresh goes back to."""
         if self.store.current() is not None:
             return {"line": f"{self.store.url} has a version before"}
-        export.save(folder / EXPORT, self.served, self.index_of(self.served), platforms=self.config.platforms)
-        return {"line": f"version {self.served.version[:12]} is published first"}
+        return self.publish(folder, self.served)
 
-    def export(self, folder: Path) -> dict[str, Any]:
-        """Return the folder that is published: an export with its index."""
-        index, target = self.index_of(self.trained), folder / EXPORT
-        export.save(target, self.trained, index, platforms=self.config.platforms)
+    def publish(self, folder: Path, trained: Trained | None = None) -> dict[str, Any]:
+        """Publish the new model, or another, with its index, unless the killed job did."""
+        trained, target = trained or self.trained, folder / EXPORT
+        today = functools.partial(self.data.statistic_columns, time=int(self.data.log.time.max()) + 1)  # after the last event
+        rows = read_items(self.items, trained.need_encoder("refresh"), statistics=today)
+        index = ItemIndex.build(trained, rows, progress=self.progress)
+        export.save(target, trained, index, platforms=self.config.platforms)
         size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
-        return {"line": f"{len(index):,} items, {size:,} bytes", "bytes": size}
+        name = self.store.publish(target, unless_current=True)
+        return {"line": f"{self.store.url}: {name}, {len(index):,} items, {size:,} bytes", "name": name, "bytes": size}
 
-    def publish(self, _: Path, *, step: str, to: SnapshotStore) -> dict[str, Any]:
-        """Publish the folder that a step made, if any, unless the killed job did."""
-        source = self.job.folder / step / EXPORT
-        if not source.is_dir():
-            return {"line": "not needed"}
-        name = to.publish(source, unless_current=True)
-        return {"line": f"{to.url}: {name}", "name": name}
-
-    def report(self, folder: Path) -> dict[str, Any]:
-        """Write `report.json`: what every step returned."""
+    def report(self, folder: Path, *, to: SnapshotStore) -> dict[str, Any]:
+        """Publish `report.json`: what every step returned."""
         status = "refused" if self.job.records["gate"]["reasons"] else "published"
         report = {"status": status, "name": self.job.records.get("publish", {}).get("name"), **self.job.records}
         (folder / EXPORT).mkdir()
         (folder / EXPORT / REPORT).write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+        to.publish(folder / EXPORT, unless_current=True)
         return {"line": status, "report": report}
 
 
