@@ -10,7 +10,6 @@ One writer owns a directory, see `Lease`. Snapshots are numbered, so they sort b
 from __future__ import annotations
 
 import fcntl
-import json
 import logging
 import os
 import re
@@ -65,9 +64,8 @@ class Lease:
             raise WriterConflict(f"{self.directory}: {self._described()} is writing here; stop it first") from None
         except OSError:
             pass  # a file system without locks
-        owner = {"process": os.getpid(), "host": socket.gethostname(), "token": secrets.token_hex(8)}
-        owner["since"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        self._owner = json.dumps(owner).encode()
+        since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        self._owner = f"process {os.getpid()} on {socket.gethostname()} (since {since}, {secrets.token_hex(8)})".encode()
         os.ftruncate(descriptor, 0)
         os.write(descriptor, self._owner)
         self.check()
@@ -92,9 +90,8 @@ class Lease:
 
     def _described(self) -> str:
         try:
-            owner = json.loads(self.path.read_bytes())
-            return f"process {owner['process']} on {owner['host']} (since {owner['since']})"
-        except (OSError, ValueError, KeyError, TypeError):
+            return self.path.read_bytes().decode(errors="replace") or "another process"
+        except OSError:
             return "another process"
 
 

@@ -27,8 +27,6 @@ class RefreshConfig(Fields):
       held_out: share of the new samples that the gate judges on, and again as many for a calibration.
       epochs, learning_rate: see `FitConfig`. One epoch at a tenth of its rate, because the parameters are trained already.
       batch_size, seed: see `FitConfig`.
-      id_dropout: see `FitConfig`; None: that of the served model's training. Above 0, new items without a training event are
-        scored as the unknown item, as by `Run.with_unseen_items`.
       requests: at most so many of the held-out samples are evaluated, drawn at random. To notice a loss of 1 GAUC point on half
         of the days the gate needs 130 to 340, of different users.
       k: k of HR@k and the overlap, for tasks that rank the catalogue.
@@ -50,7 +48,6 @@ class RefreshConfig(Fields):
     epochs: int = 1
     batch_size: int = 256
     learning_rate: float = 1e-3
-    id_dropout: float | None = None
     seed: int = 0
     requests: int = 2000
     k: int = 100

@@ -156,13 +156,13 @@ class Refresh:
 
     def train(self, folder: Path) -> dict[str, Any]:
         """Return the served model under the new vocabularies, after training on the new samples."""
-        kept, held_out, dropout = self.kept, self.config.held_out, self.config.id_dropout
+        kept, held_out = self.kept, self.config.held_out
         encoder: Any = kept.encoder
         start = warm_start(self.served, encoder, kept.catalogue, forget=self.forget > 0, seed=self.config.seed)
         first, after = map(_moment, self.job.records["read"]["fixed"])
         config = self.config.training(
             since=_moment(self.since), validation=held_out if self.calibrated else 0.0, test=held_out, without=(first, after),
-            id_dropout=self.job.records["current"]["id_dropout"] if dropout is None else dropout,
+            id_dropout=self.job.records["current"]["id_dropout"],
         )  # fmt: skip
         teacher = self.teacher
         if teacher is not None and isinstance(teacher.ranker, Trained):
