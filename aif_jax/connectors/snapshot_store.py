@@ -140,6 +140,12 @@ class SnapshotStore:
         self.collect()
         return name
 
+    def rolled_back(self, file: str) -> dict[str, bytes]:
+        """Return a small file of each complete snapshot after the current one that `rollback` took out of use, if it has it."""
+        current = self.current()
+        later = {name: files for name, files in self._listed().items() if current is not None and name > current}
+        return {name: self._read(name, file) for name, files in later.items() if {UNDONE, MANIFEST, file} <= files}
+
     def rollback(self) -> str:
         """Make the complete snapshot before the current one current again; returns its name.
 

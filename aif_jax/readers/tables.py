@@ -238,9 +238,8 @@ def _in_memory(file: File, source: Any, wanted: Sequence[str], problems: Problem
     if not isinstance(source, arrow.Table | arrow.RecordBatchReader):
         raise TypeError(f"{name}: expected a path, a mapping of columns or an Arrow table, got {type(source).__name__}")
     types = _present(file, source.schema, wanted, problems)
-    for part in source.to_batches() if isinstance(source, arrow.Table) else source:
-        part = part.select(list(types))
-        yield from ((types, part.slice(start, ROWS)) for start in range(0, part.num_rows, ROWS))
+    parts = source.to_batches(max_chunksize=ROWS) if isinstance(source, arrow.Table) else source
+    yield from ((types, part.select(list(types))) for part in parts)
 
 
 def _array(values: Any, name: str) -> Any:
@@ -409,21 +408,17 @@ class Cells(NamedTuple):
 
     def bags(self, columns: Columns) -> tuple[Any, int]:
         """Return `coded` of the first `bag_length` values of rows, [n * bag_length] with nulls; and how many have more."""
-        arrow, values, length = pyarrow(), self.values, columns.bag_length
+        arrow, compute, values, length = pyarrow(), pyarrow("pyarrow.compute"), self.values, columns.bag_length
         if arrow.types.is_null(values.type):
             values = values.cast(arrow.list_(arrow.string()))
         if is_text(values.type):
-            values = pyarrow("pyarrow.compute").split_pattern(values, columns.bag_separator)
+            values = compute.split_pattern(values, columns.bag_separator)
         if arrow.types.is_uint64(values.type.value_type):
             values = self.cast(arrow.list_(arrow.int64()), "integers below 2^63").values
+        first = compute.list_slice(values, 0, length, return_fixed_size_list=True)  # nulls where there are fewer
         lengths = values.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
-        row = np.repeat(np.arange(len(lengths)), lengths)
-        place = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        coded = self._replace(values=values.flatten()).coded(text=self.column in columns.text)
-        slots, kept = np.full(len(values) * length, -1), place < length
-        slots[row[kept] * length + place[kept]] = np.flatnonzero(kept)
-        codes = coded.indices.take(arrow.array(slots, mask=slots < 0))
-        return arrow.DictionaryArray.from_arrays(codes, coded.dictionary), int(np.count_nonzero(place == length))
+        coded = self._replace(values=first.values).coded(text=self.column in columns.text)
+        return coded, int(np.count_nonzero(lengths > length))
 
 
 def is_text(type_: Any) -> bool:

@@ -56,7 +56,7 @@ def refresh(
 ) -> RefreshResult:
     """Train the served model on newer events, judge it against the served one, and publish it if the gate passes it.
 
-    One job of steps: read, train from the served parameters, additions after training, gate, publish. Each is sealed in `work`
+    One job of steps: read, train, additions after training, gate, export with its index, publish. Each is sealed in `work`
     when it is done: killed at any moment, the same call resumes after the last one and ends with the same model, bit for bit. A
     second job on the same folder or store is refused.
 
@@ -126,7 +126,9 @@ def refresh(
         job.step("train", steps.train)
         job.step("additions", steps.add)
         if not job.step("gate", steps.judge)["reasons"]:
-            job.step("publish served", steps.publish_served)
-            job.step("publish", steps.publish)
+            job.step("served", steps.export_served)
+            job.step("publish served", functools.partial(steps.publish, step="served"))
+            job.step("export", steps.export)
+            job.step("publish", functools.partial(steps.publish, step="export"))
         report = job.step(DONE, functools.partial(steps.report, to=reports))["report"]
         return RefreshResult(status=report["status"], name=report["name"], trained=steps.trained, report=report)

@@ -12,11 +12,12 @@ import numpy as np
 
 from aif_jax import checkpoint, export
 from aif_jax.blocks import item_offset
-from aif_jax.checks import ArgumentError
-from aif_jax.connectors.snapshot_store import SnapshotStore
+from aif_jax.checks import ArgumentError, expect
+from aif_jax.connectors.snapshot_store import SnapshotError, SnapshotStore
 from aif_jax.data.dataset import Dataset
 from aif_jax.encoding.times import iso_text
 from aif_jax.encoding.vocabulary import new_rows
+from aif_jax.export.consume.files import MANIFEST as EXPORTED
 from aif_jax.index import ItemIndex
 from aif_jax.readers import read, read_items
 from aif_jax.readers.tables import Source
@@ -208,8 +209,12 @@ class Refresh:
         return about | {"line": line, "additions": added, "faults": faults}
 
     def judge(self, _: Path) -> dict[str, Any]:
-        """Return the gate's verdict as plain JSON."""
+        """Return the gate's verdict as plain JSON. Raises SnapshotError for a model that was rolled back."""
         settings, data = self.settings, self.data
+        for name, manifest in self.store.rolled_back(EXPORTED).items():
+            got = f"that of {name}, which was rolled back; give newer events, other settings, or publish it by itself"
+            other = json.loads(manifest)["version"] != self.trained.version
+            expect(other, "refresh", "a model that was not rolled back", got, error=SnapshotError)
         first, after = self.job.records["read"]["fixed"]
         span = dataclasses.replace(settings, first_validation=first, first_test=after, since=None, replay=0.0, keep_best=None)
         options: dict[str, Any] = {"requests": self.config.requests, "min_history": 0}
@@ -234,22 +239,29 @@ class Refresh:
             "requests": len(slices["newest"][0]),
         }  # fmt: skip
 
-    def publish_served(self, folder: Path) -> dict[str, Any]:
-        """Publish the served model into a store without one: what a rollback of the first refresh goes back to."""
+    def export_served(self, folder: Path) -> dict[str, Any]:
+        """Export the served model, for a store without one: what a rollback of the first refresh goes back to."""
         if self.store.current() is not None:
             return {"line": f"{self.store.url} has a version before"}
-        return self.publish(folder, self.served)
+        return self.export(folder, self.served)
 
-    def publish(self, folder: Path, trained: Trained | None = None) -> dict[str, Any]:
-        """Publish the new model, or another, with its index, unless the killed job did."""
+    def export(self, folder: Path, trained: Trained | None = None) -> dict[str, Any]:
+        """Export the new model, or another, with the index of the items file and the item statistics after the last event."""
         trained, target = trained or self.trained, folder / EXPORT
-        today = functools.partial(self.data.statistic_columns, time=int(self.data.log.time.max()) + 1)  # after the last event
+        today = functools.partial(self.data.statistic_columns, time=int(self.data.log.time.max()) + 1)
         rows = read_items(self.items, trained.need_encoder("refresh"), statistics=today)
         index = ItemIndex.build(trained, rows, progress=self.progress)
         export.save(target, trained, index, platforms=self.config.platforms)
         size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
-        name = self.store.publish(target, unless_current=True)
-        return {"line": f"{self.store.url}: {name}, {len(index):,} items, {size:,} bytes", "name": name, "bytes": size}
+        return {"line": f"{len(index):,} items, {size:,} bytes", "bytes": size}
+
+    def publish(self, _: Path, *, step: str) -> dict[str, Any]:
+        """Publish the folder that a step made, if any, unless the killed job did."""
+        source = self.job.folder / step / EXPORT
+        if not source.is_dir():
+            return {"line": "not needed"}
+        name = self.store.publish(source, unless_current=True)
+        return {"line": f"{self.store.url}: {name}", "name": name}
 
     def report(self, folder: Path, *, to: SnapshotStore) -> dict[str, Any]:
         """Publish `report.json`: what every step returned."""

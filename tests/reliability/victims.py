@@ -131,7 +131,7 @@ def fit(folder: str, at: int | None) -> None:
     (root / "end.json").write_text(json.dumps({"points": points.count}))
 
 
-STEPS = ("current", "read", "train", "additions", "gate", "publish served", "publish", "done")
+STEPS = ("current", "read", "train", "additions", "gate", "served", "publish served", "export", "publish", "done")
 
 
 def refresh(root: str, current: str, since: int, at: int | None, step: str | None = None, sealed: bool = False) -> None:
