@@ -58,9 +58,10 @@ class Follower:
         for partition in dict.fromkeys(message.partition for message in messages):
             self._take(partition, [message for message in messages if message.partition == partition])
         try:
-            self.writer.tick()  # saves a snapshot where one is due by time
-        except OSError as error:
-            self._not_saved(error)
+            self.writer.tick()
+        except OSError as error:  # the updates are in all the same, and a later save tries again
+            self.counters["failed_saves"] += 1
+            logger.warning("a snapshot was not saved, tried again later: %s", error)
         self.flush()
         return len(messages)
 
@@ -100,9 +101,6 @@ class Follower:
 
     def _apply(self, changes: list[Any], position: int, partition: int) -> None:
         """Apply messages of one partition in order, all or none; `position` is that of the last, or of poison without any."""
-        before = self.writer.positions.get(partition)
-        if before is not None and before >= position and not changes:
-            return
         updates, kind = [], self.writer.index.kind
         for change in joined(changes):  # all are read before one is applied
             deletes = isinstance(change, list)
@@ -115,12 +113,7 @@ class Follower:
                 index = update(index, *arguments)
             return index
 
-        try:
-            self.writer.update(applied, position=position, partition=partition)
-        except OSError as error:
-            if self.writer.positions.get(partition, position - 1) < position:
-                raise  # not applied
-            self._not_saved(error)
+        self.writer.update(applied, position=position, partition=partition)
         self.counters["applied"] += len(changes)
         self._rejected_in_a_row = 0 if changes else self._rejected_in_a_row
 
@@ -139,13 +132,8 @@ class Follower:
                 raise StreamError(f"{text}. Check the stream and the columns") from error
             logger.warning("message %d of partition %d rejected: %s", message.position, message.partition, reason)
 
-    def _not_saved(self, error: OSError) -> None:
-        """Count a save that failed: the update is in all the same, and a later save tries again."""
-        self.counters["failed_saves"] += 1
-        logger.warning("a snapshot was not saved, tried again later: %s", error)
-
     def flush(self) -> None:
-        """Publish and commits what is saved, such as by the end of the writer."""
+        """Publish and commit what is saved, such as by the end of the writer."""
         saved = dict(self.writer.saved_positions)
         if saved == self._committed:
             return

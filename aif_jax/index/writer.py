@@ -202,21 +202,27 @@ class IndexWriter:
           TypeError, ValueError: items that do not fit, a position that is no integer; nothing has changed then.
           OSError, WriterConflict: a snapshot could not be saved. The update is in all the same; a later one tries again.
         """
-        return self.update(lambda index: index.upsert(ids, features), position=position, partition=partition)
+        applied = self.update(lambda index: index.upsert(ids, features), position=position, partition=partition)
+        self.tick()
+        return applied
 
     def delete(self, ids: Any, *, position: int, partition: int = 0) -> bool:
         """Apply a deletion; arguments, returns and errors as `upsert`. No ids move the position alone."""
-        return self.update(lambda index: index.delete(ids), position=position, partition=partition)
+        applied = self.update(lambda index: index.delete(ids), position=position, partition=partition)
+        self.tick()
+        return applied
 
     def update(self, change: Callable[[ItemIndex], ItemIndex], *, position: int, partition: int = 0) -> bool:
-        """Apply a function of the index, such as several changes of one partition as one; returns and raises as `upsert`."""
+        """Apply a function of the index, such as several changes of one partition as one, and save nothing: `tick` does.
+
+        Returns as `upsert`; raises TypeError, ValueError for a position that is no integer, and what the function raises.
+        """
         ((partition, position),) = positions_by_partition({partition: position}).items()
         if partition in self._positions and position <= self._positions[partition]:
             return False
         self.index = change(self.index)
         self._positions[partition] = position
         self._untried += 1
-        self.tick()
         return True
 
     def tick(self) -> None:
