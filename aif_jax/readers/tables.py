@@ -184,7 +184,7 @@ def batches(source: Source, wanted: Sequence[str], problems: Problems, *, name: 
         file = File(name)
         opened = [(file, _in_memory(file, source, wanted, problems))]
     for file, parts in opened:
-        start, expected = 0, "text with a header in utf8" if file.is_text else "a complete Parquet file"
+        start, expected = 0, "text with a header in utf8" if file.is_text else "complete Parquet or Arrow data"
         with track(label=file.name, unit="rows", leave=False) as bar:
             try:
                 for types, part in parts:
