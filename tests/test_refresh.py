@@ -237,7 +237,7 @@ def test_a_refresh_without_a_needed_argument_is_wrong_usage_and_leaves_nothing(c
         ([*current, *out, "--since", "soon"], "since: expected an ISO date"),
         ([*current, *out, "--since", "20231118"], "since: expected a moment, got 20231118"),
         ([*current, *out, "--since", "2023-11-18", "--forget", "0"], "forget: expected days above 0, got 0"),
-        (out, "store: expected a served model, found an empty store; give `current`"),
+        (out, "store: expected a served model, got nothing; give `current`"),
         ([*current, "--out", "s3://bucket/models"], ""),
     ):
         assert cli.main(refresh_words(corrected, *words)) == cli.options.USAGE == 2
@@ -323,7 +323,7 @@ def test_inputs_are_checked_before_an_unfinished_job_is_dropped(run, tmp_path):
     for changes, error, message in (
         ({"events": tmp_path / "typo.csv"}, FileNotFoundError, "typo.csv: expected a file or folder, got no such file"),
         ({"items": str(tmp_path / "typo.csv")}, FileNotFoundError, "typo.csv: expected"),
-        ({"current": tmp_path / "typo"}, FileNotFoundError, "typo: expected the folder of a run"),
+        ({"current": tmp_path / "typo"}, FileNotFoundError, "typo: expected a served model, got nothing; give `current`"),
         ({"task": NextItem(negatives=3)}, ArgumentError, "refresh task: expected that of the served model, .* leave it out"),
         ({"task": Impressions(candidates=3, threshold=2)}, ArgumentError, "refresh task: expected that of the served model"),
         ({"fixed": ("soon", "later")}, ArgumentError, "fixed: expected an ISO date"),

@@ -624,7 +624,7 @@ class LoadedTable:
 
     def _spans(self) -> Iterator[tuple[tuple[File, int, int], int]]:
         """Return the entries of `_files`, each with the first row here after its own."""
-        return zip(self._files, [start for _, start, _ in self._files[1:]] + [self.count], strict=True)
+        return zip(self._files, [start for _, start, _ in self._files[1:]] + [self.count], strict=False)
 
 
 def read_table(source: Source, kinds: Mapping[str, Kind], problems: Problems, *, columns: Columns, name: str) -> LoadedTable:

@@ -44,17 +44,17 @@ def open_served(current: Trained | str | Path, since: Any, task: Task | None) ->
     """Return the served model and its record, with the task and `since`, the moment from which events are new.
 
     Raises:
-      ArgumentError: no served model; no moment; another task than the model's.
+      FileNotFoundError: no served model. ArgumentError: no moment; another task than the model's.
     """
     if isinstance(current, Trained):
         trained = current
     else:
         folder = Path(current)
-        if folder.is_dir() and all(path.name.startswith(".") for path in folder.iterdir()):  # the lock of this job
-            out = "give `current`, such as the --out of `aif-jax train`"
-            raise ArgumentError(f"{current}: expected a served model, found an empty store; {out}")
+        is_url = URL.match(str(current)) is not None
+        there, got = is_url or any(folder.glob("[!.]*")), "nothing; give `current`, such as the --out of `aif-jax train`"
+        expect(there, str(current), "a served model", got, error=FileNotFoundError)
         with tempfile.TemporaryDirectory() as fetched:
-            if URL.match(str(current)) or ((folder / CURRENT).is_file() and not (folder / EXPORTED).is_file()):
+            if is_url or ((folder / CURRENT).is_file() and not (folder / EXPORTED).is_file()):
                 folder = SnapshotStore(current).fetch(fetched)
             trained = open_model(folder)
     record = training_record(trained)
