@@ -20,12 +20,7 @@ CANDIDATES = 1024
 
 
 def read_cascade(
-    source: Source,
-    data: Dataset,
-    *,
-    stage: str = "stage",
-    labels: Mapping[str, str] | tuple[str, ...] = (),
-    candidates: int = CANDIDATES,
+    source: Source, data: Dataset, *, labels: Mapping[str, str] | tuple[str, ...] = (), candidates: int = CANDIDATES
 ) -> Dataset:
     """Read a cascade's log and return the data with it; users, items and times are as in the events; errors as `read`.
 
@@ -34,10 +29,9 @@ def read_cascade(
     them, lines of unknown items, and candidates beyond M.
 
     Args:
-      source: Parquet, CSV or TSV, a folder of them, or columns in memory: one line for each candidate.
+      source: Parquet, CSV or TSV, a folder of them, or columns in memory: one line for each candidate, once in a request, with
+        a column "stage" of how far it came: "exposed", "ranked", "pre_ranked" or "retrieved".
       data: what `read` gave.
-      stage: column of how far each candidate came, by name: "exposed", "ranked", "pre_ranked" or "retrieved". A candidate comes
-        once in a request.
       labels: columns of numbers: the objectives' labels, the ranker's score; or their new names by column. NaN, or an empty
         value in CSV, where the log does not know.
       candidates: M, of a request at most; the furthest stages are kept, then the order of the lines.
@@ -52,9 +46,9 @@ def read_cascade(
       Cascade(1 requests of up to 1,024 candidates: 1 exposed, 1 ranked, 0 pre_ranked, 1 retrieved; labels ['ranker'])
     """
     named = dict(labels) if isinstance(labels, Mapping) else {name: name for name in labels}
-    kinds: dict[str, Kind] = {stage: "action", **dict.fromkeys(named, "number")}
+    kinds: dict[str, Kind] = {"stage": "action", **dict.fromkeys(named, "number")}
     lines, users, rows, time = _lines(source, data, kinds, name="cascade")
-    codes = encode_listed("stage", lines, stage, STAGES) - 1
+    codes = encode_listed("stage", lines, "stage", STAGES) - 1
     known = np.flatnonzero((rows > 0) & (users > 0))
     order = known[np.lexsort((rows[known], time[known], users[known]))]  # stable: equal ones in the order of the lines
     again = np.zeros(lines.count, bool)
