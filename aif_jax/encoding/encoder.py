@@ -205,14 +205,14 @@ class Encoder:
     @classmethod
     def from_record(cls, record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Encoder:
         """Return the encoder that `to_record` and `to_arrays` wrote. Raises ValueError for missing or other parts."""
-        known = ids_by_name(arrays)
-        if missing := [name for name in record.get("vocabularies", ()) if name not in known]:
+        known, named = ids_by_name(arrays), record.get("vocabularies", ())
+        if missing := [name for name in named if name not in known]:
             raise ValueError(f"encoder: expected arrays of every vocabulary, got none of {missing}")
         try:
             encoder = cls(
                 schema=Schema.from_json(record["schema"]),
                 columns=Columns(**record["columns"]),
-                vocabularies={name: Vocabulary(ids.raw) for name, ids in known.items()},
+                vocabularies={name: Vocabulary(known[name].raw) for name in dict.fromkeys((*named, *known))},
                 scales={name: tuple(map(float, scale)) for name, scale in record["scales"].items()},
                 length=record["length"],
                 max_skew=record["max_skew"],
