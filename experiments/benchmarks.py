@@ -24,7 +24,7 @@ import numpy as np
 
 import aif_jax as aif
 from aif_jax import Dataset, metrics, train
-from aif_jax.data.candidates import BatchKey
+from aif_jax.data.order import BatchKey
 from aif_jax.metrics import ByUser
 from aif_jax.train.evaluate import list_scores
 from aif_jax.train.losses import pointwise_bce
@@ -147,7 +147,7 @@ READERS: dict[str, Callable[[Path], Dataset]] = {
 def recall(run: aif.Run, data: Dataset, positions: np.ndarray, *, k: int) -> dict[str, ByUser]:
     """Return Recall@k among the logged candidates of requests: of effective views, and of what the ranker ranked."""
     lists = run.settings.task.source(data, before=0, held_out=True)(positions, BatchKey(0, 0, 0))
-    scores = list_scores(run.model, run.params, data, positions, lists)
+    scores = list_scores(run.model, run.params, data, positions, lists.rows)
     scores = np.where(lists.rows > 0, scores, -np.inf)
     top = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     labels: Any = lists.labels

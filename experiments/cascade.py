@@ -26,8 +26,9 @@ import numpy as np
 import aif_jax as aif
 from aif_jax import Dataset, metrics, train
 from aif_jax.blocks import DotProduct
-from aif_jax.data.candidates import BatchKey, CandidateLists
+from aif_jax.data.candidates import CandidateLists
 from aif_jax.data.cascade import STAGE
+from aif_jax.data.order import BatchKey
 from aif_jax.data.split import time_cuts
 from aif_jax.train.evaluate import list_scores
 from aif_jax.train.losses import Loss, distill_listwise, lists, pointwise_bce, term
@@ -96,7 +97,7 @@ def consistency(data: Dataset, options, seed: int) -> dict[str, Any]:
         config = aif.FitConfig(seed=seed, k=None, keep_best="auc", **sizes, **moments)
         run = aif.fit(model, data, config, task=task, loss=loss)
         scored[name] = {
-            split: list_scores(run.model, run.params, data, part.positions, part.lists) for split, part in held.items()
+            split: list_scores(run.model, run.params, data, part.positions, part.lists.rows) for split, part in held.items()
         }
     frontier = {
         split: {weight: part.figures(served(scored["consistent"][split], weight), options.k) for weight in WEIGHTS}

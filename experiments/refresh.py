@@ -34,8 +34,9 @@ import optax
 import aif_jax as aif
 from aif_jax import Dataset, Trained, metrics
 from aif_jax.blocks import ItemOffset, popularity_offset, with_table
-from aif_jax.data.candidates import BatchKey, CandidateLists, SourceFn, sampled_negatives
+from aif_jax.data.candidates import CandidateLists, SourceFn, sampled_negatives
 from aif_jax.data.negatives import NegativeSampler, counts_before
+from aif_jax.data.order import BatchKey
 from aif_jax.data.pipeline import Pipeline
 from aif_jax.output import track
 from aif_jax.refreshing import GateConfig, Requests, judge, measure, volume
@@ -223,9 +224,8 @@ def answered(arm: Arm, spans: list[Span], requests: Requests, new: np.ndarray) -
         mine = np.flatnonzero((data.log.time[at] >= span.first) & (data.log.time[at] < span.before))
         if not len(mine):
             continue
-        some = lists._replace(rows=lists.rows[mine], labels=lists.labels[mine])
         served = arm.serving(span.params, span.first)
-        scores[mine] = list_scores(served.model, served.params, data, at[mine], some, progress=False)
+        scores[mine] = list_scores(served.model, served.params, data, at[mine], lists.rows[mine], progress=False)
         corrected = arm.serving(span.params, span.first, corrected=True)
         ranks[mine] = rank_catalogue(corrected.model, corrected.params, data, at[mine], progress=False)[0]
     where, hit, of_new = lists.rows > 0, ranks < K, new[data.log.item[at]]

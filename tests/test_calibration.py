@@ -153,12 +153,12 @@ def test_a_run_is_calibrated_on_its_validation_slice_and_writes_when_told_to(dat
 def test_candidates_with_log_q_calibrate_for_the_whole_catalogue(data, run):
     """The mean probability over all items is that of one item in all of them, though few negatives were drawn."""
     positions = split_by_time(data.log, min_history=3).validation
-    sampler = aif.data.NegativeSampler(aif.data.item_counts(data, split_by_time(data.log).train), power=0.75)
+    sampler = aif.data.NegativeSampler(aif.data.item_counts(data, split_by_time(data.log).train))
     source = aif.data.sampled_negatives(data, sampler=sampler, negatives=15, logq_correction=True)
     params = edits.calibration(run.trained, data, positions=positions, candidates=source, progress=False).params
     rows = np.broadcast_to(np.arange(1, len(data.catalogue), dtype=np.int32), (len(positions), len(data.catalogue) - 1))
     lists = aif.data.CandidateLists(rows, (rows == data.log.item[positions][:, None]).astype(np.float32))
-    scores = list_scores(run.model, params, data, positions, lists, progress=False)
+    scores = list_scores(run.model, params, data, positions, lists.rows, progress=False)
     logits = np.asarray(aif_scores.calibrated(params, jnp.asarray(scores)))
     drawable = sampler.probabilities[rows] > 0
     assert metrics.calibration(logits, lists.labels, where=drawable).ratio == pytest.approx(1, abs=0.25)

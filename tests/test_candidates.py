@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from aif_jax.catalogue import Catalogue
 from aif_jax.data import split as split_module
 from aif_jax.data.candidates import (
-    BatchKey,
     CandidateLists,
     CandidateSource,
     describe,
@@ -23,7 +22,8 @@ from aif_jax.data.candidates import (
 )
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.events import COLUMNS, EventLog
-from aif_jax.data.negatives import NegativeSampler, SeenPairs, item_counts
+from aif_jax.data.negatives import POWER, NegativeSampler, SeenPairs, item_counts
+from aif_jax.data.order import BatchKey
 from aif_jax.data.split import sample_positions
 from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.schema import Attribute, Schema
@@ -123,10 +123,9 @@ def test_where_nobody_comes_back_what_was_met_before_is_no_negative():
     rows = source(at, DRAW).rows
     assert rows[:, 0].tolist() == [1, 2, 3, 4]
     assert [set(row) for row in rows[:, 1:].tolist()] == [{2, 3, 4}, {3, 4}, {4}, {1, 2}]
-    assert source.description["repeats"] is False
     back = dataclasses.replace(data, repeats=True)
     plain = sampled_negatives(back, sampler=sampler, negatives=50)
-    assert plain.description == source.description | {"repeats": True}
+    assert back.digest != data.digest  # by which a cursor tells the two apart
     assert set(plain(at, DRAW).rows[1, 1:].tolist()) == {1, 3, 4}
     # a user who has met all that can be drawn has no negatives
     few = NegativeSampler([0, 1, 1, 0, 0])
@@ -136,13 +135,18 @@ def test_where_nobody_comes_back_what_was_met_before_is_no_negative():
     assert found.log_q is not None and np.isfinite(found.log_q).all() and found.labels[1].tolist() == [1, 0, 0, 0]
 
 
+def in_proportion(counts: list[float]) -> NegativeSampler:
+    """A sampler that draws items in proportion to their counts."""
+    return NegativeSampler(np.array(counts) ** (1 / POWER))
+
+
 def test_sampled_carries_the_correction_of_its_sampler(dataset):
-    sampler = NegativeSampler([0, 4, 2, 1, 1, 0, 0], power=1)
+    sampler = in_proportion([0, 4, 2, 1, 1, 0, 0])
     positions = np.array([0, 1, 8])
     plain = sampled_negatives(dataset, sampler=sampler, negatives=5)(positions, DRAW)
     found = sampled_negatives(dataset, sampler=sampler, negatives=5, logq_correction=True)(positions, DRAW)
     np.testing.assert_array_equal(found.rows, plain.rows)
-    np.testing.assert_array_equal(found.rows[:, 1:], sampler.sample(3, 5, avoid=found.rows[:, 0], **DRAW._asdict()))
+    np.testing.assert_array_equal(found.rows[:, 1:], sampler.sample(3, 5, key=DRAW, avoid=found.rows[:, 0]))
     assert found.log_q is not None and found.log_q.dtype == np.float32
     probability = np.array([0, 4, 2, 1, 1, 0, 0]) / 8
     np.testing.assert_allclose(found.log_q, np.log(5 * probability[found.rows]), rtol=1e-6)
@@ -157,7 +161,7 @@ def test_sampled_carries_the_correction_of_its_sampler(dataset):
 def test_the_correction_makes_a_sampled_softmax_the_whole_one():
     """The mean over many samples of sum_c exp(s_c - log_q_c) is the sum over the catalogue: what the correction is for."""
     scores, sampler = np.array([9.0, 0.3, -1.0, 2.0, 0.5]), NegativeSampler([0, 5, 1, 2, 8])
-    drawn = sampler.sample(50_000, 4, seed=0, epoch=0, step=0)
+    drawn = sampler.sample(50_000, 4, key=BatchKey(0, 0, 0))
     estimate = np.exp(scores[drawn] - sampler.log_q(drawn, 4)).sum(axis=1).mean()
     np.testing.assert_allclose(estimate, np.exp(scores[1:]).sum(), rtol=0.02)
     assert np.isneginf(sampler.log_q([0], 4)).all()
@@ -169,21 +173,19 @@ def test_what_retrieval_found_without_the_target_and_repetitions(dataset, form):
     table[0], table[4] = [2, 1, 2, 5], [6, 0, 4, 4]
     retrieval = table if form == "array" else lambda positions: table[positions]
     assert dataset.repeats  # item 2 at 10 and at 20
-    found = retrieved(dataset, retrieval=retrieval, candidates=5)(np.array([0, 4, 5]), DRAW)
+    found = retrieved(dataset, retrieval=retrieval)(np.array([0, 4, 5]), DRAW)
     assert found.rows.tolist() == [[1, 2, 0, 0, 5], [4, 6, 0, 0, 0], [0, 0, 0, 0, 0]]  # the target of position 5 is unknown
     assert found.labels.tolist() == [[1, 0, 0, 0, 0], [1, 0, 0, 0, 0], [0, 0, 0, 0, 0]]
-    assert retrieved(dataset, retrieval=retrieval, candidates=2)(np.array([0]), DRAW).rows.tolist() == [[1, 2]]
-    assert retrieved(dataset, retrieval=retrieval, candidates=7)(np.array([0]), DRAW).rows.tolist() == [[1, 2, 0, 0, 5, 0, 0]]
 
 
 def test_wrong_sources_are_refused(dataset):
     refused(ValueError, "candidates: expected at least 1, got 0", impressions, dataset, candidates=0, threshold=2)
-    for retrieval, count, message in (
-        (np.zeros((9, 1), np.int32), 1, "candidates: expected at least 2, got 1"),
-        (np.full((9, 2), 7), 3, r"retrieval: expected values in \[0, 7\), got 7"),
-        (lambda positions: np.array([1, 2]), 3, r"retrieval: expected rows \[1, R\], got shape \[2\]"),
+    for retrieval, message in (
+        (np.zeros((9, 0), np.int32), r"retrieval: expected rows \[1, R\] of at least one candidate, got shape \[1, 0\]"),
+        (np.full((9, 2), 7), r"retrieval: expected values in \[0, 7\), got 7"),
+        (lambda positions: np.array([1, 2]), r"retrieval: expected rows \[1, R\] of at least one candidate, got shape \[2\]"),
     ):
-        refused(ValueError, message, lambda of, n: retrieved(dataset, retrieval=of, candidates=n)([0], DRAW), retrieval, count)
+        refused(ValueError, message, lambda of: retrieved(dataset, retrieval=of)([0], DRAW), retrieval)
 
 
 def test_a_source_is_described_by_what_decides_its_lists(dataset):
@@ -199,10 +201,9 @@ def test_a_source_is_described_by_what_decides_its_lists(dataset):
         return [
             *(impressions(dataset, candidates=count, threshold=2) for count in (1, 3, 4)),
             *(sampled_negatives(dataset, sampler=s, negatives=n, logq_correction=c) for s, n, c in options),
-            sampled_negatives(dataclasses.replace(dataset, repeats=False), sampler=one, negatives=1),
-            retrieved(dataset, retrieval=table, candidates=3),
-            retrieved(dataset, retrieval=table + 1, candidates=3),
-            retrieved(dataset, retrieval=lambda positions: table[positions], candidates=3),
+            retrieved(dataset, retrieval=table),
+            retrieved(dataset, retrieval=table + 1),
+            retrieved(dataset, retrieval=lambda positions: table[positions]),
             CandidateSource(mine, {"kind": "mine", "version": 2}),
             mine,
         ]
@@ -217,15 +218,10 @@ def test_what_was_retrieved_and_met_before_is_no_negative_where_nobody_comes_bac
     """Position 4 is item 4 of user 1 at 30, who has met 1, 2 and 3; position 3 is item 2, met before: the target stays."""
     table = np.zeros((9, 4), np.int64)
     table[4], table[3], table[0] = [6, 2, 4, 1], [3, 5, 2, 6], [2, 1, 2, 5]
-    source = retrieved(dataclasses.replace(dataset, repeats=False), retrieval=table, candidates=5)
+    source = retrieved(dataclasses.replace(dataset, repeats=False), retrieval=table)
     found = source(np.array([4, 3, 0]), DRAW)
     assert found.rows.tolist() == [[4, 6, 0, 0, 0], [2, 0, 5, 0, 6], [1, 2, 0, 0, 5]]
     assert found.labels[:, 0].tolist() == [1, 1, 1] and not found.labels[:, 1:].any()
-    assert source.description["repeats"] is False
-    assert retrieved(dataset, retrieval=table, candidates=5).description["repeats"] is True
-
-
-STEP = {"seed": 3, "epoch": 1, "step": 7}
 
 
 def of_log(log: EventLog, *, items: int, actions: int) -> Dataset:
@@ -253,15 +249,14 @@ def two_users() -> Dataset:
 
 
 def test_probabilities_by_hand():
-    sampler = NegativeSampler([100, 1, 16, 0, 81], power=0.75)
+    sampler = NegativeSampler([100, 1, 16, 0, 81])
     np.testing.assert_allclose(sampler.probabilities, np.array([0, 1, 8, 0, 27]) / 36, rtol=1e-12)
-    np.testing.assert_allclose(NegativeSampler([9, 0, 5, 1], power=0).probabilities, [0, 1 / 3, 1 / 3, 1 / 3])
 
 
 def test_draws_follow_the_probabilities():
     size, items = 400_000, 1000
     sampler = NegativeSampler(np.random.default_rng(0).integers(0, 50, items) ** 2)
-    rows = sampler.sample(size // 100, 100, **STEP)
+    rows = sampler.sample(size // 100, 100, key=DRAW)
     assert rows.shape == (size // 100, 100) and rows.dtype == np.int32
     got = np.bincount(rows.ravel(), minlength=items) / size
     spread = np.sqrt(sampler.probabilities * (1 - sampler.probabilities) / size)
@@ -270,16 +265,16 @@ def test_draws_follow_the_probabilities():
 
 def test_negatives_depend_on_seed_epoch_and_step_and_nothing_else():
     sampler = NegativeSampler(np.ones(1000))
-    rows = sampler.sample(4, 20, **STEP).tolist()
-    assert rows == sampler.sample(4, 20, **STEP).tolist()
-    for name in STEP:
-        assert rows != sampler.sample(4, 20, **{**STEP, name: STEP[name] + 1}).tolist()
+    rows = sampler.sample(4, 20, key=DRAW).tolist()
+    assert rows == sampler.sample(4, 20, key=DRAW).tolist()
+    for name, value in DRAW._asdict().items():
+        assert rows != sampler.sample(4, 20, key=DRAW._replace(**{name: value + 1})).tolist()
 
 
 def test_avoided_rows_are_never_drawn_and_the_rest_keep_their_proportions():
-    sampler = NegativeSampler([0, 4, 3, 2, 1], power=1)
+    sampler = in_proportion([0, 4, 3, 2, 1])
     size = 100_000
-    rows = sampler.sample(size, 1, avoid=np.tile([1, 2], size // 2), **STEP)[:, 0]
+    rows = sampler.sample(size, 1, avoid=np.tile([1, 2], size // 2), key=DRAW)[:, 0]
     for got, expected in ((rows[::2], [0, 0, 1 / 2, 1 / 3, 1 / 6]), (rows[1::2], [0, 4 / 7, 0, 2 / 7, 1 / 7])):
         share = np.bincount(got, minlength=5) / len(got)
         np.testing.assert_allclose(share, expected, atol=0.01)
@@ -287,17 +282,17 @@ def test_avoided_rows_are_never_drawn_and_the_rest_keep_their_proportions():
 
 
 def test_a_list_that_must_avoid_nearly_everything_still_gets_the_right_rows():
-    sampler = NegativeSampler([0, 1e15, 1, 3], power=1)  # redrawing would take 10^14 rounds
-    rows = sampler.sample(1, 20_000, avoid=[1], **STEP)
+    sampler = in_proportion([0, 1e15, 1, 3])  # redrawing would take 10^14 rounds
+    rows = sampler.sample(1, 20_000, avoid=[1], key=DRAW)
     np.testing.assert_allclose(np.bincount(rows[0], minlength=4) / 20_000, [0, 0, 0.25, 0.75], atol=0.02)
     met = SeenPairs(two_users(), [1, 2])  # items 1, and 1 and 2
-    rows = NegativeSampler([0, 1, 1, 0, 0, 0, 0]).sample(2, 3, seen=met, **STEP)
+    rows = NegativeSampler([0, 1, 1, 0, 0, 0, 0]).sample(2, 3, seen=met, key=DRAW)
     assert rows.tolist() == [[2, 2, 2], [0, 0, 0]]
 
 
 def test_no_negatives_and_nothing_seen_are_no_errors():
-    assert NegativeSampler([0, 1, 1]).sample(3, 0, avoid=[1, 2, 1], **STEP).shape == (3, 0)
-    assert NegativeSampler([0, 1, 1]).sample(0, 3, **STEP).shape == (0, 3)
+    assert NegativeSampler([0, 1, 1]).sample(3, 0, avoid=[1, 2, 1], key=DRAW).shape == (3, 0)
+    assert NegativeSampler([0, 1, 1]).sample(0, 3, key=DRAW).shape == (0, 3)
     seen = SeenPairs(two_users(), [0, 3])
     assert not seen.contains([0, 1], [1, 2]).any()
     assert seen.items(1).tolist() == []
@@ -318,5 +313,5 @@ def test_what_a_user_has_seen_is_no_negative(events):
         mine = sorted(set(log.item[earlier].tolist()))
         assert seen.items(sample).tolist() == mine
         assert seen.contains(sample, np.arange(7)).tolist() == [item in mine for item in range(7)]
-    rows = NegativeSampler(np.ones(7)).sample(len(at), 5, seen=seen, **STEP)
+    rows = NegativeSampler(np.ones(7)).sample(len(at), 5, seen=seen, key=DRAW)
     assert rows.min() > 0 and not seen.contains(at[:, None], rows).any()

@@ -10,8 +10,8 @@ from pyarrow import feather
 import aif_jax as aif
 from aif_jax import data as sources
 from aif_jax import train
-from aif_jax.data.candidates import BatchKey
 from aif_jax.data.cascade import RANKER, STAGES, Cascade, from_columns
+from aif_jax.data.order import BatchKey
 from aif_jax.train.losses import bce_of_each, distill_listwise
 from aif_jax.train.tasks import Cascaded
 from experiments.cascade import margin_info_nce, pairwise_ndcg
@@ -126,7 +126,7 @@ def test_wrong_cascades_are_refused(plain):
 def test_lists_have_so_many_of_each_stage(data):
     cascade = data.cascade
     counts = {"exposed": 4, "ranked": 6, "retrieved": 5}
-    source = sources.staged(data, counts)
+    source = sources.logged(data, counts=counts)
     at = cascade.positions[:40]
     lists = source(at, BatchKey(0, 0, 0))
     assert lists.rows.shape == (40, 15) and set(lists.labels) == {"stage", "click", "long_view", RANKER, WHOLE}
@@ -141,18 +141,16 @@ def test_lists_have_so_many_of_each_stage(data):
     assert lists.labels["click"][0, 0] == cascade.labels["click"][0, np.argmax(cascade.rows[0] == lists.rows[0, 0])]
     again, other = source(at, BatchKey(0, 0, 0)), source(at, BatchKey(0, 0, 1))
     assert np.array_equal(again.rows, lists.rows) and not np.array_equal(other.rows, lists.rows)
-    assert source.description["counts"] == counts and source.description["kind"] == "staged"
-    other = dataclasses.replace(cascade, labels={**cascade.labels, RANKER: cascade.labels[RANKER] + 1})  # a later ranker's log
-    changed = sources.staged(dataclasses.replace(data, cascade=other), counts).description
-    assert {name for name in changed if changed[name] != source.description[name]} == {"labels"}
-    earlier = dataclasses.replace(data.cascade, stage=np.minimum(data.cascade.stage, 0))
-    changed = sources.staged(dataclasses.replace(data, cascade=earlier), counts).description
-    assert {name for name in changed if changed[name] != source.description[name]} == {"sha256"}
+    assert source.description == {"kind": "logged", "counts": counts}
+    later = dataclasses.replace(cascade, labels={**cascade.labels, RANKER: cascade.labels[RANKER] + 1})  # a later ranker's log
+    earlier = dataclasses.replace(cascade, stage=np.minimum(cascade.stage, 0))
+    logs = (cascade, later, earlier, None)
+    assert len({dataclasses.replace(data, cascade=log).digest for log in logs}) == 4  # by which a cursor tells them apart
     assert np.array_equal(sources.logged(data)(at, BatchKey(0, 0, 0)).rows, cascade.rows[:40])
     other = np.setdiff1d(np.arange(len(data.log)), cascade.positions)[:1]
     refused(ValueError, "positions: expected first events of requests of the cascade", source, other, BatchKey(0, 0, 0))
     for wrong, message in (({"shown": 3}, "counts: expected numbers"), ({}, "counts")):
-        refused(ValueError, message, sources.staged, data, wrong)
+        refused(ValueError, message, sources.logged, data, counts=wrong)
 
 
 def test_the_synthetic_cascade_follows_its_rules(world, data):
@@ -188,7 +186,8 @@ def test_fit_trains_on_a_cascade_and_evaluates_each_objective(data, tmp_path):
     assert repr(bce_of_each(config.objectives)) == "pointwise_bce.of('click') + pointwise_bce.of('long_view')"
     plain = dataclasses.replace(data, cascade=None)
     refused(ValueError, "Cascaded: expected data with a cascade", demo.fit, aif.build(config), plain, **given)
-    refused(ValueError, "Cascaded: expected candidates of some stage", Cascaded, exposed=0, ranked=0, pre_ranked=0, retrieved=0)
+    none = Cascaded(exposed=0, ranked=0, pre_ranked=0, retrieved=0)
+    refused(ValueError, "counts: expected numbers of candidates", none.source, data, before=0)
 
 
 def test_evaluation_says_what_share_of_the_rankers_top_is_kept():
@@ -275,14 +274,13 @@ def test_met_candidates_are_left_out_where_nobody_comes_back(data):
     np.testing.assert_array_equal(whole.rows, np.where(gone, 0, cascade.rows[:60]))
     np.testing.assert_array_equal(sources.logged(data)(at, BatchKey(0, 0, 0)).rows, cascade.rows[:60])
     counts = {"exposed": 4, "ranked": 6, "retrieved": 5}
-    source, plain = sources.staged(once, counts), sources.staged(data, counts)
+    source, plain = sources.logged(once, counts=counts), sources.logged(data, counts=counts)
     lists, usual = source(at, BatchKey(0, 0, 0)), plain(at, BatchKey(0, 0, 0))
     there = (lists.rows > 0) & (lists.labels["stage"] > 0)
     assert not (met.contains(sample, lists.rows) & there).any()
     assert (met.contains(sample, usual.rows) & (usual.rows > 0) & (usual.labels["stage"] > 0)).any()
     np.testing.assert_array_equal(lists.rows[:, :4], usual.rows[:, :4])
-    assert source.description == plain.description | {"repeats": False}
-    assert Cascaded().source(once, before=2**40).description["repeats"] is False
+    assert once.digest != data.digest
 
 
 def pairs(scores, teacher, where, k: int) -> float:

@@ -8,9 +8,10 @@ import pytest
 
 import aif_jax as aif
 from aif_jax.data import lengths
-from aif_jax.data.candidates import BatchKey, describe, sampled_negatives
+from aif_jax.data.candidates import describe, sampled_negatives
 from aif_jax.data.cascade import RANKER
 from aif_jax.data.negatives import NegativeSampler, item_counts
+from aif_jax.data.order import BatchKey
 from aif_jax.data.pipeline import make_batch
 from aif_jax.train import NextItem, Teacher, losses, predict, training
 from aif_jax.train import distillation as distill
@@ -115,7 +116,10 @@ def test_what_does_not_fit_is_refused(data, student, teacher):
         refused(error, "teacher scores: ", distill.scores_of(made, data), at, np.ones((4, 2), np.int32))
     for given, wanted in (
         (popular, "fit teacher: expected a train.Teacher, got <function popular"),
-        (Teacher(popular, candidates=lambda at: np.zeros((len(at), 0), np.int32)), "Teacher.candidates: expected rows"),
+        (
+            Teacher(popular, candidates=lambda at: np.zeros((len(at), 0), np.int32)),
+            "retrieval: expected rows",
+        ),
         (Teacher("score"), "Teacher.ranker: expected data with a cascade"),
     ):
         refused(ValueError, wanted, fit, student, data, teacher=given, **GIVEN)

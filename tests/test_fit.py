@@ -12,15 +12,15 @@ import aif_jax as aif
 from aif_jax import train
 from aif_jax.checkpoint import Checkpoints, settings_of
 from aif_jax.checks import EncodingMismatch
-from aif_jax.data.candidates import BatchKey
 from aif_jax.data.cascade import Cascade
 from aif_jax.data.negatives import SeenPairs
+from aif_jax.data.order import BatchKey
 from aif_jax.data.split import split_by_time, time_cuts
 from aif_jax.run import Run
 from aif_jax.train.loop import JsonLines
 from aif_jax.train.settings import FitConfig, FitSettings
 from aif_jax.train.tasks import Cascaded, Impressions, NextItem
-from aif_jax.train.training import cuts, held_out, validation
+from aif_jax.train.training import held_out, resolve_settings, validation
 from experiments.datasets.synthetic import synthetic_world
 from tests import demo
 from tests.demo import FIT, fit, same
@@ -65,8 +65,8 @@ def test_evaluation_is_that_of_the_slice_and_of_the_run(data, run):
         got = run.evaluate(data, split, k=10, progress=False)
         assert got.requests == len(part)
         assert got == run.evaluate(data, split, k=10, progress=False)
-    few = run.evaluate(data, requests=30, min_history=20, k=None, progress=False)
-    assert few.requests == 30 and few.k is None
+    few = run.evaluate(data, requests=30, k=None, progress=False)
+    assert few.requests == 30 and few.hit_rate is None
     for split in ("tests", "train"):
         refused(ValueError, f"split: expected .* which training never saw, got '{split}'", run.evaluate, data, split)
     refused(ValueError, "k: expected None or at least 1, got 0", run.evaluate, data, k=0)
@@ -168,7 +168,7 @@ def test_other_tasks_train_and_do_not_rank_the_catalogue(data, small, task):
     run = fit(small, data, **FIT | dict(task=task, epochs=1))
     assert run.folder is None and "hr@10" not in run.metrics and 0 < run.metrics["gauc"] < 1
     got = run.evaluate(data, progress=False)
-    assert got.k is None and got.requests > 50
+    assert got.hit_rate is None and got.requests > 50
     assert FitSettings.from_json(run.settings.to_json()) == run.settings
 
 
@@ -251,22 +251,25 @@ def listed():
     return dataclasses.replace(data, cascade=Cascade(positions=starts, rows=rows, **given))
 
 
+def resolved(data, task, **given) -> FitSettings:
+    names = dict(task=task, out=None, loss="", optimizer="")
+    return resolve_settings(FitConfig(buckets=(), **given), data, demo.config(), **names)
+
+
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: type(task).__name__)
 def test_shares_are_of_the_samples_of_the_task(listed, task):
     whole = task.positions(listed, min_history=0, since=None, before=None)
     times = listed.log.time[whole]
-    made = cuts(task, listed, FitConfig(test=0.2))
-    held = [(times >= made[name]).mean() for name in ("first_validation", "first_test")]
+    settings = resolved(listed, task, test=0.2)
+    held = [(times >= moment).mean() for moment in (settings.first_validation, settings.first_test)]
     assert held == pytest.approx([0.3, 0.2], abs=0.02)
-    settings = FitSettings(task=task, loss="", optimizer="", **made)
     spans = [task.positions(listed, min_history=0, **settings.span(split)) for split in ("train", "validation", "test")]
     np.testing.assert_array_equal(np.sort(np.concatenate(spans)), whole)
 
 
 def test_a_next_item_is_split_by_its_events(listed):
-    made = cuts(NextItem(), listed, FitConfig())
-    assert (None, made["first_validation"], made["first_test"]) == time_cuts(listed.log.time)
-    settings = FitSettings(loss="", optimizer="", **made)
+    settings = resolved(listed, NextItem())
+    assert (None, settings.first_validation, settings.first_test) == time_cuts(listed.log.time)
     assert FitSettings.from_json(settings.to_json()) == settings
 
 

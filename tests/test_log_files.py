@@ -66,7 +66,7 @@ sampler = NegativeSampler(item_counts(dataset, positions))
 feed = Pipeline(dataset=dataset, positions=positions, config=config, batch_size=1024,
                 source=candidates.sampled_negatives(dataset, sampler=sampler, negatives=1), epochs=10)
 for fed, _ in zip(feed.batches(), range({steps}), strict=False):
-    assert fed.problem is None
+    assert fed.batch is not None
 print(json.dumps(dict(events=len(log), samples=len(positions), anon_mb=peak, log_mb=len(log) * 20 / 2**20)))
 """
 

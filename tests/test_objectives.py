@@ -13,8 +13,9 @@ import aif_jax as aif
 from aif_jax import export, metrics, train
 from aif_jax import scores as aif_scores
 from aif_jax.blocks import ItemOffset, PureSvd, with_table
-from aif_jax.data.candidates import BatchKey, CandidateLists
-from aif_jax.data.pipeline import make_batch, problem_of
+from aif_jax.data.candidates import CandidateLists
+from aif_jax.data.order import BatchKey
+from aif_jax.data.pipeline import BadBatch, expect_labels, make_batch
 from aif_jax.train.evaluate import list_scores
 from aif_jax.train.losses import Loss, bce_of_each, distill_listwise, listwise_softmax, pointwise_bce
 from aif_jax.train.step import loss_and_gradient
@@ -137,9 +138,9 @@ def test_parts_of_a_batch_add_up(data, small):
     at = np.flatnonzero(data.log.history_end(np.arange(len(data.log))) > 3)[:21]
     lists = labelled(data, at, BatchKey(0, 0, 0))
     batch = make_batch(data, at, lists.rows, lists.labels, config=model.config)
-    assert problem_of(batch) is None
+    expect_labels(batch, "")
     bad = dataclasses.replace(batch, labels=lists.labels | {"like": np.full((21, 4), np.inf, np.float32)})
-    assert problem_of(bad) == "a label of sample 0 of the batch is not finite"
+    refused(BadBatch, "a label of sample 0 of the batch is not finite", expect_labels, bad, "")
     trained = {name: group for name, group in params.items() if name != "fitted"}
 
     def scores_of(given, some):
@@ -172,7 +173,7 @@ def test_steps_teach_every_objective_and_evaluation_says_so(data, small):
     given = dict(k=10, candidates=source, calibration_negatives=3, progress=False)
     got = aif.evaluate(model, state.params, data, held, **given)
     lists = source(held, BatchKey(0, 0, 0))
-    scores = list_scores(model, state.params, data, held, lists, progress=False)
+    scores = list_scores(model, state.params, data, held, lists.rows, progress=False)
     assert list(got.objectives) == ["click", "conversion", "like"] and got.objectives["click"].auc == got.auc
     product, like = np.log(sigmoid(scores[..., 0]) * sigmoid(scores[..., 1])), lists.labels["like"]
     assert got.objectives["conversion"].auc == pytest.approx(metrics.auc(product, lists.labels["conversion"]), abs=1e-4)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import re
 import threading
 import time
+from functools import partial
 
 import jax
 import numpy as np
@@ -14,9 +16,10 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import blocks, train
-from aif_jax.data.candidates import BatchKey, CandidateLists, CandidateSource, sampled_negatives
+from aif_jax.data.candidates import CandidateLists, CandidateSource, sampled_negatives
 from aif_jax.data.negatives import NegativeSampler, item_counts
-from aif_jax.data.pipeline import Pipeline, prefetch, problem_of, to_device
+from aif_jax.data.order import BatchKey
+from aif_jax.data.pipeline import BadBatch, Pipeline, PrefetchedBatch, to_device
 from aif_jax.data.split import sample_positions
 from aif_jax.train import losses
 from tests import demo
@@ -37,7 +40,7 @@ def pipeline(data, *, counted=None, **changes) -> Pipeline:
 
 SHAPES = [
     {},
-    {"buckets": (8, 16), "window": 4},
+    {"buckets": (8, 16)},
     {"positions": range(1199, 0, -1)},
     {"positions": [*range(0, 1200, 2), *range(1, 1200, 2)]},
 ]
@@ -79,7 +82,6 @@ def test_a_cursor_of_another_pipeline_is_refused_and_the_difference_named(data):
         "seed": ({"seed": 1}, "pipeline.seed: expected 1, the cursor has 0"),
         "batch size": ({"batch_size": 24}, "pipeline.batch_size: expected 24, the cursor has 48"),
         "buckets": ({"buckets": (8, 16)}, r"pipeline.buckets: expected \[8, 16\], the cursor has \[\]"),
-        "window": ({"window": 4}, "pipeline.window: expected 4, the cursor has 16"),
         "length": ({"config": shorter}, "pipeline.history_length: expected 16, the cursor has 32"),
         "content": ({"positions": base.positions[::-1]}, "pipeline.positions.content: expected '"),
         "negatives": ({"source": sampled(negatives=3)}, "pipeline.candidates.negatives: expected 3, the cursor has 2"),
@@ -168,7 +170,7 @@ def test_processes_share_every_batch_without_overlap(data, shape):
 
 
 def test_buckets_cut_padding_and_lose_no_event(data):
-    plain, cut = pipeline(data), pipeline(data, buckets=(8, 16), window=8)
+    plain, cut = pipeline(data), pipeline(data, buckets=(8, 16))
     assert cut.lengths == (8, 16, 32)
     lengths = []
     for fed in cut.batches():
@@ -189,7 +191,7 @@ def test_the_loss_of_a_sample_does_not_depend_on_its_bucket(data):
     config = demo.config(schema=data.schema, long_length=32)
     model = aif.build(config)
     params = demo.init(model, items=data.catalogue)
-    cut = pipeline(data, config=config, buckets=(3, 8), window=16, batch_size=16)
+    cut = pipeline(data, config=config, buckets=(3, 8), batch_size=16)
 
     @jax.jit
     def loss(batch):
@@ -241,16 +243,20 @@ def test_an_error_of_a_source_is_raised(data):
         next(pipeline(unknown, counted=data, positions=range(60)).batches())
 
 
-def test_problems_of_a_batch(data):
-    batch = next(pipeline(data).batches()).batch
-    assert problem_of(batch) is None
-    assert problem_of(dataclasses.replace(batch, where=np.zeros_like(batch.where))) == "empty"
-    labels = batch.labels.copy()
-    labels[7, 1] = np.nan
-    assert problem_of(dataclasses.replace(batch, labels=labels)) == "a label of sample 7 of the batch is not finite"
-    where = batch.where.copy()
-    where[7, 1] = False
-    assert problem_of(dataclasses.replace(batch, labels=labels, where=where)) is None  # masked: contributes nothing
+def test_a_label_that_is_not_finite_ends_a_run_and_an_empty_batch_does_not(data):
+    source = pipeline(data).source
+
+    def lists(positions, key, *, of) -> CandidateLists:
+        rows, labels, log_q = source(positions, key)
+        if key.step == 3:
+            labels[7, 1], rows[7, 1] = np.nan, 0 if of == "masked" else rows[7, 1]
+            rows[:] *= of != "empty"
+        return CandidateLists(rows, labels, log_q)
+
+    with pytest.raises(BadBatch, match=r"a label of sample 7 of the batch is not finite \(batch 3 of epoch 0; samples at"):
+        list(pipeline(data, source=partial(lists, of="valid")).batches())
+    for of, there in (("masked", True), ("empty", False)):  # a masked label contributes nothing
+        assert (list(pipeline(data, source=partial(lists, of=of)).batches())[3].batch is not None) == there
 
 
 @pytest.mark.parametrize("wrong, message", [
@@ -262,7 +268,6 @@ def test_problems_of_a_batch(data):
     ({"positions": range(-1, 99)}, r"Pipeline.positions: expected values in \[0, 1200\), got -1"),
     ({"positions": range(10)}, "samples: expected at least one batch of batch_size=48 to train on, got 10; take"),
     ({"epochs": 0}, "Pipeline.epochs: expected at least 1"),
-    ({"window": 0}, "Pipeline.window: expected at least 1"),
 ])  # fmt: skip
 def test_a_wrong_pipeline_is_refused(data, wrong, message):
     refused(ValueError, message, pipeline, data, **wrong)
@@ -273,46 +278,45 @@ def threads() -> int:
     return sum(thread.name.startswith("aif_jax.prefetch") for thread in threading.enumerate())
 
 
-@pytest.mark.parametrize("ahead", [1, 2, 50])
-def test_items_come_in_order_from_another_thread_and_then_it_ends(ahead):
-    with prefetch(((number, threading.current_thread().name) for number in range(20)), ahead=ahead) as items:
-        numbers, names = zip(*items, strict=True)
-        assert numbers == (*range(20),) and all(name.startswith("aif_jax.prefetch") for name in names)
-        assert list(items) == []
+def numbered(number: int) -> PrefetchedBatch:
+    return PrefetchedBatch(batch=None, cursor={"step": number, "thread": threading.current_thread().name})
+
+
+def test_batches_come_in_order_from_another_thread_and_then_it_ends():
+    with to_device(map(numbered, range(20))) as batches:
+        cursors = [fed.cursor for fed in batches]
+        assert [cursor["step"] for cursor in cursors] == [*range(20)]
+        assert all(cursor["thread"].startswith("aif_jax.prefetch") for cursor in cursors) and list(batches) == []
     assert threads() == 0
 
 
 def test_no_more_is_made_than_allowed():
     made = []
-    with prefetch((made.append(i) or i for i in range(100)), ahead=3) as items:
-        until(lambda: len(made) == 4)  # three wait, one is in the hand of the thread
+    with to_device(made.append(i) or numbered(i) for i in range(100)) as batches:
+        until(lambda: len(made) == 3)  # two wait, one is in the hand of the thread
         time.sleep(0.05)
-        assert len(made) == 4
-        assert next(items) == 0
-        until(lambda: len(made) == 5)
+        assert len(made) == 3
+        assert next(batches).cursor["step"] == 0
+        until(lambda: len(made) == 4)
 
 
-def test_an_error_is_raised_where_its_item_would_have_come():
-    def items():
-        yield 1
-        yield 2
+def test_an_error_is_raised_where_its_batch_would_have_come():
+    def broken():
+        yield numbered(1)
+        yield numbered(2)
         raise OSError("the disk is gone")
 
-    with prefetch(items(), ahead=5) as prefetched:
-        assert [next(prefetched), next(prefetched)] == [1, 2]
-        refused(OSError, "the disk is gone", next, prefetched)
-        assert list(prefetched) == []
+    with to_device(broken()) as batches:
+        assert [next(batches).cursor["step"], next(batches).cursor["step"]] == [1, 2]
+        refused(OSError, "the disk is gone", next, batches)
+        assert list(batches) == []
     assert threads() == 0
 
 
 @pytest.mark.parametrize("taken", [0, 1, 5])
 def test_closing_in_the_middle_stops_the_thread(taken):
-    def endless():
-        while True:
-            yield 0
-
-    with prefetch(endless(), ahead=2) as items:
+    with to_device(map(numbered, itertools.count())) as batches:
         for _ in range(taken):
-            next(items)
+            next(batches)
         assert threads() == 1
     assert threads() == 0

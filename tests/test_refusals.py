@@ -16,7 +16,7 @@ from aif_jax import blocks, metrics, train
 from aif_jax.blocks.signatures import fit_projection
 from aif_jax.catalogue import Catalogue
 from aif_jax.data.negatives import NegativeSampler
-from aif_jax.data.pipeline import prefetch
+from aif_jax.data.order import BatchKey
 from aif_jax.data.split import sample_positions, split_by_time, time_cuts
 from aif_jax.encoding.columns import Columns
 from aif_jax.heads import LogitSum, Mlp
@@ -36,7 +36,7 @@ FOUR = aif.Schema(item_attributes=(aif.Attribute(name="item", size=4), aif.Attri
 BITS = "signature bits: expected a multiple of 32 from 32 to 256"
 TEN_DAYS = int(np.datetime64("2022-05-01", "s").astype(int)) + 86_400 * np.arange(10)
 LOG = aif.EventLog([1] * 7, [1] * 7, [1] * 7, range(7), users=3)
-SAMPLER, STEP = NegativeSampler([0, 1, 1]), {"seed": 0, "epoch": 0, "step": 0}
+SAMPLER, KEY = NegativeSampler([0, 1, 1]), BatchKey(0, 0, 0)
 TWO = [[1.0, 2.0], [3.0, 4.0]], [[0, 1], [1, 0]]
 LONG = "x" * 1025
 
@@ -254,16 +254,13 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
     (lambda: time_cuts(TEN_DAYS, test=1_651_795_200_000),
      "test: ...before 2100 in 's', got 1651795200000, which looks like 'ms'"),
     (lambda: time_cuts(TEN_DAYS, test=0.6, validation=0.5), "validation, test: expected validation + test below 1"),
-    (lambda: prefetch([], ahead=0).__enter__(), "ahead: expected at least 1, got 0"),
     (lambda: NegativeSampler([5, 1]), "at least 2 items with an event to draw as negatives, got 1"),
     (lambda: NegativeSampler([]), "at least 2 items with an event to draw as negatives, got 0"),
     (lambda: NegativeSampler([0, 1, np.nan]), "finite values of at least 0"),
     (lambda: NegativeSampler([0, 1, -1]), "finite values of at least 0"),
     (lambda: NegativeSampler([[1, 2]]), "counts: expected shape [any], got [1, 2]"),
-    (lambda: NegativeSampler([0, 1, 1], power=-1), "power: expected a finite value of at least 0, got -1"),
-    (lambda: SAMPLER.sample(2, 3, **STEP, avoid=[1]), "avoid: expected shape [2], got [1]"),
-    (lambda: SAMPLER.sample(2, 3, **STEP, avoid=[1, 3]), "avoid: expected values in [0, 3), got 3"),
-    (lambda: SAMPLER.sample(2, 3, **STEP | {"step": -1}), "seed, epoch and step of at least 0"),
+    (lambda: SAMPLER.sample(2, 3, key=KEY, avoid=[1]), "avoid: expected shape [2], got [1]"),
+    (lambda: SAMPLER.sample(2, 3, key=KEY, avoid=[1, 3]), "avoid: expected values in [0, 3), got 3"),
     # training
     (lambda: demo.config(objectives=("click", "click")), "Config.objectives: expected different names"),
     *((lambda names=names: demo.config(objectives=names), f"Config.objectives: expected {expected}") for names, expected in (

@@ -177,7 +177,7 @@ def test_fit_goes_on(folders):
 def save(folder: Path, index: int, count: int) -> None:
     """Trains five steps and saves them."""
     process = Process(index, count)
-    state = process.run(process.batches(5), max_skipped=0)
+    state = process.run(process.batches(5))
     with aif.Checkpoints(folder / "trained") as saved:
         saved.save_async(5, state.params, process.model.config, opt_state=state.opt_state)
 

@@ -13,27 +13,11 @@ from aif_jax.checks import expect, expect_integers
 from aif_jax.data.cascade import STAGES, Cascade
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.negatives import NegativeSampler, SeenPairs
+from aif_jax.data.order import CHOICE, BatchKey
 from aif_jax.model import name_of
 from aif_jax.store.trained import digest
 
-CHOICE = 4  # stream of random numbers: which candidates of a stage or of a long list, which of other samples
 DESCRIBED_ROWS = 4096  # rows of a table of retrieved items that its description covers
-
-
-class BatchKey(NamedTuple):
-    """Key of the random choices for one batch, so that a resumed run makes the same ones.
-
-    Attributes:
-      seed, epoch, step: seed of the run, epoch, and batch within the epoch.
-    """
-
-    seed: int
-    epoch: int
-    step: int
-
-    def random(self, stream: int) -> np.random.Generator:
-        """Return the random numbers of a stream, such as `CHOICE`: those of other streams do not change with them."""
-        return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(stream, self.epoch, self.step)))
 
 
 Labels: TypeAlias = np.ndarray | dict[str, np.ndarray]
@@ -68,7 +52,7 @@ SourceFn: TypeAlias = Callable[[np.ndarray, BatchKey], CandidateLists]
 
 @dataclasses.dataclass(frozen=True)
 class CandidateSource:
-    """A source of candidates with a description, which the cursors of a pipeline record.
+    """A source of candidates with a description, which the cursors of a pipeline record next to the digest of the data.
 
     Attributes:
       lists: (positions [B], key) -> CandidateLists, the same for the same two.
@@ -118,7 +102,7 @@ def sampled_negatives(
         got = f"the unknown item at position {at[np.argmin(target)] if len(at) else 0}; see data.sample_positions"
         expect(target.all(), "positions", "samples of known items", got)
         seen = None if dataset.repeats else SeenPairs(dataset, at)
-        drawn = sampler.sample(len(target), negatives, avoid=target, seen=seen, **key._asdict())
+        drawn = sampler.sample(len(target), negatives, avoid=target, key=key, seen=seen)
         rows = np.concatenate([target[:, None], drawn], axis=1)
         labels = np.zeros(rows.shape, np.float32)
         labels[:, 0] = 1
@@ -128,8 +112,9 @@ def sampled_negatives(
         log_q[np.isneginf(log_q)] = 0  # of a positive that is never drawn, and of no candidate
         return CandidateLists(rows, labels, log_q)
 
-    settings = {"negatives": negatives, "corrected": logq_correction, "sampler": sampler.digest}
-    return CandidateSource(lists, {"kind": "sampled", **settings, "repeats": bool(dataset.repeats)})
+    drawn_from = digest(sampler.probabilities).sha256
+    settings = {"negatives": negatives, "corrected": logq_correction, "sampler": drawn_from}
+    return CandidateSource(lists, {"kind": "sampled", **settings})
 
 
 def impressions(dataset: Dataset, *, candidates: int, threshold: int | Mapping[str, int]) -> CandidateSource:
@@ -180,31 +165,24 @@ def impressions(dataset: Dataset, *, candidates: int, threshold: int | Mapping[s
     return CandidateSource(lists, {"kind": "impressed", "candidates": candidates, "threshold": shown})
 
 
-def retrieved(dataset: Dataset, *, retrieval: Callable[[np.ndarray], Any] | np.ndarray, candidates: int) -> CandidateSource:
+def retrieved(dataset: Dataset, *, retrieval: Callable[[np.ndarray], Any] | np.ndarray) -> CandidateSource:
     """Return the event's item, label 1, and what retrieval found for its request, label 0, without repeats: as in production.
 
     Unless users come back to items (`Dataset.repeats`), 0 takes the place of an item that the user has met strictly before the
     event.
 
     Args:
-      retrieval: a function from positions [B] to integer catalogue rows [B, R], 0 where there is none; or an array of such
-        rows [n, R] for every event of the log, memory-mapped perhaps. It must see the past only: `dataset.log.history_end`.
-      candidates: C, cut from the front of [B, 1 + R] or padded.
-
-    Raises:
-      ValueError: candidates below 2.
+      retrieval: a function from positions [B] to integer catalogue rows [B, R], 0 where there is none, R at least 1; or an
+        array of such rows [n, R] for every event of the log, memory-mapped perhaps. It must see the past only:
+        `dataset.log.history_end`.
     """
-    expect(candidates >= 2, "candidates", "at least 2", candidates)
 
     def lists(positions: np.ndarray, key: BatchKey) -> CandidateLists:
         answer = retrieval(positions) if callable(retrieval) else retrieval[positions]
         answer = expect_integers(answer, "retrieval", size=len(dataset.catalogue))
-        fits = answer.ndim == 2 and len(answer) == len(positions)
-        expect(fits, "retrieval", f"rows [{len(positions)}, R]", f"shape {list(answer.shape)}")
-        rows = np.zeros((len(answer), candidates), np.int32)
-        rows[:, 0] = dataset.log.item[positions]
-        width = min(answer.shape[1], candidates - 1)
-        rows[:, 1 : 1 + width] = answer[:, :width]
+        fits = answer.ndim == 2 and len(answer) == len(positions) and answer.shape[1] > 0
+        expect(fits, "retrieval", f"rows [{len(positions)}, R] of at least one candidate", f"shape {list(answer.shape)}")
+        rows = np.column_stack([dataset.log.item[positions], answer]).astype(np.int32)
         if not dataset.repeats:
             rows = SeenPairs(dataset, positions).drop(rows, kept=rows == rows[:, :1])
         rows[_repeated(rows, np.zeros_like(rows))] = 0
@@ -217,8 +195,7 @@ def retrieved(dataset: Dataset, *, retrieval: Callable[[np.ndarray], Any] | np.n
     else:
         some = retrieval[:: max(1, len(retrieval) // DESCRIBED_ROWS)]
         table = {"shape": list(retrieval.shape), "sha256": digest(some).sha256}
-    settings = {"candidates": candidates, "retrieval": table, "repeats": bool(dataset.repeats)}
-    return CandidateSource(lists, {"kind": "retrieved", **settings})
+    return CandidateSource(lists, {"kind": "retrieved", "retrieval": table})
 
 
 def expect_threshold(dataset: Dataset, row: Any, name: str) -> None:
@@ -240,74 +217,39 @@ def _repeated(rows: np.ndarray, action: np.ndarray) -> np.ndarray:
     return repeated
 
 
-def logged(dataset: Dataset) -> CandidateSource:
-    """Return all candidates of logged requests, with stage and labels by name; positions are `dataset.cascade.positions`.
+def logged(dataset: Dataset, *, counts: Mapping[str, int] | None = None) -> CandidateSource:
+    """Return candidates of logged requests, with stage and labels by name; positions are `dataset.cascade.positions`.
 
     Unless users come back to items (`Dataset.repeats`), candidates that were not shown and that the user has met strictly
     before the request are left out: a filter does it in serving.
 
-    Raises:
-      ValueError: data without a cascade.
-    """
-    cascade = _cascade(dataset)
-
-    def lists(positions: np.ndarray, key: BatchKey) -> CandidateLists:
-        at = cascade.at(positions)
-        return CandidateLists(_unmet(dataset, cascade, at), cascade.labels_at(at, slice(None)))
-
-    return CandidateSource(lists, {"kind": "logged", **_description(dataset, cascade)})
-
-
-def staged(dataset: Dataset, counts: Mapping[str, int]) -> CandidateSource:
-    """Return lists for training: so many candidates of each stage, drawn again for every batch.
-
     Args:
-      counts: candidates by stage, such as {"exposed": 8, "ranked": 8, "retrieved": 16}. A request with fewer of a stage gives
-        all of them. Met items are left out as in `logged`.
-
-    Returns:
-      A source whose positions are the cascade's.
+      counts: candidates by stage, drawn again for every batch, such as {"exposed": 8, "ranked": 8, "retrieved": 16}; a request
+        with fewer of a stage gives all of them. None takes all candidates.
 
     Raises:
       ValueError: data without a cascade, an unknown stage, no candidates.
     """
-    cascade = _cascade(dataset)
-    unknown = sorted(set(counts) - set(STAGES))
-    good = not unknown and all(isinstance(n, int) and n >= 0 for n in counts.values()) and sum(counts.values()) > 0
-    expect(good, "counts", f"numbers of candidates by stage of {STAGES}", dict(counts))
+    cascade: Cascade = dataset.cascade  # type: ignore[assignment]
+    expect(cascade is not None, "Dataset.cascade", "a Cascade, as `readers.read_cascade` gives", None)
+    known = counts is None or (set(counts) <= set(STAGES) and sum(counts.values()) > 0)
+    good = known and all(isinstance(count, int) and count >= 0 for count in (counts or {}).values())
+    expect(good, "counts", f"numbers of candidates by stage of {STAGES}", counts)
 
     def lists(positions: np.ndarray, key: BatchKey) -> CandidateLists:
         at = cascade.at(positions)
         rows, stage = cascade.rows[at], cascade.stage[at]
-        candidates, order = _unmet(dataset, cascade, at), key.random(CHOICE).random(rows.shape)
-        chosen, there = [], []
+        if not dataset.repeats:
+            rows = SeenPairs(dataset, cascade.positions[at]).drop(rows, kept=stage == STAGES.index("exposed"))
+        if counts is None:
+            return CandidateLists(rows, cascade.labels_at(at, slice(None)))
+        order, chosen, there = key.random(CHOICE).random(rows.shape), [], []
         for code, name in enumerate(STAGES):
-            rank = np.where((candidates > 0) & (stage == code), order, 2.0)
+            rank = np.where((rows > 0) & (stage == code), order, 2.0)
             chosen.append(np.argsort(rank, axis=1, kind="stable")[:, : counts.get(name, 0)])
             there.append(np.take_along_axis(rank, chosen[-1], 1) < 2)
         places = np.concatenate(chosen, axis=1)
         found = np.where(np.concatenate(there, axis=1), np.take_along_axis(rows, places, 1), 0)
         return CandidateLists(found, cascade.labels_at(at[:, None], places))
 
-    return CandidateSource(lists, {"kind": "staged", **_description(dataset, cascade), "counts": dict(counts)})
-
-
-def _cascade(dataset: Dataset) -> Cascade:
-    expect(dataset.cascade is not None, "Dataset.cascade", "a Cascade, as `readers.read_cascade` gives", None)
-    return dataset.cascade  # type: ignore[return-value]
-
-
-def _unmet(dataset: Dataset, cascade: Cascade, at: np.ndarray) -> np.ndarray:
-    """Return rows [B, M] of requests, without the unexposed candidates that the user has met before if nobody comes back."""
-    if dataset.repeats:
-        return cascade.rows[at]
-    met = SeenPairs(dataset, cascade.positions[at])
-    return met.drop(cascade.rows[at], kept=cascade.stage[at] == STAGES.index("exposed"))
-
-
-def _description(dataset: Dataset, cascade: Cascade) -> dict[str, object]:
-    step = max(1, len(cascade) // 4096)
-    parts = {name: getattr(cascade, name) for name in ("positions", "rows", "stage")}
-    digests = ({name: digest(v[::step]).sha256 for name, v in sorted(group.items())} for group in (parts, cascade.labels))
-    parts = dict(zip(("sha256", "labels"), digests, strict=True))
-    return {"requests": len(cascade), **parts, "repeats": bool(dataset.repeats)}
+    return CandidateSource(lists, {"kind": "logged", "counts": None if counts is None else dict(counts)})

@@ -1,6 +1,6 @@
 """The cascade: logged requests with all retrieved candidates, how far each came, and the ranker's scores.
 
-Pre-ranking sees what retrieval found, not what was shown. `candidates.staged` makes lists for training of a cascade.
+Pre-ranking sees what retrieval found, not what was shown. `candidates.logged` makes lists for training of a cascade.
 """
 
 import dataclasses

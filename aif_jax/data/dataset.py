@@ -140,8 +140,8 @@ class Dataset:
 
     @functools.cached_property
     def digest(self) -> str:
-        """64 hex digits over events, items, users and encoder: other data with the same counts have another digest."""
-        items = self.catalogue.items
+        """64 hex digits over events, items, users, cascade, encoder and `repeats`: other data with the same counts differ."""
+        items, cascade = self.catalogue.items, self.cascade
         tables = {
             "log": {name: getattr(self.log, name) for name in ("user", "item", "action", "time", "offsets")},
             "items": {**items.ids, "floats": items.floats, "content": items.content},
@@ -149,8 +149,11 @@ class Dataset:
             "users": {**self.user_ids, "floats": self.user_floats},
             "lists": {"display_positions": self.display_positions},
         }
+        if cascade is not None:
+            arrays = {"positions": cascade.positions, "rows": cascade.rows, "stage": cascade.stage}
+            tables |= {"cascade": arrays, "labels": cascade.labels}
         encoding = "" if self.encoder is None else self.encoder.version
-        state = hashlib.sha256(" ".join((encoding, self.users.digest, self.items.digest)).encode())
+        state = hashlib.sha256(" ".join((encoding, self.users.digest, self.items.digest, str(self.repeats))).encode())
         for table, arrays in tables.items():
             for name, array in sorted(arrays.items()):
                 if array is not None:

@@ -51,9 +51,8 @@ class EventLog:
         columns = [_column(*of) for of in zip((user, item, action, time), COLUMNS, limits, strict=True)]
         lengths = {name: len(column) for name, column in zip(COLUMNS, columns, strict=True)}
         expect(len({*lengths.values()}) == 1, "EventLog", "columns of one length", lengths)
-        blocks = [
-            slice(start, start + BLOCK + 1) for start in range(0, len(columns[0]), BLOCK)
-        ]  # each with the next one's first
+        # Each block has the first event of the next one.
+        blocks = [slice(start, start + BLOCK + 1) for start in range(0, len(columns[0]), BLOCK)]
         if any(out_of_order(columns[0][block], columns[3][block]).any() for block in blocks):
             order = np.lexsort((columns[3], columns[0]))  # stable
             columns = [column[order] for column in columns]

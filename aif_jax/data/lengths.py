@@ -1,4 +1,4 @@
-"""Lengths of histories in batches: what `fit(buckets="auto")` chooses, and the padding that is left."""
+"""Lengths of histories in batches: what `fit(buckets="auto")` chooses."""
 
 import itertools
 from typing import Any
@@ -22,26 +22,20 @@ def history_lengths(data: Dataset, positions: Any, *, longest: int) -> np.ndarra
     return np.minimum(data.history_lengths(positions[:: max(1, len(positions) // COUNTED_SAMPLES)]), longest)
 
 
-def mean_places(histories: np.ndarray, lengths: tuple[int, ...]) -> float:
-    """Return the mean length of histories in batches: each takes the smallest of the ascending lengths that holds it."""
-    return float(np.take(lengths, np.searchsorted(lengths, histories)).mean())
-
-
-def padding(histories: np.ndarray, lengths: tuple[int, ...]) -> float:
-    """Return share of the places without an event."""
-    return 1 - float(histories.mean()) / mean_places(histories, lengths)
-
-
 def choose_lengths(histories: np.ndarray, *, longest: int, batch_size: int, steps: int) -> tuple[int, ...]:
     """Return the shorter lengths for `Pipeline.buckets`: powers of two from 128 on that save more than they cost to compile.
 
-    The lengths minimise places trained on, steps x batch_size x `mean_places`, plus `COMPILE` for each length. Below
-    `FEW_STEPS` steps there are two lengths at most, `longest` among them; () at a history of 128 or shorter.
+    The lengths minimise places trained on, steps x batch_size x the mean length that holds a history, plus `COMPILE` for each
+    length. Below `FEW_STEPS` steps there are two lengths at most, `longest` among them; () at a history of 128 or shorter.
     """
     shorter = [length for power in range(longest.bit_length()) if SHORTEST_LENGTH <= (length := 1 << power) < longest]
     most = (2 if steps < FEW_STEPS else MOST_LENGTHS) - 1
     if not len(histories):
         return ()
     subsets = (subset for count in range(min(most, len(shorter)) + 1) for subset in itertools.combinations(shorter, count))
-    cost = {each: steps * batch_size * mean_places(histories, (*each, longest)) + COMPILE * len(each) for each in subsets}
-    return min(cost, key=cost.__getitem__)
+
+    def cost(shorter: tuple[int, ...]) -> float:
+        lengths = (*shorter, longest)
+        return steps * batch_size * np.take(lengths, np.searchsorted(lengths, histories)).mean() + COMPILE * len(shorter)
+
+    return min(subsets, key=cost)

@@ -3,16 +3,16 @@
 Source: popularity ** 0.75 is word2vec's (arXiv 1310.4546).
 """
 
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from aif_jax.checks import BLOCK, expect, expect_array, expect_finite, expect_integers
 from aif_jax.data.dataset import Dataset
-from aif_jax.store.trained import digest
+from aif_jax.data.order import NEGATIVES, BatchKey
 
-NEGATIVES = 1  # stream of random numbers: the order of samples (`order.ORDER`, 0) must not change with the negatives
+POWER = 0.75
+"""Of the popularity by which negatives are drawn."""
 ROUNDS = 16  # of redrawing what must be avoided, before the exact distribution is worked out
 
 
@@ -82,35 +82,33 @@ class SeenPairs:
 
 
 class NegativeSampler:
-    """Draws item rows with probability proportional to count ** power.
+    """Draws item rows with probability proportional to count ** 0.75.
 
-    Row 0, the unknown item, is never drawn, nor is an item without a count, except with power 0: nothing in training pushes
-    down the scores of items that are never drawn.
+    Row 0, the unknown item, is never drawn, nor is an item without a count: nothing in training pushes down the scores of items
+    that are never drawn.
 
     Attributes:
       probabilities: float64 [N], sum to 1; for correcting a sampled softmax.
 
     Args:
       counts: [N] how often each catalogue row occurs among the TRAINING events.
-      power: 1 for popularity as it is, 0 for uniform.
 
     Raises:
       TypeError, ValueError: counts that are not finite numbers of at least 0, or fewer than two items that can be drawn.
 
     Example:
-      >>> sampler = NegativeSampler([0, 1, 16], power=0.75)
+      >>> sampler = NegativeSampler([0, 1, 16])
       >>> sampler.probabilities.round(3).tolist()
       [0.0, 0.111, 0.889]
-      >>> sampler.sample(2, 3, avoid=[1, 2], seed=0, epoch=0, step=0).tolist()
+      >>> sampler.sample(2, 3, key=BatchKey(0, 0, 0), avoid=[1, 2]).tolist()
       [[2, 2, 2], [1, 1, 1]]
     """
 
-    def __init__(self, counts: Any, *, power: float = 0.75):
+    def __init__(self, counts: Any):
         counts = np.asarray(counts, np.float64)
         expect_array(counts, "counts", dtype=np.float64, shape=(None,))
         expect_finite(counts, "counts", minimum=0)
-        expect(0 <= power < np.inf, "power", "a finite value of at least 0", power)
-        weights = counts**power
+        weights = counts**POWER
         weights[:1] = 0
         drawable = np.count_nonzero(weights)
         expect(drawable >= 2, "counts", "at least 2 items with an event to draw as negatives", drawable)
@@ -118,20 +116,15 @@ class NegativeSampler:
         self._cumulative = np.cumsum(self.probabilities)
         self._cumulative /= self._cumulative[-1]  # exactly 1, so that no draw falls after the last item
 
-    @cached_property
-    def digest(self) -> str:
-        """sha256 of the probabilities."""
-        return digest(self.probabilities).sha256
-
     def sample(
-        self, lists: int, negatives: int, *, seed: int, epoch: int, step: int, avoid: Any = None, seen: SeenPairs | None = None
+        self, lists: int, negatives: int, *, key: BatchKey, avoid: Any = None, seen: SeenPairs | None = None
     ) -> np.ndarray:
         """Draw with replacement; what must be avoided is redrawn, so the rest keeps its proportions.
 
         Args:
           lists: B.
           negatives: n, rows for each list.
-          seed, epoch, step: 0 or more; the same three give the same rows.
+          key: the same one gives the same rows.
           avoid: integer row [B] that each list must not hold, such as its target; None for none.
           seen: items that the user of each list has met, which it must not hold either.
 
@@ -142,10 +135,9 @@ class NegativeSampler:
           ValueError: wrong shapes.
         """
         size = len(self.probabilities)
-        expect(min(seed, epoch, step) >= 0, "sample", "seed, epoch and step of at least 0", (seed, epoch, step))
         avoided = expect_integers(np.zeros(lists, np.int64) if avoid is None else avoid, "avoid", size=size)
         expect(avoided.shape == (lists,), "avoid", f"shape [{lists}]", list(avoided.shape))
-        random = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(NEGATIVES, epoch, step)))
+        random = key.random(NEGATIVES)
         rows = self._rows(random.random(lists * negatives)).reshape(lists, negatives)
         flat, list_of = rows.reshape(-1), np.repeat(np.arange(lists), negatives)
         at = np.arange(len(flat))  # flat positions that may hold a row to avoid
@@ -174,8 +166,8 @@ class NegativeSampler:
           draws: n, how many rows were drawn for the list.
 
         Example:
-          >>> np.exp(NegativeSampler([0, 1, 3], power=1).log_q([1, 2], 4)).round(4).tolist()
-          [1.0, 3.0]
+          >>> np.exp(NegativeSampler([0, 1, 16]).log_q([1, 2], 9)).round(4).tolist()
+          [1.0, 8.0]
         """
         probability = self.probabilities[expect_integers(rows, "rows", size=len(self.probabilities))]
         with np.errstate(divide="ignore"):

@@ -1,22 +1,46 @@
-"""The order of the samples of an epoch, computed part by part and never stored: a permutation of positions.
+"""Random choices that (seed, epoch, step) fix, and the order of the samples of an epoch, computed part by part, never stored.
 
 A balanced Feistel network over the bits of an index is a bijection; an index outside [0, n) is sent through it again until it
 falls inside (cycle walking). Source: format-preserving encryption (Black and Rogaway 2002).
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
-ORDER = 0  # stream of random numbers: the order must not change with anything else that is drawn
+ORDER, NEGATIVES, SHUFFLE, HIDDEN, CHOICE, DRAWS = range(6)
+"""Streams of random numbers, which do not change with each other: the order of samples, sampled negatives, the order of batches
+within a window, hidden ids of items, candidates of a stage or a long list, retrieved candidates with a ranker's scores."""
 ROUNDS = 6  # even, so that halves of different width end where they began
 SMALL = 1 << 12  # up to here a list is cheaper, and a network over so few bits does not mix evenly
 
 
+class BatchKey(NamedTuple):
+    """Key of the random choices for one batch, so that a resumed run makes the same ones.
+
+    Attributes:
+      seed, epoch, step: seed of the run, epoch, and batch within the epoch.
+    """
+
+    seed: int
+    epoch: int
+    step: int
+
+    def sequence(self, stream: int) -> np.random.SeedSequence:
+        """Return the seed of a stream, such as `CHOICE`."""
+        return np.random.SeedSequence(self.seed, spawn_key=(stream, self.epoch, self.step))
+
+    def random(self, stream: int) -> np.random.Generator:
+        """Return the random numbers of a stream."""
+        return np.random.default_rng(self.sequence(stream))
+
+
 def permuted(size: int, start: int, stop: int, *, seed: int, epoch: int) -> np.ndarray:
     """Return the part `start:stop` of a pseudo-random permutation of [0, size), int64; (seed, epoch) fix the permutation."""
-    random = np.random.SeedSequence(seed, spawn_key=(ORDER, epoch, 0))
+    key = BatchKey(seed, epoch, 0)
     if size <= SMALL:
-        return np.random.default_rng(random).permutation(size)[start:stop]
-    bits, keys = (size - 1).bit_length(), random.generate_state(ROUNDS, np.uint64)
+        return key.random(ORDER).permutation(size)[start:stop]
+    bits, keys = (size - 1).bit_length(), key.sequence(ORDER).generate_state(ROUNDS, np.uint64)
     out = _feistel(np.arange(start, min(stop, size), dtype=np.uint64), keys, bits)
     while len(outside := np.flatnonzero(out >= size)):
         out[outside] = _feistel(out[outside], keys, bits)

@@ -9,26 +9,24 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, partial
-from typing import Any, TypeVar
+from functools import cached_property
+from typing import Any
 
 import jax
 import numpy as np
 
 from aif_jax.checks import check_encoding, expect, expect_integer, expect_integers
 from aif_jax.config import Config
-from aif_jax.data.candidates import BatchKey, Labels, SourceFn, describe
+from aif_jax.data.candidates import Labels, SourceFn, describe
 from aif_jax.data.dataset import Dataset
-from aif_jax.data.order import permuted
+from aif_jax.data.order import HIDDEN, SHUFFLE, BatchKey, permuted
 from aif_jax.store.trained import digest
 from aif_jax.trees import differences
 from aif_jax.types import Array, ItemFeatures, UserFeatures, record
 
-HIDDEN = 3  # stream of random numbers: candidates whose item id is hidden
+WINDOW = 16  # batches that are sorted by length together
 NAMED = 8  # positions of samples that a message names
-SHUFFLE = 2  # stream of random numbers: the order of the batches of a window, see `order.ORDER`
-END: Any = object()
-T = TypeVar("T")
+AHEAD = 2  # batches that wait for the step, at most; one more is being made
 
 
 @record
@@ -51,24 +49,26 @@ class Batch:
     display_positions: Array | None = None
 
 
+class BadBatch(ValueError):
+    """A batch that must not be trained on; the message names the reason and the samples."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PrefetchedBatch:
     """A batch for the training step, with its metadata on the host.
 
     Attributes:
-      batch: None if there is a problem, but see `problem`.
+      batch: None for one without a candidate. Where several processes share a batch, an empty share comes as the others may
+        have candidates.
       positions: int64 [B] of its samples in the log, if known.
       place: (epoch, batch of it), counted from 0.
       cursor: plain JSON; `Pipeline.batches(cursor)` continues after this batch. None where the source cannot resume.
-      problem: why the batch must not be trained on: "empty", or what is not finite; None for a good one. Where several
-        processes share a batch, an empty share comes with its `batch`, as the others may have candidates.
     """
 
     batch: Batch | None
     positions: np.ndarray | None = None
     place: tuple[int, int] | None = None
     cursor: dict[str, Any] | None = None
-    problem: str | None = None
 
     @property
     def origin(self) -> str:
@@ -89,8 +89,8 @@ class Pipeline:
     **Processes.** `batch_size` is of the whole step; process p of n takes the p-th of n equal slices of each batch. Every
     process draws the candidates of all samples, so any number of processes sees the same data and resumes from any cursor.
 
-    **Length buckets.** With `buckets`, a window of batches is sorted by the length of the samples' histories, cut into batches,
-    and shuffled. Each batch has the smallest of the lengths that holds its longest history: the same scores with less padding,
+    **Length buckets.** With `buckets`, 16 batches at a time are sorted by the length of the samples' histories, cut again, and
+    shuffled. Each batch has the smallest of the lengths that holds its longest history: the same scores with less padding,
     one compilation for each length.
 
     **Cursors** hold everything that decides which sample comes when (`description`), with a digest of the data, so a pipeline
@@ -105,7 +105,6 @@ class Pipeline:
       epochs: how often every sample comes.
       seed: seed of order and candidates.
       buckets: ascending lengths of the history; `config.history_length` is always among them. () for one length.
-      window: batches that are sorted by length together.
       id_dropout: share of candidates that get the unknown item's id; other features stay. So the model learns
         to score an unseen item by its other features, see `Run.with_unseen_items`.
       process_index, process_count: which slice of every batch is made.
@@ -135,13 +134,12 @@ class Pipeline:
     epochs: int = 1
     seed: int = 0
     buckets: tuple[int, ...] = ()
-    window: int = 16
     id_dropout: float = 0.0
     process_index: int = 0
     process_count: int = 1
 
     def __post_init__(self):
-        limits = dict(batch_size=1, epochs=1, seed=0, window=1, process_count=1)
+        limits = dict(batch_size=1, epochs=1, seed=0, process_count=1)
         for field, least in limits.items():
             expect_integer(getattr(self, field), f"Pipeline.{field}", least=least)
         count = self.process_count
@@ -181,7 +179,7 @@ class Pipeline:
             "positions": {"content": positions, "count": len(self.positions)},
             "candidates": describe(self.source),
             "history_length": self.config.history_length,
-            **{field: getattr(self, field) for field in ("batch_size", "seed", "buckets", "window")},
+            **{field: getattr(self, field) for field in ("batch_size", "seed", "buckets")},
             **({"id_dropout": self.id_dropout} if self.id_dropout else {}),
         }
         return json.loads(json.dumps(described))
@@ -193,9 +191,7 @@ class Pipeline:
     def batches(self, cursor: dict[str, Any] | None = None) -> Iterator[PrefetchedBatch]:
         """Return batches from the start, or from a cursor (`PrefetchedBatch.cursor` of the last batch that was trained on) on.
 
-        A batch without a candidate, or with a label that is not finite, has a `problem`, which `loop` handles.
-
-        Raises TypeError, ValueError as `start`.
+        Raises TypeError, ValueError as `start`, BadBatch for a label that is not finite.
         """
         return self._batches(*self.start(cursor))
 
@@ -220,7 +216,7 @@ class Pipeline:
 
     def _batches(self, epoch: int, step: int) -> Iterator[PrefetchedBatch]:
         for current in range(epoch, self.epochs):
-            for first in range(step - step % self.window, self.steps_per_epoch, self.window):
+            for first in range(step - step % WINDOW, self.steps_per_epoch, WINDOW):
                 samples, lengths = self._window(current, first)
                 for number in range(max(step, first), first + len(samples)):
                     yield self._make(samples[number - first], int(lengths[number - first]), current, number)
@@ -228,7 +224,7 @@ class Pipeline:
 
     def _window(self, epoch: int, first: int) -> tuple[np.ndarray, np.ndarray]:
         """Return samples [W, B] of the batches from step `first` on, and the length of the history of each batch [W]."""
-        count = min(self.window, self.steps_per_epoch - first)
+        count = min(WINDOW, self.steps_per_epoch - first)
         start, stop = first * self.batch_size, (first + count) * self.batch_size
         at = self.positions[permuted(len(self.positions), start, stop, seed=self.seed, epoch=epoch)].astype(np.int64)
         longest = self.config.history_length
@@ -251,15 +247,15 @@ class Pipeline:
         parts: Any = self.source(samples, key)  # labels may be several by name, log_q may be None
         rows, labels, log_q = jax.tree.map(lambda leaf: leaf[share] if np.ndim(leaf) > 1 else leaf, tuple(parts))
         batch = make_batch(self.dataset, at, rows, labels, config=self.config, log_q=log_q, length=length)
-        problem = problem_of(batch)
-        if problem is not None and (problem != "empty" or self.process_count == 1):
-            return dataclasses.replace(fed, problem=problem)
+        if not np.any(batch.where) and self.process_count == 1:
+            return fed
+        expect_labels(batch, fed.origin)
         if self.id_dropout:
             item = np.asarray(batch.items.ids["item"])
             hidden = key.random(HIDDEN).random((self.batch_size, item.shape[1]))[share] < self.id_dropout
             ids = {**batch.items.ids, "item": np.where(hidden, 0, item).astype(item.dtype)}
             batch = dataclasses.replace(batch, items=dataclasses.replace(batch.items, ids=ids))
-        return dataclasses.replace(fed, batch=batch, problem=problem)
+        return dataclasses.replace(fed, batch=batch)
 
 
 def make_batch(
@@ -280,56 +276,48 @@ def make_batch(
     return Batch(users=users, items=items, labels=labels, where=rows > 0, log_q=log_q, display_positions=shown)
 
 
-def problem_of(batch: Batch) -> str | None:
-    """Return why a batch of NumPy arrays must not be trained on, or None: no candidate, or a label that is not finite."""
-    where = np.asarray(batch.where)
-    if not where.any():
-        return "empty"
+def expect_labels(batch: Batch, origin: str) -> None:
+    """Raise BadBatch for a label that is not finite; floats of users and items are, since the data set checked them."""
     if isinstance(batch.labels, dict):  # NaN says that the log does not know
-        labels = np.concatenate([np.where(where & ~np.isnan(values), values, 0) for values in batch.labels.values()], axis=1)
+        known = [np.where(batch.where & ~np.isnan(values), values, 0) for values in batch.labels.values()]
     else:
-        labels = np.where(where, batch.labels, 0)
-    finite = np.isfinite(labels).all(axis=1)  # floats of users and items are: the data set checked them
-    return None if finite.all() else f"a label of sample {int(np.argmin(finite))} of the batch is not finite"
+        known = [np.where(batch.where, batch.labels, 0)]
+    finite = np.isfinite(np.concatenate(known, axis=1)).all(axis=1)
+    if not finite.all():
+        raise BadBatch(f"a bad batch: a label of sample {int(np.argmin(finite))} of the batch is not finite{origin}")
 
 
 @contextlib.contextmanager
-def prefetch(items: Iterable[T], *, ahead: int = 2) -> Iterator[Iterator[T]]:
-    """Give `items` in their order, while one thread makes the next ones: at most `ahead` wait, one more is being made.
-
-    An error is raised where its item would have come. The end of the `with` block stops the thread.
-    """
-    expect(ahead >= 1, "ahead", "at least 1", ahead)
-    make: Callable[[], T] = partial(next, iter(items), END)
-    with ThreadPoolExecutor(1, "aif_jax.prefetch") as pool:
-        ready = deque(pool.submit(make) for _ in range(ahead + 1))
-
-        def ordered() -> Iterator[T]:
-            while (item := ready.popleft().result()) is not END:
-                ready.append(pool.submit(make))
-                yield item
-
-        try:
-            yield ordered()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
 def to_device(
-    batches: Iterator[PrefetchedBatch], *, ahead: int = 2, place: Any = jax.device_put
-) -> contextlib.AbstractContextManager[Iterator[PrefetchedBatch]]:
-    """Give the same batches in a `with` block, made and sent to the device by a thread that stays `ahead` of the step.
+    batches: Iterable[PrefetchedBatch], *, place: Callable[[Batch], Any] = jax.device_put
+) -> Iterator[Iterator[PrefetchedBatch]]:
+    """Give the same batches in a `with` block, made and sent to the device by a thread that stays `AHEAD` of the step.
+
+    An error is raised where its batch would have come. The end of the `with` block stops the thread.
 
     Args:
       place: batch of NumPy arrays to batch of device arrays; for several devices or processes one that knows the sharding.
 
     Example:
-      >>> with to_device(iter([PrefetchedBatch(batch=None, problem="empty")])) as batches:
-      ...     [fed.problem for fed in batches]
-      ['empty']
+      >>> with to_device([PrefetchedBatch(batch=None, place=(0, 3))]) as prefetched:
+      ...     [fed.place for fed in prefetched]
+      [(0, 3)]
     """
+    source = iter(batches)
 
-    def send(fed: PrefetchedBatch) -> PrefetchedBatch:
-        return fed if fed.batch is None else dataclasses.replace(fed, batch=place(fed.batch))
+    def make() -> PrefetchedBatch | None:
+        fed = next(source, None)
+        return fed if fed is None or fed.batch is None else dataclasses.replace(fed, batch=place(fed.batch))
 
-    return prefetch(map(send, batches), ahead=ahead)
+    with ThreadPoolExecutor(1, "aif_jax.prefetch") as pool:
+        ready = deque(pool.submit(make) for _ in range(AHEAD + 1))
+
+        def ordered() -> Iterator[PrefetchedBatch]:
+            while (fed := ready.popleft().result()) is not None:
+                ready.append(pool.submit(make))
+                yield fed
+
+        try:
+            yield ordered()
+        finally:
+            pool.shutdown(cancel_futures=True)

@@ -13,8 +13,9 @@ import numpy as np
 
 from aif_jax import metrics
 from aif_jax.checks import Fields, expect_types
-from aif_jax.data.candidates import BatchKey, SourceFn
+from aif_jax.data.candidates import SourceFn
 from aif_jax.data.dataset import Dataset
+from aif_jax.data.order import BatchKey
 from aif_jax.metrics import ByUser, Interval
 from aif_jax.refreshing.warm import ROWS, with_served_vocabulary
 from aif_jax.scores import GROUP
@@ -146,7 +147,7 @@ def measure(trained: Trained, requests: Requests, *, progress: bool = False) -> 
     served = with_served_vocabulary(trained, data.encoder)
     params = served.params
     lists = requests.candidates(positions, BatchKey(0, 0, 0))
-    scores = list_scores(served.model, params, data, positions, lists, progress=progress)
+    scores = list_scores(served.model, params, data, positions, lists.rows, progress=progress)
     if not all(np.isfinite(np.asarray(leaf)).all() for leaf in (scores, *jax.tree.leaves(params))):
         return Measurement(finite=False)
     figures = functools.partial(

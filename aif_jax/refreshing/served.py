@@ -12,7 +12,7 @@ from aif_jax.export.consume.files import MANIFEST as EXPORTED
 from aif_jax.export.contents import open as open_model
 from aif_jax.store.folders import URL
 from aif_jax.store.trained import Trained
-from aif_jax.train.settings import parse_settings
+from aif_jax.train.settings import FitSettings
 from aif_jax.train.tasks import Task
 
 
@@ -25,7 +25,7 @@ def training_record(trained: Trained) -> dict[str, Any]:
     record: dict[str, Any] = {"until": None, "newest": -1, "task": None, "periods": [], "id_dropout": 0.0}
     if trained.settings is None or "first_validation" not in trained.settings:
         return record
-    settings = parse_settings(trained.settings, "settings of the served model")
+    settings = FitSettings.from_json(trained.settings, "settings of the served model")
     record |= {"until": settings.first_test, "task": task_record(settings.task), "id_dropout": settings.id_dropout}
     if settings.without is not None:  # trained by a refresh, which judged it on that period, and on what came last
         last = [settings.first_test, settings.newest + 1]

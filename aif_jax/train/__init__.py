@@ -1,11 +1,12 @@
 """Training: losses, the step, the loop, the usual run, evaluation."""
 
+from aif_jax.data.pipeline import BadBatch
 from aif_jax.train import edits, losses
 from aif_jax.train.baselines import baseline_scores
 from aif_jax.train.distillation import Teacher
 from aif_jax.train.edits import carry_over, svd_factors
 from aif_jax.train.evaluate import Evaluation, evaluate, predict
-from aif_jax.train.loop import BadBatch, JsonLines, Saving, loop, resume
+from aif_jax.train.loop import JsonLines, Saving, loop, resume
 from aif_jax.train.optimizers import default_optimizer, rowwise_adagrad
 from aif_jax.train.settings import FitConfig
 from aif_jax.train.step import TrainState, init_state, make_step, score

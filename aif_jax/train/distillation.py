@@ -20,9 +20,10 @@ import jax
 import numpy as np
 
 from aif_jax.checks import check_encoding, expect, expect_array, expect_finite
-from aif_jax.data.candidates import BatchKey, CandidateLists, CandidateSource, SourceFn, describe, retrieved
+from aif_jax.data.candidates import CandidateLists, CandidateSource, SourceFn, describe, retrieved
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.lengths import choose_lengths, history_lengths
+from aif_jax.data.order import DRAWS, BatchKey
 from aif_jax.data.pipeline import make_batch
 from aif_jax.model import PreRanker, name_of
 from aif_jax.output import track
@@ -39,7 +40,6 @@ FORMAT = "aif_jax ranker scores 1"
 USERS = 32  # requests that are scored together
 PART = 8192  # requests of a folder of scores: what a killed run scores again at most
 WEIGHT, COUNT = 16.0, 40  # of the ranker's term, and drawn candidates of each sample: those of all results
-DRAWS = 5  # stream of random numbers: which retrieved candidates a batch has
 
 Scores: TypeAlias = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """`scores(positions [B] of the log, catalogue rows int32 [B, C]) -> float32 [B, C]`."""
@@ -187,9 +187,7 @@ def rank_retrieved(
     `positions` ascend. Unless users come back to items (`Dataset.repeats`), items that they have met are no candidates.
     ValueError for a folder with parts of another ranker or retrieval, by its name in words, or of other data.
     """
-    wide = np.shape(retrieval(positions[:1]) if callable(retrieval) else retrieval)[-1:]
-    expect(bool(wide) and wide[0] > 0, "Teacher.candidates", "rows [B, N] of at least one candidate", f"shape {wide}")
-    source = retrieved(data, retrieval=retrieval, candidates=1 + wide[0])
+    source = retrieved(data, retrieval=retrieval)
     parts = [positions[start : start + PART] for start in range(0, len(positions), PART)]
     made: list[dict[str, np.ndarray]] = []
     for number, at in enumerate(track(parts, label="ranker scores", unit="parts", show=progress)):

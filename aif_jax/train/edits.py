@@ -28,9 +28,10 @@ from aif_jax.blocks.item_offset import UNTRAINED, ItemOffset, popularity_offset
 from aif_jax.blocks.pure_svd import PureSvd
 from aif_jax.checks import check_encoding, expect, expect_integers
 from aif_jax.config import Config
-from aif_jax.data.candidates import BatchKey, SourceFn, population_weights
+from aif_jax.data.candidates import SourceFn, population_weights
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.negatives import counts_before
+from aif_jax.data.order import BatchKey
 from aif_jax.encoding.encoder import Encoder
 from aif_jax.encoding.vocabulary import new_rows
 from aif_jax.metrics.entries import weighted_entries
@@ -141,7 +142,7 @@ def calibration(
     lists = (candidates or sampled_before(data, positions))(positions, BatchKey(0, 0, 0))
     count = None if calibration_negatives is None else 1 + calibration_negatives
     lists = jax.tree.map(lambda values: values[:, :count], lists)
-    scores = list_scores(model, trained.params, data, positions, lists, progress=progress)
+    scores = list_scores(model, trained.params, data, positions, lists.rows, progress=progress)
     labels, parts, objectives = labels_of(model.config, lists.labels), [], chains(model.config.objectives) or {"": (0,)}
     for name, (place, *given) in objectives.items():
         known = (lists.rows > 0) & ~np.isnan(labels[name])

@@ -18,10 +18,11 @@ from aif_jax import metrics
 from aif_jax.catalogue import Catalogue
 from aif_jax.checks import check_encoding, expect, expect_integers
 from aif_jax.config import Config
-from aif_jax.data.candidates import BatchKey, CandidateLists, Labels, SourceFn, logged, population_weights
+from aif_jax.data.candidates import CandidateLists, Labels, SourceFn, logged, population_weights
 from aif_jax.data.cascade import RANKER, STAGE, STAGES
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.events import COLUMNS
+from aif_jax.data.order import BatchKey
 from aif_jax.data.pipeline import Batch, make_batch
 from aif_jax.model import PreRanker
 from aif_jax.output import track
@@ -43,6 +44,8 @@ REQUESTS = 128  # requests that are scored at a time, at most
 SCORES = 1 << 22  # scores of requests x items that are held on the host at a time
 CHUNK = 1 << 15  # pairs of a request and a candidate that one program scores
 
+_scores = jax.jit(score, static_argnames="model")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
@@ -57,9 +60,7 @@ class Evaluation:
       calibration: sum of predicted probabilities over positives; above 1 predicts too much.
       calibration_error: expected calibration error over 10 bins of probability.
       deciles: predicted against observed by deciles of the prediction, see `metrics.calibration`.
-      k: the k of both.
       hit_rate: HR@k of the event's item in the catalogue; None where the catalogue was not ranked.
-      ndcg: NDCG@k of the same.
       ranker_recall: share of the logged ranker's top 10 among the `kept` best of the logged candidates; None without a cascade
         that has the label "ranker". In training, a teacher is that ranker.
       kept: how many candidates the log's own pre-ranking passed on, the mean over requests; a quarter of a teacher's.
@@ -78,9 +79,7 @@ class Evaluation:
     calibration: float
     calibration_error: float
     deciles: metrics.Calibration = dataclasses.field(repr=False, compare=False)
-    k: int | None = None
     hit_rate: float | None = None
-    ndcg: float | None = None
     ranker_recall: float | None = None
     kept: int | None = None
     objectives: Mapping[str, Evaluation] = dataclasses.field(default_factory=dict)
@@ -163,7 +162,7 @@ def evaluate(
     expect(len(positions) > 0, "positions", "at least one held-out event", "none; move the split, or lower min_history")
     source = sampled_before(data, positions) if candidates is None else candidates
     lists = source(positions, BatchKey(0, 0, 0))
-    scores = list_scores(model, params, data, positions, lists, progress=progress)
+    scores = list_scores(model, params, data, positions, lists.rows, progress=progress)
     users, where = data.log.user[positions], lists.rows > 0
     probable, texts, parts = np.asarray(with_probabilities(params, scores)), model.config.objectives, {}
     named = labels_of(model.config, lists.labels)
@@ -175,7 +174,7 @@ def evaluate(
         part = _figures(raw, logits, labels, users, known, weights, calibration_negatives)
         by_user = dict(part.by_user)
         for baseline, of_items in (baselines or {}).items():
-            by_baseline = _order(of_items[lists.rows], labels, users, known)
+            by_baseline = order_figures(of_items[lists.rows], labels, users, known)
             if k is not None and not parts:
                 by_baseline |= _hits(catalogue_ranks(of_items, data, positions), users, k)
             by_user |= {f"{BASELINE}{baseline}.{figure}": value for figure, value in by_baseline.items()}
@@ -188,7 +187,7 @@ def evaluate(
         ranks = rank_catalogue(model, params, data, positions, k=1, progress=progress)[0]
         by_user |= _hits(ranks, users, k)
         inputs["repeats"] = bool(data.repeats)
-        more |= {"k": k, "hit_rate": by_user[f"hr@{k}"].mean, "ndcg": by_user[f"ndcg@{k}"].mean}
+        more["hit_rate"] = by_user[f"hr@{k}"].mean
     if (ranked := _ranked(model, params, data, positions, lists, scores, progress)) is not None:
         requests, found, logits = ranked
         passed = (found.rows > 0) & (found.labels[STAGE] < STAGES.index("retrieved"))
@@ -212,7 +211,7 @@ def _ranked(
         if not len(positions):
             return None
         lists = logged(data)(positions, BatchKey(0, 0, 0))
-        scores = list_scores(model, params, data, positions, lists, progress=progress)
+        scores = list_scores(model, params, data, positions, lists.rows, progress=progress)
     return positions, lists, scores if model.config.outputs == 1 else scores[..., 0]
 
 
@@ -225,7 +224,7 @@ def _ranker_recall(scores: np.ndarray, lists: CandidateLists, users: np.ndarray,
     return metrics.mean_by_user(each[~np.isnan(each)], users[~np.isnan(each)])
 
 
-def _order(scores: np.ndarray, labels: np.ndarray, users: np.ndarray, where: np.ndarray) -> dict[str, metrics.ByUser]:
+def order_figures(scores: np.ndarray, labels: np.ndarray, users: np.ndarray, where: np.ndarray) -> dict[str, metrics.ByUser]:
     """Return AUC and GAUC of lists [R, C]."""
     given: dict[str, Any] = {"users": users[:, None], "where": where}
     return {"auc": metrics.auc_by_user(scores, labels, **given), "gauc": metrics.gauc_by_user(scores, labels, **given)}
@@ -266,7 +265,7 @@ def _figures(
     count = None if negatives is None else 1 + negatives
     given = logits[:, :count], labels[:, :count]
     few: dict[str, Any] = {"where": where[:, :count], "weights": None if weights is None else weights[:, :count]}
-    by_user = _order(raw, labels, users, where)
+    by_user = order_figures(raw, labels, users, where)
     by_user["gauc_mean"] = by_user["gauc"]._replace(weights=np.ones(len(by_user["gauc"].users)))
     by_user |= metrics.probabilities_by_user(*given, users[:, None], **few)
     means: dict[str, Any] = {name: part.mean for name, part in by_user.items()}
@@ -282,28 +281,22 @@ def sampled_before(data: Dataset, positions: np.ndarray) -> SourceFn:
 def predict(model: PreRanker, params: Params, batches: Iterable[Batch]) -> Iterator[np.ndarray]:
     """Yield joint scores of each batch, float32 [B, C] or [B, C, T], masked ones too; compiles once for a model and shape."""
     for batch in batches:
-        yield np.asarray(_scores(params, batch, model=model))
+        yield np.asarray(_scores(model, params, batch))
 
 
 def list_scores(
-    model: PreRanker, params: Params, data: Dataset, positions: np.ndarray, lists: CandidateLists, *, progress: bool = True
+    model: PreRanker, params: Params, data: Dataset, positions: np.ndarray, rows: np.ndarray, *, progress: bool = True
 ) -> np.ndarray:
     """Return joint scores of the candidates of R requests, float32 [R, C] or [R, C, T]; EncodingMismatch as `evaluate`.
 
-    At most `REQUESTS` requests and `CHUNK` candidates are scored at a time.
+    At most `REQUESTS` requests are scored at a time, fewer where lists are long.
     """
     check_encoding("data", expected=model.config.schema.encoding, got=data.encoding)
-    whole = lists.rows.shape[1]
-    size, width = max(1, min(REQUESTS, CHUNK // max(1, whole))), min(whole, CHUNK)
-
-    def batches(columns: slice) -> Iterator[Batch]:
-        for at in _filled(len(positions), size, label="score", progress=progress):
-            labels = jax.tree.map(lambda values, at=at: values[at, columns], lists.labels)
-            yield make_batch(data, positions[at], lists.rows[at, columns], labels, config=model.config)
-
-    columns = [slice(start, start + width) for start in range(0, whole, width)]
-    parts = [np.concatenate(list(predict(model, params, batches(some))))[: len(positions)] for some in columns]
-    return np.concatenate(parts, axis=1)
+    size = max(1, min(REQUESTS, CHUNK // max(1, rows.shape[1])))
+    unknown = np.zeros((size, rows.shape[1]), np.float32)  # labels, which no score depends on
+    places = _filled(len(positions), size, label="score", progress=progress)
+    batches = (make_batch(data, positions[at], rows[at], unknown, config=model.config) for at in places)
+    return np.concatenate(list(predict(model, params, batches)))[: len(positions)]
 
 
 def item_rows(model: PreRanker, params: Params, catalogue: Catalogue, *, progress: bool = True) -> ItemRow:
@@ -386,11 +379,6 @@ def _filled(count: int, size: int, *, label: str, progress: bool) -> Iterable[np
     """Return indices of `count` entries in batches of one size, for one compiled shape; the first ones fill the last batch."""
     whole = np.arange(-(-count // size) * size) % count
     return track(whole.reshape(-1, size), label=label, unit="batches", leave=False, show=progress)
-
-
-@partial(jax.jit, static_argnames="model")
-def _scores(params: Params, batch: Batch, *, model: PreRanker) -> jax.Array:
-    return score(model, params, batch)
 
 
 @partial(jax.jit, static_argnames="model")

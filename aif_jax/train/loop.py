@@ -84,12 +84,10 @@ OUTSIDE = "a block or tower of yours that reads an embedding row outside the bat
 GROUPS = ("trained", "fitted")  # of a state's fields, those that are parameters
 
 
+MOST_SKIPPED = 10
+"""Steps without a finite loss or gradient that a run may have."""
 DIVERGED = 100
 """A run has diverged if its loss is so many times that of the first step, or 1 if that is less."""
-
-
-class BadBatch(ValueError):
-    """A batch that must not be trained on; the message names the reason and the samples."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -139,7 +137,6 @@ def loop(
     log_every: int = 50,
     on_log: LogFn | None = None,
     log: JsonLines | None = None,
-    max_skipped: int = 10,
     save: Saving | None = None,
     progress: bool = True,
 ) -> TrainState:
@@ -150,12 +147,11 @@ def loop(
 
     | event | done | counted as |
     |---|---|---|
-    | loss or gradient not finite | the step changes nothing; more than `max_skipped` end the run | `skipped` |
+    | loss or gradient not finite | the step changes nothing; more than `MOST_SKIPPED` end the run | `skipped` |
     | no candidate in the batch | skipped, without a step | `empty_batches` |
-    | a label or a feature not finite | `BadBatch` ends the run | |
 
-    Each is reported, with the positions of the samples, by the logger "aif_jax.train.loop" or in the error.
-    Errors of a source are raised.
+    Each is reported, with the positions of the samples, by the logger "aif_jax.train.loop".
+    Errors of a source are raised, as is `BadBatch` of the pipeline for a label that is not finite.
 
     **Several processes** (`jax.distributed`) call this together, with equal states and each with its share of the same batches.
     Process 0 shows the bar and writes the logs; all save checkpoints. For errors see `sharding.processes.end_at_once`.
@@ -168,13 +164,11 @@ def loop(
         "empty_batches"; since the last entry "examples_per_s" and "input_share" (share of the time spent waiting for batches),
         at first with compile time; figures of `Saving.evaluate`.
       log: file that process 0 writes the same to; its rows after the state's step are dropped at the start.
-      max_skipped: more steps than this without a finite loss or gradient end the run.
       save: where and when to save checkpoints; None saves none.
 
     Raises:
       FloatingPointError: too many steps were skipped, or the median loss since a log entry is more than `DIVERGED` times that
         of the first step; the message names the step and the samples.
-      BadBatch: a label or a feature that is not finite.
     """
     expect(log_every >= 1, "loop log_every", "at least 1", log_every)
     meet()
@@ -188,7 +182,7 @@ def loop(
         def enter(figures: Mapping[str, float] | None = None) -> None:
             if not recent.pending:
                 return
-            values = _values(state, recent, max_skipped=max_skipped) | dict(figures or {})
+            values = _values(state, recent) | dict(figures or {})
             bar.set_postfix(
                 loss=f"{values['loss']:.4f}", skipped=int(values["skipped"]), samples_s=f"{values['examples_per_s']:.0f}",
                 input=f"{values['input_share']:.0%}",
@@ -220,13 +214,7 @@ def loop(
             while (fed := _next(source, recent)) is not None:
                 bar.update(1)
                 cursor = fed.cursor
-                # a share without a candidate is trained on, as the others of several processes may have some
-                shared = fed.problem == "empty" and processes.several()
-                if fed.batch is None or (fed.problem is not None and not shared):
-                    if fed.problem != "empty":
-                        if due:
-                            enter()
-                        raise BadBatch(f"after step {number}: a bad batch: {fed.problem}{fed.origin}")
+                if fed.batch is None:
                     recent.empty += 1
                     logger.warning("after step %d: skipped a batch without a candidate%s", number, fed.origin)
                     continue
@@ -281,7 +269,7 @@ def _rest(state: TrainState) -> dict[str, Any]:
     return {name: getattr(state, name) for name in names}
 
 
-def _values(state: TrainState, recent: _LogWindow, *, max_skipped: int) -> dict[str, float]:
+def _values(state: TrainState, recent: _LogWindow) -> dict[str, float]:
     """Wait for the steps since the last log entry, report what went wrong in them, and sum them up."""
     fetched = jax.device_get([metrics for _, _, metrics in recent.pending])
     skipped = int(state.skipped)
@@ -301,9 +289,9 @@ def _values(state: TrainState, recent: _LogWindow, *, max_skipped: int) -> dict[
             f"diverged: the loss was {recent.first:.4g} at the first step and is {usual:.4g} up to step {number}; take "
             "a smaller learning rate"
         )
-    if skipped > max_skipped:
+    if skipped > MOST_SKIPPED:
         raise FloatingPointError(
-            f"{skipped} of {number} steps had a loss or gradient that was not finite (allowed: {max_skipped}); the last loss "
+            f"{skipped} of {number} steps had a loss or gradient that was not finite (allowed: {MOST_SKIPPED}); the last loss "
             f"is {last['loss']}{origin}: look at the inputs, then take a smaller learning rate; {OUTSIDE}"
         )
     return last | {

@@ -7,8 +7,6 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import numpy as np
-
 from aif_jax.checkpoint import CheckpointError
 from aif_jax.checks import Fields, expect, expect_types
 from aif_jax.registry import from_plain
@@ -132,10 +130,13 @@ class FitSettings(FitConfig):
         return json.loads(json.dumps(values))
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> FitSettings:
-        """Return the settings that `to_json` wrote."""
-        task = dict(value["task"])
-        return from_plain(cls, {**value, "task": TASKS[task.pop("name")](**task)}, "settings")
+    def from_json(cls, value: Mapping[str, Any], where: str = "settings") -> FitSettings:
+        """Return the settings that `to_json` wrote; CheckpointError for another record."""
+        try:
+            task = dict(value["task"])
+            return from_plain(cls, {**value, "task": TASKS[task.pop("name")](**task)}, "settings")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{where}: expected the record of a run, got another: {error!r}; restore it") from error
 
     def span(self, split: str) -> dict[str, int | None]:
         """Return the first second of a slice, "train", "validation" or "test", and the first after it."""
@@ -143,16 +144,3 @@ class FitSettings(FitConfig):
         expect(split in names, "split", f"one of {list(names)}", repr(split))
         place = names.index(split)
         return {"since": moments[place], "before": moments[place + 1]}
-
-    def is_without(self, times: np.ndarray) -> np.ndarray:
-        """Return bool [n], which times in seconds are in the span that is never trained on."""
-        first, after = self.without or (0, 0)
-        return (times >= first) & (times < after)
-
-
-def parse_settings(record: Mapping[str, Any], where: str) -> FitSettings:
-    """Return the settings in the record of a run; CheckpointError for another."""
-    try:
-        return FitSettings.from_json(dict(record))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{where}: expected the record of a run, got another: {error!r}; restore it") from error

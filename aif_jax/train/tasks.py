@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 
 from aif_jax.checks import Fields, expect, expect_types
-from aif_jax.data.candidates import CandidateSource, impressions, logged, sampled_negatives, staged
+from aif_jax.data.candidates import CandidateSource, impressions, logged, sampled_negatives
 from aif_jax.data.cascade import STAGES
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.negatives import NegativeSampler, counts_before
@@ -39,7 +39,6 @@ class NextItem(Fields):
     loss = listwise_softmax + pointwise_bce
     ranks_catalogue = True
     thresholds: ClassVar[Mapping[str, int]] = {}
-    samples = "events"
 
     def __post_init__(self):
         expect_types(self)
@@ -84,7 +83,6 @@ class Impressions(Fields):
 
     ranks_catalogue = False
     calibration_negatives = None  # all
-    samples = "requests"
 
     def __post_init__(self):
         expect_types(self)
@@ -133,18 +131,10 @@ class Cascaded(Fields):
     loss = None
     ranks_catalogue = False
     thresholds: ClassVar[Mapping[str, int]] = {}
-    samples = "requests"
     calibration_negatives = None  # all
 
     def __post_init__(self):
         expect_types(self)
-        counts = self.counts
-        expect(min(counts.values()) >= 0 and sum(counts.values()) > 0, "Cascaded", "candidates of some stage", counts)
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Candidates by stage."""
-        return {stage: getattr(self, stage) for stage in STAGES}
 
     def positions(self, data: Dataset, *, min_history: int, since: int | None, before: int | None) -> np.ndarray:
         """Return the requests of the cascade in a span of time."""
@@ -154,7 +144,7 @@ class Cascaded(Fields):
 
     def source(self, data: Dataset, *, before: int, held_out: bool = False) -> CandidateSource:
         """Return candidates by stage; held out, all of a request."""
-        return logged(data) if held_out else staged(data, self.counts)
+        return logged(data, counts=None if held_out else {stage: getattr(self, stage) for stage in STAGES})
 
 
 def task_of(data: Dataset, task: Task | None) -> Task:

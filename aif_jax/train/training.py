@@ -6,6 +6,7 @@
 import copy
 import dataclasses
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -15,15 +16,16 @@ import jax
 import numpy as np
 import optax
 
-from aif_jax import checkpoint, metrics, output, sharding
+from aif_jax import checkpoint, output, sharding
 from aif_jax.checkpoint import METADATA_FILE, Checkpoint, Checkpoints, settings_of
 from aif_jax.checks import expect
 from aif_jax.config import Config
 from aif_jax.data import lengths
-from aif_jax.data.candidates import BatchKey, CandidateSource, SourceFn, expect_threshold
+from aif_jax.data.candidates import CandidateSource, SourceFn, expect_threshold
 from aif_jax.data.cascade import RANKER, STAGES, Cascade
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.negatives import counts_before
+from aif_jax.data.order import BatchKey
 from aif_jax.data.pipeline import Pipeline, to_device
 from aif_jax.data.split import time_cuts
 from aif_jax.encoding.times import iso_text, seconds_of
@@ -33,10 +35,10 @@ from aif_jax.store.trained import check_params
 from aif_jax.train import distillation
 from aif_jax.train.baselines import baseline_scores
 from aif_jax.train.distillation import Teacher
-from aif_jax.train.evaluate import BASELINE, evaluate, labels_of
+from aif_jax.train.evaluate import BASELINE, evaluate, labels_of, order_figures
 from aif_jax.train.loop import JsonLines, LogFn, Saving, loop, resume
 from aif_jax.train.optimizers import default_optimizer
-from aif_jax.train.settings import LOWER_IS_BETTER, FitConfig, FitSettings, parse_settings
+from aif_jax.train.settings import LOWER_IS_BETTER, FitConfig, FitSettings
 from aif_jax.train.step import FITTED, LossFn, TrainState, init_state, make_step
 from aif_jax.train.tasks import TASKS, Impressions, Task
 from aif_jax.trees import differences, listed
@@ -46,29 +48,27 @@ logger = logging.getLogger(__name__)
 
 
 def plan(feed: Pipeline, settings: FitSettings) -> Iterator[str]:
-    """Yield lines of text before a run: samples of each split and left out, new items, steps, lengths, padding of histories."""
-    data, task, least, longest = feed.dataset, settings.task, settings.min_history, feed.config.history_length
+    """Yield lines of text before a run: samples of each split and left out, new items, steps, lengths of histories."""
+    data, task, least = feed.dataset, settings.task, settings.min_history
+    unit = "events" if task.ranks_catalogue else "requests"
     whole = len(task.positions(data, min_history=0, since=None, before=None))
     inside = len(task.positions(data, min_history=0, since=settings.since, before=None))
     short = inside - len(task.positions(data, min_history=least, since=settings.since, before=None))
     validation, test = (len(task.positions(data, min_history=least, **settings.span(of))) for of in ("validation", "test"))
     evaluated = f" ({min(settings.requests, validation):,} evaluated)" if validation else ""
     yield (
-        f"{type(task).__name__}: of {whole:,} {task.samples} {len(feed.positions):,} to train on, {validation:,} for "
+        f"{type(task).__name__}: of {whole:,} {unit} {len(feed.positions):,} to train on, {validation:,} for "
         f"validation{evaluated} from {iso_text(settings.first_validation)}, {test:,} for the test from "
         f"{iso_text(settings.first_test)}; left out: {whole - inside:,} before the first moment (since), {short:,} with fewer "
         f"than {least} earlier events of the user (min_history)"
     )
-    if task.samples == "events" and (validation or test):
+    if task.ranks_catalogue and (validation or test):
         split = "validation" if validation else "test"
         at, _ = held_out(data, settings, split, requests=settings.requests)
         new = np.mean(counts_before(data, settings.first_validation)[data.log.item[at]] == 0)
         yield f"{split}: {new:.1%} of the requests are for an item without a training event"
-    histories = lengths.history_lengths(data, feed.positions, longest=longest)
-    yield (
-        f"batches: {len(feed):,} steps of {feed.batch_size:,} samples, lengths of the history "
-        f"{', '.join(map(str, feed.lengths))}; about {lengths.padding(histories, feed.lengths):.0%} padding"
-    )
+    histories = ", ".join(map(str, feed.lengths))
+    yield f"batches: {len(feed):,} steps of {feed.batch_size:,} samples, lengths of the history {histories}"
     if (items := len(data.catalogue) - 1) <= (settings.k or 0):
         yield f"hr@{settings.k} is 1 for every model: the catalogue has {items:,} items; take a smaller k"
 
@@ -88,14 +88,6 @@ RANKED = "ranker_scores"
 PASSED_ON = 4  # one of so many candidates of a teacher is kept: the cut of its ranker recall
 
 
-def cuts(task: Task, data: Dataset, config: FitConfig) -> dict[str, Any]:
-    """Return the moments in `FitSettings` that split the samples of a task; errors of `fit`."""
-    times = data.log.time[task.positions(data, min_history=0, since=None, before=None)]
-    bounds = {"validation": config.validation, "test": config.test, "since": config.since}
-    moments = time_cuts(times, **bounds, unit=data.columns.time_unit)
-    return dict(zip(("since", "first_validation", "first_test"), moments, strict=True))
-
-
 def span_of(span: tuple[Any, Any] | None, data: Dataset, name: str) -> tuple[int, int] | None:
     """Return two moments in seconds, dates or numbers in the unit of the data; ValueError for others."""
     if span is None:
@@ -108,15 +100,24 @@ def resolve_settings(
     config: FitConfig, data: Dataset, model: Config, *, task: Task, out: Path | None, **names: Any
 ) -> FitSettings:
     """Return the settings of a run: what the config leaves open follows from data, model, task, and the run in `out`."""
-    decided = cuts(task, data, config) | {
-        "task": task, "validation": None, "test": None, "k": config.k if task.ranks_catalogue else None,
+    times = data.log.time[task.positions(data, min_history=0, since=None, before=None)]
+    bounds = {"validation": config.validation, "test": config.test, "since": config.since}
+    since, first_validation, first_test = time_cuts(times, **bounds, unit=data.columns.time_unit)
+    decided = {
+        "task": task, "since": since, "first_validation": first_validation, "first_test": first_test,
+        "validation": None, "test": None, "k": config.k if task.ranks_catalogue else None,
         "newest": int(data.log.time.max(initial=-1)), "without": span_of(config.without, data, "fit without"),
         "buckets": () if config.buckets == "auto" else config.buckets,
     }  # fmt: skip
     settings = FitSettings(**vars(config) | decided | names)
     if config.buckets != "auto":
         return settings
-    return dataclasses.replace(settings, buckets=choose_buckets(data, settings, model, folder=out))
+    if out is not None and (record := settings_of(out)) is not None:
+        return dataclasses.replace(settings, buckets=tuple(record.get("buckets", ())))
+    positions, longest = training_positions(data, settings), model.history_length
+    histories, steps = lengths.history_lengths(data, positions, longest=longest), len(positions) // config.batch_size
+    chosen = lengths.choose_lengths(histories, longest=longest, batch_size=config.batch_size, steps=config.epochs * steps)
+    return dataclasses.replace(settings, buckets=chosen)
 
 
 def training_positions(data: Dataset, settings: FitSettings) -> np.ndarray:
@@ -124,10 +125,12 @@ def training_positions(data: Dataset, settings: FitSettings) -> np.ndarray:
 
     Neither has one of the span `without`.
     """
+    first, after = settings.without or (0, 0)
 
     def positions_in(**span: int | None) -> np.ndarray:
         positions = settings.task.positions(data, min_history=settings.min_history, **span)
-        return positions[~settings.is_without(data.log.time[positions])]
+        times = data.log.time[positions]
+        return positions[(times < first) | (times >= after)]
 
     positions = positions_in(**settings.span("train"))
     if not settings.replay:
@@ -151,18 +154,6 @@ def expect_task(task: Task, data: Dataset) -> None:
         way_out = f"events by least action row: {listed}; take one that some events reach and others do not, or other events"
         got = f"{reached[threshold]:.0%} positives for {threshold}; {way_out}"
         expect(0 < reached[threshold] < 1, name, "positives and negatives among the events", got)
-
-
-def choose_buckets(data: Dataset, settings: FitSettings, config: Config, *, folder: Path | None) -> tuple[int, ...]:
-    """Return the `buckets` for "auto": those of the run in `folder` to resume, else `lengths.choose_lengths`."""
-    if folder is not None and (record := settings_of(folder)) is not None:
-        return tuple(record.get("buckets", ()))
-    positions = training_positions(data, settings)
-    longest, steps = config.history_length, settings.epochs * (len(positions) // settings.batch_size)
-    if longest <= lengths.SHORTEST_LENGTH or not steps:
-        return ()
-    histories = lengths.history_lengths(data, positions, longest=longest)
-    return lengths.choose_lengths(histories, longest=longest, batch_size=settings.batch_size, steps=steps)
 
 
 def train(
@@ -197,7 +188,7 @@ def train(
         mesh = sharding.row_mesh()
         state, place = sharding.place_state(state, mesh), partial(sharding.place_batch, mesh=mesh)
     step = make_step(model, optimizer, loss=loss, sparse=settings.sparse)
-    with checkpoints_of(folder, settings, data.catalogue.items) as checkpoints:
+    with checkpoints_of(folder, settings.to_json(), data.catalogue.items) as checkpoints:
         state, cursor = resume(state, checkpoints, config=config)
         epoch, batch = feed.start(cursor)
         left = len(feed) - epoch * feed.steps_per_epoch - batch
@@ -209,7 +200,7 @@ def train(
             loop(state, step, batches, total=left, on_log=on_log, log=JsonLines(folder / LOG), save=saving, progress=progress)
         if processes.first():
             checkpoints.tidy()
-        return final(checkpoints, settings)
+        return final(checkpoints)
 
 
 def with_scores(
@@ -271,31 +262,22 @@ def init_params(model: PreRanker, data: Dataset, *, seed: int) -> Params:
     return trained(jax.random.key(seed)) | {FITTED: fitted}
 
 
-def checkpoints_of(
-    folder: Path, settings: FitSettings, items: ItemFeatures | None = None, *, record: dict[str, Any] | None = None
-) -> Checkpoints:
-    """Return the checkpoints of a run, with the features of its items; `record` is its settings as they were saved."""
-    best = settings.keep_best
+def checkpoints_of(folder: Path, record: dict[str, Any], items: ItemFeatures | None = None) -> Checkpoints:
+    """Return the checkpoints of a run by its settings as they are saved, with the features of its items."""
+    best = record["keep_best"]
     keep_best = None if best is None else (best, "min" if best in LOWER_IS_BETTER else "max")
-    record = settings.to_json() if record is None else record
     return Checkpoints(folder, keep_best=keep_best, settings=record, items=items)
 
 
-def final(checkpoints: Checkpoints, settings: FitSettings) -> Checkpoint:
+def final(checkpoints: Checkpoints) -> Checkpoint:
     """Return the best checkpoint by `keep_best`, else the last one."""
-    return checkpoints.restore("latest" if settings.keep_best is None else "best")
+    return checkpoints.restore("latest" if checkpoints.keep_best is None else "best")
 
 
-def held_out(
-    data: Dataset, settings: FitSettings, split: str, *, requests: int | None = None, min_history: int | None = None,
-) -> tuple[np.ndarray, SourceFn]:  # fmt: skip
-    """Return positions of a slice, at most `requests` drawn at random, and the source of their candidates; ValueError for none.
-
-    None for `min_history` takes that of training.
-    """
+def held_out(data: Dataset, settings: FitSettings, split: str, *, requests: int | None = None) -> tuple[np.ndarray, SourceFn]:
+    """Return positions of a slice, at most `requests` drawn at random, and the source of their candidates."""
     expect(split in ("validation", "test"), "split", "'validation' or 'test', which training never saw", repr(split))
-    span, task = settings.span(split), settings.task
-    least = settings.min_history if min_history is None else min_history
+    span, task, least = settings.span(split), settings.task, settings.min_history
     positions = task.positions(data, min_history=least, **span)
     expect(len(positions) > 0, split, f"a sample with {least} earlier events of its user", f"none in {span}")
     if requests is not None and requests < len(positions):
@@ -311,18 +293,16 @@ def validation(
     positions, source = held_out(data, settings, "validation", requests=settings.requests)
     rows, named, _ = source(positions, BatchKey(0, 0, 0))
     labels = next(iter(labels_of(model.config, named).values()))
-    where = (rows > 0) & ~np.isnan(labels)
-    zeros, users = np.zeros(rows.shape), data.log.user[positions][:, None]
-    by_user = len(metrics.gauc_by_user(zeros, labels, users, where=where).users) > 0
+    defined = order_figures(np.zeros(rows.shape), labels, data.log.user[positions], (rows > 0) & ~np.isnan(labels))
     logged = data.cascade if data.cascade is not None and RANKER in data.cascade.labels else None
     ranked = logged is not None and np.isin(data.log.history_end(positions), logged.positions).any()
-    defined = {"auc": np.isfinite(metrics.auc(zeros, labels, where=where)), "gauc": by_user, "gauc_mean": by_user}
-    fits = (defined | {"ranker_recall": ranked}).get(settings.keep_best or "", True)
+    fits = {name: math.isfinite(part.mean) for name, part in defined.items()} | {"ranker_recall": ranked}
     needs = "candidates of both labels (gauc: of one user)"
     if settings.keep_best == "ranker_recall":
         needs = f"scores of a teacher, or of a cascade with the label {RANKER!r}"
     got = f"{settings.keep_best!r}: none of its {len(positions)} samples has {needs}; give keep_best='log_loss' or None"
-    expect(fits, "FitConfig.keep_best", "a figure that the validation slice defines", got)
+    figure = (settings.keep_best or "").removesuffix("_mean")  # that of GAUC is defined where GAUC is
+    expect(fits.get(figure, True), "FitConfig.keep_best", "a figure that the validation slice defines", got)
     options = evaluation_options(settings, data, "validation") | {"candidates": source, "progress": progress}
 
     def figures(state: TrainState) -> dict[str, float]:
@@ -362,11 +342,11 @@ def load(folder: Path) -> tuple[FitSettings, Checkpoint]:
     if record is None:
         found = "a checkpoint; open it by aif.open" if saved else "no checkpoint of one; give the --out of train"
         raise FileNotFoundError(f"{folder}: expected the folder of a run, found {found}")
-    settings = parse_settings(record, str(folder))
+    settings = FitSettings.from_json(record, str(folder))
     if saved:
         return settings, checkpoint.load(folder)
-    with checkpoints_of(folder, settings, record=record) as checkpoints:
-        return settings, final(checkpoints, settings)
+    with checkpoints_of(folder, record) as checkpoints:
+        return settings, final(checkpoints)
 
 
 def ranking_figures(figures: Mapping[str, float]) -> dict[str, float]:

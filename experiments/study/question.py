@@ -30,7 +30,7 @@ import numpy as np
 import aif_jax as aif
 from aif_jax import blocks, checkpoint, metrics
 from aif_jax.blocks import MatchingStatistics, popularity_offset
-from aif_jax.data import Dataset, EventLog, NegativeSampler, SeenPairs, candidates, item_counts
+from aif_jax.data import BatchKey, Dataset, EventLog, NegativeSampler, SeenPairs, candidates, item_counts
 from aif_jax.data.split import sample_positions, time_cuts
 from aif_jax.metrics import ByUser
 from aif_jax.train import NextItem
@@ -236,7 +236,7 @@ def requests_of(trial: Trial, part: Part, data: datasets.StudyData) -> Requests:
     sampler = NegativeSampler(item_counts(data.dataset, part.seen))
     whole = dataclasses.replace(data.dataset, repeats=True)  # callers mask met items
     source = candidates.sampled_negatives(whole, sampler=sampler, negatives=99)
-    rows, labels, _ = source(at, candidates.BatchKey(0, 0, 0))
+    rows, labels, _ = source(at, BatchKey(0, 0, 0))
     return Requests(at, rows, labels)
 
 
@@ -282,8 +282,7 @@ def evaluate(
     model cannot tell it by being new. Their catalogue is that of such items.
     """
     dataset, on = data.dataset, slice_of(trial, part, data)
-    lists = candidates.CandidateLists(on.requests.rows, on.requests.labels)
-    scores = list_scores(model, params, dataset, on.requests.positions, lists, progress=progress)
+    scores = list_scores(model, params, dataset, on.requests.positions, on.requests.rows, progress=progress)
     offsets = [popularity_offset(on.counts, untrained=untrained) for untrained in UNTRAINED]
     every = catalogue_scores(model, params, dataset, on.at, progress=progress)
     return sampled_metrics(scores, on) | catalogue_metrics(every, on, offsets)

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from aif_jax.data import EventLog, NegativeSampler
+from aif_jax.data import BatchKey, EventLog, NegativeSampler
 from aif_jax.output import track
 from aif_jax.store import sealed
 from aif_jax.store.trained import digest
@@ -190,7 +190,7 @@ def _trained(data: StudyData, seen: np.ndarray, *, counts: np.ndarray, folder: P
 
         state = optimizer.init(params)
         for n in track(range(steps), label="sequences", unit="steps", show=progress):
-            negatives = sampler.sample(1, NEGATIVES, seed=0, epoch=0, step=n)[0]
+            negatives = sampler.sample(1, NEGATIVES, key=BatchKey(0, 0, n))[0]
             batch = (*windows(log, seen, rng, WINDOWS), negatives)
             params, state = step(params, state, batch, jax.random.key(n))
         folder.parent.mkdir(parents=True, exist_ok=True)

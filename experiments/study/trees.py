@@ -24,7 +24,8 @@ from scipy import optimize, sparse
 
 from aif_jax.blocks import PureSvd
 from aif_jax.data import NegativeSampler, SeenPairs
-from aif_jax.data.candidates import BatchKey, retrieved
+from aif_jax.data.candidates import retrieved
+from aif_jax.data.order import BatchKey
 from aif_jax.data.split import sample_positions
 from aif_jax.output import track
 from aif_jax.store import sealed
@@ -145,9 +146,9 @@ def groups(data: StudyData, positions: np.ndarray, teaching: np.ndarray, counts:
         return before.between(rows, 0, log.time[at][:, None])[0] > 0
 
     at = np.random.default_rng(0).permutation(at[known(at, log.item[at][:, None])[:, 0]])[:GROUPS]
-    found = retrieved(data.dataset, retrieval=teaching, candidates=1 + teaching.shape[1])
+    found = retrieved(data.dataset, retrieval=teaching)
     seen, key = None if data.repeats else SeenPairs(data.dataset, at), BatchKey(0, 0, 0)
-    popular = NegativeSampler(counts).sample(len(at), POPULAR, avoid=log.item[at], seen=seen, **key._asdict())
+    popular = NegativeSampler(counts).sample(len(at), POPULAR, key=key, avoid=log.item[at], seen=seen)
     rows = np.concatenate([found(at, key).rows, popular], 1)
     return Groups(at, np.where(known(at, rows), rows, 0))
 
