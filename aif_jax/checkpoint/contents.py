@@ -243,9 +243,9 @@ class Checkpoints:
 
     @property
     def best(self) -> int | None:
-        """The best complete step by the metric of `keep_best`, the later one on a tie; None where there is none."""
+        """The best complete step by the metric of `keep_best`, the later one on a tie, without a metric the latest; or None."""
         if self.keep_best is None:
-            return None
+            return self.latest
         name, direction = self.keep_best
         sign = 1 if direction == "max" else -1
         known = [(sign * figures[name], step) for step in self.steps if name in (figures := self._metrics(step))]

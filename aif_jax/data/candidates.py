@@ -161,8 +161,7 @@ def impressions(dataset: Dataset, *, candidates: int, threshold: int | Mapping[s
         labels = {name: ((log.action[at] >= least) & inside).astype(np.float32) for name, least in thresholds.items()}
         return CandidateLists(rows, labels if several else labels[""])
 
-    shown = thresholds if several else threshold
-    return CandidateSource(lists, {"kind": "impressed", "candidates": candidates, "threshold": shown})
+    return CandidateSource(lists, {"kind": "impressed", "candidates": candidates, "threshold": thresholds})
 
 
 def retrieved(dataset: Dataset, *, retrieval: Callable[[np.ndarray], Any] | np.ndarray) -> CandidateSource:

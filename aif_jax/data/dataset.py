@@ -169,14 +169,25 @@ class Dataset:
         Raises:
           TypeError, ValueError: positions that are not integers in [0, n), a length below 1.
         """
-        positions = expect_integers(positions, "positions", size=len(self.log))
-        users = self.log.user[positions]
-        return self._features(users, self.log.time[positions], self.history_end(positions), length)
+        at = expect_integers(positions, "positions", size=len(self.log))
+        return self.request_features(self.log.user[at], self.log.time[at], length=length)
 
     def request_features(self, users: Any, times: Any, *, length: int) -> UserFeatures:
         """Return features of user rows int [B] at `times` int [B] in seconds; `encoder.user` does it for raw ids and events."""
-        users = expect_integers(users, "users", size=len(self.users))
-        return self._features(users, in_unit(times, "times"), self.history_log.history_end_at(users, times), length)
+        expect(length >= 1, "length", "at least 1", length)
+        users, times = expect_integers(users, "users", size=len(self.users)), in_unit(times, "times")
+        log = self.history_log
+        index, mask = log.windows(log.offsets[users], log.history_end_at(users, times), length)
+        if not len(log):  # there is nothing to read, not even for padding
+            log = EventLog([1], [0], [0], [0])
+        item, action, age = log.item.take(index), log.action.take(index), log.time.take(index)
+        np.subtract(times[:, None], age, out=age)
+        return UserFeatures(
+            ids={name: table[users] for name, table in self.user_ids.items()},
+            floats=self.user_floats[users],
+            history=behaviours(item, action, age, mask),
+            encoding=self.encoding,
+        )
 
     def history_lengths(self, positions: Any) -> np.ndarray:
         """Return int64 [B] events in the whole history before each sample."""
@@ -247,21 +258,4 @@ class Dataset:
 
     def history_end(self, positions: np.ndarray) -> np.ndarray:
         """Return where in `history_log` the history of each sample ends, int64 [B]."""
-        if self.history_log is self.log:
-            return self.log.history_end(positions)
         return self.history_log.history_end_at(self.log.user[positions], self.log.time[positions])
-
-    def _features(self, users: np.ndarray, times: np.ndarray, end: np.ndarray, length: int) -> UserFeatures:
-        expect(length >= 1, "length", "at least 1", length)
-        log = self.history_log
-        index, mask = log.windows(log.offsets[users], end, length)
-        if not len(log):  # there is nothing to read, not even for padding
-            log = EventLog([1], [0], [0], [0])
-        item, action, age = log.item.take(index), log.action.take(index), log.time.take(index)
-        np.subtract(times[:, None], age, out=age)
-        return UserFeatures(
-            ids={name: table[users] for name, table in self.user_ids.items()},
-            floats=self.user_floats[users],
-            history=behaviours(item, action, age, mask),
-            encoding=self.encoding,
-        )

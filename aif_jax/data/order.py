@@ -26,21 +26,17 @@ class BatchKey(NamedTuple):
     epoch: int
     step: int
 
-    def sequence(self, stream: int) -> np.random.SeedSequence:
-        """Return the seed of a stream, such as `CHOICE`."""
-        return np.random.SeedSequence(self.seed, spawn_key=(stream, self.epoch, self.step))
-
     def random(self, stream: int) -> np.random.Generator:
-        """Return the random numbers of a stream."""
-        return np.random.default_rng(self.sequence(stream))
+        """Return the random numbers of a stream, such as `CHOICE`."""
+        return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(stream, self.epoch, self.step)))
 
 
 def permuted(size: int, start: int, stop: int, *, seed: int, epoch: int) -> np.ndarray:
     """Return the part `start:stop` of a pseudo-random permutation of [0, size), int64; (seed, epoch) fix the permutation."""
-    key = BatchKey(seed, epoch, 0)
+    random = BatchKey(seed, epoch, 0).random(ORDER)
     if size <= SMALL:
-        return key.random(ORDER).permutation(size)[start:stop]
-    bits, keys = (size - 1).bit_length(), key.sequence(ORDER).generate_state(ROUNDS, np.uint64)
+        return random.permutation(size)[start:stop]
+    bits, keys = (size - 1).bit_length(), random.bit_generator.seed_seq.generate_state(ROUNDS, np.uint64)
     out = _feistel(np.arange(start, min(stop, size), dtype=np.uint64), keys, bits)
     while len(outside := np.flatnonzero(out >= size)):
         out[outside] = _feistel(out[outside], keys, bits)

@@ -76,8 +76,9 @@ class _Counts:
     def __init__(self, item: np.ndarray, time: np.ndarray, items: int, lives: np.ndarray):
         self._start, end = (int(time.min()), int(time.max())) if len(time) else (0, 0)
         self._span = end - self._start + 2
-        self._keys = np.sort(item.astype(np.int64) * self._span + (time - self._start))
-        self._first = np.searchsorted(self._keys, np.arange(items, dtype=np.int64) * self._span)
+        last = items * self._span  # after all events, so that there is one to read
+        self._keys = np.append(np.sort(item.astype(np.int64) * self._span + (time - self._start)), last)
+        self._first = np.searchsorted(self._keys, np.arange(items + 1, dtype=np.int64) * self._span)
         self._times = np.sort(time[item > 0])
         self._lives, self._sums = lives, self._decayed_sums(lives)
 
@@ -93,8 +94,6 @@ class _Counts:
     def since(self, rows: np.ndarray, times: np.ndarray) -> np.ndarray:
         """Return int64 [..., 2]: seconds since an item's first and its last event before moments; 0 without one."""
         count = self.before(rows, times)
-        if not len(self._keys):
-            return np.zeros((*rows.shape, 2), np.int64)
         places = np.stack([self._first[rows], self._first[rows] + count - 1], -1)
         seconds = times[..., None] - self._start - self._keys[np.where(count[..., None] > 0, places, 0)] % self._span
         return np.where(count[..., None] > 0, seconds, 0)
@@ -102,8 +101,6 @@ class _Counts:
     def decayed(self, rows: np.ndarray, times: np.ndarray) -> np.ndarray:
         """Return float64 [..., half-lives]: decayed counts of an item's events before moments."""
         count = self.before(rows, times)
-        if not len(self._keys):
-            return np.zeros((*rows.shape, len(self._lives)))
         last = np.where(count > 0, self._first[rows] + count - 1, 0)
         gap = self.since(rows, times)[..., 1:]
         return np.where(count[..., None] > 0, self._sums[last] * np.exp2(-gap / self._lives), 0.0)

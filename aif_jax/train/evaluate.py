@@ -6,7 +6,7 @@ Ranking figures read raw logits; log-loss and calibration read calibrated probab
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -302,9 +302,9 @@ def list_scores(
 def item_rows(model: PreRanker, params: Params, catalogue: Catalogue, *, progress: bool = True) -> ItemRow:
     """Return the item function over the whole catalogue: rows [N] on the device; EncodingMismatch as `evaluate`."""
     check_encoding("catalogue", expected=model.config.schema.encoding, got=catalogue.schema.encoding)
-    total, run = len(catalogue), partial(_item_rows, params, model=model)
+    total = len(catalogue)
     batches = _filled(total, min(ITEMS, total), label="item rows", progress=progress)
-    parts = [run(catalogue.features(at, content=model.config.reads_content)) for at in batches]
+    parts = [_each(model.item, params, catalogue.features(at, content=model.config.reads_content)) for at in batches]
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:total], *parts)
 
 
@@ -335,21 +335,19 @@ def catalogue_scores(
     log, total, length = data.log, len(data.catalogue), model.config.history_length
     make_rows = partial(item_rows, model, params)
     rows = None if data.statistics else make_rows(data.catalogue, progress=progress)
-    users, score_some = partial(_states, params, model=model), partial(_rank, params, model=model)
     size = max(1, min(REQUESTS, SCORES // total))
     count = max(1, min(total, CHUNK // size))
     order = np.argsort(log.time[positions], kind="stable") if data.statistics else np.arange(len(positions))
-    done = 0
-    for places in _filled(len(positions), size, label="rank", progress=progress):
+    for number, places in enumerate(_filled(len(positions), size, label="rank", progress=progress)):
         at = order[places]
         here = positions[at]
         if data.statistics:
             rows = make_rows(data.catalogue_at(log.time[here[0]]), progress=False)
-        states = users(data.user_features(here, length=length))
+        states = _each(model.user, params, data.user_features(here, length=length))
         scores = np.empty((size, total), np.float32)
         for start in range(0, total, count):
             start = min(start, total - count)  # the last ones again, so that one shape is compiled
-            scores[:, start : start + count] = score_some(states, rows, np.int32(start), count=count)
+            scores[:, start : start + count] = _rank(params, states, rows, np.int32(start), model=model, count=count)
         target, each = log.item[here], np.arange(size)
         of_target = scores[each, target]
         scores[:, 0] = -np.inf
@@ -358,9 +356,8 @@ def catalogue_scores(
             for row, start, end in zip(each, met.offsets[log.user[here]], data.history_end(here), strict=True):
                 scores[row, met.item[start:end]] = -np.inf
         scores[each, target] = of_target
-        left = min(size, len(positions) - done)
+        left = len(positions) - number * size  # what is after them fills the last batch
         yield at[:left], scores[:left]
-        done += left
 
 
 def rank_of(scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -381,14 +378,10 @@ def _filled(count: int, size: int, *, label: str, progress: bool) -> Iterable[np
     return track(whole.reshape(-1, size), label=label, unit="batches", leave=False, show=progress)
 
 
-@partial(jax.jit, static_argnames="model")
-def _item_rows(params: Params, features: ItemFeatures, *, model: PreRanker) -> ItemRow:
-    return jax.vmap(model.item, (None, 0))(params, features)
-
-
-@partial(jax.jit, static_argnames="model")
-def _states(params: Params, features: UserFeatures, *, model: PreRanker) -> UserState:
-    return jax.vmap(model.user, (None, 0))(params, features)
+@partial(jax.jit, static_argnums=0)
+def _each(component: Callable[[Params, Any], Any], params: Params, features: UserFeatures | ItemFeatures) -> Any:
+    """Return what the user or item function of a model makes of each of a batch."""
+    return jax.vmap(component, (None, 0))(params, features)
 
 
 @partial(jax.jit, static_argnames=("model", "count"))

@@ -11,7 +11,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
 import jax
@@ -211,7 +211,12 @@ def loop(
 
         try:
             due = False  # an entry waits for the next step: if none comes, the last entry also has the figures
-            while (fed := _next(source, recent)) is not None:
+            while True:
+                began = time.perf_counter()
+                fed = next(source, None)
+                recent.waited += time.perf_counter() - began
+                if fed is None:
+                    break
                 bar.update(1)
                 cursor = fed.cursor
                 if fed.batch is None:
@@ -237,14 +242,6 @@ def loop(
     return state
 
 
-def _next(source: Iterator[PrefetchedBatch], recent: _LogWindow) -> PrefetchedBatch | None:
-    """Return the next batch, None at the end; the time spent waiting for it is counted."""
-    began = time.perf_counter()
-    fed = next(source, None)
-    recent.waited += time.perf_counter() - began
-    return fed
-
-
 def resume(state: TrainState, checkpoints: Checkpoints, *, config: Config) -> tuple[TrainState, Any]:
     """Return the state and the cursor of the latest checkpoint that `loop` saved; the state given and None where there is none.
 
@@ -265,8 +262,7 @@ def resume(state: TrainState, checkpoints: Checkpoints, *, config: Config) -> tu
 
 def _rest(state: TrainState) -> dict[str, Any]:
     """Return the fields of a state other than parameters: step, counters, optimizer state."""
-    names = [field.name for field in dataclasses.fields(state) if field.name not in GROUPS]
-    return {name: getattr(state, name) for name in names}
+    return {"step": state.step, "skipped": state.skipped, "opt_state": state.opt_state}
 
 
 def _values(state: TrainState, recent: _LogWindow) -> dict[str, float]:

@@ -173,16 +173,16 @@ def _checked(
     Replacing masked values *before* the arithmetic keeps their NaN out of the gradient: that of a `where` after is 0 * NaN.
     """
     expect(jnp.issubdtype(scores.dtype, jnp.floating), "scores", "floating-point logits", f"dtype {scores.dtype}")
-    valid = jnp.asarray(True) if where is None else jnp.asarray(where)
-    expect(valid.dtype == jnp.bool_, "where", "a bool mask", f"dtype {valid.dtype}")
     shape, targets = scores.shape, jnp.asarray(targets)
-    valid = jnp.broadcast_to(valid, shape) if where is None else _broadcast(valid, "where", shape)
+    valid = jnp.ones(shape, jnp.bool_) if where is None else jnp.asarray(where)
+    expect(valid.dtype == jnp.bool_, "where", "a bool mask", f"dtype {valid.dtype}")
+    correction = jnp.zeros(shape) if log_q is None else jnp.asarray(log_q)
+    for argument, value in (("where", valid), ("log_q", correction)):
+        expect_like_scores(value.shape, argument, shape)
     expect(targets.shape == shape, name, f"the shape of scores {shape}", targets.shape)
     scores = scores.astype(jnp.float32) if scores.dtype.itemsize < 4 else scores
-    correction = jnp.zeros(shape, scores.dtype)
-    if log_q is not None:
-        correction = _broadcast(jnp.asarray(log_q), "log_q", shape).astype(scores.dtype)
-    values = (scores, targets.astype(scores.dtype), correction)
+    valid, correction = (jnp.broadcast_to(value, shape) for value in (valid, correction))
+    values = (scores, targets.astype(scores.dtype), correction.astype(scores.dtype))
     scores, targets, correction = (jnp.where(valid, value, jnp.zeros((), value.dtype)) for value in values)
     return scores, targets, valid, correction
 
@@ -300,8 +300,3 @@ def _log_softmax(scores: jax.Array, valid: jax.Array) -> jax.Array:
     """Return the log-softmax over the last axis among valid entries; 0 where not valid. `scores` are finite where not valid."""
     some = valid | ~jnp.any(valid, axis=-1, keepdims=True)  # an empty list takes part as a whole: it has no softmax
     return jnp.where(valid, jax.nn.log_softmax(scores, where=some), jnp.zeros((), scores.dtype))
-
-
-def _broadcast(value: jax.Array, name: str, shape: tuple[int, ...]) -> jax.Array:
-    expect_like_scores(value.shape, name, shape)
-    return jnp.broadcast_to(value, shape)

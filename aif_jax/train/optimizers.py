@@ -151,14 +151,9 @@ def join_tables(dense: Params, tables: Mapping[str, Any]) -> Params:
 
 
 def row_ids(unique: UniqueIds, size: int, *, none: int) -> jax.Array:
-    """Return the unique ids in the order of their numbers, int32 [size]; `none` in places that are left."""
+    """Return the unique ids in the order of their numbers, int32 [size]; `none` in places that are left: they take some row."""
     place = jnp.where(unique.first, unique.number, size)
     return jnp.full(size, none, jnp.int32).at[place].set(unique.ids, mode="drop")
-
-
-def take_rows(table: jax.Array, ids: jax.Array) -> jax.Array:
-    """Return rows [size, ...] of a table by `row_ids`; places that are left hold some row."""
-    return table.at[ids].get(mode="clip")
 
 
 def update_rows(
@@ -173,8 +168,8 @@ def update_rows(
     """
     counts = {name: trained["embedding"][name].shape[0] for name in ids}
     dense, tables = split_tables(trained, ids)
-    rows = {name: take_rows(table, ids[name]) for name, table in tables.items()}
-    row_state = _map_rows(lambda leaf, name: take_rows(leaf, ids[name]), opt_state, counts)
+    rows = {name: table.at[ids[name]].get(mode="clip") for name, table in tables.items()}
+    row_state = _map_rows(lambda leaf, name: leaf.at[ids[name]].get(mode="clip"), opt_state, counts)
     updated, state, rest = update(join_tables(gradient, row_gradients), join_tables(dense, rows), row_state)
     dense, rows = split_tables(updated, ids)
     tables = {name: table.at[ids[name]].set(rows[name], mode="drop") for name, table in tables.items()}

@@ -28,7 +28,7 @@ from aif_jax.model import PreRanker
 from aif_jax.sharding.processes import in_order
 from aif_jax.train import optimizers
 from aif_jax.train.losses import Loss
-from aif_jax.train.optimizers import Slots, UniqueIds, join_tables, row_ids, split_tables, take_rows
+from aif_jax.train.optimizers import Slots, UniqueIds, join_tables, row_ids, split_tables
 from aif_jax.types import Array, Params, record
 
 PART_EVENTS = 10_000
@@ -42,8 +42,6 @@ PART_BYTES = 1 << 26
 
 LossFn: TypeAlias = Loss | Callable[..., jax.Array]
 """A `losses.Loss`, or any `loss(scores [B, C], labels, *, where) -> []`; it gets `log_q` too where the batch has it."""
-ScoresFn: TypeAlias = Callable[[Any, Batch], jax.Array]
-"""(params, batch) -> scores [B, C]."""
 
 
 def part_size(samples: int, events: int, row_bytes: int = 0) -> int | None:
@@ -75,8 +73,9 @@ def _at_once(f: Callable[[int], Any], count: int, threads: Sequence[ThreadPoolEx
 
 
 def loss_and_gradient(
-    scores_of: ScoresFn, params: Any, batch: Batch, loss: LossFn, *, part: int | None, share: tuple[Any, int] = (0, 1)
-) -> tuple[jax.Array, Any]:
+    scores_of: Callable[[Any, Batch], jax.Array], params: Any, batch: Batch, loss: LossFn, *, part: int | None,
+    share: tuple[Any, int] = (0, 1),
+) -> tuple[jax.Array, Any]:  # fmt: skip
     """Return the loss [] of B samples and its gradient like `params`, any pytree of `scores_of`, whole for None.
 
     A `Loss` may be taken in parts of `part` samples; `share` is (int32 [], count): what every count-th part adds to
@@ -208,7 +207,7 @@ def make_step(
     ) -> tuple[jax.Array, Any]:  # fmt: skip
         dense, whole = split_tables(state.trained, tables)
         ids = ids_of(whole, unique, sizes)
-        rows = {name: take_rows(whole[name], ids[name]) for name in tables}
+        rows = {name: whole[name].at[ids[name]].get(mode="clip") for name in tables}
 
         def scores_of(params: tuple[Params, dict[str, jax.Array]], batch: Batch) -> jax.Array:
             dense, rows = params

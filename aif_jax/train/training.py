@@ -168,7 +168,7 @@ def train(
     positions, candidates, validated = training_positions(data, settings), source, data
     if teacher is not None:
         given: dict[str, Any] = {"folder": folder / RANKED, "progress": progress}
-        candidates = with_scores(source, data, settings, positions, teacher, **given)
+        candidates = with_scores(source, data, positions, teacher, **given)
         validated = with_ranker(data, settings, teacher, **given) if settings.validates else data
     feed = Pipeline(
         dataset=data, positions=positions, config=config, batch_size=settings.batch_size, source=candidates,
@@ -200,13 +200,12 @@ def train(
             loop(state, step, batches, total=left, on_log=on_log, log=JsonLines(folder / LOG), save=saving, progress=progress)
         if processes.first():
             checkpoints.tidy()
-        return final(checkpoints)
+        return checkpoints.restore("best")
 
 
 def with_scores(
-    source: SourceFn, data: Dataset, settings: FitSettings, positions: np.ndarray, teacher: Teacher, *, folder: Path,
-    progress: bool,
-) -> CandidateSource:  # fmt: skip
+    source: SourceFn, data: Dataset, positions: np.ndarray, teacher: Teacher, *, folder: Path, progress: bool
+) -> CandidateSource:
     """Return the candidates of a run with a ranker's scores; those of retrieved ones are kept in a folder."""
     found: Any = teacher.candidates
     if isinstance(teacher.ranker, str):
@@ -269,11 +268,6 @@ def checkpoints_of(folder: Path, record: dict[str, Any], items: ItemFeatures | N
     return Checkpoints(folder, keep_best=keep_best, settings=record, items=items)
 
 
-def final(checkpoints: Checkpoints) -> Checkpoint:
-    """Return the best checkpoint by `keep_best`, else the last one."""
-    return checkpoints.restore("latest" if checkpoints.keep_best is None else "best")
-
-
 def held_out(data: Dataset, settings: FitSettings, split: str, *, requests: int | None = None) -> tuple[np.ndarray, SourceFn]:
     """Return positions of a slice, at most `requests` drawn at random, and the source of their candidates."""
     expect(split in ("validation", "test"), "split", "'validation' or 'test', which training never saw", repr(split))
@@ -297,9 +291,8 @@ def validation(
     logged = data.cascade if data.cascade is not None and RANKER in data.cascade.labels else None
     ranked = logged is not None and np.isin(data.log.history_end(positions), logged.positions).any()
     fits = {name: math.isfinite(part.mean) for name, part in defined.items()} | {"ranker_recall": ranked}
-    needs = "candidates of both labels (gauc: of one user)"
-    if settings.keep_best == "ranker_recall":
-        needs = f"scores of a teacher, or of a cascade with the label {RANKER!r}"
+    of_ranker = {"ranker_recall": f"scores of a teacher, or of a cascade with the label {RANKER!r}"}
+    needs = of_ranker.get(settings.keep_best or "", "candidates of both labels (gauc: of one user)")
     got = f"{settings.keep_best!r}: none of its {len(positions)} samples has {needs}; give keep_best='log_loss' or None"
     figure = (settings.keep_best or "").removesuffix("_mean")  # that of GAUC is defined where GAUC is
     expect(fits.get(figure, True), "FitConfig.keep_best", "a figure that the validation slice defines", got)
@@ -346,7 +339,7 @@ def load(folder: Path) -> tuple[FitSettings, Checkpoint]:
     if saved:
         return settings, checkpoint.load(folder)
     with checkpoints_of(folder, record) as checkpoints:
-        return settings, final(checkpoints)
+        return settings, checkpoints.restore("best")
 
 
 def ranking_figures(figures: Mapping[str, float]) -> dict[str, float]:
