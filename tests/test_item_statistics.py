@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import aif_jax as aif
+from aif_jax.catalogue import Catalogue
 from aif_jax.data import candidates
 from aif_jax.data.events import EventLog
 from aif_jax.data.negatives import NegativeSampler, item_counts
@@ -52,12 +53,17 @@ def data() -> aif.Dataset:
     return aif.read(events(), items=items(), columns=columns(), progress=False)
 
 
+def catalogue_at(data: aif.Dataset, time: int) -> Catalogue:
+    """The catalogue with the item statistics of a moment."""
+    return data.catalogue.with_statistics(data.statistics.at(np.arange(len(data.catalogue)), time))
+
+
 def before(time: int, whole: aif.Dataset | None = None) -> aif.Dataset:
     """The data set as it was at a moment: no event at or after it."""
     whole = whole or data()
     parts = (np.asarray(getattr(whole.log, name))[whole.log.time < time] for name in ("user", "item", "action", "time"))
     past = dataclasses.replace(whole, log=EventLog(*parts, users=whole.log.users))
-    return dataclasses.replace(past, catalogue=past.catalogue_at(time))
+    return dataclasses.replace(past, catalogue=catalogue_at(past, time))
 
 
 def trained_on(data: aif.Dataset) -> aif.Trained:
@@ -143,8 +149,8 @@ def test_encoded_online_equals_encoded_offline():
 @pytest.mark.parametrize("rows", [True, False], ids=["table", "catalogue"])
 def test_an_index_updated_later_equals_one_rebuilt_later(rows):
     first, later = START + 5 * DAY, START + 12 * DAY
-    index = ItemIndex.build(trained(), data().catalogue_at(first), batch_size=16, progress=False)
-    rebuilt = ItemIndex.build(trained(), data().catalogue_at(later), batch_size=16, progress=False)
+    index = ItemIndex.build(trained(), catalogue_at(data(), first), batch_size=16, progress=False)
+    rebuilt = ItemIndex.build(trained(), catalogue_at(data(), later), batch_size=16, progress=False)
     ids = np.arange(1, ITEMS + 1)
     table = items(ids) | before(later).statistic_columns(ids, later)
     updated = index.upsert(table) if rows else ItemIndex.build(trained(), table, batch_size=16, progress=False)
@@ -178,7 +184,6 @@ def test_without_them_schema_and_columns_are_what_they_were():
     plain = aif.read(events(), items=items(), columns=aif.Columns(item_floats=("price",)), progress=False)
     assert "item_statistics" not in json.dumps(plain.schema.to_json())
     assert plain.statistics is None and plain.statistic_columns([1], START) == {}
-    assert plain.catalogue_at(START) is plain.catalogue
     np.testing.assert_array_equal(plain.catalogue.items.floats[:, 0], data().catalogue.items.floats[:, 0])
 
 
@@ -232,11 +237,11 @@ def test_statistics_by_action_are_those_of_the_moment_wherever_they_are_read():
         past = before(time, data)
         of_sample = data.item_features(rows, time).floats
         np.testing.assert_array_equal(of_sample, past.item_features(rows, time).floats)
-        np.testing.assert_array_equal(of_sample, data.catalogue_at(time).items.floats)
+        np.testing.assert_array_equal(of_sample, catalogue_at(data, time).items.floats)
         _, encoded = encode_items(table | past.statistic_columns([1, 2, 3], time), data.encoder)
         np.testing.assert_array_equal(of_sample[1:], encoded.floats)
     floats = data.catalogue.items.floats
-    np.testing.assert_array_equal(floats, data.catalogue_at(START + 2 * HOUR + 1).items.floats)  # after the last event
+    np.testing.assert_array_equal(floats, catalogue_at(data, START + 2 * HOUR + 1).items.floats)  # after the last event
     assert not floats[0].any()
 
 

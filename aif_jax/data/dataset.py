@@ -228,15 +228,6 @@ class Dataset:
         known = np.asarray(features.floats)[..., : -self.statistics.width]
         return dataclasses.replace(features, floats=np.concatenate([known, self.statistics.at(rows, times)], -1))
 
-    def catalogue_at(self, time: Any) -> Catalogue:
-        """Return the catalogue with the item statistics as of `time`, for an index that is refreshed then.
-
-        `catalogue` itself has those after the last event of the log.
-        """
-        if self.statistics is None:
-            return self.catalogue
-        return self.catalogue.with_statistics(self.statistics.at(np.arange(len(self.catalogue)), in_unit(time, "time")))
-
     def statistic_columns(self, ids: Any, time: Any) -> dict[str, np.ndarray]:
         """Return item statistics of raw ids [n] as of `time`: columns of a table of raw items, for index updates and jobs.
 

@@ -342,7 +342,8 @@ def catalogue_scores(
         at = order[places]
         here = positions[at]
         if data.statistics:
-            rows = make_rows(data.catalogue_at(log.time[here[0]]), progress=False)
+            then = data.statistics.at(np.arange(total), log.time[here[0]])
+            rows = make_rows(data.catalogue.with_statistics(then), progress=False)
         states = _each(model.user, params, data.user_features(here, length=length))
         scores = np.empty((size, total), np.float32)
         for start in range(0, total, count):

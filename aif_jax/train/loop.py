@@ -81,7 +81,6 @@ class JsonLines:
 LogFn: TypeAlias = Callable[[int, dict[str, float]], None]
 """Receives the step and the values of a log entry."""
 OUTSIDE = "a block or tower of yours that reads an embedding row outside the batch needs sparse=()"
-GROUPS = ("trained", "fitted")  # of a state's fields, those that are parameters
 
 
 MOST_SKIPPED = 10
@@ -256,7 +255,7 @@ def resume(state: TrainState, checkpoints: Checkpoints, *, config: Config) -> tu
     if latest is None:
         return state, None
     saved = checkpoints.restore(latest, config=config, like={"params": state.params, "opt_state": _rest(state)})
-    groups = {group: {name: saved.params[name] for name in getattr(state, group)} for group in GROUPS}
+    groups = {group: {name: saved.params[name] for name in getattr(state, group)} for group in ("trained", "fitted")}
     return dataclasses.replace(state, **groups, **saved.opt_state), saved.position
 
 
