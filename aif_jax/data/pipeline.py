@@ -73,11 +73,10 @@ class PrefetchedBatch:
     @property
     def origin(self) -> str:
         """Which batch this is, and which samples, as the end of a message; "" where neither is known."""
-        parts = [] if self.place is None else [f"batch {self.place[1]} of epoch {self.place[0]}"]
-        if self.positions is not None:
-            named = ", ".join(str(at) for at in self.positions[:NAMED])
-            parts.append(f"samples at positions {named}{', ...' if len(self.positions) > NAMED else ''} of the log")
-        return f" ({'; '.join(parts)})" if parts else ""
+        if self.place is None or self.positions is None:
+            return ""
+        named = ", ".join(str(at) for at in self.positions[:NAMED]) + ", ..." * (len(self.positions) > NAMED)
+        return f" (batch {self.place[1]} of epoch {self.place[0]}; samples at positions {named} of the log)"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

@@ -21,6 +21,7 @@ import numpy as np
 
 from aif_jax.checks import check_encoding, expect, expect_array, expect_finite
 from aif_jax.data.candidates import CandidateLists, CandidateSource, SourceFn, describe, retrieved
+from aif_jax.data.cascade import Cascade
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.lengths import choose_lengths, history_lengths
 from aif_jax.data.order import DRAWS, BatchKey
@@ -207,11 +208,10 @@ def rank_retrieved(
 
 def logged_ranks(data: Dataset, label: str, positions: np.ndarray) -> RankedCandidates:
     """Return a logged ranker's scores, a label of `Dataset.cascade`; ValueError for none, or no event of a logged request."""
-    cascade, log = data.cascade, data.log
+    cascade: Cascade = data.cascade  # type: ignore[assignment]
     expect(cascade is not None, "Teacher.ranker", "data with a cascade for the label of a ranker", f"{data!r}")
-    assert cascade is not None
     expect(label in cascade.labels, "Teacher.ranker", f"a label of the cascade {sorted(cascade.labels)}", repr(label))
-    starts = log.history_end(positions)  # the first event of the same request
+    starts = data.log.history_end(positions)  # the first event of the same request
     there = np.isin(starts, cascade.positions)
     expect(there.any(), "Teacher.ranker", "a training event whose request is in the cascade", f"none of {len(positions)}")
     at = cascade.at(starts[there])

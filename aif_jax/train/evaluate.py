@@ -333,8 +333,7 @@ def catalogue_scores(
     as in an index that was refreshed just before it. At most `SCORES` scores are held, and `CHUNK` pairs scored at a time.
     """
     log, total, length = data.log, len(data.catalogue), model.config.history_length
-    make_rows = partial(item_rows, model, params)
-    rows = None if data.statistics else make_rows(data.catalogue, progress=progress)
+    rows = None if data.statistics else item_rows(model, params, data.catalogue, progress=progress)
     size = max(1, min(REQUESTS, SCORES // total))
     count = max(1, min(total, CHUNK // size))
     order = np.argsort(log.time[positions], kind="stable") if data.statistics else np.arange(len(positions))
@@ -343,7 +342,7 @@ def catalogue_scores(
         here = positions[at]
         if data.statistics:
             then = data.statistics.at(np.arange(total), log.time[here[0]])
-            rows = make_rows(data.catalogue.with_statistics(then), progress=False)
+            rows = item_rows(model, params, data.catalogue.with_statistics(then), progress=False)
         states = _each(model.user, params, data.user_features(here, length=length))
         scores = np.empty((size, total), np.float32)
         for start in range(0, total, count):

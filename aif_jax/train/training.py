@@ -84,7 +84,6 @@ def say(line: str, *, progress: bool) -> None:
 
 
 LOG = "log.jsonl"
-RANKED = "ranker_scores"
 PASSED_ON = 4  # one of so many candidates of a teacher is kept: the cut of its ranker recall
 
 
@@ -167,7 +166,7 @@ def train(
     source = task.source(data, before=settings.first_validation)
     positions, candidates, validated = training_positions(data, settings), source, data
     if teacher is not None:
-        given: dict[str, Any] = {"folder": folder / RANKED, "progress": progress}
+        given: dict[str, Any] = {"folder": folder / "ranker_scores", "progress": progress}
         candidates = with_scores(source, data, positions, teacher, **given)
         validated = with_ranker(data, settings, teacher, **given) if settings.validates else data
     feed = Pipeline(
