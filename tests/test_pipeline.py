@@ -75,8 +75,8 @@ def test_a_cursor_of_another_pipeline_is_refused_and_the_difference_named(data):
     counts = item_counts(data, base.positions)
     shorter = dataclasses.replace(base.config, long_length=16)
 
-    def sampled(negatives: int = 2, **options) -> CandidateSource:
-        return sampled_negatives(data, sampler=NegativeSampler(counts, **options), negatives=negatives)
+    def sampled(negatives: int = 2, counts: np.ndarray = counts) -> CandidateSource:
+        return sampled_negatives(data, sampler=NegativeSampler(counts), negatives=negatives)
 
     others = {
         "seed": ({"seed": 1}, "pipeline.seed: expected 1, the cursor has 0"),
@@ -85,7 +85,7 @@ def test_a_cursor_of_another_pipeline_is_refused_and_the_difference_named(data):
         "length": ({"config": shorter}, "pipeline.history_length: expected 16, the cursor has 32"),
         "content": ({"positions": base.positions[::-1]}, "pipeline.positions.content: expected '"),
         "negatives": ({"source": sampled(negatives=3)}, "pipeline.candidates.negatives: expected 3, the cursor has 2"),
-        "sampler": ({"source": sampled(power=1)}, "pipeline.candidates.sampler: expected '"),
+        "sampler": ({"source": sampled(counts=counts + 1)}, "pipeline.candidates.sampler: expected '"),
         "a function": ({"source": mine}, "candidates.kind: expected 'tests.test_pipeline.mine', the cursor has 'sampled'"),
         "a source": ({"source": CandidateSource(mine, {"kind": "mine"})}, "expected 'mine', the cursor has 'sampled'"),
     }
