@@ -26,9 +26,8 @@ import numpy as np
 import aif_jax as aif
 from aif_jax import Dataset, metrics, train
 from aif_jax.blocks import DotProduct
-from aif_jax.data.candidates import CandidateLists
+from aif_jax.data import BatchKey, CandidateLists
 from aif_jax.data.cascade import STAGE
-from aif_jax.data.order import BatchKey
 from aif_jax.data.split import time_cuts
 from aif_jax.train.evaluate import list_scores
 from aif_jax.train.losses import Loss, distill_listwise, lists, pointwise_bce, term
