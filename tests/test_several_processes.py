@@ -40,8 +40,8 @@ class Process:
     def batches(self, number: int, *, empty: int | None = None) -> Iterator[Any]:
         """The first batches, spread; the share that the second process has of one of them is empty."""
         for at, fed in enumerate(itertools.islice(self.feed.batches(), number)):
-            placed = dataclasses.replace(fed, batch=sharding.place_batch(fed.batch, self.mesh))
-            yield dataclasses.replace(placed, problem="empty") if self.index == 1 and at == empty else placed
+            where = fed.batch.where & (self.index != 1 or at != empty)
+            yield dataclasses.replace(fed, batch=sharding.place_batch(dataclasses.replace(fed.batch, where=where), self.mesh))
 
     def run(self, batches: Iterator[Any], **options: Any) -> train.TrainState:
         return train.loop(self.place(), training.step_of(self.model, self.optimizer), batches, progress=False, **options)
