@@ -92,11 +92,7 @@ FURTHER = (Taught(64.0, candidates=40), *(USUAL._replace(learning_rate=rate) for
 TEMPERATURES = tuple(USUAL._replace(temperature=value) for value in (0.5, 2.0))  # on MovieLens' validation split
 BEST = tuple(USUAL._replace(loss=loss) for loss in ("pairwise", "head"))
 OTHER_LOSSES = {  # than listwise, there too; those that are best for the two-tower model are tried for all
-    "two_tower": tuple(
-        USUAL._replace(weight=weight, loss=loss)
-        for loss in teaching.OTHERS
-        for weight in ((0.1, 1.0, 4.0, 16.0) if loss == "lcron" else (4.0, 16.0))
-    ),
+    "two_tower": tuple(USUAL._replace(weight=each, loss=loss) for loss, tried in teaching.WEIGHTS.items() for each in tried),
     "matching": BEST,
     "aif": BEST,
 }

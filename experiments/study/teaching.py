@@ -88,5 +88,5 @@ def softened(temperature: float) -> losses.Loss:
     return listwise
 
 
-OTHERS = {"pairwise": pairwise, "pointwise": pointwise, "head": head, "lcron": lcron}
-LOSSES = {"listwise": losses.distill_listwise} | OTHERS
+LOSSES = {"listwise": losses.distill_listwise, "pairwise": pairwise, "pointwise": pointwise, "head": head, "lcron": lcron}
+WEIGHTS = dict.fromkeys(("pairwise", "pointwise", "head"), (4.0, 16.0)) | {"lcron": (0.1, 1.0, 4.0, 16.0)}
