@@ -2,7 +2,7 @@
 
 Claim     A request costs less machine than the same model run sequentially: of new users, returning users, in sessions.
 Command   python -m experiments.cost --json cost.json      (or --smoke; --help lists all)
-          (--candidates 1000 10000 --history 512 4096: the figures of each size)
+          (--candidates 1000 10000 --history 512 4096: the figures of each size; --before DIR: of another checkout too)
 Time      12 minutes a size on 2 idle CPU cores
 Services  `aif`, `matching` and `two_tower` are AsyncPreRanker over these presets. `sequential` is the same model and scores as
           `aif`, `exact` is `presets.full_attention`: user function, item function and interaction start when the candidates
@@ -25,6 +25,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -54,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
     for size, found in figures.items():
         print(f"\n{size}: CPU ms a request and requests/s, {common.machine()}")
         common.show(found)
-    figures |= asyncio.run(empty_engine(options.seconds))
+    figures |= empty_engines(options)
     common.report(figures, options.json, hidden=sizes)
 
 
@@ -71,7 +74,7 @@ def parse(arguments: list[str] | None):
         "threads": (2, None, "threads of the engine, for each of its stages"),
         "p99_bound_ms": (30.0, None, "milliseconds of a whole request, for requests/s"),
     }
-    return common.options(__doc__, arguments, settings)
+    return common.options(__doc__, arguments, settings, before="folder of another checkout, to compare the empty engine with")
 
 
 async def study(world: World, candidates: int, length: int, options) -> dict[str, Any]:
@@ -129,8 +132,8 @@ def keep_in(folder: str | None) -> None:
     jax.config.update("jax_compilation_cache_dir", folder)
 
 
-async def empty_engine(seconds: float) -> dict[str, float]:
-    """Return figures of an engine whose compiled functions give one answer to all."""
+async def empty_engine(seconds: float) -> tuple[float, float]:
+    """Return requests a second and CPU seconds a request of an engine whose compiled functions give one answer to all."""
     world, answers = World(items=300), dict[Any, Any]()
     made = Model.drawn(world, aif.presets.two_tower(world.schema, short_length=8, width=8))
     async with Engine(made, 8, 8, {"budget": 1.0}) as service:
@@ -140,8 +143,18 @@ async def empty_engine(seconds: float) -> dict[str, float]:
                 functions[shape] = lambda *given, call=call: answers.get(call) or answers.setdefault(call, call(*given))
         service.rank = lambda asked: rank(asked._replace(delays=Delays(0.0, 0.0)))
         _, load = [await services.closed_loop(service, "new", 16, of) for of in (0.0, seconds)]
-    rate, cpu = load.requests / load.seconds, 1e3 * load.cpu_seconds / load.requests
-    return {"empty_engine_requests_per_second": rate, "empty_engine_cpu_ms": cpu}
+    return load.requests / load.seconds, load.cpu_seconds / load.requests
+
+
+def empty_engines(options) -> dict[str, float]:
+    """Return figures of the empty engine; with another checkout, of both in turn, each in its process."""
+    here, found = os.path.dirname(os.path.dirname(file := os.path.abspath(__file__))), defaultdict(list)
+    code = f"import asyncio, runpy; print(*asyncio.run(runpy.run_path({file!r})['empty_engine']({options.seconds})))"
+    words = ["env", "JAX_CPU_ENABLE_ASYNC_DISPATCH=false", sys.executable, "-c", code]  # as compute_inline
+    for folder in (here, options.before) * options.rounds if options.before else (here,):
+        found[folder].append(subprocess.check_output(words, cwd=folder, text=True).split())
+    (rate, cpu), *others = [np.median(np.float64(figures), axis=0) for figures in found.values()]
+    return {"empty_engine_requests_per_second": rate} | ({"empty_engine_over_before": cpu / others[0][1]} if others else {})
 
 
 class Floor(services.Compiled):

@@ -319,10 +319,12 @@ def test_index_refresh(tmp_path, capsys):
 SERVICES = {"aif", "sequential", "exact", "matching", "two_tower"}
 
 
-def test_cost(tmp_path, capsys):
+def test_cost(tmp_path, monkeypatch, capsys):
+    for name, value in child_environment().items():  # of the process of the empty engine
+        monkeypatch.setenv(name, value)
     found = measured(tmp_path, "experiments.cost")
-    assert list(found) == ["C=60, L=64", "empty_engine_requests_per_second", "empty_engine_cpu_ms", "machine"]
-    assert found["empty_engine_requests_per_second"] > 0 and found["empty_engine_cpu_ms"] > 0
+    assert list(found) == ["C=60, L=64", "empty_engine_requests_per_second", "machine"]
+    assert found["empty_engine_requests_per_second"] > 0
     figures = found["C=60, L=64"]
     for key in ("cpu_ms", "max_rps", "lone_p50_ms", "lone_p99_ms", "critical_p50_ms", "critical_p99_ms"):
         assert set(figures[key]) == SERVICES
