@@ -104,7 +104,7 @@ class Run:
 
     def evaluate(
         self, data: Dataset, split: Literal["test", "validation"] = "test", *, k: int | None = 100, requests: int | None = None,
-        **options: Any,
+        min_history: int | None = None, **options: Any,
     ) -> Evaluation:  # fmt: skip
         """Return figures of a slice that training never saw, and those of the `train.baseline_scores` as of its first moment.
 
@@ -112,13 +112,15 @@ class Run:
           split: which slice; the moments that bound it are those of training.
           k: k of HR@k and NDCG@k.
           requests: at most so many, drawn at random; None evaluates all.
+          min_history: earlier events that a user must have; None takes that of training.
           options: others of `train.evaluate`.
 
         Raises:
           ValueError: another slice, no sample in it, a k below 1.
         """
         check_encoding("data", expected=self.trained.encoding, got=data.encoding)
-        positions, source = training.held_out(data, self.settings, split, requests=requests)
+        settings = self.settings if min_history is None else dataclasses.replace(self.settings, min_history=min_history)
+        positions, source = training.held_out(data, settings, split, requests=requests)
         given = training.evaluation_options(self.settings, data, split)
         given |= {"k": k if self.settings.task.ranks_catalogue else None, "candidates": source} | options
         return evaluate(self.model, self.params, data, positions, **given)

@@ -13,7 +13,7 @@ import aif_jax as aif
 from aif_jax import train
 from aif_jax.data.candidates import sampled_negatives
 from aif_jax.data.negatives import NegativeSampler, item_counts
-from aif_jax.data.pipeline import Pipeline
+from aif_jax.data.pipeline import Pipeline, PrefetchedBatch
 from aif_jax.data.split import split_by_time
 from aif_jax.train import losses
 from experiments.datasets.synthetic import synthetic_world
@@ -96,7 +96,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(batch, trainer
     assert same(after.trained, start.trained) and same(after.opt_state, start.opt_state)
     assert int(after.skipped) == 1 and int(after.step) == 1
     message = "all 3 steps had a loss or gradient that was not finite"
-    refused(FloatingPointError, message, train.loop, copy(start), step, [poisoned] * 3, progress=False)
+    refused(FloatingPointError, message, train.loop, copy(start), step, [PrefetchedBatch(batch=poisoned)] * 3, progress=False)
     nothing = dataclasses.replace(batch, where=np.zeros_like(batch.where))
     after, metrics = step(copy(start), nothing)
     assert metrics["loss"] == 0 and metrics["grad_norm"] == 0 and int(after.skipped) == 0

@@ -210,17 +210,16 @@ class Refresh:
 
     def judge(self, _: Path) -> dict[str, Any]:
         """Return the gate's verdict as plain JSON. Raises SnapshotError for a model that was rolled back."""
-        settings, data = self.settings, self.data
+        settings, data = dataclasses.replace(self.settings, min_history=0), self.data  # users without a history count
         for name, manifest in self.store.rolled_back(EXPORTED).items():
             got = f"that of {name}, which was rolled back; give newer events, other settings, or publish it by itself"
             other = json.loads(manifest)["version"] != self.trained.version
             expect(other, "refresh", "a model that was not rolled back", got, error=SnapshotError)
         first, after = self.job.records["read"]["fixed"]
         span = dataclasses.replace(settings, first_validation=first, first_test=after, since=None, replay=0.0, keep_best=None)
-        options: dict[str, Any] = {"requests": self.config.requests, "min_history": 0}
         slices = {
-            "newest": training.held_out(data, settings, "test", **options),
-            "fixed": training.held_out(data, span, "validation", **options),
+            "newest": training.held_out(data, settings, "test", requests=self.config.requests),
+            "fixed": training.held_out(data, span, "validation", requests=self.config.requests),
         }
         measured = {}
         for name, (positions, candidates) in slices.items():
