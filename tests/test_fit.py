@@ -65,7 +65,7 @@ def test_evaluation_is_that_of_the_slice_and_of_the_run(data, run):
         got = run.evaluate(data, split, k=10, progress=False)
         assert got.requests == len(part)
         assert got == run.evaluate(data, split, k=10, progress=False)
-    few = run.evaluate(data, requests=30, k=None, progress=False)
+    few = run.evaluate(data, requests=30, min_history=20, k=None, progress=False)
     assert few.requests == 30 and few.hit_rate is None
     for split in ("tests", "train"):
         refused(ValueError, f"split: expected .* which training never saw, got '{split}'", run.evaluate, data, split)
@@ -220,9 +220,6 @@ def test_a_run_follows_its_data_where_nobody_comes_back(data, small, tmp_path):
     made = fit(small, once, out=out, **given)
     assert fit(small, once, out=out, **given).metrics == made.metrics  # goes on with the run, which is done
     refused(ValueError, "data.digest: expected .*, the cursor has", fit, small, data, out=out, **given)
-    with Checkpoints(out) as checkpoints:
-        cursor = checkpoints.restore("latest").position
-    assert cursor["pipeline"]["candidates"]["repeats"] is False
     positions, source = held_out(once, made.settings, "test")
     sample = np.arange(len(positions))[:, None]
     assert not SeenPairs(data, positions).contains(sample, source(positions, BatchKey(0, 0, 0)).rows[:, 1:]).any()
