@@ -38,7 +38,7 @@ def test_a_service_follows_a_store(open_store, tmp_path, caplog):
     with running(here, store=store) as service, service.client() as client:
         models, one = service.service.models, client.rank(**ANN, candidates=IDS, k=3)
         assert one["version"] == made.index["one"].version
-        assert 1000 <= models.held[0].age < 1100  # since the export was written
+        assert 1000 <= time.time() - models.held[0].exported < 1100  # since the export was written
         store.publish(made.root / "two")
         assert version_after(client, one["version"]) == made.index["two"].version
         store.publish(made.root / "one")

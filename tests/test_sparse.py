@@ -1,6 +1,7 @@
 """Sparse updates: those of the dense optimizer on the rows that a batch names, in one part or many."""
 
 import dataclasses
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -346,7 +347,7 @@ def test_a_tower_that_reads_a_row_outside_the_batch_does_not_train_on_another_on
     assert int(state.skipped) == 1 and "step 1 changed nothing: loss nan" in caplog.text
     jax.tree.map(np.testing.assert_array_equal, state.params, params)
     assert "reads an embedding row outside the batch needs sparse=()" in caplog.text
-    monkeypatch.setattr("aif_jax.train.loop.MOST_SKIPPED", 0)
+    monkeypatch.setattr(sys.modules["aif_jax.train.loop"], "MOST_SKIPPED", 0)  # `train.loop` is the function
     with pytest.raises(FloatingPointError, match="reads an embedding row outside the batch needs sparse=\\(\\)"):
         train.loop(train.init_state(params, optimizer), step, [PrefetchedBatch(batch=batch)], progress=False)
     whole, values = run(model, params, optimizer, [batch], sparse=())
