@@ -32,7 +32,7 @@ COLOURS = {"movielens": "tab:blue", "taobao": "tab:orange", "synthetic": "tab:gr
 SERVED = (
     ("two_tower", "new", "two_tower", "two-tower", 4), ("matching", "new", "matching", "with matching statistics", -34),
     ("aif", "new", "aif", "AIF", -16), ("aif", "returning_0", "aif", "AIF, cached", -16),
-    ("sequential", "new", "aif", "AIF, not split", -16), ("exact", "new", "full_attention", "full attention (validation)", 4),
+    ("sequential", "new", "aif", "AIF, not split", -16), ("exact", "new", "full_attention", "full attention (validation)", 12),
 )  # fmt: skip
 """Points of the figure of the budget: service, users, the pre-ranker in the records of ranker recall, its name, and how far
 above its point that stands for the second data set."""
@@ -130,7 +130,7 @@ def draw_budget(record: Mapping[str, Any], losses: Mapping[str, Mapping[str, Int
                     value, low, high = by_model[model]
                     error = [[value - low], [high - value]]
                     axis.errorbar(rps, value, yerr=error, fmt="o", color=COLOURS[dataset], label=NAMES[dataset])
-                    left, up = service == "matching", 4 if dataset == "movielens" else under
+                    left, up = service in ("matching", "sequential"), 4 if dataset == "movielens" else under
                     given = dict(xytext=(-8 if left else 8, up), ha="right" if left else "left")
                     axis.annotate(name, (rps, value), textcoords="offset points", color=COLOURS[dataset], **given)
         bound = "requests a second on two cores, 99 % answered within 30 ms (log)"
