@@ -3,7 +3,7 @@
 pairwise   each pair in the ranker's order, the logistic loss of the difference (RankNet, Burges et al. 2005)
 pointwise  each score is taught the ranker's probability
 head       listwise, over the ranker's best HEAD of the list alone
-lcron      survival of the ranker's best HEAD (LCRON, arXiv 2503.09492, of one stage before a fixed ranker)
+lcron      whether the ranker's best HEAD pass this stage and the ranker (LCRON, arXiv 2503.09492, with a fixed ranker)
 """
 
 from __future__ import annotations
