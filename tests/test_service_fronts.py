@@ -13,7 +13,7 @@ triton = pytest.importorskip("tritonclient.http", reason="needs tritonclient")
 
 from tritonclient.utils import InferenceServerException  # noqa: E402
 
-from aif_jax.service.calls import MAX_VALUES, BadCall  # noqa: E402
+from aif_jax.service.calls import MAX_EVENTS, MAX_VALUES, BadCall, parse  # noqa: E402
 from aif_jax.service.inference import MODEL, described, from_bytes, to_bytes, values_from  # noqa: E402
 from aif_jax.service.log import RequestLog  # noqa: E402
 from tests.refusals import refused  # noqa: E402
@@ -306,3 +306,10 @@ def test_a_log_has_the_calls_through_every_front(tmp_path):
         expected = logits[np.searchsorted(IDS, record.ids or record.candidates)]
         np.testing.assert_allclose(np.reshape(record.logits, (-1, 2)), expected, atol=1e-5)
     assert len(records) == 6
+
+
+def test_events_of_a_call_have_a_bound_below_that_of_candidates():
+    events = {"item": [7] * (MAX_EVENTS + 1)}
+    refused(BadCall, f"events.item: expected at most {MAX_EVENTS} values", parse, {"user": "ann", "events": events})
+    assert parse({"user": "ann", "events": {"item": events["item"][1:]}}).events
+    refused(BadCall, "events.item: expected at most 5 values", parse, {"user": "ann", "events": {"item": [7] * 6}}, 5)

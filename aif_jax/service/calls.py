@@ -12,8 +12,8 @@ from aif_jax.encoding.vocabulary import MOST_CHARACTERS, expect_short
 from aif_jax.serving import DeadlineExceeded, EngineClosed, NonFiniteScores, Overloaded
 from aif_jax.serving.requests import CallerError, Candidates, plain_ids
 
-MAX_VALUES = 100_000
-"""Candidates, excluded ids, or values of a column of a call: more is refused before memory is taken for it."""
+MAX_VALUES, MAX_EVENTS = 100_000, 1 << 16
+"""Candidates or excluded ids, and values of a column of a call: more is refused before memory is taken for it."""
 INT64 = range(-(1 << 63), 1 << 63)
 
 
@@ -73,7 +73,7 @@ def parse(fields: Mapping[str, Any], most: int = MAX_VALUES, *, size: int = 0) -
     for name in ("candidates", "exclude"):
         _expect_at_most(most, values.get(name), name)
     for name in ("record", "events"):
-        _expect_columns(values.get(name, {}), name, most)
+        _expect_columns(values.get(name, {}), name, min(most, MAX_EVENTS))
     bids = values.pop("bids", None)
     try:
         if "candidates" in values:

@@ -90,7 +90,7 @@ class Listening:
       token: bearer token that calls must bring; None: no token.
       body_bytes: bytes of one call.
       body_seconds: seconds from the first byte of a body to the last.
-      candidates: candidates of one call, and as many excluded ids and events; twice as many texts in the tensors of one call.
+      candidates: candidates of one call, excluded ids, and events (at most 65,536); twice as many texts in its tensors.
       drain_delay: seconds between the end of readiness and the end of listening, for load balancers to notice; calls in flight
         may take `ServingConfig.drain_timeout` after that.
       keep_alive: seconds after which an idle HTTP connection is closed: longer than a load balancer keeps one, or its calls
