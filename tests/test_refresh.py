@@ -24,7 +24,7 @@ from aif_jax.connectors import SnapshotStore
 from aif_jax.connectors.snapshot_store import SnapshotError
 from aif_jax.data.cascade import Cascade
 from aif_jax.encoding.times import iso_text
-from aif_jax.index.writer import Lease, WriterConflict
+from aif_jax.index import WriterConflict
 from aif_jax.metrics import ByUser
 from aif_jax.readers import encode_items
 from aif_jax.refreshing import GateConfig, Measurement, Requests, forget_ids, judge, measure, volume, warm_start
@@ -32,6 +32,7 @@ from aif_jax.refreshing.job import begin
 from aif_jax.refreshing.served import training_record
 from aif_jax.refreshing.steps import REPORT
 from aif_jax.scores import with_calibration
+from aif_jax.store.folders import WriteLock
 from aif_jax.train.settings import FitSettings
 from aif_jax.train.tasks import Impressions, NextItem
 from aif_jax.train.training import training_positions
@@ -251,7 +252,7 @@ def test_a_second_job_is_refused_and_an_unfinished_one_of_other_data_is_dropped(
         assert job.step("read", lambda _: {"line": "done"})["line"] == "done"
         assert job.step("read", lambda _: {"line": "again"})["line"] == "done"
         for folder in ("work", "out"):
-            refused(WriterConflict, r"process \d+ on .* is writing here", Lease(tmp_path / folder).take)
+            refused(WriterConflict, r"process \d+ on .* is writing here", WriteLock, tmp_path / folder)
     with begin(tmp_path / "work", {"k": 1}, say=lines.append) as job:
         assert job.sealed("read") is not None
     with begin(tmp_path / "work", {"k": 2}, say=lines.append) as job:

@@ -104,7 +104,6 @@ def add_index_follow(inner: Any) -> None:
     text = "where snapshots are published, such as s3://BUCKET/PATH; settings: AWS_ACCESS_KEY_ID and other variables"
     one.add_argument("--store", metavar="URL", help=text)
     one.add_argument("--every-seconds", type=float, default=60.0, help="seconds between two snapshots (default: %(default)s)")
-    one.add_argument("--takeover", action="store_true", help="take the directory from a writer that hangs")
 
 
 def run_index_follow(options: argparse.Namespace) -> tuple[int, Any]:
@@ -131,7 +130,7 @@ def _writer(trained: Trained, options: argparse.Namespace) -> IndexWriter:
     """Return the writer of the directory: resumed, or started from a saved index."""
     every: dict[str, Any] = {"every_updates": None, "every_seconds": options.every_seconds}
     if snapshots(options.directory):
-        return IndexWriter.resume(options.directory, trained, takeover=options.takeover, **every)
+        return IndexWriter.resume(options.directory, trained, **every)
     if options.index is None:
         raise UsageError(f"follow: expected --index, to start from, got none, and {options.directory} has no snapshot")
     index, positions = ItemIndex.load(options.index, trained), read_manifest(options.index).positions

@@ -4,19 +4,13 @@ A snapshot on disk records a position for each partition: it holds every update 
 `resume` reads the newest complete snapshot, and the caller replays each partition after its position; updates that it holds
 already are skipped. Positions rise within a partition; gaps are allowed, as Kafka's offsets have them.
 
-One writer owns a directory, see `Lease`. Snapshots are numbered, so they sort by age.
+One writer has a directory, see `store.folders.WriteLock`. Snapshots are numbered, so they sort by age.
 """
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
 import re
-import secrets
-import socket
-import time
-import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import monotonic
@@ -25,74 +19,12 @@ from typing import Any
 from aif_jax.checks import expect
 from aif_jax.index.item_index import ItemIndex, inspect, positions_by_partition
 from aif_jax.store import sealed
-from aif_jax.store.folders import CheckpointError, local, remove_folder, remove_unfinished
+from aif_jax.store.folders import CheckpointError, WriteLock, WriterConflict, local, remove_folder, remove_unfinished
 from aif_jax.store.trained import Trained
 from aif_jax.types import ItemFeatures
 
-OWNER = ".owner"
 SNAPSHOT = re.compile(r"\d{10,}")
 logger = logging.getLogger(__name__)
-
-
-class WriterConflict(RuntimeError):
-    """Another writer owns the directory; one that lost it (`takeover`) saves nothing more."""
-
-
-class Lease:
-    """Write lock on a directory, held from `take` until `release` or the end of the process, however it ends.
-
-    The owner locks a file and writes into it who it is. Where the lock says nothing (a file system without locks, an owner that
-    hangs), the last one to write owns the directory, and the one before learns so at its next `check`.
-    """
-
-    def __init__(self, directory: Path):
-        self.directory, self.path = directory, directory / OWNER
-        self._owner: bytes | None = None
-        self._close: Callable[[], Any] = lambda: None
-
-    def take(self, *, takeover: bool = False) -> None:
-        """Become the owner; `takeover` takes the directory from a living owner. WriterConflict otherwise."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-        if takeover:
-            self.path.unlink(missing_ok=True)  # the lock of the owner before is on a file that has no name now
-        descriptor = os.open(self.path, os.O_CREAT | os.O_RDWR, 0o644)
-        self._close = weakref.finalize(self, os.close, descriptor)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._close()
-            raise WriterConflict(f"{self.directory}: {self._described()} is writing here; stop it first") from None
-        except OSError:
-            pass  # a file system without locks
-        since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        self._owner = f"process {os.getpid()} on {socket.gethostname()} (since {since}, {secrets.token_hex(8)})".encode()
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, self._owner)
-        self.check()
-
-    def check(self) -> None:
-        """Raise WriterConflict unless this is the owner."""
-        if self._owner is None:
-            raise WriterConflict(f"{self.directory}: this writer is closed; resume to go on")
-        if not self._owns():
-            raise WriterConflict(f"{self.directory}: {self._described()} took over; this writer saves no more; stop it")
-
-    def release(self) -> None:
-        """Let the next owner in."""
-        self._owner = None
-        self._close()
-
-    def _owns(self) -> bool:
-        try:
-            return self.path.read_bytes() == self._owner
-        except FileNotFoundError:  # removed by hand: nobody else took it
-            return self._owner is not None
-
-    def _described(self) -> str:
-        try:
-            return self.path.read_bytes().decode(errors="replace") or "another process"
-        except OSError:
-            return "another process"
 
 
 class IndexWriter:
@@ -125,7 +57,7 @@ class IndexWriter:
         for name, value in (("every_updates", every_updates), ("every_seconds", every_seconds), ("keep", keep)):
             expect(value is None or value > 0, name, "more than 0", value)
         self.directory, self.index = local(directory), index
-        self._lease = Lease(self.directory)
+        self._lock: WriteLock | None = None  # None before `start` and `resume`, and after `close`
         self._positions = positions_by_partition(positions)
         self._saved_positions: dict[int, int] = {}
         self._every_updates, self._every_seconds, self._keep = every_updates, every_seconds, keep
@@ -138,23 +70,22 @@ class IndexWriter:
         Raises FileExistsError: there are snapshots in `directory`; WriterConflict: another writer has the directory.
         """
         writer = cls(directory, index, **options)
-        writer._lease.take()
+        writer._lock = WriteLock(writer.directory)
         try:
             if there := snapshots(directory):
                 raise FileExistsError(f"{writer.directory}: holds {len(there)} snapshots already; use {cls.__name__}.resume")
             remove_unfinished(writer.directory)
             writer.snapshot()
         except BaseException:
-            writer._lease.release()
+            writer._lock.close()
             raise
         return writer
 
     @classmethod
-    def resume(cls, directory: str | Path, trained: Trained, *, takeover: bool = False, **options: Any) -> IndexWriter:
+    def resume(cls, directory: str | Path, trained: Trained, **options: Any) -> IndexWriter:
         """Return a writer that continues the newest complete snapshot; replay partitions after their `writer.positions`.
 
         Args:
-          takeover: take the directory from a writer that is alive, for one that hangs; its next save raises WriterConflict.
           options: `every_updates`, `every_seconds`, `keep`, as for the class.
 
         Raises:
@@ -166,18 +97,17 @@ class IndexWriter:
         directory = local(directory)
         if not (there := snapshots(directory)):
             raise FileNotFoundError(f"{directory}: expected a complete snapshot, got none; begin with {cls.__name__}.start")
-        lease = Lease(directory)
-        lease.take(takeover=takeover)
+        lock = WriteLock(directory)
         try:
-            there = snapshots(directory)  # again: the owner before may have saved one
+            there = snapshots(directory)  # again: the writer before may have saved one
             index = ItemIndex.load(there[-1], trained)
             writer = cls(directory, index, positions=inspect(there[-1]).positions, **options)
         except BaseException as error:
             if isinstance(error, CheckpointError) and len(there) > 1:
                 error.add_note(f"Without that folder the writer would resume from {there[-2]}.")
-            lease.release()
+            lock.close()
             raise
-        writer._lease, writer._saved_positions = lease, writer.positions
+        writer._lock, writer._saved_positions = lock, writer.positions
         writer._remove_old()  # what a kill in the middle of a save or a removal left: there may be nothing left to save
         return writer
 
@@ -235,10 +165,10 @@ class IndexWriter:
     def snapshot(self) -> None:
         """Save the index now and remove the oldest snapshots beyond `keep`; may raise OSError, WriterConflict."""
         self._untried, self._tried_at = 0, monotonic()
-        self._lease.check()
+        if self._lock is None:
+            raise WriterConflict(f"{self.directory}: this writer is closed; resume to go on")
         number = 1 + max(map(_number, snapshots(self.directory)), default=0)
         self.index.save(self.directory / f"{number:010d}", positions=self._positions)
-        self._lease.check()  # a snapshot that came too late is older than the next one of the new owner
         self._saved_positions = self.positions
         self._remove_old()
 
@@ -248,7 +178,9 @@ class IndexWriter:
             if self._positions != self._saved_positions:
                 self.snapshot()
         finally:
-            self._lease.release()
+            if self._lock is not None:
+                self._lock.close()
+            self._lock = None
 
     def __enter__(self) -> IndexWriter:
         return self

@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from aif_jax.index.writer import Lease
-from aif_jax.store.folders import new_folder, remove_folder, remove_unfinished, write_file
+from aif_jax.store.folders import WriteLock, new_folder, remove_folder, remove_unfinished, write_file
 from aif_jax.trees import differences
 
 SEAL = "step.json"
@@ -23,8 +22,8 @@ class Job:
     `records` holds what each step that was called returned, by name in their order.
     """
 
-    def __init__(self, folder: Path, arguments: Any, lease: Lease, say: Callable[[str], None]):
-        self.folder, self.arguments, self.say, self._lease = folder, arguments, say, lease
+    def __init__(self, folder: Path, arguments: Any, say: Callable[[str], None]):
+        self.folder, self.arguments, self.say = folder, arguments, say
         self.records: dict[str, dict[str, Any]] = {}
 
     def sealed(self, name: str) -> dict[str, Any] | None:
@@ -42,12 +41,10 @@ class Job:
     def step(self, name: str, make: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
         """Return the record of a step: `make` fills a folder and returns it, unless a job before the kill did.
 
-        The record is plain JSON; "line" in it is printed, "seconds" is added. The folder appears whole or not at all. Raises
-        WriterConflict if another job took the lease.
+        The record is plain JSON; "line" in it is printed, "seconds" is added. The folder appears whole or not at all.
         """
         record = self.sealed(name)
         if record is None:
-            self._lease.check()
             began = time.perf_counter()
             with new_folder(self.folder / name) as partial:
                 result = make(partial)
@@ -66,7 +63,7 @@ def begin(
     work: Path, arguments: Mapping[str, Any],
     *, folders: tuple[Path, ...] = (), say: Callable[[str], None], check: Callable[[], None] = lambda: None,
 ) -> Iterator[Job]:  # fmt: skip
-    """Open the job in a work folder, new or to be resumed, under a lease on the folder and on `folders`.
+    """Open the job in a work folder, new or to be resumed, which it locks, as it does `folders`.
 
     Before a new job `check` raises for inputs that cannot be used; nothing is written then. An unfinished job of other
     arguments is removed: nothing of it was published.
@@ -81,13 +78,11 @@ def begin(
 
     if unfinished() != record:
         check()
-    leases = [Lease(each) for each in dict.fromkeys((work, *folders))]
     with contextlib.ExitStack() as until_end:
-        for lease in leases:
-            lease.take()
-            until_end.callback(lease.release)
+        for each in dict.fromkeys((work, *folders)):
+            until_end.enter_context(contextlib.closing(WriteLock(each)))
         remove_unfinished(work)
-        job = Job(folder, record, leases[-1], say)
+        job = Job(folder, record, say)
         if (before := unfinished()) != record:
             if before is not None:
                 lines = differences(before, record, path="refresh", source="unfinished job")

@@ -1,1 +1,1 @@
-"""What is written to folders and how it is named: atomic folders and files, leases, versions, rows of snapshots."""
+"""What is written to folders and how it is named: atomic folders and files, locks, versions, rows of snapshots."""

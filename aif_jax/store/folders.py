@@ -11,8 +11,10 @@ import os
 import platform
 import re
 import shutil
+import socket
 import tempfile
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +22,7 @@ import jax
 import jaxlib
 
 WORK = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.partial")  # as `tempfile.mkdtemp` names work folders
+OWNER = ".owner"  # file that a `WriteLock` locks, and says whose it is
 METADATA_FILE = "_CHECKPOINT_METADATA"  # a folder that holds one is a checkpoint or a snapshot; Orbax writes it last
 DAYS = 14  # compiled programs that no run used for so long are removed
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # one slash: a `Path` of a URL has lost the other
@@ -27,6 +30,33 @@ URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # one slash: a `Path` of a URL h
 
 class CheckpointError(ValueError):
     """A folder that is torn, altered, or not one of this library."""
+
+
+class WriterConflict(RuntimeError):
+    """Another writer has the directory, or this one is closed."""
+
+
+class WriteLock:
+    """The lock of a directory's only writer, held from here until `close`, its last reference, or the end of the process.
+
+    Raises:
+      WriterConflict: another writer has the directory; says which process on which host.
+      OSError: a file system without locks.
+    """
+
+    def __init__(self, directory: Path):
+        directory.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(directory / OWNER, os.O_CREAT | os.O_RDWR, 0o644)
+        self.close = weakref.finalize(self, os.close, descriptor)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.read(descriptor, 1024).decode(errors="replace") or "another process"
+            self.close()
+            raise WriterConflict(f"{directory}: {owner} is writing here; stop it first") from None
+        since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()} (since {since})".encode())
 
 
 def local(path: str | os.PathLike[str], name: str = "path") -> Path:
