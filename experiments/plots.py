@@ -32,7 +32,7 @@ COLOURS = {"movielens": "tab:blue", "taobao": "tab:orange", "synthetic": "tab:gr
 SERVED = (
     ("two_tower", "new", "two_tower", "two-tower", 4), ("matching", "new", "matching", "with matching statistics", -34),
     ("aif", "new", "aif", "AIF", -16), ("aif", "returning_0", "aif", "AIF, cached", -16),
-    ("sequential", "new", "aif", "AIF, not split", -16), ("exact", "new", "full_attention", "full attention (validation)", 12),
+    ("sequential", "new", "aif", "AIF, not split", -16), ("exact", "new", "full_attention", "full attention\nvalidation", -36),
 )  # fmt: skip
 """Points of the figure of the budget: service, users, the pre-ranker in the records of ranker recall, its name, and how far
 above its point that stands for the second data set."""
