@@ -10,8 +10,8 @@ from aif_jax.scores import Order
 
 
 def batch_sizes(largest: int) -> tuple[int, ...]:
-    """Return compiled batch sizes: powers of two below `largest`, and `largest` itself."""
-    return *(2**power for power in range((largest - 1).bit_length())), largest
+    """Return compiled batch sizes: 1 and `largest`; sizes between them bring no more requests a second, and compile as long."""
+    return (1, largest) if largest > 1 else (1,)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,8 +36,8 @@ class ServingConfig:
       max_hung: calls of `features`, and of `retrieval`, that may outlive their requests; with more, calls fail.
       user_threads, score_threads: user functions, and interactions, computed at once.
       batch_size: users whose states are computed together, and requests of one bucket that are scored together, at most. Only
-        those that wait for a thread anyway share a call, so a lone request never waits. 1 switches batching off; larger
-        values compile longer.
+        those that wait for a thread anyway share a call, so a lone request never waits. 1 switches batching off; others
+        compile twice as many programs.
       bid: name of the side column (`Columns.side`) with the bid; candidates may bring their own bids.
       orders: JAX functions by name, such as {"value": lambda p, bid: p["conversion"] * bid + 0.1 * p["like"]}, of calibrated
         probabilities [C] by objective and the bid [C], see `aif_jax.scores`; requests choose one by name. "bid" is there by
