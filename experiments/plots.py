@@ -106,7 +106,7 @@ def draw_quality(results: Path, path: Path) -> None:
             axis.plot(ms, [value, value], color=colour, lw=1)
             for at, fill in zip(ms, (colour, "white"), strict=True):
                 axis.errorbar(at, value, yerr=error, fmt="o", color=colour, markerfacecolor=fill)
-            axis.annotate(name, (ms[1], value), xytext=(10, 6), textcoords="offset points", color=colour)
+            axis.annotate(name, (ms[1], value), xytext=(10, -20 if model == AIF else 6), textcoords="offset points", c=colour)
         axis.set(xscale="log", ylabel="GAUC points over two-tower", ylim=(-0.7, 3.9))
         axis.set_xlabel("milliseconds of scoring, median (filled: 1,000 candidates, hollow: 10,000)")
         axis.set_xticks([0.1, 0.3, 1, 3, 10, 30], ["0.1", "0.3", "1", "3", "10", "30"])
