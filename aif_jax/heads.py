@@ -63,12 +63,12 @@ class Head:
     The order of calls:
 
         once       check(blocks, outputs)                errors of a wrong config
-        init       init(key, features, outputs)          trained parameters
+        init       init(key, widths, outputs)            trained parameters
         real time  first_layer(params)                   None for a head that reads the features themselves
-                   apply(params, features [C, w]) -> logits [C, T]
+                   apply(params, features) -> logits [C, T]
 
-    `blocks` and `features` are widths by block and name; `features` have "tower" too: the user vector, the item vector and
-    their product. w is the sum of all widths. Terms that blocks add to the logit are added past the head.
+    `blocks` and `widths` are widths by block and name, `widths` with "tower": user vector, item vector, their product.
+    `features` are [C, w], w the sum of all widths, or what the first layer gives, [C, H]. Blocks add terms past the head.
 
     A Flax linen module of parameters alone (no dropout, no batch statistics) is a head too: decorate it, and its
     `__call__(features [C, w])` gives the logits [C, T]; for T > 1 by a field of yours that says T.
@@ -92,16 +92,16 @@ class Head:
     def check(self, blocks: Widths, outputs: int) -> None:
         """Raise ValueError if the head cannot take the features of the config's blocks, or give T = `outputs` logits."""
 
-    def init(self, key: jax.Array, features: Widths, outputs: int) -> Params:
+    def init(self, key: jax.Array, widths: Widths, outputs: int) -> Params:
         """Return trained parameters."""
         return {}
 
     def first_layer(self, params: Params) -> FirstLayer | None:
-        """Return a linear first layer, whose kernels multiply features of blocks; a block without a kernel gives none."""
+        """Return a linear first layer with a kernel for each feature of a block; the towers' alone may be left out."""
         return None
 
     def apply(self, params: Params, features: jax.Array) -> jax.Array:
-        """Return logits [C, T] from the features [C, w] or, if there is a first layer, from what it gives, [C, H]."""
+        """Return logits [C, T] of features, see above; each of its candidate's alone, as serving pads the candidates."""
         raise TypeError(f"{type(self).__name__}.apply: expected a head that overrides it, got one that does not")
 
 
@@ -132,12 +132,12 @@ class Mlp(Head):
         fits = len(self.widths) > 0 and min(self.widths) >= 1
         expect(fits, "Mlp.widths", "at least one width, each at least 1", self.widths)
 
-    def init(self, key: jax.Array, features: Widths, outputs: int) -> Params:
+    def init(self, key: jax.Array, widths: Widths, outputs: int) -> Params:
         """Return `first`: a kernel [w, H] for each feature and a bias [H], scaled by the fan-in; `rest`: layers above it."""
         first, rest = jax.random.split(key)
-        whole = layers.dense_init(first, total(features), self.widths[0])
-        blocks = _split(whole["kernel"], {block: sum(widths.values()) for block, widths in features.items()})
-        kernels = {block: _split(blocks[block], widths) for block, widths in features.items() if widths}
+        whole = layers.dense_init(first, total(widths), self.widths[0])
+        blocks = _split(whole["kernel"], {block: sum(each.values()) for block, each in widths.items()})
+        kernels = {block: _split(blocks[block], each) for block, each in widths.items() if each}
         above = layers.init_module(layers.MLP((*self.widths[1:], outputs)), rest, self.widths[0])
         return {"first": {"kernels": kernels, "bias": whole["bias"]}, "rest": above}
 
@@ -159,7 +159,7 @@ class LogitSum(Head):
         expect(not unread, "Config.head", f"a head that reads the features of {', '.join(unread)}", way_out)
         expect(outputs == 1, "Config.head", "a head with layers for several objectives", way_out)
 
-    def init(self, key: jax.Array, features: Widths, outputs: int) -> Params:
+    def init(self, key: jax.Array, widths: Widths, outputs: int) -> Params:
         return {"bias": jnp.zeros((), jnp.float32)}
 
     def first_layer(self, params: Params) -> FirstLayer:
@@ -175,8 +175,8 @@ class FlaxHead(Head):
     def __init__(self, module: layers.Module):
         self.module = module
 
-    def init(self, key: jax.Array, features: Widths, outputs: int) -> Params:
-        return layers.init_module(self.module, key, total(features))
+    def init(self, key: jax.Array, widths: Widths, outputs: int) -> Params:
+        return layers.init_module(self.module, key, total(widths))
 
     def apply(self, params: Params, features: jax.Array) -> jax.Array:
         return layers.apply_module(self.module, params, features)
@@ -187,9 +187,9 @@ def head_of(value: Any) -> Head:
     return FlaxHead(value) if isinstance(value, layers.Module) else value
 
 
-def total(features: Widths) -> int:
+def total(widths: Widths) -> int:
     """Return w, the sum of all widths."""
-    return sum(width for widths in features.values() for width in widths.values())
+    return sum(width for each in widths.values() for width in each.values())
 
 
 def identity(widths: Mapping[str, int]) -> dict[str, jax.Array]:

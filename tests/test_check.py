@@ -76,7 +76,7 @@ def test_all_problems_of_a_file_at_once(folder):
         ("unknown item", 5, "item", "9"),
     ]
     (suspicion,) = check(folder / "events.csv", items=folder / "items.csv", columns=Columns()).suspicions
-    assert suspicion.kind == "repeated event" and "1 of 5 events, such as line 8 (as line 7)" in suspicion.got
+    assert suspicion.kind == "duplicate event" and "1 of 5 events, such as line 8 (as line 7)" in suspicion.got
 
 
 def test_parquet_tells_rows(tmp_path):

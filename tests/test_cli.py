@@ -190,9 +190,9 @@ def test_check(folder, tmp_path, run):
     (tmp_path / "events.csv").write_text("user,item,time\n" + "1,1000,1600000000\n" * 2)
     words = "check", "--events", tmp_path / "events.csv", "--checkpoint", folder / "model"
     out = run.told(*words)
-    assert "suspicion: " in out and "repeated event" in out and "0 problems, 1 suspicion " in out
+    assert "suspicion: " in out and "duplicate event" in out and "0 problems, 1 suspicion " in out
     code, out, _ = run(*words, "--strict", "--json")
-    assert code == 1 and json.loads(out)["suspicions"][0]["kind"] == "repeated event" and json.loads(out)["problems"] == []
+    assert code == 1 and json.loads(out)["suspicions"][0]["kind"] == "duplicate event" and json.loads(out)["problems"] == []
 
 
 def test_settings_that_make_no_sense_and_no_command_are_wrong_usage(folder, tmp_path, run):

@@ -63,7 +63,7 @@ def read_twice(data):
 ONE_OUTLIER = put("items", "price", {7: 1e12})
 TAGS = {9 + at: "|".join(f"tag {j % 3}" for j in range(n)) for at, n in enumerate((9, 8, 30))}
 CASES = [
-    (read_twice, "repeated event", None, r"3,000 of 6,000 events, such as row 3001 \(as row 1\), .*; is a file there twice"),
+    (read_twice, "duplicate event", None, r"3,000 of 6,000 events, such as row 3001 \(as row 1\), .*; is a file there twice"),
     (put("events", "time", {7: 1_900_000_000 * 2, 9: 4_000_000_000}), "future event", "time",
      r"later than today, .{10}: 2 of 3,000 events, the last at 2096-10-02 07:06:40"),
     (put("items", "tags", TAGS), "cut bag", "tags",
@@ -116,7 +116,7 @@ def test_all_suspicions_at_once(tmp_path):
     report = run({name: tmp_path / f"{name}.parquet" for name in data})
     assert {s.kind for s in report.suspicions} == {kind for _, kind, *_ in CASES} and report.clean
     assert {s.file for s in report.suspicions} == {str(tmp_path / "events.parquet"), str(tmp_path / "items.parquet")}
-    assert json.loads(json.dumps(dataclasses.asdict(report)))["suspicions"][0]["kind"] == "repeated event"
+    assert json.loads(json.dumps(dataclasses.asdict(report)))["suspicions"][0]["kind"] == "duplicate event"
 
 
 def test_one_event_of_a_second_file_again(tmp_path):
@@ -136,7 +136,7 @@ def test_profile_by_hand():
     profile = report.profile
     assert (profile.events, profile.first, profile.last) == (4, "2020-09-13 12:26:40", "2023-11-14 22:13:20")
     assert (profile.per_user["min"], profile.per_user["max"]) == (1, 3) and profile.per_item["max"] == 2
-    assert profile.repeated == 0.25
+    assert profile.duplicates == 0.25
     columns = {(c.file, c.column): c for c in profile.columns}
     assert list(columns) == [*product(["events"], ["user", "item"]), *product(["items"], ["item", "category", "price"])]
     assert columns["events", "item"].values == 3 and columns["events", "item"].unknown == 0.25

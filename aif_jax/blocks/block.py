@@ -142,7 +142,7 @@ class Block:
         return ()
 
     def least_history(self, config: Config) -> int:
-        """Return the least length of a history that its exported function takes: what it slices, if it does."""
+        """Return the least history that it is exported for, where L is a symbol: n, if `user` takes the first n places."""
         return 1
 
     def check(self, config: Config) -> None:
@@ -169,7 +169,7 @@ class Block:
         return {}
 
     def score(self, params: Params, state: UserState, rows: ItemRow, kernels: BlockKernels) -> HeadInputs:
-        """Return, in real time, its features times their kernels and its terms of the logit, for one state and rows [C]."""
+        """Return, in real time, features times their kernels and terms of the logit; a candidate's are of its row alone."""
         return HeadInputs()
 
 

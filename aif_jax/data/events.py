@@ -91,7 +91,7 @@ class EventLog:
         return self._first_not_earlier(at, self.offsets[self.user[at] + 1], self.time[at] + 1)
 
     def history_end_at(self, users: Any, times: Any) -> np.ndarray:
-        """Return the same for user rows [B] at integer `times` [B] in seconds before 2100; the unknown user 0 has none."""
+        """Return `history_end` for user rows [B] at integer `times` [B] in seconds before 2100; the unknown user 0 has none."""
         rows = expect_integers(users, "users", size=self.users).astype(np.int64)
         expect(np.shape(times) == rows.shape, "times", f"shape {list(rows.shape)} like users", list(np.shape(times)))
         times = in_unit(times, "times")

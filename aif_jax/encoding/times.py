@@ -53,8 +53,8 @@ def in_unit(times: Any, name: str, *, unit: TimeUnit = "s") -> np.ndarray:
 
 def rescaled(value: np.ndarray, *, given: str, unit: str) -> np.ndarray:
     """Return plausible times int64 in the unit `given` as integers in `unit`, finer ones rounded down."""
-    finer, coarser = PER_SECOND[unit], PER_SECOND[given]
-    return value * (finer // coarser) if finer >= coarser else value // (coarser // finer)
+    wanted, had = PER_SECOND[unit], PER_SECOND[given]  # a second
+    return value * (wanted // had) if wanted >= had else value // (had // wanted)
 
 
 def seconds_of(value: Any, name: str, *, unit: TimeUnit = "s") -> int:
@@ -84,10 +84,10 @@ def iso_text(seconds: int) -> str:
 
 def expect_plausible(value: np.ndarray, name: str, *, unit: TimeUnit, dated: bool = False) -> None:
     """Raise ValueError for a time that cannot be in `unit`; dates cannot be seconds."""
-    late, early, ancient = wrong_unit(value, unit=unit, dated=dated)
+    late, coarse, ancient = wrong_unit(value, unit=unit, dated=dated)
     for wrong, expected in (
         (late, "before 2100"),
-        (early, "that looks like no coarser unit"),
+        (coarse, "that looks like no coarser unit"),
         (ancient, f"of at least {earliest(unit)}"),
     ):
         if wrong.any():

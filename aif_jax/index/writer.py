@@ -2,9 +2,8 @@
 
 A snapshot on disk records a position for each partition: it holds every update up to there and none after it. After a kill
 `resume` reads the newest complete snapshot, and the caller replays each partition after its position; updates that it holds
-already are skipped. Positions rise within a partition; gaps are allowed, as Kafka's offsets have them.
-
-One writer has a directory, see `store.folders.WriteLock`. Snapshots are numbered, so they sort by age.
+already are skipped. Positions rise within a partition; gaps are allowed, as Kafka's offsets have them. One writer has a
+directory, see `store.folders.WriteLock`. Snapshots are numbered, so they sort by age.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ class Profile:
     last: str
     per_user: dict[str, float]  # quantiles of the number of events of users who have any
     per_item: dict[str, float]
-    repeated: float  # share of events that are in another row too
+    duplicates: float  # share of events that an earlier row has already
     columns: tuple[ColumnProfile, ...]
     actions: dict[str, float]  # share of the events by raw action; {} without a column of actions
 
@@ -50,7 +50,7 @@ class Profile:
             [f"{c.file}, {c.column!r}", "" if c.values is None else f"{c.values:,}", _percent(c.missing), _percent(c.unknown)]
             for c in self.columns
         ]
-        title = f"profile: {self.events:,} events{span}, {_percent(self.repeated)} of them duplicates"
+        title = f"profile: {self.events:,} events{span}, {_percent(self.duplicates)} of them duplicates"
         tables = [*_aligned([["", *QUANTILES], *numbers]), *_aligned([["", "values", "missing", "unknown"], *shares])]
         actions = ", ".join(f"{_percent(share)} {name!r}" for name, share in self.actions.items())
         return "\n".join([title, *tables, *([f"  events by action: {actions}"] if len(self.actions) > 1 else [])])
@@ -76,7 +76,7 @@ def _profile(tables: Tables, columns: Columns, events: Events) -> Profile:
         last=readable(int(seconds.max())) if count else "",
         per_user=_quantiles(np.unique(events.user, return_counts=True)[1]),
         per_item=_quantiles(np.unique(events.item[events.item > 0], return_counts=True)[1]),
-        repeated=int(np.count_nonzero(events.again)) / max(1, count),
+        duplicates=int(np.count_nonzero(events.duplicate)) / max(1, count),
         columns=tuple(shares),
         actions={str(name): counts[row] / count for row, name in enumerate(names, 1) if counts[row]},
     )
@@ -155,7 +155,7 @@ def check(
 
     | suspicion | means |
     |---|---|
-    | repeated event | the same user, item, action and time in several rows; half of all where a file is there twice |
+    | duplicate event | the same user, item, action and time in several rows; half of all where a file is there twice |
     | future event | an event later than today |
     | rounded time | events of one user that only parts of `Columns.time_unit` tell apart, and whose order is lost |
     | cut bag | bags with more values than `Columns.bag_length` keeps |

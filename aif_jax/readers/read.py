@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 FLOATS: dict[str, TableName] = {"item": "items", "user": "users"}
 FAR = 100  # an outlier is outside of the bulk of a column by at least so many times the width of the bulk
-ALL_TWICE = 0.45  # share of repeated events that a file read twice explains
+ALL_TWICE = 0.45  # share of duplicate events that a file read twice explains
 
 
 def read(
@@ -65,9 +65,9 @@ def read(
         lack is an error, or with `unknown="skip"` row 0.
       earlier: a trained model to go on with, see `refreshing.warm_start`: its encoder with the new ids. Items that left the
         items file keep the features that the model knew (`Trained.items`), with the item statistics of today.
-      unknown: for ids that the encoder, or the file of items or users, lacks: "error", or "skip", which leaves out events of
-        unknown users and lines of the items file with an unknown item. Events with an unknown item stay in histories as row 0,
-        as in serving. A warning says how many there are.
+      unknown: for users, items, actions and categories that the encoder, the file of items or users, or `Columns.actions`
+        lacks: "error", or "skip", which leaves out events of unknown users and lines of the items file with an unknown item.
+        Other values become row 0, as in serving, and events with an unknown item are no positives. A warning counts them.
       name: name of the data set; default: the name of the events file.
       repeats: whether users come back to items, see `Dataset`; None: as estimated from the events, see the log.
 
@@ -266,7 +266,7 @@ def read_tables(
     for file, which in (("items", "item"), ("users", "user")):
         if file in tables:
             column = columns.item_id if which == "item" else columns.user_record_id
-            _note_repeated(tables[file], column, which, rows[file][which], vocabularies[which])
+            _note_duplicates(tables[file], column, which, rows[file][which], vocabularies[which])
     if columns.position is not None:
         shown = tables["events"].array(columns.position)
         wrong = ~(np.isnan(shown) | ((shown >= 0) & (shown < 2**24) & (shown == np.floor(shown))))
@@ -280,7 +280,7 @@ def encode_columns(
 ) -> tuple[Vocabulary, list[np.ndarray]]:
     """Return the vocabulary of some columns and int32 rows of each in it; their codes are dropped.
 
-    It has the ids of `given`, else of the last column that has any: the events' come first; with `grow` of both.
+    It has the ids of `given`, else of the last of `members` that has any, the file's of items or users; with `grow` of both.
     """
     held = [table.codes.pop(column) for table, column in members]
     kind = given.kind if given is not None else None
@@ -338,7 +338,7 @@ def encode_listed(name: str, table: LoadedTable, column: str, listed: Sequence[A
     return rows
 
 
-def _note_repeated(table: LoadedTable, column: str, which: str, rows: np.ndarray, vocabulary: Vocabulary) -> None:
+def _note_duplicates(table: LoadedTable, column: str, which: str, rows: np.ndarray, vocabulary: Vocabulary) -> None:
     """Note items or users that are in an earlier row of their table too."""
     first = np.zeros(len(vocabulary), np.int64)
     first[rows[::-1]] = np.arange(len(rows))[::-1]  # the first row of each id is written last
@@ -360,34 +360,34 @@ class Events:
     time: np.ndarray  # in `Columns.time_unit`
     item: np.ndarray
     action: np.ndarray
-    again: np.ndarray  # bool, whether an event repeats the one before it, of a known item
+    duplicate: np.ndarray  # bool, whether an event of a known item equals the one before it
 
 
 def events_of(tables: Tables, columns: Columns) -> Events:
     """Return the events of tables that were read."""
     table, rows = tables.tables["events"], tables.rows["events"]
     times = table.array(columns.time)
-    good = (times != MISSING_TIME) & (rows["user"] > 0)
+    good = (times != MISSING_TIME) & (rows["user"] > 0)  # `read` refuses missing times before, `check` goes on
     parts = rows["user"], times, rows["item"], rows.get("action", np.ones(table.count, np.int32))
     user, moment, item, action = parts if good.all() else [part[good] for part in parts]
     order = history_order(moment, item, action, user=user)
     user, moment, item, action = (part[order] for part in (user, moment, item, action))
     same = np.logical_and.reduce([part[1:] == part[:-1] for part in (user, moment, item, action)])
-    again = np.append(False, same)[: len(user)] & (item > 0)
-    return Events(np.flatnonzero(good)[order], user, moment, item, action, again)
+    duplicate = np.append(False, same)[: len(user)] & (item > 0)
+    return Events(np.flatnonzero(good)[order], user, moment, item, action, duplicate)
 
 
 def suspicions_of(tables: Tables, columns: Columns, events: Events) -> Iterator[Suspicion]:
     """Yield what is suspicious in tables that were read; the table in `check` has all kinds."""
     table, count, per_second = tables.tables["events"], len(events.user), PER_SECOND[columns.time_unit]
     file, now = table.label.name, int(time.time())
-    if len(again := np.flatnonzero(events.again)):
-        heads = np.maximum.accumulate(np.where(events.again, 0, np.arange(count)))
+    if len(again := np.flatnonzero(events.duplicate)):
+        heads = np.maximum.accumulate(np.where(events.duplicate, 0, np.arange(count)))
         first = again[np.argsort(events.at[again])[:3]]
         such = ", ".join(f"{table.locate(int(events.at[i]))} (as {table.locate(int(events.at[heads[i]]))})" for i in first)
         twice = "; is a file there twice?" if len(again) >= ALL_TWICE * count else ""
         got = f"the same user, item, action and time as another row: {len(again):,} of {count:,} events, such as {such}{twice}"
-        yield Suspicion(kind="repeated event", file=file, column=None, got=got)
+        yield Suspicion(kind="duplicate event", file=file, column=None, got=got)
     if future := int(np.count_nonzero(events.time > (now + 86_400) * per_second)):
         last = readable(int(events.time.max()) // per_second)
         got = f"later than today, {readable(now)[:10]}: {future:,} of {count:,} events, the last at {last}"

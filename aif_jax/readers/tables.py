@@ -64,7 +64,7 @@ class File:
         return self.name
 
     def numbers(self, places: np.ndarray) -> np.ndarray:
-        """Return the number of rows, 1 for the first, by their places 0, 1, ... among those that the parser read."""
+        """Return row numbers, 1 for the first, by their places 0, 1, ... among those that the parser read."""
         before = np.array(self.broken, int) - np.arange(len(self.broken))
         return places + 1 + np.searchsorted(before, places + 1, side="right")
 
@@ -94,7 +94,7 @@ class Problem:
 class Suspicion:
     """Something that `read` accepts and that is seldom meant, such as a file that is there twice."""
 
-    kind: str  # "repeated event", "future event", "outlier", ...: the table in `check` has all
+    kind: str  # "duplicate event", "future event", "outlier", ...: the table in `check` has all
     file: str  # the path
     column: str | None  # None for several columns
     got: str  # in words, with counts and examples
@@ -383,12 +383,12 @@ class Cells(NamedTuple):
         given = values.type.unit if dated else unit
         values = values if arrow.types.is_uint64(values.type) else values.cast(arrow.int64())
         array, valid = values.fill_null(0).to_numpy(zero_copy_only=False), cells.valid()
-        late, early, ancient = (wrong & valid for wrong in wrong_unit(array, unit=given, dated=dated))
+        late, coarse, ancient = (bad & valid for bad in wrong_unit(array, unit=given, dated=dated))
         least = f"times of at least {quoted(earliest(given), given, dated=dated)}"
-        for wrong, expected in ((late, "times before 2100"), (early, "times that look like no coarser unit"), (ancient, least)):
-            text = "" if dated or wrong is ancient else ", which looks like {!r}"
-            got = (f"{quoted(v, given, dated=dated)}{text.format(likely_unit(int(v)))}" for v in array[wrong])
-            self.note("time unit", wrong, f"{expected} in {given!r}", got)
+        for bad, expected in ((late, "times before 2100"), (coarse, "times that look like no coarser unit"), (ancient, least)):
+            text = "" if dated or bad is ancient else ", which looks like {!r}"
+            got = (f"{quoted(v, given, dated=dated)}{text.format(likely_unit(int(v)))}" for v in array[bad])
+            self.note("time unit", bad, f"{expected} in {given!r}", got)
         most = 2**62 // max(1, PER_SECOND[unit] // PER_SECOND[given])  # later ones, which are refused, would overflow
         array = np.where(ancient, 0, np.minimum(array, most)).astype(np.int64)
         times = rescaled(array, given=given, unit=unit)

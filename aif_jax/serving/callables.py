@@ -1,7 +1,7 @@
 """Time-limited calls of `features` and `retrieval`.
 
-A call runs in a separate task, so that it affects its request alone. A request that is over cancels its call and does not wait
-for it, and nothing that a call raises reaches the event loop or cancels a caller.
+A call runs in a separate task: a caller that is cancelled cancels it and does not wait, and nothing that it raises reaches the
+event loop. `retrieval` is called by a request, `features` by the computation of a user state, which requests may share.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ YEAR = 3e7  # seconds: no limit
 class TimeLimitedCall:
     """A callable of the engine's owner.
 
-    An async function runs on the event loop, any other in one daemon thread a call. A call that outlives its request is left
+    An async function runs on the event loop, any other in one daemon thread a call. A call that outlives its caller is left
     behind: with `max_hung` of them, calls fail.
 
     Attributes:
@@ -41,13 +41,13 @@ class TimeLimitedCall:
         self._on_loop = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
         self._timeout = config.callable_timeout
         self._max_hung = config.max_hung
-        self._left: dict[asyncio.Future[Any], float] = {}  # calls without a request, and when each counts as hung
+        self._left: dict[asyncio.Future[Any], float] = {}  # calls without a caller, and when each counts as hung
         self.errors: Counter[str] = Counter()
         self._logged: dict[str, tuple[float, int]] = {}  # by type: when its last line was, and how many errors there were then
 
     @property
     def hung(self) -> int:
-        """Calls that still run although their requests are over."""
+        """Calls that still run although their callers have given up."""
         now = time.perf_counter()
         return sum(since <= now for since in list(self._left.values()))
 
@@ -116,7 +116,7 @@ class TimeLimitedCall:
             ended.get_loop().call_soon_threadsafe(ended.set_result, outcome)
 
     def _drop(self, ended: asyncio.Future[Any]) -> None:
-        """Forget a call whose request was over, and close a coroutine that it returned."""
+        """Forget a call whose caller has given up, and close a coroutine that it returned."""
         del self._left[ended]
         if inspect.iscoroutine(late := ended.result()[0]):
             late.close()

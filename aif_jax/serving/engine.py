@@ -54,8 +54,8 @@ class AsyncPreRanker:
     """Serves one model: `async with AsyncPreRanker(...) as engine: await engine.rank(request, k)`.
 
     An engine belongs to one event loop. Nothing it does blocks that loop: device work and callables that are not async run in
-    threads. A failing call of `features` or `retrieval` affects its request alone: an answer leaves at its deadline even if the
-    call never returns, and nothing that it raises ends the loop or another request.
+    threads. A failing call of `features` or `retrieval` affects only the requests that wait for it: an answer leaves at its
+    deadline even if the call never returns, and nothing that it raises ends the loop or another request.
 
     Args:
       index: `ItemIndex` of the same version.
@@ -181,7 +181,7 @@ class AsyncPreRanker:
     async def update_index(self, index: Any) -> None:
         """Read another snapshot of the index, of the version that serves, from now on: after `upsert` or `delete`.
 
-        A request pins the snapshot when its first candidates are there. A larger capacity is compiled while traffic continues.
+        A request takes the snapshot that is current when it goes to scoring. A larger capacity is compiled under traffic.
         Raises VersionMismatch for an index of other params; the old snapshot stays.
         """
         self._require_open()
@@ -221,7 +221,7 @@ class AsyncPreRanker:
           DeadlineExceeded: retrieval or scoring did not end within the budget.
           EngineClosed: not started, draining or closed.
           CallableError: retrieval raised what would end or cancel others, or has too many calls that never returned.
-          NonFiniteScores: no known candidate has a finite score.
+          NonFiniteScores: there are known candidates, and the scores of all of them are NaN or infinite.
           TypeError: ids of a wrong kind, or of both kinds.
           ValueError: k or budget out of range; an order that the engine lacks, or one of bids without them.
           Exception: whatever retrieval raised.
@@ -351,7 +351,7 @@ class AsyncPreRanker:
             expect(False, "Request.exclude", wanted, got, error=TypeError)
 
     async def _ranking(self, job: PendingRequest, candidates: Any, k: int) -> Ranking:
-        """Return the best k candidates; NonFiniteScores where no known candidate has a finite score."""
+        """Return the best k candidates; NonFiniteScores where the scores of all known ones are NaN or infinite."""
         best = await self._scored(job, candidates)
         ids, (scores, logits, positions) = job.candidates.ids, (field[:k] for field in best[:3])
         if full := len(scores) == k and scores[-1] > -np.inf:  # as scores descend
@@ -369,7 +369,7 @@ class AsyncPreRanker:
         )  # fmt: skip
 
     async def _scores(self, job: PendingRequest, candidates: Any) -> Scores:
-        """Return every logit, in order; NonFiniteScores where no known candidate has a finite one."""
+        """Return every logit, in order; NonFiniteScores where those of all known candidates are NaN or infinite."""
         job.whole = True
         logits = (await self._scored(job, candidates))[: len(job.rows)]
         known = job.rows >= 0
@@ -378,7 +378,7 @@ class AsyncPreRanker:
         return Scores(logits=logits, mask=mask, **_about(job, non_finite))
 
     def _count(self, job: PendingRequest, non_finite: int, *, some: bool) -> None:
-        """Count the candidates of a request; raises NonFiniteScores unless `some` known one has a finite score."""
+        """Count the candidates of a request; NonFiniteScores where known ones have no finite score, and not `some` has one."""
         counters = self._metrics.counters
         counters["candidates"] += len(job.rows)
         counters["unknown_candidates"] += job.unknown

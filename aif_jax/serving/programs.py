@@ -30,8 +30,8 @@ from aif_jax.types import Params
 
 logger = logging.getLogger(__name__)
 LOGIT, BID = "logit", "bid"
-ROWS_OWN = math.nan
-"""The bid of candidates that bring none: the side value of their item counts."""
+NO_BID = math.nan
+"""Stands for the bid of a candidate that brings none: the side value in its item's row is used."""
 
 
 class Orders(NamedTuple):

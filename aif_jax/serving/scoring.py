@@ -15,7 +15,7 @@ import numpy as np
 
 from aif_jax.features import UserPacker
 from aif_jax.serving.metrics import UnknownCounts
-from aif_jax.serving.programs import LOGIT, ROWS_OWN, Orders
+from aif_jax.serving.programs import LOGIT, NO_BID, Orders
 from aif_jax.serving.requests import Candidates, Request, Span, Timeline
 
 UNKNOWN, EXCLUDED = -1, -2
@@ -172,7 +172,7 @@ class Snapshot(NamedTuple):
     index: Any
     orders: Orders
     programs: dict[tuple[int, int], Callable[..., Any]]  # by requests in a batch, and bucket
-    no_bids: dict[tuple[int, int], jax.Array]  # float32 [b, bucket] of `ROWS_OWN`, on the device, as most requests bring none
+    no_bids: dict[tuple[int, int], jax.Array]  # float32 [b, bucket] of `NO_BID`, on the device, as most requests bring none
     branches: dict[str, jax.Array]  # int32 [] of each order, on the device
     outputs: int  # T
     transfers: Counter[str]
@@ -182,7 +182,7 @@ class Snapshot(NamedTuple):
         words = self.count_up(filled(rows, bucket, np.int32(UNKNOWN)))
         if order == LOGIT or all(each is None for each in bids):
             return words, self.no_bids[len(rows), bucket], self.branches[order]
-        prices = filled([() if each is None else each for each in bids], bucket, np.float32(ROWS_OWN))
+        prices = filled([() if each is None else each for each in bids], bucket, np.float32(NO_BID))
         return words, self.count_up(prices), self.branches[order]
 
     def run(self, users: list[UserSide], bucket: int, inputs: tuple[Any, Any, Any]) -> tuple[jax.Array, jax.Array]:
@@ -242,7 +242,7 @@ class PendingRequest:
 
     request: Request
     version: Version  # of the model, for the whole request
-    snapshot: Snapshot  # that scores
+    snapshot: Snapshot  # that scores; the current one, until the request goes to scoring
     user: UserSide  # whose state scores
     timeline: Timeline
     budget: float | None  # seconds from arrival to answer; None for no limit

@@ -208,14 +208,14 @@ class UserStates:
         self._metrics.counters["cache_misses" if cached is None else "cache_hits"] += 1
         if cached is not None:
             return cached
-        keep = key
-        if request.feature_version is None and not prepare and self.running.get(key) is None:
-            key, keep = key._replace(feature_version=job), key._replace(feature_version=_FOR_STALE_USE)  # a key nobody else has
+        alone = request.feature_version is None and not prepare and self.running.get(key) is None
+        cache_key = key._replace(feature_version=_FOR_STALE_USE) if alone else key
+        key = key._replace(feature_version=job) if alone else key  # one that nobody else has, so that nobody joins
         self._metrics.counters["cache_joins"] += self.running.get(key) is not None
-        return self.running.join(key, lambda: self._make(job, version, keep))
+        return self.running.join(key, lambda: self._make(job, version, cache_key))
 
     def leave(self, job: PendingRequest, user: UserSide | Computation) -> None:
-        """Let a computation that was only late run on, to fill the cache; ends one that nobody waits for."""
+        """Let a late computation run on, to fill the cache, where a stand-in answers; end it otherwise, unless others wait."""
         if isinstance(user, Computation):
             self.running.leave(user, keep=job.stand_in is not None)
 

@@ -16,7 +16,7 @@ from aif_jax.output import track
 from aif_jax.schema import Schema
 from aif_jax.scores import GROUP, probabilities
 from aif_jax.serving.config import ServingConfig, batch_sizes
-from aif_jax.serving.programs import LOGIT, ROWS_OWN, Orders, Programs
+from aif_jax.serving.programs import LOGIT, NO_BID, Orders, Programs
 from aif_jax.serving.requests import NonFiniteScores
 from aif_jax.serving.scoring import Snapshot, UserSide, Version
 from aif_jax.store.trained import Trained
@@ -71,7 +71,7 @@ def build_snapshot(
 ) -> Snapshot:
     """Compile and warms up the functions of every bucket and batch size, none for a known capacity and storage."""
     sizes = list(itertools.product(batch_sizes(config.batch_size), config.buckets))
-    no_bids = {size: jax.device_put(np.full(size, ROWS_OWN, np.float32)) for size in sizes}
+    no_bids = {size: jax.device_put(np.full(size, NO_BID, np.float32)) for size in sizes}
     branches = {order: jax.device_put(np.int32(branch)) for branch, order in enumerate((LOGIT, *orders.names))}
     snapshot = Snapshot(index, orders, {}, no_bids, branches, programs.model.config.outputs, programs.transfers)
     for count, bucket in track(sizes, label="engine", unit="programs"):

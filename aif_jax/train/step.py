@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from aif_jax.blocks.block import own
 from aif_jax.data.pipeline import Batch
 from aif_jax.layers import Rows
 from aif_jax.model import PreRanker
@@ -216,7 +217,7 @@ def make_step(
             scores = score(model, joined, batch)
             positions = batch.display_positions
             biased = [block for block in model.config.blocks if block.training_logit and positions is not None]
-            return sum((block.training_logit(joined["blocks"][block.name], positions) for block in biased), scores)
+            return sum((block.training_logit(own(joined, block), positions) for block in biased), scores)
 
         return loss_and_gradient(scores_of, (dense, rows), batch, loss, part=part, share=(share, shares))
 
