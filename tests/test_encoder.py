@@ -169,7 +169,7 @@ LISTS = [[1, 2], [3], [4]]
     ("country", ["DE"], ValueError, "user, column 'country': expected one value in each row, got shape [1, 1]"),
     ("age", "old", TypeError, "user, column 'age': expected a number, got 'old'"),
     ("age", [4.0], TypeError, "user, column 'age': expected a number, got [4.0]"),
-    ("age", np.datetime64("NaT", "s"), TypeError, "user, column 'age': expected a number, got np.datetime64('NaT','s')"),
+    ("age", np.datetime64("NaT", "s"), TypeError, "user, column 'age': expected a number, got np.datetime64('NaT'"),
     ("age", float("nan"), ValueError, "user, column 'age': expected a finite number, got nan"),
     ("age", 1e300, ValueError, "user, column 'age': expected a finite number, got inf"),
     pytest.param("age", 10**400, ValueError, "expected a finite number, got an integer that is too large", id="huge"),
