@@ -11,7 +11,7 @@ from aif_jax.checks import Fields, expect, expect_types
 from aif_jax.heads import Mlp, head_of
 from aif_jax.registry import BLOCKS, HEADS, from_plain, plain
 from aif_jax.schema import Schema
-from aif_jax.scores import chains
+from aif_jax.scores import GROUP, chains
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,8 +63,9 @@ class Config(Fields):
             expect(type(part) in BLOCKS.values(), "Config.blocks", expected, repr(part), error=TypeError)
         expected = "a value of a class made by the decorator `head`, such as Mlp((64, 32))"
         expect(type(self.head) in HEADS.values(), "Config.head", expected, repr(self.head), error=TypeError)
-        names = [part.name for part in self.blocks]
-        expect(len(set(names)) == len(names), "Config.blocks", "blocks of different names", names)
+        names, taken = [part.name for part in self.blocks], ("tower", "fields", GROUP)  # by the head, and by what is fitted
+        expected = f"blocks of different names, none of {', '.join(taken)}"
+        expect(len({*names, *taken}) == len(names) + len(taken), "Config.blocks", expected, names)
         for part in self.blocks:
             for checked in (part, *part.tables):
                 checked.check(self)

@@ -93,7 +93,7 @@ class Head:
         """Raise ValueError if the head cannot take the features of the config's blocks, or give T = `outputs` logits."""
 
     def init(self, key: jax.Array, widths: Widths, outputs: int) -> Params:
-        """Return trained parameters."""
+        """Return trained parameters, a dict without the name "direct"."""
         return {}
 
     def first_layer(self, params: Params) -> FirstLayer | None:

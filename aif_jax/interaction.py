@@ -16,7 +16,7 @@ from aif_jax.heads import HeadInputs
 from aif_jax.types import ItemRow, Params, UserState
 
 DIRECT = "direct"
-"""Next to the head's parameters with T > 1 objectives: [T], weighs what blocks add to the logits."""
+"""Next to the head's parameters, which cannot have this name: [T] with T > 1 objectives, weighs what blocks add."""
 
 
 def init(key: jax.Array, config: Config) -> Params:

@@ -95,7 +95,7 @@ class Block:
         nearline   item(params, item) of ONE item      -> rows.blocks[name]
         per user   user(params, user) of ONE user      -> state.blocks[name], while retrieval runs
         real time  score(params, state, rows, kernels) -> HeadInputs: one user, C candidates
-        training   training_logit(params, display_positions)      -> added to logits [B, C] or [B, C, T]; None for no method
+        training   training_logit(params, display_positions)      -> added to logits [B, C] or [B, C, T]; optional
 
     `params` is what `init` and `fit` returned, in one dict. `widths` names the features of a pair that the block gives to the
     head; `score` always returns the sum of features @ `kernels[n]`, of shape [widths[n], H]. For a head without `first_layer`
@@ -142,7 +142,7 @@ class Block:
         return ()
 
     def least_history(self, config: Config) -> int:
-        """Return the least history that it is exported for, where L is a symbol: n, if `user` takes the first n places."""
+        """Return the least L that an export allows, where L is symbolic: n, if `user` takes the first n places."""
         return 1
 
     def check(self, config: Config) -> None:

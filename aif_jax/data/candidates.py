@@ -209,7 +209,7 @@ def expect_threshold(dataset: Dataset, row: Any, name: str) -> None:
 
 
 def _repeated(rows: np.ndarray, action: np.ndarray) -> np.ndarray:
-    """Return bool [..., C], true for all entries of a row of a list but the first one with the highest action."""
+    """Return bool [..., C], true for all entries of an item in a list but the first one with the highest action."""
     order = np.lexsort((-action, rows))
     ascending, repeated = np.take_along_axis(rows, order, axis=-1), np.zeros(rows.shape, np.bool_)
     np.put_along_axis(repeated, order[..., 1:], ascending[..., 1:] == ascending[..., :-1], axis=-1)

@@ -54,7 +54,7 @@ def read(
 
     Held in memory are 20 bytes an event, and as much again while reading. Events need no order: they are sorted by user and
     time, those of one moment by item and action. What is suspicious (`check` has the list), such as a file that is there twice,
-    is logged as a warning, one line each.
+    is kept, with a warning, one line each.
 
     Args:
       events: a Parquet, CSV or TSV file, or a folder of them, or a table in memory: one row for each interaction.
@@ -117,8 +117,8 @@ def read(
         encoder = encoder.with_vocabularies(tables.vocabularies)
     user_ids, user_floats = _users(tables, encoder)
     ordered = events_of(tables, columns)
-    moments = ordered.time // PER_SECOND[columns.time_unit]
-    log = EventLog(ordered.user, ordered.item, ordered.action, moments, users=len(tables.vocabularies["user"]))
+    seconds = ordered.time // PER_SECOND[columns.time_unit]
+    log = EventLog(ordered.user, ordered.item, ordered.action, seconds, users=len(tables.vocabularies["user"]))
     display_positions = None
     if columns.position is not None:
         display_positions = np.nan_to_num(tables.tables["events"].array(columns.position)[ordered.at]).astype(np.int32)

@@ -207,8 +207,8 @@ class AsyncPreRanker:
     async def rank(self, request: Any, k: int, *, candidates: Any = None, budget: float | None = None) -> Ranking:
         """Return the best k of the candidates that retrieval finds, or that the caller has.
 
-        Feature fetch and retrieval start at once. Where the user side is late or fails, the answer comes from the user's last
-        known state or from the unknown user, and says so (`degraded`, `reason`).
+        Feature fetch and retrieval start at once. With `fallback`, where the user side is late or fails, the answer comes from
+        the user's last known state or the unknown user, and says so (`degraded`, `reason`).
 
         Args:
           request: a `Request`, or a bare user id.
@@ -218,13 +218,13 @@ class AsyncPreRanker:
 
         Raises:
           Overloaded: the engine holds `max_pending` requests, or more work than the budget leaves time for.
-          DeadlineExceeded: retrieval or scoring did not end within the budget.
+          DeadlineExceeded: a stage did not end within the budget.
           EngineClosed: not started, draining or closed.
           CallableError: retrieval raised what would end or cancel others, or has too many calls that never returned.
           NonFiniteScores: there are known candidates, and the scores of all of them are NaN or infinite.
           TypeError: ids of a wrong kind, or of both kinds.
           ValueError: k or budget out of range; an order that the engine lacks, or one of bids without them.
-          Exception: whatever retrieval raised.
+          Exception: whatever retrieval raised, or without `fallback` features.
         """
         if not (isinstance(k, int | np.integer) and 1 <= k <= self.config.max_k):
             expect(False, "rank k", f"1 to max_k={self.config.max_k}", repr(k))

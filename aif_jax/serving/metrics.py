@@ -76,9 +76,6 @@ class Histogram:
         return {"count": sum(self.counts), "sum": self.sum, **quantiles, "cumulative": cumulative}
 
 
-RECENT_SCORINGS = 32
-
-
 class Metrics:
     """What an engine counts; written from the event loop's thread only."""
 
@@ -87,7 +84,7 @@ class Metrics:
         self.degraded: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
         self.stages: defaultdict[str, Histogram] = defaultdict(Histogram)
-        self.scorings = deque([0.0], maxlen=RECENT_SCORINGS)  # seconds that the scoring of each of the latest requests took
+        self.scorings = deque([0.0], maxlen=32)  # seconds that the scoring of each of the latest requests took
 
     @property
     def scoring(self) -> float:

@@ -242,7 +242,7 @@ class PendingRequest:
 
     request: Request
     version: Version  # of the model, for the whole request
-    snapshot: Snapshot  # that scores; the current one, until the request goes to scoring
+    snapshot: Snapshot  # that scores: its version's latest when the request goes to scoring
     user: UserSide  # whose state scores
     timeline: Timeline
     budget: float | None  # seconds from arrival to answer; None for no limit

@@ -187,7 +187,7 @@ class UserStates:
         return self._computed * self.batches.seconds
 
     def serve(self, version: str) -> None:
-        """Cache states of that model version from now on, and free those of others."""
+        """Cache states of that model version from now on, and free all so far."""
         self._serving = version
         self.cache.clear()
 

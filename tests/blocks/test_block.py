@@ -21,6 +21,7 @@ from aif_jax.trees import leaves_by_path
 from tests import demo
 from tests.reference import blocks as reference
 from tests.reference.blocks import signed
+from tests.refusals import refused
 from tests.test_sparse import batch_of
 
 EVERY = (*demo.BLOCKS, *demo.EXACT[:2], blocks.Sim("item"), blocks.DotProduct())
@@ -63,6 +64,15 @@ def test_a_user_view_has_both_histories():
     np.testing.assert_array_equal(view.embedded, layers.embed_behaviours(params, config.schema, view.long))
     assert view.embedded is view.embedded  # made once, for all blocks
     np.testing.assert_array_equal(view.values(Signatures(32), view.long), params["fitted"]["signatures_32"]["table"][item[:5]])
+
+
+@blocks.block
+class Fields(blocks.Block):
+    """Has a name that parameters have for something else."""
+
+
+def test_a_name_that_the_model_has_taken_is_refused():
+    refused(ValueError, "Config.blocks: expected blocks of .* none of tower, fields", demo.config, blocks=(Fields(),))
 
 
 @blocks.block
