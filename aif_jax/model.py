@@ -42,7 +42,7 @@ class PreRanker(NamedTuple):
       user: `(params, UserFeatures) -> UserState` of ONE user; off the critical path, while retrieval runs.
       item: `(params, ItemFeatures) -> ItemRow` of ONE item; nearline, over the catalogue.
       interaction: `(params, UserState, ItemRow [C]) -> logits`, float32 [C], or [C, T] for T objectives; the critical path.
-      joint: `(params, UserFeatures, ItemFeatures [C]) -> logits`: the three composed; what training differentiates.
+      joint: `(params, UserFeatures, ItemFeatures [C]) -> logits`: the three composed; training adds `Block.training_logit`.
 
     Example:
       >>> import jax, numpy as np, aif_jax as aif

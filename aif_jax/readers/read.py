@@ -61,8 +61,8 @@ def read(
       items: likewise, one row for each item of the catalogue.
       users: likewise, one row for each user; None if there is no table of users.
       columns: which column is what; left out with `encoder` and `earlier`.
-      encoder: encoder of a trained model: rows and scales then mean the same as in its training. A value that its vocabularies
-        lack is an error, or with `unknown="skip"` row 0.
+      encoder: encoder of a trained model: rows and scales then mean the same as in its training. For a value that its
+        vocabularies lack see `unknown`.
       earlier: a trained model to go on with, see `refreshing.warm_start`: its encoder with the new ids. Items that left the
         items file keep the features that the model knew (`Trained.items`), with the item statistics of today.
       unknown: for users, items, actions and categories that the encoder, the file of items or users, or `Columns.actions`

@@ -145,7 +145,7 @@ class Programs:
 
             value = jax.lax.switch(order, [lambda: logits[:, 0] if several else logits, *map(by, orders.functions)])
             value = jnp.where(finite & jnp.isfinite(value), value, -jnp.inf)
-            value = jnp.where(value == 0, 0.0, value)  # top-k puts 0 above -0: no tie, which it is for the merge on the host
+            value = jnp.where(value == 0, 0.0, value)  # top-k puts 0 above -0, which are a tie
             # Without the barrier XLA computes both again for every reader.
             logits, value = jax.lax.optimization_barrier((logits, value))
             best, positions = jax.lax.top_k(value, k)

@@ -61,7 +61,7 @@ class Batches:
         self._waiting: list[WaitingTask] = []
         self._working = 0  # threads
         self._done = deque[tuple[list[Any], float]]()  # outcomes, with seconds a task
-        self._handing_out = False  # the loop will see what is done
+        self._handing_out = False  # whether the loop will see what is done: cleared before it looks
 
     def start(self) -> None:
         """Start the threads."""
