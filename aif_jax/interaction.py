@@ -48,9 +48,9 @@ def contributions(params: Params, state: UserState, rows: ItemRow, *, config: Co
 
 def inputs(params: Params, state: UserState, rows: ItemRow, *, config: Config) -> dict[str, HeadInputs]:
     """Return what towers and blocks give to the head, by name."""
-    first, given = heads.head_of(config.head).first_layer(params["head"]), {}
-    every = config.head_features
-    kernels = {name: heads.identity(widths) for name, widths in every.items()} if first is None else first.kernels
+    trained = {name: leaf for name, leaf in params["head"].items() if name != DIRECT}
+    first, given = heads.head_of(config.head).first_layer(trained), {}
+    kernels = {name: heads.identity(each) for name, each in config.head_features.items()} if first is None else first.kernels
     if "tower" in kernels:
         given["tower"] = towers(kernels["tower"], jnp.asarray(state.vector), jnp.asarray(rows.vector))
     for block in config.blocks:

@@ -142,7 +142,7 @@ class Block:
         return ()
 
     def least_history(self, config: Config) -> int:
-        """Return the least L that an export allows, where L is symbolic: n, if `user` takes more places than `short_length`."""
+        """Return the least L that an export allows, where L is symbolic: n, if `user` cuts the long history to n places."""
         return 1
 
     def check(self, config: Config) -> None:

@@ -29,7 +29,7 @@ class CandidateLists(NamedTuple):
 
     Attributes:
       rows: int32 [B, C] catalogue rows, 0 where there is no candidate.
-      labels: float32 [B, C], or several by name.
+      labels: float32 [B, C], or several by name; without a meaning where the row is 0.
       log_q: float32 [B, C] log of the sampling probability, see `losses.listwise_softmax`; None for none.
     """
 

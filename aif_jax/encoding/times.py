@@ -14,7 +14,7 @@ from aif_jax.checks import ArgumentError
 
 TimeUnit: TypeAlias = Literal["s", "ms", "us", "ns"]
 PER_SECOND: dict[str, int] = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
-EARLIEST, LATEST = 100_000_000, 4_102_444_800  # 1973 and 2100 in seconds: a present-day time is between them
+MODERN, LATEST = 100_000_000, 4_102_444_800  # 1973 and 2100 in seconds: a present-day time is between them
 FLOOR = -(2**62) // 10**9  # 1823 in seconds: from here on times and their differences fit nanoseconds
 
 
@@ -93,7 +93,7 @@ def expect_plausible(value: np.ndarray, name: str, *, unit: TimeUnit, dated: boo
         if wrong.any():
             got = int(value[wrong].flat[0]) if value.ndim else int(value)
             place = _place(wrong)
-            looks = f", which looks like {likely_unit(got)!r}" if got > EARLIEST and not dated else ""
+            looks = f", which looks like {likely_unit(got)!r}" if got > MODERN and not dated else ""
             raise ValueError(f"{name}: expected a time {expected} in {unit!r}, got {got}{place and ' ' + place}{looks}")
 
 
@@ -104,7 +104,7 @@ def wrong_unit(value: np.ndarray, *, unit: str, dated: bool = False) -> tuple[np
     coarse = np.zeros_like(late)
     for other in PER_SECOND.values() if not dated else ():
         if other < PER_SECOND[unit]:
-            coarse |= (value > EARLIEST * other) & (value < LATEST * other)
+            coarse |= (value > MODERN * other) & (value < LATEST * other)
     return late, coarse, ancient
 
 
@@ -120,7 +120,7 @@ def quoted(value: int, unit: str, *, dated: bool) -> str:
 
 def readable(seconds: int) -> str:
     """Return date and time of day (UTC) of a time that can be a present-day one, else "second 10"."""
-    return quoted(seconds, "s", dated=True) if EARLIEST < seconds <= LATEST else f"second {seconds}"
+    return quoted(seconds, "s", dated=True) if MODERN < seconds <= LATEST else f"second {seconds}"
 
 
 def likely_unit(value: int) -> str:

@@ -240,7 +240,7 @@ class UserStates:
             job.waiting_for = "user side"
             await asyncio.wait([task], timeout=left)
             job.timeline.add("wait_user", start, time.perf_counter())
-        if not task.done() or task.cancelled():
+        if not task.done() or task.cancelled():  # which nobody in the engine does to one that is waited for
             error: BaseException | None = DeadlineExceeded("user side: not ready within the budget")
             why = "late"
         else:

@@ -69,7 +69,7 @@ def _non_finite(snapshot: Snapshot, side: UserSide, count: int, order: str, conf
 def build_snapshot(
     programs: Programs, params: Any, user: UserSide, index: Any, config: ServingConfig, orders: Orders
 ) -> Snapshot:
-    """Compile and warms up the functions of every bucket and batch size, none for a known capacity and storage."""
+    """Return a snapshot with the functions of every bucket and batch size, compiled and warmed up where they are new."""
     sizes = list(itertools.product(batch_sizes(config.batch_size), config.buckets))
     no_bids = {size: jax.device_put(np.full(size, NO_BID, np.float32)) for size in sizes}
     branches = {order: jax.device_put(np.int32(branch)) for branch, order in enumerate((LOGIT, *orders.names))}
