@@ -248,3 +248,41 @@ def test_the_bias_is_added_in_training_alone(objectives, monkeypatch):
     state, figures = step(train.init_state(moved, optax.sgd(0.1)), batch)
     assert (np.asarray(state.params["blocks"][part.name]["bias"]) > bias).all()  # a squared score falls
     assert float(figures["loss"]) == pytest.approx(np.square(expected + added).mean(), rel=1e-5)
+
+
+@blocks.block
+class Shift(blocks.Block):
+    """Adds in training what it has fitted; it has no trained parameters."""
+
+    def fit(self, items, config, *, seed):
+        return {"shift": jnp.float32(3)}
+
+    def training_logit(self, params, display_positions):
+        return jnp.broadcast_to(params["shift"], display_positions.shape)
+
+
+@aif.heads.head
+class Linear(aif.heads.Head):
+    """Its parameters are its first layer, by the names of that."""
+
+    def init(self, key, widths, outputs):
+        return aif.heads.Mlp((outputs,)).init(key, widths, outputs)["first"]
+
+    def first_layer(self, params):
+        return aif.heads.FirstLayer(**params)
+
+    def apply(self, params, features):
+        return features
+
+
+@pytest.mark.parametrize("objectives", [(), ("click", "like")])
+def test_blocks_and_heads_get_the_parameters_that_they_made(objectives):
+    model, params = demo.build(**demo.SMALL | dict(blocks=(blocks.DotProduct(), Shift()), head=Linear(), objectives=objectives))
+    batch = batch_of(model.config, seed=1)
+    scores = next(predict(model, params, [batch]))
+    if objectives:  # a logit for each, of which the block knows nothing
+        return np.testing.assert_array_equal(scores.shape, (*batch.where.shape, 2))
+    batch = dataclasses.replace(batch, display_positions=np.zeros(batch.where.shape, np.int32))
+    step = train.make_step(model, optax.sgd(0.1), loss=lambda scores, labels, *, where: jnp.square(scores).mean())
+    _, figures = step(train.init_state(params, optax.sgd(0.1)), batch)
+    assert float(figures["loss"]) == pytest.approx(np.square(scores + 3).mean(), rel=1e-5)
