@@ -22,6 +22,7 @@ from aif_jax.data.dataset import Dataset
 from aif_jax.encoding.encoder import Encoder
 from aif_jax.index import ItemIndex
 from aif_jax.model import PreRanker, name_of
+from aif_jax.output import hidden
 from aif_jax.readers import read_candidates
 from aif_jax.serving import AsyncPreRanker, ServingConfig
 from aif_jax.sharding import processes
@@ -167,13 +168,14 @@ class Run:
         expect(self.settings.id_dropout > 0, "with_unseen_items", "a run with id_dropout above 0", "one with 0")
         return self.edit(data, edits.unseen_items, before=self.settings.first_validation)
 
-    def calibrate(self, data: Dataset, *, requests: int | None = None, **options: Any) -> Run:
+    def calibrate(self, data: Dataset, *, requests: int | None = None, progress: bool = True, **options: Any) -> Run:
         """Return the run with a calibration fitted on the validation slice, see `train.edits.calibration` and `edit`.
 
         `metrics` keeps the figures that a calibration does not change.
 
         Args:
           requests: at most so many, drawn at random; None takes all.
+          progress: whether to show bars.
           options: see `train.edits.calibration`.
 
         Raises:
@@ -181,7 +183,8 @@ class Run:
         """
         positions, source = training.held_out(data, self.settings, "validation", requests=requests)
         given: dict[str, Any] = {"calibration_negatives": self.settings.task.calibration_negatives} | options
-        made = self.edit(data, edits.calibration, positions=positions, candidates=source, **given)
+        with hidden(not progress):
+            made = self.edit(data, edits.calibration, positions=positions, candidates=source, **given)
         return dataclasses.replace(made, metrics=training.ranking_figures(self.metrics))
 
     def index(self, items: Any, **options: Any) -> ItemIndex:
@@ -243,7 +246,7 @@ class Run:
 def fit(
     model: PreRanker,
     data: Dataset,
-    config: FitConfig = FitConfig(),  # noqa: B008 frozen
+    config: FitConfig = FitConfig(),
     *,
     out: str | Path | None = None,
     task: Task | None = None,
@@ -316,9 +319,10 @@ def fit(
     with tempfile.TemporaryDirectory() if out is None else contextlib.nullcontext(out) as folder:
         if processes.first():
             training.expect_resumable(local(folder, "out"), settings)
-        saved = training.train(
-            model, data, settings, folder=Path(folder), loss=terms, teacher=teacher, start=start, optimizer=optimizer,
-            on_log=on_log, progress=progress,
-        )  # fmt: skip
+        with hidden(not progress):
+            saved = training.train(
+                model, data, settings, folder=Path(folder), loss=terms, teacher=teacher, start=start, optimizer=optimizer,
+                on_log=on_log,
+            )  # fmt: skip
     where = None if out is None else Path(out)
     return Run(trained=saved.trained(model), metrics=saved.metrics or {}, settings=settings, folder=where)

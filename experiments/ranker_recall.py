@@ -186,7 +186,7 @@ def load(name: str, folder: Path | None) -> datasets.StudyData:
     return datasets.StudyData(name=name, dataset=dataset, split=aif.data.split_by_time(dataset.log))
 
 
-def world_of(data: datasets.StudyData, split: str, ranker: str, work: Path, *, progress: bool) -> World:
+def world_of(data: datasets.StudyData, split: str, ranker: str, work: Path) -> World:
     """Train the ranker and score what retrieval finds, or read it from `work`."""
     trial = question.Trial(dataset=data.name, model="", split=split)
     (part,) = question.parts_of(trial, data)
@@ -200,9 +200,9 @@ def world_of(data: datasets.StudyData, split: str, ranker: str, work: Path, *, p
     found = once(folder / "found.npy", lambda: retrieval.of_requests(data, part, requests, counts))
     teaching = once(folder / "teaching.npy", lambda: retrieval.of_training(data, part, positions, counts))
     on = rankers.Training(data, part, positions, teaching, counts)
-    scores, version = rankers.RANKERS[ranker](on, folder=own, progress=progress)
-    scored = once(own / "scores.npy", lambda: scores_of(scores, requests.positions, found, progress=progress))
-    options: dict[str, Any] = {"folder": own / "taught", "name": version, "progress": progress}
+    scores, version = rankers.RANKERS[ranker](on, folder=own)
+    scored = once(own / "scores.npy", lambda: scores_of(scores, requests.positions, found))
+    options: dict[str, Any] = {"folder": own / "taught", "name": version}
     ranked = rank_retrieved(scores, data.dataset, positions, teaching, **options)
     jax.clear_caches()
     return World(data, part, requests, counts, found, scored, teaching, ranked)
@@ -215,14 +215,14 @@ def once(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
     return np.load(path)
 
 
-def scores_of(scores: Scores, positions: np.ndarray, rows: np.ndarray, *, progress: bool) -> np.ndarray:
+def scores_of(scores: Scores, positions: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Return scores float32 [R, C] of all requests."""
     blocks = [slice(start, start + BLOCK) for start in range(0, len(rows), BLOCK)]
-    shown = track(blocks, label="ranker", unit="blocks of requests", show=progress)
+    shown = track(blocks, label="ranker", unit="blocks of requests")
     return np.concatenate([scores(positions[some], rows[some]) for some in shown])
 
 
-def run(trial: Trial, world: World, *, results: Path, work: Path, progress: bool) -> dict[str, Any]:
+def run(trial: Trial, world: World, *, results: Path, work: Path) -> dict[str, Any]:
     """Train a pre-ranker, cut, and keep the figures by user."""
     began = time.process_time()
 
@@ -231,7 +231,7 @@ def run(trial: Trial, world: World, *, results: Path, work: Path, progress: bool
         assert (found == rows).all()  # `fit` takes the same candidates as `rank_retrieved` did
         return scores
 
-    options: dict[str, Any] = {"progress": progress}
+    options: dict[str, Any] = {}
     if trial.weight:
         loss = teaching.LOSSES[trial.loss] if trial.temperature == 1 else teaching.softened(trial.temperature)
         options["teacher"] = train.Teacher(known, trial.weight * loss, candidates=world.teaching, count=trial.candidates)
@@ -244,7 +244,7 @@ def run(trial: Trial, world: World, *, results: Path, work: Path, progress: bool
     scores = model_scores(trained.model, trained.params, data.dataset)(world.requests.positions, world.found)
     found = by_user(world, scores)
     asked = question.Trial(dataset=trial.dataset, model="", split=trial.split)
-    ranking = question.evaluate(asked, world.part, trained.model, trained.params, data, progress=progress)
+    ranking = question.evaluate(asked, world.part, trained.model, trained.params, data)
     found |= {name: ranking[name] for name in ("gauc", "gauc_trained", "hr100@0", "hr100_trained", "hr10@0")}
     jax.clear_caches()
     record = {"id": trial.id, **dataclasses.asdict(trial), "core_seconds": seconds, "commit": common.machine()["commit"]}
@@ -473,8 +473,8 @@ def main(arguments: list[str] | None = None) -> None:
             continue
         if trial.dataset not in worlds:
             data = load(trial.dataset, options.data)
-            worlds = {trial.dataset: world_of(data, trial.split, trial.ranker, options.work, progress=True)}
-        made = run(trial, worlds[trial.dataset], results=options.results, work=options.work, progress=True)
+            worlds = {trial.dataset: world_of(data, trial.split, trial.ranker, options.work)}
+        made = run(trial, worlds[trial.dataset], results=options.results, work=options.work)
         of = {name: value for name, value in made["figures"].items() if name.startswith("recall10@") and "trained" not in name}
         print(f"{trial.id}: {', '.join(f'{name} {value:.4f}' for name, value in of.items())}", flush=True)
     print(report(options.results))

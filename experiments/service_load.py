@@ -104,8 +104,8 @@ def measure(folder: Path, options: Any) -> dict[str, Any]:
 @contextlib.contextmanager
 def served(world: World) -> Iterator[tuple[int, str]]:
     """Run `aif-jax serve` of the export, and lend its process id and address."""
-    command = [sys.executable, "-m", "aif_jax", "serve", str(world.folder), "--port", "0", "--log-level", "error", "--serving"]
-    command += [f"buckets={json.dumps(list(world.config.buckets))}", f"max_k={world.config.max_k}"]
+    command = [sys.executable, "-m", "aif_jax", "serve", str(world.folder), "--port", "0", "--log-level", "error"]
+    command += ["--serving.buckets", *map(str, world.config.buckets), "--serving.max-k", str(world.config.max_k)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         if not (line := process.stdout.readline()):

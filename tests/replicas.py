@@ -63,7 +63,7 @@ class Replica:
         self.folder, port = folder, str(free_port())
         self.address = f"http://127.0.0.1:{port}"
         self._command = [sys.executable, "-m", "aif_jax", "serve", str(folder), "--port", port, "--poll", "0.1"]
-        self._command += ["--log-level", "error", "--serving", "buckets=[64]", "max_k=64"]
+        self._command += ["--log-level", "error", "--serving.buckets", "64", "--serving.max-k", "64"]
         self.start()
 
     def start(self) -> "Replica":

@@ -151,16 +151,16 @@ class Running:
 
 @contextlib.contextmanager
 def running(
-    root: Path, *, where: Listening | None = None, observers: tuple[Any, ...] = (), **options: Any
+    root: Path, *, where: Listening | None = None, token: str | None = None, observers: tuple[Any, ...] = (), **options: Any
 ) -> Iterator[Running]:
     """Serves a folder until the end of the block; options as for `Models`."""
-    where, ready = where or Listening(http_port=0), concurrent.futures.Future[tuple[Running, asyncio.Event]]()
+    where, ready = where or Listening(port=0), concurrent.futures.Future[tuple[Running, asyncio.Event]]()
 
     async def serve() -> None:
         models = Models(root, **{"config": SERVING, "poll": 0.05, **options})
         service, loop, stop = Service(models, observers=observers), asyncio.get_running_loop(), asyncio.Event()
-        async with service, listening(service, where) as addresses:
-            ready.set_result((Running(service, addresses, loop, where.token), stop))
+        async with service, listening(service, where, token) as addresses:
+            ready.set_result((Running(service, addresses, loop, token), stop))
             await stop.wait()
 
     with concurrent.futures.ThreadPoolExecutor(1) as pool:

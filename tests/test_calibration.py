@@ -155,10 +155,10 @@ def test_candidates_with_log_q_calibrate_for_the_whole_catalogue(data, run):
     positions = split_by_time(data.log, min_history=3).validation
     sampler = aif.data.NegativeSampler(aif.data.item_counts(data, split_by_time(data.log).train))
     source = aif.data.sampled_negatives(data, sampler=sampler, negatives=15, logq_correction=True)
-    params = edits.calibration(run.trained, data, positions=positions, candidates=source, progress=False).params
+    params = edits.calibration(run.trained, data, positions=positions, candidates=source).params
     rows = np.broadcast_to(np.arange(1, len(data.catalogue), dtype=np.int32), (len(positions), len(data.catalogue) - 1))
     lists = aif.data.CandidateLists(rows, (rows == data.log.item[positions][:, None]).astype(np.float32))
-    scores = list_scores(run.model, params, data, positions, lists.rows, progress=False)
+    scores = list_scores(run.model, params, data, positions, lists.rows)
     logits = np.asarray(aif_scores.calibrated(params, jnp.asarray(scores)))
     drawable = sampler.probabilities[rows] > 0
     assert metrics.calibration(logits, lists.labels, where=drawable).ratio == pytest.approx(1, abs=0.25)

@@ -479,27 +479,6 @@ def test_generated_pages_are_current():
         assert (ROOT / "docs" / name).read_text(encoding="utf-8") == made(), stale
 
 
-def test_the_page_of_commands_leaves_out_hidden_flags_and_says_nothing_twice():
-    """What commands share is in the lists before them; each command links to those, and has what means something else there."""
-    reference = website("reference")
-    page = reference.command_line()
-    lines = [line for line in page.splitlines() if line.startswith("- `") and "](#" not in line]
-    assert "SUPPRESS" not in page and "``" not in page
-    flags = [line for line in lines if line.startswith("- `--")]
-    sections = dict(re.findall(r"^## (.*)\n+((?:(?!## ).*\n)*)", page, re.M))
-    named = {flag for flag in re.findall(r"`(--(?!no-)[\w-]+)", sections["Shared arguments"])}
-    assert len(named) == sections["Shared arguments"].count("\n- ") + 1, "one meaning for each shared flag"
-    twice = {line for line in flags if flags.count(line) > 1}
-    assert "- `--port NUMBER`: port of HTTP; 0 takes a free one (default: 8080)\n" in page and "`--no-repeats`" in page
-    assert not re.findall(r"^- .*(?:\bNone\b|default: none).*", page, re.M), "say what happens without the flag: '; None: ...'"
-    assert len(flags) > 90 and {line for line in twice if line[3:].split(" ")[0].strip("`:") not in named} == set()
-    for words, parser in reference.commands(reference.parser_of()):
-        everything = sections[f"aif-jax {' '.join(words)}"]
-        for action in filter(reference.shown, parser._actions):
-            name = reference.bare(f"`{reference.flag(action)}`")
-            assert re.search(rf"`{re.escape(name)}[ ,`]", everything), (words, name)
-
-
 def test_fields_with_one_meaning_share_a_row_and_every_error_has_one():
     page = website("reference").settings()
     errors = [name for name, kind in public(aif, "aif_jax") if inspect.isclass(kind) and issubclass(kind, Exception)]

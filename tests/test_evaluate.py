@@ -41,7 +41,7 @@ def one_by_one(model, params, data, position: int) -> np.ndarray:
 def test_figures_are_the_metrics_of_the_joint_scores(data, small, params, positions):
     lists = sampled_before(data, positions)(positions, BatchKey(0, 0, 0))
     few = np.arange(0, len(positions), 9)
-    scores = list_scores(small, params, data, positions, lists.rows, progress=False)
+    scores = list_scores(small, params, data, positions, lists.rows)
     for i in few:
         np.testing.assert_allclose(scores[i], one_by_one(small, params, data, positions[i])[lists.rows[i]], atol=1e-5)
     got = train.evaluate(small, params, data, positions, k=10, calibration_negatives=4, progress=False)
@@ -54,7 +54,7 @@ def test_figures_are_the_metrics_of_the_joint_scores(data, small, params, positi
     assert got.log_loss == pytest.approx(np.logaddexp(0, -expected * few).mean(), abs=1e-5)
     rates = metrics.calibration(scores[:, :5], lists.labels[:, :5])
     assert (got.calibration, got.calibration_error) == pytest.approx((rates.ratio, rates.error), abs=1e-5)
-    ranks = rank_catalogue(small, params, data, positions, progress=False)[0]
+    ranks = rank_catalogue(small, params, data, positions)[0]
     assert got.figures() == pytest.approx({name: one.value for name, one in got.intervals().items()})
     assert list(got.intervals()) == list(got.figures())
     gain = np.mean(1 / np.log2(ranks + 2) * (ranks < 10))
@@ -66,7 +66,7 @@ def test_figures_are_the_metrics_of_the_joint_scores(data, small, params, positi
 def test_ranks_leave_out_row_0_and_what_the_user_has_met(data, small, params, positions, repeats, monkeypatch):
     data, log, few = dataclasses.replace(data, repeats=repeats), data.log, positions[::11]
     monkeypatch.setattr(evaluating, "REQUESTS", 4)
-    ranks, best_rows = rank_catalogue(small, params, data, few, k=7, progress=False)
+    ranks, best_rows = rank_catalogue(small, params, data, few, k=7)
     met_again = 0
     for position, rank, top in zip(few, ranks, best_rows, strict=True):
         scores = one_by_one(small, params, data, position)
@@ -140,8 +140,8 @@ def test_evaluation_is_in_bounded_memory(data, positions, preset, monkeypatch):
         monkeypatch.setattr(evaluating, name, functools.partial(measured, name, getattr(evaluating, name)))
 
     def scores() -> tuple[np.ndarray, np.ndarray]:
-        ranks = rank_catalogue(model, params, data, few, progress=False)[0]
-        return list_scores(model, params, data, few, lists.rows, progress=False), ranks
+        ranks = rank_catalogue(model, params, data, few)[0]
+        return list_scores(model, params, data, few, lists.rows), ranks
 
     monkeypatch.setattr(evaluating, "REQUESTS", len(few))
     expected, ranks = scores()

@@ -17,7 +17,7 @@ from tests.test_package import PACKAGE
 
 
 async def serve_http(folder):
-    async with listening(None, Listening(http_port=0)):
+    async with listening(None, Listening(port=0)):
         pytest.fail("a service without its packages")
 
 

@@ -207,11 +207,11 @@ def test_a_figure_that_the_slice_does_not_define_is_refused_before_training(data
         task=Impressions(candidates=1, threshold=2), first_validation=int(np.quantile(data.log.time, 0.8)), first_test=2**40,
         loss="", optimizer="", k=None, keep_best="auc",
     )  # fmt: skip
-    validation(small, apart, settings, progress=False)
+    validation(small, apart, settings)
     with pytest.raises(ValueError, match="got 'gauc_mean': none of its .* of both labels .gauc: of one user.; give"):
-        validation(small, apart, dataclasses.replace(settings, keep_best="gauc_mean"), progress=False)
+        validation(small, apart, dataclasses.replace(settings, keep_best="gauc_mean"))
     with pytest.raises(ValueError, match="got 'auc': none of its .* of both labels .*; give keep_best='log_loss'"):
-        validation(small, seen, settings, progress=False)
+        validation(small, seen, settings)
 
 
 def test_a_run_follows_its_data_where_nobody_comes_back(data, small, tmp_path):
@@ -317,7 +317,7 @@ def test_a_run_by_dates_resumes_is_evaluated_and_says_its_samples(data, small, t
     assert settings_of(run.folder)["first_test"] == int(time[1000]) and settings_of(run.folder)["since"] == int(time[200])
     again = fit(small, data, progress=False, **given)  # finished: resumes, and trains nothing
     assert again.metrics == run.metrics and Run.load(run.folder).settings == run.settings
-    with caplog.at_level("INFO", logger="aif_jax.train.training"):
+    with caplog.at_level("INFO", logger="aif_jax.output"):
         fit(small, data, progress=False, **given)
     assert line in caplog.text
     refused(ValueError, r"fit.since: expected .*the run has", fit, small, data, progress=False, **given | {"since": None})

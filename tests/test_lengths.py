@@ -1,4 +1,4 @@
-"""`fit(buckets="auto")`: which lengths it chooses, what it records and says, and how a run goes on."""
+"""`fit(buckets=None)`: which lengths it chooses, what it records and says, and how a run goes on."""
 
 import dataclasses
 import itertools

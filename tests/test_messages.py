@@ -21,7 +21,6 @@ STATES = {
 PASSED_ON = {
     "cli/options.py:as_usage": "the message of an error, behind the option",
     "cli/options.py:open_store": "the message of the client of a file system",
-    "cli/options.py:Parser.error": "what argparse says, and where help is",
     "connectors/kafka.py:KafkaStream.poll": "the broker's error",
     "encoding/times.py:in_unit": "`wrong_unit` makes the text",
     "engines/items.py:_encoded": "the message of an error, behind the place",

@@ -173,7 +173,7 @@ def test_steps_teach_every_objective_and_evaluation_says_so(data, small):
     given = dict(k=10, candidates=source, calibration_negatives=3, progress=False)
     got = aif.evaluate(model, state.params, data, held, **given)
     lists = source(held, BatchKey(0, 0, 0))
-    scores = list_scores(model, state.params, data, held, lists.rows, progress=False)
+    scores = list_scores(model, state.params, data, held, lists.rows)
     assert list(got.objectives) == ["click", "conversion", "like"] and got.objectives["click"].auc == got.auc
     product, like = np.log(sigmoid(scores[..., 0]) * sigmoid(scores[..., 1])), lists.labels["like"]
     assert got.objectives["conversion"].auc == pytest.approx(metrics.auc(product, lists.labels["conversion"]), abs=1e-4)

@@ -53,10 +53,10 @@ def test_scores_are_judged_like_models(slices, name, monkeypatch):
     built = aif.build(config)
     params = built.init(jax.random.key(0), data.dataset.catalogue)
     trial = question.Trial(dataset=name, model=question.BASE, split="test")
-    wanted = question.evaluate(trial, on.part, built, params, data, progress=False)
+    wanted = question.evaluate(trial, on.part, built, params, data)
     every = np.zeros((len(on.requests.positions), len(on.counts)), np.float32)
     whole = dataclasses.replace(data.dataset, repeats=True)  # a peer scores what was met too: the judge leaves it out
-    for rows, found in catalogue_scores(built, params, whole, on.requests.positions, progress=False):
+    for rows, found in catalogue_scores(built, params, whole, on.requests.positions):
         every[rows] = np.where(np.isinf(found), 0, np.exp(found))
     got = judge.judged(judge.scored(lambda places: every[places], on), on, {GAUC: 0.0, HIT_RATE: 0.75})
     assert got.keys() == wanted.keys() and data.repeats == (name == "smoke")

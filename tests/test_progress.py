@@ -83,7 +83,7 @@ def test_a_line_that_is_said_stands_above_the_bar(terminal):
 
 
 def test_nothing_is_shown_where_nobody_wants_it(terminal):
-    with track(total=10, label="train", unit="steps", show=False, file=terminal) as bar:
+    with hidden(), track(total=10, label="train", unit="steps", file=terminal) as bar:
         bar.update(5)
     with hidden(), hidden(False), track(total=10, label="train", unit="steps", file=terminal) as bar:
         bar.update(5)
@@ -120,8 +120,7 @@ def test_files_are_read_with_a_bar_or_silently(terminal, monkeypatch):
 def jobs(folder, tmp_path_factory):  # noqa: F811
     """Words of every job that ends by itself, by name, and what it says in a log; a last --out lacks its folder."""
     out = tmp_path_factory.mktemp("jobs")
-    small = [word for word in SMALL if word != "--quiet"]
-    train = ["train", *files(folder), *FLAGS, "--epochs", 1, "--batch-size", 64, "--requests", 50, *small, "--out"]
+    train = ["train", *files(folder), *FLAGS, "--epochs", 1, "--batch-size", 64, "--requests", 50, *SMALL, "--out"]
     build = ["index", "build", "--checkpoint", out / "run", "--items", folder / "items", "--out"]
     for words in ([*train, out / "run"], [*build, out / "index"]):
         assert cli.main([*map(str, words), "--quiet"]) == 0
@@ -159,15 +158,3 @@ def test_a_terminal_is_left_with_whole_lines(jobs, run, monkeypatch, tmp_path): 
         *lines, last = terminal.lines()
         assert last == "", name
         assert [line for line in lines if line.count("|") > 2] == [], name
-
-
-def test_every_job_has_quiet():
-    """What ends by itself, or follows a stream; `check` alone has a text, and JSON by a flag."""
-    from tests.test_docs import website  # which imports much
-
-    having: dict[str, set[str]] = {"--json": set(), "--quiet": set()}
-    for words, one in website("reference").commands(cli.parser_of()):
-        for flag in having.keys() & {word for action in one._actions for word in action.option_strings}:
-            having[flag].add(" ".join(words))
-    indexes = {f"index {name}" for name in ("build", "follow", "verify")}
-    assert having == {"--quiet": indexes | {"check", "train", "add", "refresh"}, "--json": {"check"}}

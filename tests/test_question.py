@@ -63,7 +63,7 @@ def test_data_without_repeats_are_judged_without_met_items(smoke, tmp_path):
     assert len(np.unique(pairs, axis=0)) == len(pairs) < len(smoke.dataset.log)
     assert smoke.repeats and not data.repeats
     trial = question.Trial(dataset="smoke", model=question.BASE)
-    record = question.run(trial, data, results=tmp_path / "results", work=tmp_path / "work", progress=False)
+    record = question.run(trial, data, results=tmp_path / "results", work=tmp_path / "work")
     assert record["figures"]["gauc"] == record["figures"]["gauc_unmet"] != record["figures"]["gauc_all"]
 
 

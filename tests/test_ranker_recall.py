@@ -152,7 +152,7 @@ def test_windows_of_the_sequences_hold_training_events_of_one_user(smoke):
 def test_sequences_read_the_last_events_before_the_request_alone(smoke, tmp_path):
     data, part, at, rows = smoke
     counts, log = item_counts(data.dataset, part.seen), data.dataset.log
-    given = dict(counts=counts, offset=np.zeros(len(counts), np.float32), folder=tmp_path / "model", steps=3, progress=False)
+    given = dict(counts=counts, offset=np.zeros(len(counts), np.float32), folder=tmp_path / "model", steps=3)
     scores, version = sequence.fit(data, part, **given)
     item = log.item.copy()
     item[log.history_end(at[:1])[0] : log.offsets[log.user[at[0]] + 1]] = 1
@@ -210,8 +210,8 @@ def test_ranker_recall(tmp_path):
 def test_rankers_of_other_families(tmp_path, ranker):
     """Each has scores of its own, from files when they are there, and the same models that nobody taught."""
     data = datasets.load("smoke")
-    world = cascade.world_of(data, "validation", ranker, tmp_path / "work", progress=False)
-    again = cascade.world_of(data, "validation", ranker, tmp_path / "work", progress=False)
+    world = cascade.world_of(data, "validation", ranker, tmp_path / "work")
+    again = cascade.world_of(data, "validation", ranker, tmp_path / "work")
     np.testing.assert_array_equal(world.ranker, again.ranker)
     assert np.isfinite(world.ranker).all() and world.ranker.shape == world.found.shape
     rows, scores = world.ranked.at(world.ranked.positions[:5])

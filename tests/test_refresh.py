@@ -181,8 +181,8 @@ def corrected(run, tmp_path_factory) -> Path:
 def refresh_words(folder: Path, *more: str) -> list[str]:
     files = ["--events", str(folder / "events5.csv"), "--items", str(folder / "items5.csv")]
     sizes = ["--batch-size", "64", "--learning-rate", "0.02", "--requests", "80", "--k", "5", "--platforms", "cpu", "--quiet"]
-    bounds = ["users=5", "gauc=0.05", "hit_rate=0.2", "log_loss=0.2", "calibration=0.2", "overlap=0"]
-    return ["refresh", *files, *sizes, "--gate", *bounds, *more]
+    bounds = "--gate.users 5 --gate.gauc 0.05 --gate.hit-rate 0.2 --gate.log-loss 0.2 --gate.calibration 0.2 --gate.overlap 0"
+    return ["refresh", *files, *sizes, *bounds.split(), *more]
 
 
 @pytest.mark.lane("standing")
@@ -191,7 +191,8 @@ def test_what_add_and_export_write_says_until_when_it_was_trained(run, corrected
     store, until = tmp_path / "store", run.settings.first_test  # what is before, it was trained or chosen on
     assert cli.main(["snapshots", "publish", str(store), str(corrected / "EXPORT")]) == 0
     first = capsys.readouterr().out.strip()
-    for words, code, status in ((["size=0.5", "--current", str(corrected / "corrected")], 3, "refused"), ([], 0, "published")):
+    refused = ["--gate.size", "0.5", "--current", str(corrected / "corrected")]
+    for words, code, status in ((refused, 3, "refused"), ([], 0, "published")):
         assert cli.main(refresh_words(corrected, *words, "--out", str(store))) == code, words
         out, err = capsys.readouterr()
         report = json.loads(out)
@@ -247,17 +248,17 @@ def test_a_refresh_without_a_needed_argument_is_wrong_usage_and_leaves_nothing(c
 
 
 def test_a_second_job_is_refused_and_an_unfinished_one_of_other_data_is_dropped(tmp_path, capsys):
-    lines: list[str] = []
-    with begin(tmp_path / "work", {"k": 1}, folders=(tmp_path / "out",), say=lines.append) as job:
+    with begin(tmp_path / "work", {"k": 1}, folders=(tmp_path / "out",)) as job:
         assert job.step("read", lambda _: {"line": "done"})["line"] == "done"
         assert job.step("read", lambda _: {"line": "again"})["line"] == "done"
         for folder in ("work", "out"):
             refused(WriterConflict, r"process \d+ on .* is writing here", WriteLock, tmp_path / folder)
-    with begin(tmp_path / "work", {"k": 1}, say=lines.append) as job:
+    with begin(tmp_path / "work", {"k": 1}) as job:
         assert job.sealed("read") is not None
-    with begin(tmp_path / "work", {"k": 2}, say=lines.append) as job:
+    with begin(tmp_path / "work", {"k": 2}) as job:
         assert job.sealed("read") is None
-        assert lines[-1].endswith("other arguments is dropped: refresh.k: expected 2, the unfinished job has 1")
+        message = "other arguments is dropped: refresh.k: expected 2, the unfinished job has 1"
+        assert capsys.readouterr().err.strip().endswith(message)
 
 
 def test_a_day_that_no_calibration_fits_is_refused_with_a_report(served, run, tmp_path):
@@ -307,7 +308,7 @@ def test_a_teacher_scores_the_new_samples_under_the_new_vocabularies(run, stocke
     found["item"] = np.concatenate([np.roll(events["item"], n) for n in (1, 2, 3)])
     for name, table in {"events5": events, "items5": world.items(5), "found": found}.items():
         pa.csv.write_csv(pa.table(table), tmp_path / f"{name}.csv")
-    words = ["--current", str(run.folder), "--out", str(stocked), "--teacher", str(run.folder), "weight=2"]
+    words = ["--current", str(run.folder), "--out", str(stocked), "--teacher", str(run.folder), "--teacher-weight", "2"]
     words += ["--candidates", str(tmp_path / "found.csv")]
     assert cli.main(refresh_words(tmp_path, *words)) == 0
     assert json.loads(capsys.readouterr().out)["status"] == "published"
@@ -319,7 +320,7 @@ def test_a_teacher_scores_the_new_samples_under_the_new_vocabularies(run, stocke
 
 def test_inputs_are_checked_before_an_unfinished_job_is_dropped(run, tmp_path):
     pa.csv.write_csv(pa.table(world.items(5)), tmp_path / "items.csv")
-    with begin(tmp_path / "work", {"k": 1}, say=lambda line: None) as job:
+    with begin(tmp_path / "work", {"k": 1}) as job:
         job.step("read", lambda _: {"line": "done"})
     for changes, error, message in (
         ({"events": tmp_path / "typo.csv"}, FileNotFoundError, "typo.csv: expected a file or folder, got no such file"),

@@ -287,7 +287,7 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
     (lambda: losses.pointwise_bce + 1.0, TypeError, "unsupported operand"),
     (lambda: math.nan * losses.pointwise_bce, "weight: expected a finite number, got nan"),
     (lambda: train.NextItem(negatives=0), "NextItem.negatives: expected at least 1, got 0"),
-    *each(aif.FitConfig, "FitConfig", "tuple[int, ...] or 'auto'", buckets=["short"]),
+    *each(aif.FitConfig, "FitConfig", "tuple[int, ...] or None", buckets=["short"]),
     (lambda: GateConfig(gauc=-1.0), "GateConfig.gauc: expected at least 0"),
     (lambda: GateConfig(overlap=2.0), "overlap: expected a share"),
     # metrics and calibration
@@ -336,13 +336,13 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
         "one\none": "different folders", "one sha256=12": "64 hex digits", "one\ntwo share=2": "a share in",
         "one\ntwo share=0.7\nthree share=0.7": "shares of at most 1", "one colour=red": "FOLDER",
     }.items()),
-    (lambda: Listening(candidates=0), "candidates: expected more than 0, got 0"),
+    (lambda: Listening(max_candidates=0), "max_candidates: expected more than 0, got 0"),
     *((lambda bids=bids: aif.Candidates([1, 2, 3], bids), message) for bids, message in (
         (np.ones(2), "bids: expected one bid for each of 3 ids, got shape [2]"),
         ([1, 2, np.nan], "bids: expected finite bids"), ([1, 2, -1], "bids: expected finite bids"),
         ("abc", "bids: expected numbers [C], got str"),
     )),
-    (lambda: Listening(http_port=1 << 16), "0 to 65535"),
+    (lambda: Listening(port=1 << 16), "0 to 65535"),
     (lambda: source_of("builtins:int"), "expected an object with"),
 ]  # fmt: skip
 

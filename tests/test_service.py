@@ -372,7 +372,7 @@ def test_other_methods_are_refused_and_told_which_are_not(client):
 
 
 def test_a_body_is_bounded():
-    where = Listening(http_port=0, body_bytes=1000, body_seconds=0.2)
+    where = Listening(port=0, max_bytes=1000, body_seconds=0.2)
     with running(exports().root / "one", where=where) as served:
         with served.client() as client:
             status, _, body = client.request("POST", "/v1/rank", bytes(1001), {"content-type": "application/json"})
@@ -388,8 +388,8 @@ def test_a_body_is_bounded():
 
 
 def test_a_token_is_asked_for_and_an_idle_connection_closed_after_its_time():
-    where = Listening(http_port=0, token="open sesame", keep_alive=1)
-    with running(exports().root / "one", where=where) as service:
+    where = Listening(port=0, keep_alive=1)
+    with running(exports().root / "one", where=where, token="open sesame") as service:
         with service.connect(b"HEAD /health/live HTTP/1.1\r\nhost: x\r\n\r\n") as idle:
             assert b" 200 " in idle.recv(1 << 16)
             assert idle.recv(1) == b""

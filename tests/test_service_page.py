@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aif_jax.service.process import Listening
 from tests.service_world import ANN, IDS, exports, running
 
 pytestmark = pytest.mark.lane("standing")
@@ -126,8 +125,7 @@ def test_the_page_in_a_browser(tmp_path):
     exports().copied(root)
     (root / "current").write_text("one\ntwo share=0.3\n")
     pictures = Path(os.environ.get("AIF_JAX_SCREENSHOTS", tmp_path))
-    where = Listening(http_port=0, token="open sesame")
-    with running(root, where=where) as service, service.client() as client, Browser(tmp_path / "profile") as browser:
+    with running(root, token="open sesame") as service, service.client() as client, Browser(tmp_path / "profile") as browser:
         for user in range(40):
             client.rank(**{**ANN, "user": f"u{user}"}, candidates=IDS, k=5)
         browser.send("Page.navigate", url=service.addresses["http"])

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import dataclasses
 import json
 import os
 import shutil
@@ -35,7 +34,7 @@ pytestmark = pytest.mark.lane("standing")
 def serving(*words):
     """Starts `aif-jax serve`; yields the process and its addresses."""
     command = [sys.executable, "-m", "aif_jax", "serve", *map(str, words), "--port", "0"]
-    command += ["--serving", "buckets=[64]", "max_k=8", "--log-form", "json"]
+    command += ["--serving.buckets", "64", "--serving.max-k", "8"]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     with subprocess.Popen(command, env=child_environment(), **pipes) as process:
         try:
@@ -82,12 +81,12 @@ def test_a_process_serves_by_its_flags_and_drains_on_sigterm(tmp_path):
                 time.sleep(0.01)
             process.send_signal(signal.SIGTERM)
             assert process.wait(60) == 0
-        log = [json.loads(line) for line in process.stderr.read().splitlines()]
+        log = process.stderr.read()
     assert len({tuple(ids) for ids in answered}) == 1
     assert all(isinstance(error, OSError) or error.code == "UNAVAILABLE" for error in errors), errors
-    assert "draining" in [entry["message"] for entry in log]
-    (warning,) = [entry for entry in log if entry["level"] != "INFO"]
-    assert (warning["logger"], warning["message"]) == ("uvicorn.error", "Invalid HTTP request received.")
+    assert " INFO aif_jax.service.process: draining\n" in log
+    (warning,) = [line for line in log.splitlines() if " INFO " not in line]
+    assert warning.endswith(" WARNING uvicorn.error: Invalid HTTP request received.")
     assert len(list(read_log(tmp_path / "log"))) >= len(answered)
 
 
@@ -133,7 +132,7 @@ def test_a_signal_during_the_start_ends_it(monkeypatch, capsys):
         await asyncio.sleep(60)  # compiles
 
     monkeypatch.setattr(Models, "start", start)
-    asyncio.run(asyncio.wait_for(run(Service(Models(exports().root / "one")), Listening(http_port=0)), 30))
+    asyncio.run(asyncio.wait_for(run(Service(Models(exports().root / "one")), Listening(port=0)), 30))
     assert "ready" not in capsys.readouterr().out
 
 
@@ -145,11 +144,11 @@ def test_a_signal_during_the_start_ends_it(monkeypatch, capsys):
     (["FOLDER", "--mirror", "here"], 2, "expected a folder, or the URL of a store, file:///PATH on disk, and --mirror"),
     (["s3://nobody/model", "--mirror", "here"], 1, "s3://nobody/model: cannot be read or written: "),
     (["file:///nowhere/at/all", "--mirror", "here"], 2, "expected a store with a current snapshot"),
-    (["FOLDER", "--serving", "buckets=[]"], 2, "ServingConfig.buckets"),
-    (["FOLDER", "--serving", "colour=1"], 2, "expected one of the fields"),
+    (["FOLDER", "--serving.buckets"], 2, "ServingConfig.buckets"),
+    (["FOLDER", "--serving.colour", "1"], 2, "Unknown option: --serving.colour"),
     (["FOLDER", "--log", "log", "--log-share", "2"], 2, "log_share: expected 0 to 1, got 2"),
     (["FOLDER", "--features", "json:nothing"], 1, "expected MODULE:NAME"),
-    (["FOLDER", "--max-bytes", "0"], 2, "body_bytes: expected more than 0"),
+    (["FOLDER", "--max-bytes", "0"], 2, "max_bytes: expected more than 0"),
     (["FOLDER", "--token-file", "EMPTY"], 2, "got an empty file"),
 ])  # fmt: skip
 def test_exit_codes_before_anything_is_compiled(words, code, message, tmp_path, monkeypatch, capsys):
@@ -165,7 +164,6 @@ def test_exit_codes_before_anything_is_compiled(words, code, message, tmp_path, 
 
 def test_a_feature_source_by_its_name():
     assert source_of("tests.test_service_log:Source").get
-    assert dataclasses.replace(Listening(), token="x").__repr__().count("x'") == 0
 
 
 @pytest.mark.skipif(shutil.which("javac") is None, reason="needs java and javac")

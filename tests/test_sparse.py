@@ -104,7 +104,7 @@ def test_a_mean_over_terms_adds_up_over_the_parts(name):
     results, scored = [], []
     model = model._replace(joint=lambda *given, joint=model.joint: scored.append(part) or joint(*given))
     for part in (None, 4, 1):
-        state, (metrics,) = run(model, params, optax.sgd(0.5), [batch], sparse="auto", part=part, loss=loss)
+        state, (metrics,) = run(model, params, optax.sgd(0.5), [batch], sparse=None, part=part, loss=loss)
         results.append((state.trained, metrics["loss"], metrics["grad_norm"]))
     assert scored == [None, 4, 1]  # traced once for each size
     assert float(results[0][2]) > 1e-3
@@ -365,7 +365,7 @@ def test_a_step_that_is_not_finite_changes_no_row():
 
 def test_config_names_what_is_wrong_and_an_optimizer_that_mixes_rows_is_refused():
     schema = demo.schema()
-    assert optimizers.sparse_tables(schema, ()) == () and optimizers.sparse_tables(schema, "auto") == ()
+    assert optimizers.sparse_tables(schema, ()) == () and optimizers.sparse_tables(schema, None) == ()
     with pytest.raises(ValueError, match=r"names among \['category', 'gender', 'interests', 'item', 'tags'\], got"):
         optimizers.sparse_tables(schema, ("behaviour.age",))
     model, params = demo.build(**demo.SMALL)

@@ -166,7 +166,7 @@ def test_edits_compose_and_a_calibration_is_of_the_scores_before(trained, run, d
     known = np.asarray(unseen(trained, data, known=np.ones(len(counts), bool)).params["embedding"]["item"])
     np.testing.assert_array_equal(known, then)
     positions = split_by_time(data.log).validation
-    calibration = partial(edits.calibration, positions=positions, progress=False)
+    calibration = partial(edits.calibration, positions=positions)
     calibrated = calibration(trained, data, candidates=sampled_before(data, positions))
     assert same(calibration(trained, data), calibrated)
     assert same(correction(calibrated, data), correction(trained, data))

@@ -8,42 +8,64 @@ Commands keep compiled programs in the user's cache folder. `JAX_COMPILATION_CAC
 `JAX_ENABLE_COMPILATION_CACHE=false` keeps none.
 """
 
-import argparse
 import json
 import logging
 import os
 import pkgutil
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import cyclopts
 import jax
+from cyclopts import App, Parameter
 
 from aif_jax.checks import ArgumentError
-from aif_jax.cli.commands import add_commands, add_refresh_commands
-from aif_jax.cli.options import PROBLEMS, UNREAD, USAGE, Parser, UsageError
-from aif_jax.cli.service import add_service_commands, add_snapshot_commands
+from aif_jax.cli import commands, doctor, service
+from aif_jax.cli.options import FINE, PROBLEMS, UNREAD, USAGE, Result, UsageError
 from aif_jax.output import hidden
 from aif_jax.store.folders import compiled_folder
+from aif_jax.store.trained import __version__
 
 __all__ = ["main"]
 logger = logging.getLogger(__name__)
 
+MANY = Parameter(consume_multiple=True, negative_iterable=(), negative_none=(), parse=re.compile("^(?!orders$)"))
+"""A flag of several values takes all words up to the next flag; orders are Python functions."""
+app = App("aif-jax", help=__doc__, version=__version__, default_parameter=MANY, result_action="return_value")
+groups = {
+    "index": app.command(App("index", help="Build, update and verify item indexes on disk.")),
+    "snapshots": app.command(App("snapshots", help="Look into a snapshot store, publish into it and fetch from it.")),
+}
+for one in (commands.check, commands.train, commands.add, commands.export, commands.verify, doctor.doctor):
+    app.command(one)
+for one in (commands.refresh, commands.rollback, service.serve):
+    app.command(one)
+for one in (commands.index_build, service.index_follow, commands.index_verify):
+    groups["index"].command(one, name=one.__name__.removeprefix("index_"))
+for one in (service.snapshots_list, service.snapshots_publish, service.snapshots_fetch):
+    groups["snapshots"].command(one, name=one.__name__.removeprefix("snapshots_"))
 
-def parser_of() -> argparse.ArgumentParser:
-    """Return the parser of every command, whose options `main` runs."""
-    parser = Parser(prog="aif-jax", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--import", dest="modules", metavar="MODULE", action="append", default=[],
-        help="module with blocks and heads of your own, before the command; may be repeated",
-    )  # fmt: skip
-    commands = parser.add_subparsers(required=True)
-    add_commands(commands)
-    add_snapshot_commands(commands)
-    add_refresh_commands(commands)
-    add_service_commands(commands)
-    return parser
+
+@app.meta.default
+def run(
+    *words: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    modules: Annotated[list[str] | None, Parameter("--import", consume_multiple=False)] = None,
+    quiet: Annotated[bool, Parameter(negative="")] = False,
+) -> Result:
+    """Run the command of some words.
+
+    Args:
+      modules: module with blocks and heads of your own; may be repeated.
+      quiet: no progress bar.
+    """
+    for module in modules or ():
+        pkgutil.resolve_name(module)
+    keep_compiled()
+    with hidden(quiet):
+        return app(words, exit_on_error=False, print_error=False) or (FINE, None)  # None: of --help
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,13 +96,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None) -> tuple[int, Any]:
     """Return the exit code of a command, and what is printed; its errors go to stderr."""
     try:
-        options = parser_of().parse_args(argv)
-        for module in options.modules:
-            pkgutil.resolve_name(module)
-        keep_compiled()
-        with hidden(getattr(options, "quiet", False)):
-            return options.run(options)
-    except (UsageError, ArgumentError, FileNotFoundError, FileExistsError, NotADirectoryError, ImportError) as error:
+        return app.meta(argv, exit_on_error=False, print_error=False) or (FINE, None)
+    except (
+        cyclopts.CycloptsError,
+        UsageError,
+        ArgumentError,
+        FileNotFoundError,
+        FileExistsError,
+        NotADirectoryError,
+        ImportError,
+    ) as error:
         code, text = USAGE, error
     except (ArithmeticError, OSError, RuntimeError, TypeError, ValueError, *_of_clients()) as error:
         code, text = PROBLEMS, error

@@ -10,6 +10,7 @@ import numpy as np
 
 from aif_jax import checkpoint, presets
 from aif_jax.catalogue import Catalogue
+from aif_jax.cli.options import FINE, PROBLEMS, Result
 from aif_jax.model import build
 from aif_jax.schema import Attribute, Schema
 from aif_jax.store.trained import Trained, __version__
@@ -18,6 +19,12 @@ NEXT = """all well. Next:
   python -m experiments.quickstart            from a clone: trains on MovieLens and answers requests
   aif-jax check --events FILE --items FILE    what is wrong with files of yours; then train, index, export, serve"""
 FIX = "NOT WELL. Reinstall, then run this again:\n  python -m pip install --upgrade --force-reinstall aif_jax\n  aif-jax doctor"
+
+
+def doctor() -> Result:
+    """Report installed versions and extras, and run a smoke test."""
+    well, report = examine()
+    return FINE if well else PROBLEMS, report
 
 
 def examine() -> tuple[bool, str]:

@@ -13,6 +13,8 @@ import numpy as np
 from aif_jax.checks import ArgumentError
 
 TimeUnit: TypeAlias = Literal["s", "ms", "us", "ns"]
+Moment: TypeAlias = int | float | str | datetime.datetime
+"""A moment in settings: an integer in `Columns.time_unit`, an ISO date or a `datetime`; or a share of samples, see there."""
 PER_SECOND: dict[str, int] = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 MODERN, LATEST = 100_000_000, 4_102_444_800  # 1973 and 2100 in seconds: a present-day time is between them
 FLOOR = -(2**62) // 10**9  # 1823 in seconds: from here on times and their differences fit nanoseconds

@@ -28,7 +28,7 @@ Batch: TypeAlias = tuple[np.ndarray, ItemFeatures]
 
 def fill(
     program: ItemProgram, batches: Iterable[tuple[np.ndarray, Packed]],
-    *, capacity: int | None = None, known: int | None = None, kind: IdKind | None = None, progress: bool = False,
+    *, capacity: int | None = None, known: int | None = None, kind: IdKind | None = None,
 ) -> tuple[Store, View]:  # fmt: skip
     """Return a new table of stored rows [batch_size], of which the first are those of keys [n]; item n of all has row n.
 
@@ -36,7 +36,7 @@ def fill(
     """
     store = Store(program, capacity=capacity_for(known or 0, program.mesh) if capacity is None else capacity)
     seen = []
-    with track(total=known, label="item index", unit="items", show=progress) as bar, hidden():  # of the files that are read
+    with track(total=known, label="item index", unit="items") as bar, hidden():  # of the files that are read
         for keys, stored in ahead(batches):
             jax.block_until_ready(stored)
             count = len(keys)

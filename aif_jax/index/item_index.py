@@ -26,6 +26,7 @@ from aif_jax.index.build import capacity_for, checked, fill, item_batches, rebat
 from aif_jax.index.ids import View, kind_of, last_of, raw_keys
 from aif_jax.index.parts import RowVersion, opened, rows
 from aif_jax.index.store import BATCH, ItemProgram, Store
+from aif_jax.output import hidden
 from aif_jax.store import sealed
 from aif_jax.store.codec import Packed, Storage, decode, unpack
 from aif_jax.store.folders import CheckpointError
@@ -166,7 +167,8 @@ class ItemIndex:
         program = ItemProgram(trained, storage=storage, batch_size=batch_size, mesh=mesh)
         batches, known = item_batches(program, catalogue)
         computed = ((keys, program(features)) for keys, features in rebatch(batches, batch_size))
-        return cls(*fill(program, computed, capacity=capacity, known=known, progress=progress))
+        with hidden(not progress):
+            return cls(*fill(program, computed, capacity=capacity, known=known))
 
     @classmethod
     def load(cls, path: str | Path, trained: Trained, *, mesh: Any = None) -> ItemIndex:
@@ -217,7 +219,8 @@ class ItemIndex:
         program = ItemProgram(trained, storage=made_by.storage, batch_size=made_by.batch_size)
         encoded = rows(tables, made_by, width=program.shapes().words.shape[1])
         stored = ((keys, program.words(words)) for keys, words in rebatch(encoded, program.batch_size))
-        made = cls(*fill(program, stored, known=items, progress=progress))
+        with hidden(not progress):
+            made = cls(*fill(program, stored, known=items))
         expect(items in (None, len(made)), "parts", f"{items} items", len(made))
         return made
 

@@ -4,6 +4,7 @@ Standard output stays free for results.
 """
 
 import contextlib
+import logging
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
@@ -14,6 +15,7 @@ from tqdm import tqdm
 
 DELAY, INTERVAL = 0.5, 0.1
 """Seconds before a bar is drawn, and between two drawings."""
+logger = logging.getLogger(__name__)
 _quiet: ContextVar[bool] = ContextVar("quiet", default=False)
 
 
@@ -25,7 +27,7 @@ class Bar(tqdm):
 
 @contextlib.contextmanager
 def hidden(hide: bool = True) -> Iterator[None]:
-    """Show no bar within, if `hide`: what `--quiet` does."""
+    """Show no bar within, if `hide`: what `--quiet` and `progress=False` do."""
     token = _quiet.set(hide or _quiet.get())
     try:
         yield
@@ -34,22 +36,22 @@ def hidden(hide: bool = True) -> Iterator[None]:
 
 
 def say(line: str, *, file: TextIO | None = None) -> None:
-    """Print a line on stderr, above the bar where there is one."""
+    """Print a line on stderr, above the bar where there is one; where bars are hidden it goes to the log as INFO."""
+    if _quiet.get():
+        return logger.info(line)
     tqdm.write(line, file=sys.stderr if file is None else file)
 
 
-def track(values: Iterable[Any] | None = None, *, label: str, unit: str, show: bool = True, **options: Any) -> Bar:
+def track(values: Iterable[Any] | None = None, *, label: str, unit: str, **options: Any) -> Bar:
     """Return a bar of tqdm over values; without them a context whose `update(count)` counts.
 
     Args:
       values: what is iterated and counted.
       label: what is counted.
       unit: plural noun of the things that are counted.
-      show: False for `progress=False`.
       options: arguments of tqdm such as `total`, and `leave=False` for a bar that always goes; by default those within others
         go and the outermost stays.
     """
-    hide = not show or _quiet.get()
     drawn: dict[str, Any] = {"delay": DELAY, "mininterval": INTERVAL, "miniters": 1}
-    options = {"leave": None, "disable": hide or None, "ncols": shutil.get_terminal_size().columns} | drawn | options
+    options = {"leave": None, "disable": _quiet.get() or None, "ncols": shutil.get_terminal_size().columns} | drawn | options
     return Bar(values, desc=label, unit=f" {unit}", **options)

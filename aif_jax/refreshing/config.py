@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, Literal
 
 from aif_jax.checks import Fields, expect_types
+from aif_jax.encoding.times import Moment
 from aif_jax.export.writer import PLATFORMS
 from aif_jax.refreshing.gate import GateConfig
 from aif_jax.train.settings import FitConfig
@@ -25,8 +26,10 @@ class RefreshConfig(Fields):
         item or user that is new gets a row with its first event.
       replay: earlier samples to train on too, as a share of the new ones, drawn at random.
       held_out: share of the new samples that the gate judges on, and again as many for a calibration.
-      epochs, learning_rate: see `FitConfig`. One epoch at a tenth of its rate, because the parameters are trained already.
-      batch_size, seed: see `FitConfig`.
+      epochs: see `FitConfig`. One is enough, because the parameters are trained already.
+      batch_size: see `FitConfig`.
+      learning_rate: see `FitConfig`, a tenth of its default, because the parameters are trained already.
+      seed: see `FitConfig`.
       requests: at most so many of the held-out samples are evaluated, drawn at random. To notice a loss of 1 GAUC point on half
         of the days the gate needs 130 to 340, of different users.
       k: k of HR@k and the overlap, for tasks that rank the catalogue.
@@ -41,7 +44,7 @@ class RefreshConfig(Fields):
     """
 
     unknown: Literal["skip", "error"] = "skip"
-    since: Any = None
+    since: Moment | None = None
     forget: float | None = None
     replay: float = 0.1
     held_out: float = 0.1
@@ -51,7 +54,7 @@ class RefreshConfig(Fields):
     seed: int = 0
     requests: int = 2000
     k: int = 100
-    fixed: tuple[Any, Any] | None = None
+    fixed: tuple[Moment, Moment] | None = None
     gate: GateConfig = GateConfig()
     platforms: tuple[str, ...] = PLATFORMS
     keep: int = 3

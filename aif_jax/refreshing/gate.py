@@ -131,7 +131,7 @@ class Verdict:
         return not self.reasons
 
 
-def measure(trained: Trained, requests: Requests, *, progress: bool = False) -> Measurement:
+def measure(trained: Trained, requests: Requests) -> Measurement:
     """Run one model on the requests, as it would answer them in service (`with_served_vocabulary`).
 
     Log-loss and calibration need probabilities: of an uncalibrated model they leave out SVD term and popularity correction.
@@ -139,7 +139,6 @@ def measure(trained: Trained, requests: Requests, *, progress: bool = False) -> 
     Args:
       trained: model whose encoder may lack users and items of the requests.
       requests: the same for both models.
-      progress: whether to show bars.
 
     Raises EncodingMismatch, ValueError: as `with_served_vocabulary` and `evaluate`.
     """
@@ -147,12 +146,12 @@ def measure(trained: Trained, requests: Requests, *, progress: bool = False) -> 
     served = with_served_vocabulary(trained, data.encoder)
     params = served.params
     lists = requests.candidates(positions, BatchKey(0, 0, 0))
-    scores = list_scores(served.model, params, data, positions, lists.rows, progress=progress)
+    scores = list_scores(served.model, params, data, positions, lists.rows)
     if not all(np.isfinite(np.asarray(leaf)).all() for leaf in (scores, *jax.tree.leaves(params))):
         return Measurement(finite=False)
     figures = functools.partial(
         evaluate, served.model, data=data, positions=positions, k=None, candidates=requests.candidates,
-        calibration_negatives=requests.calibration_negatives, progress=progress,
+        calibration_negatives=requests.calibration_negatives,
     )  # fmt: skip
     by_user, top = dict(figures(params).by_user), None
     if (probable := without_terms(served)) is not params:
@@ -160,7 +159,7 @@ def measure(trained: Trained, requests: Requests, *, progress: bool = False) -> 
         by_user |= {name: of_training[name] for name in OF_PROBABILITIES}
     if k is not None:
         most = min(k, len(data.catalogue) - 1)
-        ranks, top = rank_catalogue(served.model, params, data, positions, k=most, progress=progress)
+        ranks, top = rank_catalogue(served.model, params, data, positions, k=most)
         by_user[f"hr@{k}"] = metrics.mean_by_user(ranks < k, data.log.user[positions])
     item = data.log.item[positions]
     known = params[ROWS]["item"][item] if ROWS in params else item

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from aif_jax.output import say
 from aif_jax.store.folders import WriteLock, new_folder, remove_folder, remove_unfinished, write_file
 from aif_jax.trees import differences
 
@@ -17,13 +18,13 @@ DONE = "done"
 
 
 class Job:
-    """The job in a folder, in which each step is a folder; `begin` opens it, `say` prints a line of progress.
+    """The job in a folder, in which each step is a folder; `begin` opens it.
 
     `records` holds what each step that was called returned, by name in their order.
     """
 
-    def __init__(self, folder: Path, arguments: Any, say: Callable[[str], None]):
-        self.folder, self.arguments, self.say = folder, arguments, say
+    def __init__(self, folder: Path, arguments: Any):
+        self.folder, self.arguments = folder, arguments
         self.records: dict[str, dict[str, Any]] = {}
 
     def sealed(self, name: str) -> dict[str, Any] | None:
@@ -51,9 +52,9 @@ class Job:
                 text = json.dumps({"seconds": time.perf_counter() - began, **result}, indent=1)
                 (partial / SEAL).write_text(text, "utf-8")
             record = json.loads(text)
-            self.say(f"refresh: {name}: {record['line']} ({record['seconds']:.1f} s)")
+            say(f"refresh: {name}: {record['line']} ({record['seconds']:.1f} s)")
         else:
-            self.say(f"refresh: {name}: {record['line']} (done before)")
+            say(f"refresh: {name}: {record['line']} (done before)")
         self.records[name] = record
         return record
 
@@ -61,7 +62,7 @@ class Job:
 @contextlib.contextmanager
 def begin(
     work: Path, arguments: Mapping[str, Any],
-    *, folders: tuple[Path, ...] = (), say: Callable[[str], None], check: Callable[[], None] = lambda: None,
+    *, folders: tuple[Path, ...] = (), check: Callable[[], None] = lambda: None,
 ) -> Iterator[Job]:  # fmt: skip
     """Open the job in a work folder, new or to be resumed, which it locks, as it does `folders`.
 
@@ -82,7 +83,7 @@ def begin(
         for each in dict.fromkeys((work, *folders)):
             until_end.enter_context(contextlib.closing(WriteLock(each)))
         remove_unfinished(work)
-        job = Job(folder, record, say)
+        job = Job(folder, record)
         if (before := unfinished()) != record:
             if before is not None:
                 lines = differences(before, record, path="refresh", source="unfinished job")

@@ -44,7 +44,7 @@ class RefreshResult:
 def refresh(
     current: Trained | str | Path,
     events: Source,
-    config: RefreshConfig = RefreshConfig(),  # noqa: B008 frozen
+    config: RefreshConfig = RefreshConfig(),
     *,
     out: str | Path,
     items: Source,
@@ -97,7 +97,6 @@ def refresh(
     }  # fmt: skip
     if teacher is not None:
         arguments["teacher"] = {"name": teacher.name, "loss": repr(teacher.loss)}
-    say = output.say if progress else lambda line: None
     opened = functools.cache(functools.partial(open_served, current, config.since, task))
 
     def check() -> None:
@@ -110,13 +109,12 @@ def refresh(
             seconds_of(moment, "fixed", unit=trained.need_encoder("refresh").columns.time_unit)
 
     folders = () if URL.match(where) else (local(where),)
-    with output.hidden(not progress), begin(folder, arguments, folders=folders, say=say, check=check) as job:
+    with output.hidden(not progress), begin(folder, arguments, folders=folders, check=check) as job:
         steps = Refresh(
             job=job, config=config, opened=opened, events=events, items=items, users=users, store=store, teacher=teacher,
-            progress=progress,
         )  # fmt: skip
         if (before := job.sealed("read")) and before["digest"] != steps.data.digest:
-            say("refresh: the data changed since the job was killed, so its steps are done again")
+            output.say("refresh: the data changed since the job was killed, so its steps are done again")
             job.restart()
             steps = dataclasses.replace(steps)  # which has read nothing
         job.step("current", steps.keep_current)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from aif_jax import checkpoint, export
+from aif_jax import checkpoint, export, output
 from aif_jax.blocks import item_offset
 from aif_jax.checks import ArgumentError, expect
 from aif_jax.connectors.snapshot_store import SnapshotError, SnapshotStore
@@ -50,7 +50,6 @@ class Refresh:
     users: Source | None
     store: SnapshotStore  # of exports
     teacher: Teacher | None  # see `fit`
-    progress: bool
 
     def model(self, step: str) -> Trained:
         """Return the model that a step wrote."""
@@ -64,7 +63,7 @@ class Refresh:
     @functools.cached_property
     def data(self) -> Dataset:
         """The data that both models are judged on, under vocabularies with the ids of the served model and the new ones."""
-        options: dict[str, Any] = {"unknown": self.config.unknown, "progress": self.progress}
+        options: dict[str, Any] = {"unknown": self.config.unknown}
         return read(self.events, items=self.items, users=self.users, earlier=self.served, **options)
 
     @functools.cached_property
@@ -81,7 +80,7 @@ class Refresh:
         since = int(times.max(initial=0)) - round(self.config.forget * DAY)
         if int(times.min(initial=since + 1)) <= since:
             return since
-        self.job.say(f"refresh: forget: nothing, since no event is of {iso_text(since)} or earlier")
+        output.say(f"refresh: forget: nothing, since no event is of {iso_text(since)} or earlier")
         return 0
 
     @functools.cached_property
@@ -169,7 +168,7 @@ class Refresh:
         if teacher is not None and isinstance(teacher.ranker, Trained):
             teacher = dataclasses.replace(teacher, ranker=warm_start(teacher.ranker, encoder, kept.catalogue, forget=True))
         options: dict[str, Any] = {"out": self.job.folder / "fit", "start": start.params, "task": self.task, "teacher": teacher}
-        run = fit(start.model, kept, config, progress=self.progress, **options)
+        run = fit(start.model, kept, config, **options)
         checkpoint.save(folder / MODEL, run.trained)
         trained = training.training_positions(kept, run.settings)
         new = int((kept.log.time[trained] >= self.since).sum())
@@ -196,7 +195,7 @@ class Refresh:
             added.append("popularity correction")
         if self.calibrated:
             positions, source = training.held_out(data, settings, "validation")  # raises: nothing to judge without a sample
-            options: dict[str, Any] = {"positions": positions, "candidates": source, "progress": self.progress}
+            options: dict[str, Any] = {"positions": positions, "candidates": source}
             try:
                 model = edits.calibration(model, data, calibration_negatives=task.calibration_negatives, **options)
             except ValueError as error:  # such as scores that fall where labels rise: the served calibration, for the gate
@@ -227,7 +226,7 @@ class Refresh:
                 data=data, positions=positions, candidates=candidates, k=settings.k,
                 calibration_negatives=self.task.calibration_negatives,
             )  # fmt: skip
-            of = functools.partial(measure, requests=requests, progress=self.progress)
+            of = functools.partial(measure, requests=requests)
             measured[name] = of(self.trained), of(self.served)
         share = volume(data.log.time, self.since)
         verdict = judge(measured, self.config.gate, volume=share)
@@ -249,7 +248,7 @@ class Refresh:
         trained, target = trained or self.trained, folder / EXPORT
         today = functools.partial(self.data.statistic_columns, time=int(self.data.log.time.max()) + 1)
         rows = read_items(self.items, trained.need_encoder("refresh"), statistics=today)
-        index = ItemIndex.build(trained, rows, progress=self.progress)
+        index = ItemIndex.build(trained, rows)
         export.save(target, trained, index, platforms=self.config.platforms)
         size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
         return {"line": f"{len(index):,} items, {size:,} bytes", "bytes": size}

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from aif_jax.checks import expect, expect_types
+from aif_jax.checks import Fields, expect, expect_types
 from aif_jax.service.calls import MAX_VALUES, BadCall, Call, Failure, parse, problem_of
 from aif_jax.service.core import METHODS, Service, explain
 from aif_jax.serving.metrics import Part, prometheus_text
@@ -81,41 +81,38 @@ PLAIN = "/v2"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Listening:
+class Listening(Fields):
     """Where a service listens, and to what.
 
     Attributes:
       host: address to bind; the default is reachable from this machine alone.
-      http_port: port of HTTP; 0 takes a free one.
-      token: bearer token that calls must bring; None: no token.
-      body_bytes: bytes of one call.
+      port: port of HTTP; 0 takes a free one.
+      max_bytes: bytes of one call.
       body_seconds: seconds from the first byte of a body to the last.
-      candidates: candidates of one call, excluded ids, and events (at most 65,536); twice as many texts in its tensors.
+      max_candidates: candidates of one call, excluded ids, and events (at most 65,536); twice as many texts in its tensors.
       drain_delay: seconds between the end of readiness and the end of listening, for load balancers to notice; calls in flight
         may take `ServingConfig.drain_timeout` after that.
       keep_alive: seconds after which an idle HTTP connection is closed: longer than a load balancer keeps one, or its calls
         meet connections that are being closed.
 
     Raises:
-      ValueError: a port, a bound or seconds out of range, an empty token.
+      ValueError: a port, a bound or seconds out of range.
     """
 
     host: str = "127.0.0.1"
-    http_port: int = 8080
-    token: str | None = dataclasses.field(default=None, repr=False)
-    body_bytes: int = 16 << 20
+    port: int = 8080
+    max_bytes: int = 16 << 20
     body_seconds: float = 10.0
-    candidates: int = MAX_VALUES
+    max_candidates: int = MAX_VALUES
     drain_delay: float = 0.0
     keep_alive: int = 75
 
     def __post_init__(self):
         expect_types(self)
-        expect(0 <= self.http_port < 1 << 16, "port", "0 to 65535", self.http_port)
-        expect(self.drain_delay >= 0, "drain_delay", "at least 0", self.drain_delay)
-        for name in ("body_bytes", "body_seconds", "candidates", "keep_alive"):
-            expect(getattr(self, name) > 0, name, "more than 0", getattr(self, name))
-        expect(self.token != "", "token", "None or some text", "an empty text")
+        self.expect(0 <= self.port < 1 << 16, "port", "0 to 65535")
+        self.expect(self.drain_delay >= 0, "drain_delay", "at least 0")
+        for name in ("max_bytes", "body_seconds", "max_candidates", "keep_alive"):
+            self.expect(getattr(self, name) > 0, name, "more than 0")
 
 
 class App:
@@ -124,11 +121,14 @@ class App:
     Args:
       service: that answers.
       find: returns the route of a path that is none of the usual ones, None where there is none.
+      where: bounds of a call.
+      token: bearer token that calls must bring; None: no token.
     """
 
-    def __init__(self, service: Service, find: Callable[[str], Route | None], where: Listening):
+    def __init__(self, service: Service, find: Callable[[str], Route | None], where: Listening, token: str | None):
+        expect(token != "", "token", "None or some text", "an empty text")
         self._service, self._find, self._where, self._flying = service, find, where, 0
-        self._token = None if where.token is None else where.token.encode()
+        self._token = None if token is None else token.encode()
         self._routes: dict[str, Route] = {f"/v1/{name}": (CALL, functools.partial(self._called, name)) for name in METHODS}
         self._routes["/v1/explain"] = CALL, self._explain
         for root in ("", PLAIN):
@@ -176,7 +176,7 @@ class App:
         body = b"" if scope["method"] == "HEAD" else response.body  # its length is that of GET
         await send({"type": "http.response.body", "body": body, "more_body": unread})
         if unread:  # a connection that is closed while bytes come takes the answer back from a caller who has not read it
-            room = self._where.body_bytes
+            room = self._where.max_bytes
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LINGER):
                     while unread and room > 0:
@@ -206,7 +206,7 @@ class App:
 
     async def _body(self, headers: Headers, receive: Any) -> bytes:
         """Return the body; Failure where it is not read to its end."""
-        most, seconds = self._where.body_bytes, self._where.body_seconds
+        most, seconds = self._where.max_bytes, self._where.body_seconds
         too_large = Failure("INVALID_ARGUMENT", 413, f"body: expected at most {most} bytes", "body")
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or len(length) > 18 or int(length) > most:
@@ -229,7 +229,7 @@ class App:
     def _call(self, request: HttpRequest) -> Call:
         if request.kind != JSON:
             raise BadCall("content-type", f"expected {JSON}, got {request.kind[:80]!r}")
-        return parse(parse_json(request.body), self._where.candidates, size=len(request.body))
+        return parse(parse_json(request.body), self._where.max_candidates, size=len(request.body))
 
     async def _called(self, method: str, request: HttpRequest) -> Response:
         """Return the answer to a call of a method."""

@@ -124,7 +124,7 @@ class Models:
         self,
         root: str | Path,
         *,
-        config: ServingConfig = ServingConfig(),  # noqa: B008 frozen
+        config: ServingConfig = ServingConfig(),
         keep: int = 2,
         source: FeatureSource | None = None,
         index: Path | None = None,

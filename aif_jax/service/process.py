@@ -23,7 +23,7 @@ from aif_jax.service.inference import Inference
 logger = logging.getLogger(__name__)
 
 
-def serve(service: Service, where: Listening) -> None:
+def serve(service: Service, where: Listening, token: str | None = None) -> None:
     """Serve until SIGTERM or SIGINT, and print one JSON line with its address when it is ready.
 
     Raises OSError where the port is taken, ImportError where a package is missing, and what `Models.start` raises for a folder
@@ -32,9 +32,9 @@ def serve(service: Service, where: Listening) -> None:
     server_package()
     with needs_extra("a service needs uvloop", "service"):
         import uvloop  # HTTP takes half the time of asyncio's loop
-    bind(where.host, where.http_port).close()
+    bind(where.host, where.port).close()
     with hidden(), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # its log says what is compiled
-        runner.run(run(service, where))
+        runner.run(run(service, where, token))
 
 
 def server_package() -> Any:
@@ -59,7 +59,7 @@ def source_of(name: str) -> Any:
 
 
 @contextlib.asynccontextmanager
-async def listening(service: Service, where: Listening) -> AsyncIterator[dict[str, Any]]:
+async def listening(service: Service, where: Listening, token: str | None = None) -> AsyncIterator[dict[str, Any]]:
     """Serve a service that has started; yields its address by protocol, and drains at the end of the block.
 
     Raises:
@@ -67,8 +67,8 @@ async def listening(service: Service, where: Listening) -> AsyncIterator[dict[st
       OSError: the port is taken.
     """
     uvicorn = server_package()
-    bound = bind(where.host, where.http_port)
-    app = App(service, Inference(service, where.candidates).route, where)
+    bound = bind(where.host, where.port)
+    app = App(service, Inference(service, where.max_candidates).route, where, token)
     server = uvicorn.Server(
         uvicorn.Config(
             app, http="httptools", ws="none", lifespan="off", timeout_keep_alive=where.keep_alive,
@@ -81,7 +81,7 @@ async def listening(service: Service, where: Listening) -> AsyncIterator[dict[st
         while not server.started:
             if running.done():
                 running.result()
-                raise OSError(f"{where.host}:{where.http_port}: the HTTP server did not start")
+                raise OSError(f"{where.host}:{where.port}: the HTTP server did not start")
             await asyncio.sleep(0.005)
         host = f"[{where.host}]" if ":" in where.host else where.host
         yield {"http": f"http://{host}:{bound.getsockname()[1]}"}
@@ -94,7 +94,7 @@ async def listening(service: Service, where: Listening) -> AsyncIterator[dict[st
         bound.close()
 
 
-async def run(service: Service, where: Listening) -> None:
+async def run(service: Service, where: Listening, token: str | None = None) -> None:
     """Serve until SIGTERM or SIGINT, then drain. Prints one JSON line with the address when it is ready.
 
     For a process that does nothing else: the signals are those of the service.
@@ -113,7 +113,7 @@ async def run(service: Service, where: Listening) -> None:
 
     listen_to_signals()
     try:
-        async with service, listening(service, where) as addresses:
+        async with service, listening(service, where, token) as addresses:
             listen_to_signals()  # again: uvicorn took them when it started, and would stop listening before the drain delay
             with contextlib.suppress(OSError):  # nobody reads it any more: no reason not to serve
                 print(json.dumps({"ready": True, **addresses}) + "\n", end="", flush=True)
@@ -144,22 +144,8 @@ def bind(host: str, port: int) -> socket.socket:
     return bound
 
 
-class JsonFormatter(logging.Formatter):
-    """Log records as JSON, a line each."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return one record."""
-        entry = {"time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"), "level": record.levelname, "logger": record.name}
-        entry["message"] = record.getMessage()
-        if record.exc_info:
-            entry["exception"] = self.formatException(record.exc_info)
-        return json.dumps(entry)
-
-
-def log_to_stderr(form: str, level: str) -> None:
-    """Send the log of the process to stderr, as "json" lines or as "text": this package's at a level, others' warnings."""
+def log_to_stderr(level: str) -> None:
+    """Send the log of the process to stderr: this package's at a level, others' warnings."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING, force=True)
-    if form == "json":
-        logging.root.handlers[0].setFormatter(JsonFormatter())
     logging.getLogger("aif_jax").setLevel(level.upper())
     logging.captureWarnings(True)

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from aif_jax.checks import expect, expect_types
+from aif_jax.checks import Fields, expect_types
 from aif_jax.scores import Order
 
 
@@ -15,7 +15,7 @@ def batch_sizes(largest: int) -> tuple[int, ...]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ServingConfig:
+class ServingConfig(Fields):
     """How an engine serves. Times are in seconds, sizes in bytes.
 
     Attributes:
@@ -34,7 +34,8 @@ class ServingConfig:
       prepare_ttl: how long a state made by `prepare` without a feature version may be used by later requests.
       callable_timeout: longest life of one call of `features` or `retrieval`; None: no limit.
       max_hung: calls of `features`, and of `retrieval`, that may outlive their requests; with more, calls fail.
-      user_threads, score_threads: user functions, and interactions, computed at once.
+      user_threads: user functions computed at once.
+      score_threads: interactions computed at once.
       batch_size: users whose states are computed together, and requests of one bucket that are scored together, at most. Only
         those that wait for a thread anyway share a call, so a lone request never waits. 1 switches batching off; others
         compile twice as many programs.
@@ -73,7 +74,7 @@ class ServingConfig:
         expect_types(self)
         for names, fits, expected in CHECKS:
             for name in names.split():
-                expect(fits(value := getattr(self, name)), f"ServingConfig.{name}", expected, repr(value))
+                self.expect(fits(getattr(self, name)), name, expected)
 
 
 WAY_OUT = 'such as {"value": lambda p, bid: p["click"] * bid}; a service has those that its model was exported with'

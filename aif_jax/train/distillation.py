@@ -27,7 +27,7 @@ from aif_jax.data.lengths import choose_lengths, history_lengths
 from aif_jax.data.order import DRAWS, BatchKey
 from aif_jax.data.pipeline import make_batch
 from aif_jax.model import PreRanker, name_of
-from aif_jax.output import track
+from aif_jax.output import hidden, track
 from aif_jax.scores import objective_names
 from aif_jax.store import sealed
 from aif_jax.store.trained import Trained, digest
@@ -151,7 +151,8 @@ def model_scores(model: PreRanker, params: Params, data: Dataset) -> Scores:
             batch = make_batch(data, positions, rows, np.zeros(rows.shape, np.float32), config=model.config, length=length)
             return next(predict(model, params, [batch]))
         if not tables:
-            tables.append(item_rows(model, params, data.catalogue, progress=False))
+            with hidden():
+                tables.append(item_rows(model, params, data.catalogue))
         return np.asarray(_scores(params, data.user_features(positions, length=length), tables[0], rows, model=model))
 
     def scores(positions: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -180,9 +181,8 @@ def _scores(params: Params, users: UserFeatures, table: ItemRow, rows: Any, *, m
 
 
 def rank_retrieved(
-    scores: Scores, data: Dataset, positions: np.ndarray, retrieval: Retrieval, *, folder: Path, name: str,
-    progress: bool = True,
-) -> RankedCandidates:  # fmt: skip
+    scores: Scores, data: Dataset, positions: np.ndarray, retrieval: Retrieval, *, folder: Path, name: str
+) -> RankedCandidates:
     """Return a ranker's scores of each request's item and its retrieved candidates, each once; a killed call resumes by part.
 
     `positions` ascend. Unless users come back to items (`Dataset.repeats`), items that they have met are no candidates.
@@ -191,7 +191,7 @@ def rank_retrieved(
     source = retrieved(data, retrieval=retrieval)
     parts = [positions[start : start + PART] for start in range(0, len(positions), PART)]
     made: list[dict[str, np.ndarray]] = []
-    for number, at in enumerate(track(parts, label="ranker scores", unit="parts", show=progress)):
+    for number, at in enumerate(track(parts, label="ranker scores", unit="parts")):
         path = folder / f"{number:05d}"
         record = {"of": name, "positions": digest(at).sha256, "data": data.encoding, "repeats": bool(data.repeats)}
         if not sealed.is_complete(path):

@@ -123,7 +123,7 @@ def unseen_items(trained: Trained, data: Dataset, *, before: int, known: Any = F
 
 def calibration(
     trained: Trained, data: Dataset, *, positions: Any, candidates: SourceFn | None = None,
-    calibration_negatives: int | None = 15, rate: float = 1.0, progress: bool = True,
+    calibration_negatives: int | None = 15, rate: float = 1.0,
 ) -> Trained:  # fmt: skip
     """Add scale and bias of each objective, by which serving turns logits into calibrated probabilities.
 
@@ -142,7 +142,7 @@ def calibration(
     lists = (candidates or sampled_before(data, positions))(positions, BatchKey(0, 0, 0))
     count = None if calibration_negatives is None else 1 + calibration_negatives
     lists = jax.tree.map(lambda values: values[:, :count], lists)
-    scores = list_scores(model, trained.params, data, positions, lists.rows, progress=progress)
+    scores = list_scores(model, trained.params, data, positions, lists.rows)
     labels, parts, objectives = labels_of(model.config, lists.labels), [], chains(model.config.objectives) or {"": (0,)}
     for name, (place, *given) in objectives.items():
         known = (lists.rows > 0) & ~np.isnan(labels[name])

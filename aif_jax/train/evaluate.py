@@ -25,7 +25,7 @@ from aif_jax.data.events import COLUMNS
 from aif_jax.data.order import BatchKey
 from aif_jax.data.pipeline import Batch, make_batch
 from aif_jax.model import PreRanker
-from aif_jax.output import track
+from aif_jax.output import hidden, track
 from aif_jax.scores import calibrated as with_probabilities
 from aif_jax.scores import objective_names, over_all
 from aif_jax.store.trained import digest
@@ -160,48 +160,48 @@ def evaluate(
     positions = expect_integers(positions, "positions", size=len(data.log)).astype(np.int64)
     expect(k is None or k >= 1, "k", "None or at least 1", k)
     expect(len(positions) > 0, "positions", "at least one held-out event", "none; move the split, or lower min_history")
-    source = sampled_before(data, positions) if candidates is None else candidates
-    lists = source(positions, BatchKey(0, 0, 0))
-    scores = list_scores(model, params, data, positions, lists.rows, progress=progress)
-    users, where = data.log.user[positions], lists.rows > 0
-    probable, texts, parts = np.asarray(with_probabilities(params, scores)), model.config.objectives, {}
-    named = labels_of(model.config, lists.labels)
-    if not named:
-        raise ValueError(f"Config.objectives: expected names among {sorted(lists.labels)}, the labels, got none; name them")
-    for name, labels in named.items():
-        raw, logits = (over_all(each, texts, name, np) if len(texts) > 1 else each for each in (scores, probable))
-        known, weights = where & ~np.isnan(labels), population_weights(labels, lists.log_q)
-        part = _figures(raw, logits, labels, users, known, weights, calibration_negatives)
-        by_user = dict(part.by_user)
-        for baseline, of_items in (baselines or {}).items():
-            by_baseline = order_figures(of_items[lists.rows], labels, users, known)
-            if k is not None and not parts:
-                by_baseline |= _hits(catalogue_ranks(of_items, data, positions), users, k)
-            by_user |= {f"{BASELINE}{baseline}.{figure}": value for figure, value in by_baseline.items()}
-        parts[name] = dataclasses.replace(part, by_user=by_user)
-    first = next(iter(parts.values()))
-    by_user, inputs = dict(first.by_user), _inputs_of(data, positions, lists)
-    inputs |= {"calibration_negatives": calibration_negatives, "k": k}
-    more: dict[str, Any] = {"by_user": by_user, "inputs": inputs, "objectives": parts if len(parts) > 1 else {}}
-    if k is not None:
-        ranks = rank_catalogue(model, params, data, positions, k=1, progress=progress)[0]
-        by_user |= _hits(ranks, users, k)
-        inputs["repeats"] = bool(data.repeats)
-        more["hit_rate"] = by_user[f"hr@{k}"].mean
-    if (ranked := _ranked(model, params, data, positions, lists, scores, progress)) is not None:
-        requests, found, logits = ranked
-        passed = (found.rows > 0) & (found.labels[STAGE] < STAGES.index("retrieved"))
-        kept = max(1, round(float(passed.sum(1).mean())))
-        orders = {"": logits} | {f"{BASELINE}{name}.": of_items[found.rows] for name, of_items in (baselines or {}).items()}
-        for name, order in orders.items():
-            by_user[f"{name}ranker_recall"] = _ranker_recall(order, found, data.log.user[requests], kept)
-        more |= {"kept": kept, "ranker_recall": by_user["ranker_recall"].mean}
-    return dataclasses.replace(first, **more)
+    with hidden(not progress):
+        source = sampled_before(data, positions) if candidates is None else candidates
+        lists = source(positions, BatchKey(0, 0, 0))
+        scores = list_scores(model, params, data, positions, lists.rows)
+        users, where = data.log.user[positions], lists.rows > 0
+        probable, texts, parts = np.asarray(with_probabilities(params, scores)), model.config.objectives, {}
+        named = labels_of(model.config, lists.labels)
+        if not named:
+            raise ValueError(f"Config.objectives: expected names among {sorted(lists.labels)}, the labels, got none; name them")
+        for name, labels in named.items():
+            raw, logits = (over_all(each, texts, name, np) if len(texts) > 1 else each for each in (scores, probable))
+            known, weights = where & ~np.isnan(labels), population_weights(labels, lists.log_q)
+            part = _figures(raw, logits, labels, users, known, weights, calibration_negatives)
+            by_user = dict(part.by_user)
+            for baseline, of_items in (baselines or {}).items():
+                by_baseline = order_figures(of_items[lists.rows], labels, users, known)
+                if k is not None and not parts:
+                    by_baseline |= _hits(catalogue_ranks(of_items, data, positions), users, k)
+                by_user |= {f"{BASELINE}{baseline}.{figure}": value for figure, value in by_baseline.items()}
+            parts[name] = dataclasses.replace(part, by_user=by_user)
+        first = next(iter(parts.values()))
+        by_user, inputs = dict(first.by_user), _inputs_of(data, positions, lists)
+        inputs |= {"calibration_negatives": calibration_negatives, "k": k}
+        more: dict[str, Any] = {"by_user": by_user, "inputs": inputs, "objectives": parts if len(parts) > 1 else {}}
+        if k is not None:
+            ranks = rank_catalogue(model, params, data, positions, k=1)[0]
+            by_user |= _hits(ranks, users, k)
+            inputs["repeats"] = bool(data.repeats)
+            more["hit_rate"] = by_user[f"hr@{k}"].mean
+        if (ranked := _ranked(model, params, data, positions, lists, scores)) is not None:
+            requests, found, logits = ranked
+            passed = (found.rows > 0) & (found.labels[STAGE] < STAGES.index("retrieved"))
+            kept = max(1, round(float(passed.sum(1).mean())))
+            orders = {"": logits} | {f"{BASELINE}{name}.": of_items[found.rows] for name, of_items in (baselines or {}).items()}
+            for name, order in orders.items():
+                by_user[f"{name}ranker_recall"] = _ranker_recall(order, found, data.log.user[requests], kept)
+            more |= {"kept": kept, "ranker_recall": by_user["ranker_recall"].mean}
+        return dataclasses.replace(first, **more)
 
 
 def _ranked(
-    model: PreRanker, params: Params, data: Dataset, positions: np.ndarray, lists: CandidateLists, scores: np.ndarray,
-    progress: bool,
+    model: PreRanker, params: Params, data: Dataset, positions: np.ndarray, lists: CandidateLists, scores: np.ndarray
 ) -> tuple[np.ndarray, CandidateLists, np.ndarray] | None:  # fmt: skip
     """Return requests of the cascade, their lists and logits by the first objective; None where there is no ranker's score."""
     if data.cascade is None or RANKER not in data.cascade.labels:
@@ -211,7 +211,7 @@ def _ranked(
         if not len(positions):
             return None
         lists = logged(data)(positions, BatchKey(0, 0, 0))
-        scores = list_scores(model, params, data, positions, lists.rows, progress=progress)
+        scores = list_scores(model, params, data, positions, lists.rows)
     return positions, lists, scores if model.config.outputs == 1 else scores[..., 0]
 
 
@@ -285,7 +285,7 @@ def predict(model: PreRanker, params: Params, batches: Iterable[Batch]) -> Itera
 
 
 def list_scores(
-    model: PreRanker, params: Params, data: Dataset, positions: np.ndarray, rows: np.ndarray, *, progress: bool = True
+    model: PreRanker, params: Params, data: Dataset, positions: np.ndarray, rows: np.ndarray
 ) -> np.ndarray:
     """Return joint scores of the candidates of R requests, float32 [R, C] or [R, C, T]; EncodingMismatch as `evaluate`.
 
@@ -294,22 +294,22 @@ def list_scores(
     check_encoding("data", expected=model.config.schema.encoding, got=data.encoding)
     size = max(1, min(REQUESTS, CHUNK // max(1, rows.shape[1])))
     unknown = np.zeros((size, rows.shape[1]), np.float32)  # labels, which no score depends on
-    places = _filled(len(positions), size, label="score", progress=progress)
+    places = _filled(len(positions), size, label="score")
     batches = (make_batch(data, positions[at], rows[at], unknown, config=model.config) for at in places)
     return np.concatenate(list(predict(model, params, batches)))[: len(positions)]
 
 
-def item_rows(model: PreRanker, params: Params, catalogue: Catalogue, *, progress: bool = True) -> ItemRow:
+def item_rows(model: PreRanker, params: Params, catalogue: Catalogue) -> ItemRow:
     """Return the item function over the whole catalogue: rows [N] on the device; EncodingMismatch as `evaluate`."""
     check_encoding("catalogue", expected=model.config.schema.encoding, got=catalogue.schema.encoding)
     total = len(catalogue)
-    batches = _filled(total, min(ITEMS, total), label="item rows", progress=progress)
+    batches = _filled(total, min(ITEMS, total), label="item rows")
     parts = [_each(model.item, params, catalogue.features(at, content=model.config.reads_content)) for at in batches]
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:total], *parts)
 
 
 def rank_catalogue(
-    model: PreRanker, params: Params, data: Dataset, positions: np.ndarray, *, k: int = 1, progress: bool = True
+    model: PreRanker, params: Params, data: Dataset, positions: np.ndarray, *, k: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rank every item for the user of each event int64 [R], by the first objective.
 
@@ -317,14 +317,14 @@ def rank_catalogue(
       Ranks int64 [R] of the events' items, 0 the best, ties count against them; and the best rows int32 [R, k], best first.
     """
     ranks, top = np.zeros(len(positions), np.int64), np.zeros((len(positions), k), np.int32)
-    for at, scores in catalogue_scores(model, params, data, positions, progress=progress):
+    for at, scores in catalogue_scores(model, params, data, positions):
         ranks[at] = rank_of(scores, data.log.item[positions[at]])
         top[at] = best_rows(scores, k)
     return ranks, top
 
 
 def catalogue_scores(
-    model: PreRanker, params: Params, data: Dataset, positions: np.ndarray, *, progress: bool = True
+    model: PreRanker, params: Params, data: Dataset, positions: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield int64 [b] indices into `positions` and float32 [b, N] scores of the whole catalogue by the first objective.
 
@@ -333,16 +333,17 @@ def catalogue_scores(
     as in an index that was refreshed just before it. At most `SCORES` scores are held, and `CHUNK` pairs scored at a time.
     """
     log, total, length = data.log, len(data.catalogue), model.config.history_length
-    rows = None if data.statistics else item_rows(model, params, data.catalogue, progress=progress)
+    rows = None if data.statistics else item_rows(model, params, data.catalogue)
     size = max(1, min(REQUESTS, SCORES // total))
     count = max(1, min(total, CHUNK // size))
     order = np.argsort(log.time[positions], kind="stable") if data.statistics else np.arange(len(positions))
-    for number, places in enumerate(_filled(len(positions), size, label="rank", progress=progress)):
+    for number, places in enumerate(_filled(len(positions), size, label="rank")):
         at = order[places]
         here = positions[at]
         if data.statistics:
             then = data.statistics.at(np.arange(total), log.time[here[0]])
-            rows = item_rows(model, params, data.catalogue.with_statistics(then), progress=False)
+            with hidden():
+                rows = item_rows(model, params, data.catalogue.with_statistics(then))
         states = _each(model.user, params, data.user_features(here, length=length))
         scores = np.empty((size, total), np.float32)
         for start in range(0, total, count):
@@ -372,10 +373,10 @@ def best_rows(scores: np.ndarray, k: int) -> np.ndarray:
     return np.take_along_axis(best, order, 1).astype(np.int32)
 
 
-def _filled(count: int, size: int, *, label: str, progress: bool) -> Iterable[np.ndarray]:
+def _filled(count: int, size: int, *, label: str) -> Iterable[np.ndarray]:
     """Return indices of `count` entries in batches of one size, for one compiled shape; the first ones fill the last batch."""
     whole = np.arange(-(-count // size) * size) % count
-    return track(whole.reshape(-1, size), label=label, unit="batches", leave=False, show=progress)
+    return track(whole.reshape(-1, size), label=label, unit="batches", leave=False)
 
 
 @partial(jax.jit, static_argnums=0)

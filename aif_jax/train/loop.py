@@ -22,7 +22,7 @@ from aif_jax.checks import expect
 from aif_jax.config import Config
 from aif_jax.data.pipeline import PrefetchedBatch
 from aif_jax.encoding.encoder import Encoder
-from aif_jax.output import track
+from aif_jax.output import hidden, track
 from aif_jax.sharding import processes
 from aif_jax.store.folders import local, sync, write_file
 from aif_jax.train.step import StepFn, TrainState
@@ -176,7 +176,7 @@ def loop(
     if log is not None:
         log.rewind(number)
     recent, source, cursor = _LogWindow(started=time.perf_counter()), iter(batches), None
-    with track(total=total, label="train", unit="steps", show=progress and processes.first()) as bar:
+    with hidden(not (progress and processes.first())), track(total=total, label="train", unit="steps") as bar:
 
         def enter(figures: Mapping[str, float] | None = None) -> None:
             if not recent.pending:

@@ -19,7 +19,7 @@ Sources: lazy Adam as in TensorFlow Addons and torch.optim.SparseAdam.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -87,13 +87,13 @@ class UniqueIds:
     count: jax.Array  # int32 [] U
 
 
-def sparse_tables(schema: Schema, sparse: tuple[str, ...] | Literal["auto"]) -> tuple[str, ...]:
-    """Return names of the tables that get sparse updates, for "auto" those of `MIN_ROWS` or more; ValueError for no table."""
+def sparse_tables(schema: Schema, sparse: tuple[str, ...] | None) -> tuple[str, ...]:
+    """Return names of the tables that get sparse updates, for None those of `MIN_ROWS` or more; ValueError for no table."""
     sizes = schema.table_sizes
-    if sparse == "auto":
+    if sparse is None:
         return tuple(name for name, size in sizes.items() if size >= MIN_ROWS)
     unknown = set(sparse) - sizes.keys()
-    expect(not unknown, "sparse", f"'auto' or a tuple of names among {sorted(sizes)}", sorted(unknown))
+    expect(not unknown, "sparse", f"None or a tuple of names among {sorted(sizes)}", sorted(unknown))
     return sparse
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from aif_jax.checkpoint import CheckpointError
 from aif_jax.checks import Fields, expect, expect_types
+from aif_jax.encoding.times import Moment
 from aif_jax.registry import from_plain
 from aif_jax.train.tasks import TASKS, NextItem, Task
 
@@ -22,16 +23,18 @@ class FitConfig(Fields):
     Attributes:
       epochs: how often every sample comes.
       batch_size: samples a step.
-      learning_rate, weight_decay: learning rate and weight decay of AdamW under a warm-up and a cosine decay.
-      sparse: names of the tables that get sparse updates, see `make_step`; "auto" takes those of 20,000 rows or more.
+      learning_rate: learning rate of AdamW, after a warm-up and under a cosine decay.
+      weight_decay: weight decay of AdamW.
+      sparse: names of the tables that get sparse updates, see `make_step`; None: those of 20,000 rows or more.
       buckets: shorter lengths of the history, such as 128, 256, 512, 1024 for one of 2,048: samples of like length share a
-        batch, which costs less padding, see `Pipeline`. Each length compiles once more; without any, all are padded to one.
-        "auto" chooses from the histories and the number of steps (`data.lengths.choose_lengths`), or resumes with the run's.
+        batch, which costs less padding, see `Pipeline`. Each length compiles once more; without any, all are padded to one;
+        None: chosen from the histories and the number of steps (`data.lengths.choose_lengths`), or as the run had them.
       id_dropout: share of candidates that are trained without their item id, see `Pipeline` and `Run.with_unseen_items`.
       seed: seed of parameters, order and candidates.
       min_history: strictly earlier events that the user of a sample must have.
-      validation, test: a share of the task's samples in the order of time, or the moment when the slice begins: an ISO date
-        such as "2022-05-06", a `datetime`, or an integer in `Columns.time_unit`. The last slice, test, is for `Run.evaluate`.
+      validation: a share of the task's samples in the order of time, or the moment when the slice begins: an ISO date such as
+        "2022-05-06", a `datetime`, or an integer in `Columns.time_unit`.
+      test: the same of the last slice, for `Run.evaluate`.
       since: train on samples from this moment on, a date or number as for `validation`; shares are of these.
         Histories and popularity still hold what was before; None: all samples.
       replay: how many samples from before `since`, drawn at random, are trained on too: a share of those after it.
@@ -52,20 +55,20 @@ class FitConfig(Fields):
     batch_size: int = 256
     learning_rate: float = 1e-2
     weight_decay: float = 0.1
-    sparse: tuple[str, ...] | Literal["auto"] = "auto"
-    buckets: tuple[int, ...] | Literal["auto"] = "auto"
+    sparse: tuple[str, ...] | None = None
+    buckets: tuple[int, ...] | None = None
     id_dropout: float = 0.0
     seed: int = 0
     min_history: int = 1
-    validation: Any = 0.1
-    test: Any = 0.1
-    since: Any = None
+    validation: Moment = 0.1
+    test: Moment = 0.1
+    since: Moment | None = None
     replay: float = 0.0
-    without: tuple[Any, Any] | None = None
+    without: tuple[Moment, Moment] | None = None
     requests: int = 2000
     k: int | None = 100
     evaluate_every: int | None = None
-    keep_best: str | None = "gauc"
+    keep_best: None | str = "gauc"
 
     def __post_init__(self):
         expect_types(self)
@@ -76,7 +79,7 @@ class FitConfig(Fields):
             self.expect(0 <= getattr(self, field) < float("inf"), field, "a finite number of at least 0")  # NaN is none
         self.expect(0 <= self.replay < float("inf"), "replay", "a share of at least 0")
         self.expect(not self.replay or self.since is not None, "replay", "0 without since")
-        self.expect(self.buckets == "auto" or min(self.buckets, default=1) >= 1, "buckets", "lengths of at least 1")
+        self.expect(self.buckets is None or min(self.buckets, default=1) >= 1, "buckets", "lengths of at least 1")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,8 +96,8 @@ class FitSettings(FitConfig):
     first_validation: int
     first_test: int
     newest: int = -1
-    validation: None = None
-    test: None = None
+    validation: None = None  # type: ignore[assignment]
+    test: None = None  # type: ignore[assignment]
     since: int | None = None
     without: tuple[int, int] | None = None
     buckets: tuple[int, ...] = ()

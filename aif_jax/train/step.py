@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -168,7 +168,7 @@ def make_step(
     optimizer: optax.GradientTransformation,
     *,
     loss: LossFn,
-    sparse: tuple[str, ...] | Literal["auto"] = "auto",
+    sparse: tuple[str, ...] | None = None,
 ) -> StepFn:
     """Return the compiled training step of a model.
 
@@ -179,7 +179,7 @@ def make_step(
       optimizer: any Optax transformation; for tables under `sparse` it must treat rows apart, see `train.optimizers`.
       loss: a `losses.Loss`, which one CPU takes in parts, or any function `f(scores, labels, *, where)` of float32, float32 and
         bool [B, C] that returns [] (with `log_q=`, float32 [B, C], where the batch has it), which takes the batch whole.
-      sparse: names of the embedding tables that get sparse updates; "auto" takes those of 20,000 rows or more. () updates every
+      sparse: names of the embedding tables that get sparse updates; None: those of 20,000 rows or more. () updates every
         table whole, for a block or tower that reads embedding rows that no feature of its batch names: under sparse updates
         they are NaN. A run may resume with another choice.
 

@@ -73,14 +73,10 @@ def plan(feed: Pipeline, settings: FitSettings) -> Iterator[str]:
         yield f"hr@{settings.k} is 1 for every model: the catalogue has {items:,} items; take a smaller k"
 
 
-def say(line: str, *, progress: bool) -> None:
-    """Print a line of process 0 on stderr, where the progress bar is; without a bar it goes to the log as INFO."""
-    if not processes.first():
-        return
-    if progress:
+def say(line: str) -> None:
+    """Print a line of process 0 on stderr, where the progress bar is."""
+    if processes.first():
         output.say(line)
-    else:
-        logger.info(line)
 
 
 LOG = "log.jsonl"
@@ -106,10 +102,10 @@ def resolve_settings(
         "task": task, "since": since, "first_validation": first_validation, "first_test": first_test,
         "validation": None, "test": None, "k": config.k if task.ranks_catalogue else None,
         "newest": int(data.log.time.max(initial=-1)), "without": span_of(config.without, data, "fit without"),
-        "buckets": () if config.buckets == "auto" else config.buckets,
+        "buckets": config.buckets or (),
     }  # fmt: skip
     settings = FitSettings(**vars(config) | decided | names)
-    if config.buckets != "auto":
+    if config.buckets is not None:
         return settings
     if out is not None and (record := settings_of(out)) is not None:
         return dataclasses.replace(settings, buckets=tuple(record.get("buckets", ())))
@@ -157,7 +153,7 @@ def expect_task(task: Task, data: Dataset) -> None:
 
 def train(
     model: PreRanker, data: Dataset, settings: FitSettings, *, folder: Path, loss: LossFn, teacher: Teacher | None,
-    start: Params | None, optimizer: optax.GradientTransformation | None, on_log: LogFn | None, progress: bool,
+    start: Params | None, optimizer: optax.GradientTransformation | None, on_log: LogFn | None,
 ) -> Checkpoint:  # fmt: skip
     """Train in a folder, from its last checkpoint on; returns the best one by `settings.keep_best`, else the last."""
     if start is not None:
@@ -166,9 +162,9 @@ def train(
     source = task.source(data, before=settings.first_validation)
     positions, candidates, validated = training_positions(data, settings), source, data
     if teacher is not None:
-        given: dict[str, Any] = {"folder": folder / "ranker_scores", "progress": progress}
-        candidates = with_scores(source, data, positions, teacher, **given)
-        validated = with_ranker(data, settings, teacher, **given) if settings.validates else data
+        kept = folder / "ranker_scores"
+        candidates = with_scores(source, data, positions, teacher, folder=kept)
+        validated = with_ranker(data, settings, teacher, folder=kept) if settings.validates else data
     feed = Pipeline(
         dataset=data, positions=positions, config=config, batch_size=settings.batch_size, source=candidates,
         epochs=settings.epochs, seed=settings.seed, buckets=settings.buckets, id_dropout=settings.id_dropout,
@@ -176,8 +172,8 @@ def train(
     )  # fmt: skip
     labels_of(config, source(positions[:1], BatchKey(settings.seed, 0, 0)).labels)  # raises for those that the model needs
     for line in plan(feed, settings):
-        say(line, progress=progress)
-    validate = validation(model, validated, settings, progress=progress) if settings.validates else None
+        say(line)
+    validate = validation(model, validated, settings) if settings.validates else None
     optimizer = optimizer or default_optimizer(
         len(feed), learning_rate=settings.learning_rate, weight_decay=settings.weight_decay
     )
@@ -196,32 +192,31 @@ def train(
                 checkpoints, config, data.encoder and data.encoder.with_length(config.history_length),
                 every=settings.evaluate_every or feed.steps_per_epoch, evaluate=validate,
             )  # fmt: skip
-            loop(state, step, batches, total=left, on_log=on_log, log=JsonLines(folder / LOG), save=saving, progress=progress)
+            loop(state, step, batches, total=left, on_log=on_log, log=JsonLines(folder / LOG), save=saving)
         if processes.first():
             checkpoints.tidy()
         return checkpoints.restore("best")
 
 
 def with_scores(
-    source: SourceFn, data: Dataset, positions: np.ndarray, teacher: Teacher, *, folder: Path, progress: bool
+    source: SourceFn, data: Dataset, positions: np.ndarray, teacher: Teacher, *, folder: Path
 ) -> CandidateSource:
     """Return the candidates of a run with a ranker's scores; those of retrieved ones are kept in a folder."""
     found: Any = teacher.candidates
     if isinstance(teacher.ranker, str):
         scores = distillation.logged_ranks(data, teacher.ranker, positions)
         share = len(scores.positions) / len(positions)
-        say(f"ranker: {share:.1%} of the samples have scores of {teacher.ranker!r}", progress=progress)
+        say(f"ranker: {share:.1%} of the samples have scores of {teacher.ranker!r}")
     else:
         scores = distillation.scores_of(teacher.ranker, data)
         if found is not None:
             expected, out = "one process, which scores them", "score them by a run of one"
             expect(not processes.several(), "Teacher.candidates", expected, f"several; {out}")
-            options: dict[str, Any] = {"name": teacher.name, "progress": progress}
-            scores = distillation.rank_retrieved(scores, data, positions, found, folder=folder, **options)
+            scores = distillation.rank_retrieved(scores, data, positions, found, folder=folder, name=teacher.name)
     return distillation.distilled(source, scores, name=teacher.name, count=teacher.count)
 
 
-def with_ranker(data: Dataset, settings: FitSettings, teacher: Teacher, *, folder: Path, progress: bool) -> Dataset:
+def with_ranker(data: Dataset, settings: FitSettings, teacher: Teacher, *, folder: Path) -> Dataset:
     """Return the data with a teacher as the ranker of a cascade, for `Evaluation.ranker_recall` of the validation slice.
 
     A label of a cascade is that ranker; others rank what retrieval finds, or the lists of the task, of data without a cascade.
@@ -235,9 +230,8 @@ def with_ranker(data: Dataset, settings: FitSettings, teacher: Teacher, *, folde
         return data
     positions, source = held_out(data, settings, "validation", requests=settings.requests)
     found: Any = teacher.candidates if teacher.candidates is not None else lambda at: source(at, BatchKey(0, 0, 0)).rows
-    options: dict[str, Any] = {"name": teacher.name, "progress": progress}
     scores = distillation.scores_of(teacher.ranker, data)
-    ranked = distillation.rank_retrieved(scores, data, positions, found, folder=folder / "validation", **options)
+    ranked = distillation.rank_retrieved(scores, data, positions, found, folder=folder / "validation", name=teacher.name)
     starts, first = np.unique(data.log.history_end(ranked.positions), return_index=True)
     first, starts = (each[(ranked.rows[first] > 0).sum(1) > 1] for each in (first, starts))  # others have no order
     rows, of = ranked.rows[first], ranked.scores[first]
@@ -279,9 +273,7 @@ def held_out(data: Dataset, settings: FitSettings, split: str, *, requests: int 
     return positions, task.source(data, before=before, held_out=True)
 
 
-def validation(
-    model: PreRanker, data: Dataset, settings: FitSettings, *, progress: bool
-) -> Callable[[TrainState], dict[str, float]]:
+def validation(model: PreRanker, data: Dataset, settings: FitSettings) -> Callable[[TrainState], dict[str, float]]:
     """Return figures of a state on the validation slice; ValueError where that of `keep_best` is not defined on it."""
     positions, source = held_out(data, settings, "validation", requests=settings.requests)
     rows, named, _ = source(positions, BatchKey(0, 0, 0))
@@ -295,13 +287,13 @@ def validation(
     got = f"{settings.keep_best!r}: none of its {len(positions)} samples has {needs}; give keep_best='log_loss' or None"
     figure = (settings.keep_best or "").removesuffix("_mean")  # that of GAUC is defined where GAUC is
     expect(fits.get(figure, True), "FitConfig.keep_best", "a figure that the validation slice defines", got)
-    options = evaluation_options(settings, data, "validation") | {"candidates": source, "progress": progress}
+    options: dict[str, Any] = evaluation_options(settings, data, "validation") | {"candidates": source}
 
     def figures(state: TrainState) -> dict[str, float]:
         if not processes.first():
             return {}  # process 0 writes the logs, and the record of a checkpoint
         evaluation = evaluate(model, jax.tree.map(sharding.local, state.params), data, positions, **options)
-        say(f"step {int(state.step)}, validation: {evaluation}", progress=progress)
+        say(f"step {int(state.step)}, validation: {evaluation}")
         return {name: value for name, value in evaluation.figures().items() if BASELINE not in name}
 
     return figures

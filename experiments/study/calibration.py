@@ -30,7 +30,7 @@ def measure(data: datasets.StudyData, work: Path, *, requests: int) -> dict[str,
     """Return the record: figures before and after a calibration."""
     trial = Trial(dataset=data.name, model=AIF, epochs=1 if data.name == "smoke" else EPOCHS)
     (part,) = question.parts_of(trial, data)
-    made = question.trained(trial, part, data, work=work, progress=True)
+    made = question.trained(trial, part, data, work=work)
     rng, log = np.random.default_rng(0), data.dataset.log
     held = [drawn(log, slice_, rng, requests) for slice_ in (data.split.validation, data.split.test)]
     record: dict[str, Any] = {"dataset": data.name, "model": trial.id, "requests": len(held[1]), "ways": {}}

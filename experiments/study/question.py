@@ -186,11 +186,11 @@ def fitted(
     return aif.Trained(built, checkpoint.load(folder).params)
 
 
-def trained(trial: Trial, part: Part, data: datasets.StudyData, *, work: Path, progress: bool) -> aif.Trained:
+def trained(trial: Trial, part: Part, data: datasets.StudyData, *, work: Path) -> aif.Trained:
     """Return the model of a run, from `work` if it was trained before."""
     folder = work / (trial.file + (f"--{part.name.replace(' ', '_')}" if part.name else ""))
     recipe = {name: getattr(trial, name) for name in ("seed", "epochs", "learning_rate")}
-    return fitted(config_of(trial, data), data, part, folder=folder, recipe=recipe, progress=progress)
+    return fitted(config_of(trial, data), data, part, folder=folder, recipe=recipe)
 
 
 def parts_of(trial: Trial, data: datasets.StudyData) -> list[Part]:
@@ -274,7 +274,7 @@ def met_items(on: Slice) -> np.ndarray:
 
 
 def evaluate(
-    trial: Trial, part: Part, model: aif.PreRanker, params: Params, data: datasets.StudyData, *, progress: bool
+    trial: Trial, part: Part, model: aif.PreRanker, params: Params, data: datasets.StudyData
 ) -> dict[str, ByUser]:
     """Return metrics by user: `gauc` of the data's kind of candidates, and of both kinds; `met` against met items; hit rates.
 
@@ -282,9 +282,9 @@ def evaluate(
     model cannot tell it by being new. Their catalogue is that of such items.
     """
     dataset, on = data.dataset, slice_of(trial, part, data)
-    scores = list_scores(model, params, dataset, on.requests.positions, on.requests.rows, progress=progress)
+    scores = list_scores(model, params, dataset, on.requests.positions, on.requests.rows)
     offsets = [popularity_offset(on.counts, untrained=untrained) for untrained in UNTRAINED]
-    every = catalogue_scores(model, params, dataset, on.at, progress=progress)
+    every = catalogue_scores(model, params, dataset, on.at)
     return sampled_metrics(scores, on) | catalogue_metrics(every, on, offsets)
 
 
@@ -311,15 +311,15 @@ def catalogue_metrics(
     return found | {"hr100_trained": metrics.mean_by_user(hits, owners[trained])}
 
 
-def run(trial: Trial, data: datasets.StudyData, *, results: Path, work: Path, progress: bool) -> dict[str, Any]:
+def run(trial: Trial, data: datasets.StudyData, *, results: Path, work: Path) -> dict[str, Any]:
     """Train, evaluate, keep the model in `work` and the figures in `results`."""
     parts, seconds = parts_of(trial, data), 0.0
     judged, about = [], []
     for part in parts:
         began = time.process_time()
-        made = trained(trial, part, data, work=work, progress=progress)
+        made = trained(trial, part, data, work=work)
         seconds += time.process_time() - began
-        judged.append(evaluate(trial, part, made.model, made.params, data, progress=progress))
+        judged.append(evaluate(trial, part, made.model, made.params, data))
         users = len(judged[-1]["gauc_all"].users)
         about.append({"name": part.name, "trained": len(part.seen), "held": len(part.held), "users": users})
     found = {name: joined([one[name] for one in judged]) for name in judged[0]}
@@ -374,7 +374,7 @@ def main(arguments: list[str] | None = None) -> None:
             continue
         if trial.dataset not in loaded:
             loaded[trial.dataset] = datasets.load(trial.dataset, options.data)
-        made = run(trial, loaded[trial.dataset], results=options.results, work=options.work, progress=True)
+        made = run(trial, loaded[trial.dataset], results=options.results, work=options.work)
         figures = ", ".join(f"{name} {made['figures'][name]:.4f}" for name in ("gauc", "gauc_trained", "hr100_trained"))
         print(f"{trial.id}: {figures}; {made['core_seconds']:.0f} s of CPU in training", flush=True)
         jax.clear_caches()

@@ -48,11 +48,11 @@ def correction(counts: np.ndarray) -> np.ndarray:
     return popularity_offset(counts, power=POWER, untrained=None)
 
 
-def attention(on: Training, *, folder: Path, progress: bool) -> Ranker:
+def attention(on: Training, *, folder: Path) -> Ranker:
     """Return the mean of full attention's scores."""
     config = question.config_of(question.Trial(dataset=on.data.name, model=question.FULL), on.data).replace(head=HEAD)
     models = [
-        fitted(config, on.data, on.part, recipe={"seed": seed}, folder=folder / str(seed), progress=progress)
+        fitted(config, on.data, on.part, recipe={"seed": seed}, folder=folder / str(seed))
         for seed in (SEEDS[:1] if on.data.name == "smoke" else SEEDS)
     ]
     each = [model_scores(one.model, one.params, on.data.dataset) for one in models]
@@ -63,19 +63,19 @@ def attention(on: Training, *, folder: Path, progress: bool) -> Ranker:
     return Ranker(scores, " ".join(one.version for one in models))
 
 
-def of_trees(on: Training, *, folder: Path, progress: bool) -> Ranker:
+def of_trees(on: Training, *, folder: Path) -> Ranker:
     """Return trees; see `trees.fit`."""
     groups = trees.groups(on.data, on.positions, on.teaching, on.counts)
-    fit = trees.fit(on.data, on.part, groups, offset=correction(on.counts), folder=folder / "trees", progress=progress)
+    fit = trees.fit(on.data, on.part, groups, offset=correction(on.counts), folder=folder / "trees")
     return Ranker(*fit)
 
 
-def of_sequences(on: Training, *, folder: Path, progress: bool) -> Ranker:
+def of_sequences(on: Training, *, folder: Path) -> Ranker:
     """Return self-attention over the last events; see `sequence.fit`."""
     steps = 2 if on.data.name == "smoke" else sequence.STEPS
-    given: dict[str, Any] = dict(counts=on.counts, offset=correction(on.counts), steps=steps, progress=progress)
+    given: dict[str, Any] = dict(counts=on.counts, offset=correction(on.counts), steps=steps)
     return Ranker(*sequence.fit(on.data, on.part, folder=folder / "model", **given))
 
 
 RANKERS: dict[str, Callable[..., Ranker]] = {"attention": attention, "trees": of_trees, "sequence": of_sequences}
-"""Functions of a `Training`, the folder of what is trained, and whether to show progress."""
+"""Functions of a `Training` and the folder of what is trained."""

@@ -143,7 +143,7 @@ def loss(
 
 
 def fit(
-    data: StudyData, part: Part, *, counts: np.ndarray, offset: np.ndarray, folder: Path, steps: int = STEPS, progress: bool
+    data: StudyData, part: Part, *, counts: np.ndarray, offset: np.ndarray, folder: Path, steps: int = STEPS
 ) -> tuple[Scores, str]:
     """Return the scores of the model and its version; trained, or read from `folder` if it was trained before.
 
@@ -158,7 +158,7 @@ def fit(
     fold = np.full(len(log), FOLDS)
     fold[part.seen] = log.user[part.seen] % FOLDS
     names = {n: f"without users of fold {n}" for n in range(FOLDS)} | {FOLDS: "all"}
-    given: dict[str, Any] = {"counts": counts, "steps": steps, "progress": progress}
+    given: dict[str, Any] = {"counts": counts, "steps": steps}
     models = {n: _trained(data, part.seen[fold[part.seen] != n], folder=folder / name, **given) for n, name in names.items()}
     by_fold = {n: _scores_of(data, params) for n, params in models.items()}
 
@@ -172,7 +172,7 @@ def fit(
     return scores, " ".join(digest(np.asarray(one["bias"])).sha256[:8] for one in models.values())
 
 
-def _trained(data: StudyData, seen: np.ndarray, *, counts: np.ndarray, folder: Path, steps: int, progress: bool) -> Params:
+def _trained(data: StudyData, seen: np.ndarray, *, counts: np.ndarray, folder: Path, steps: int) -> Params:
     """Return the parameters after training on some events, or those in `folder`."""
     log, ids = data.dataset.log, {name: jnp.asarray(of) for name, of in fields_of(data).items()}
     if not sealed.is_complete(folder):
@@ -189,7 +189,7 @@ def _trained(data: StudyData, seen: np.ndarray, *, counts: np.ndarray, folder: P
             return optax.apply_updates(params, updates), state
 
         state = optimizer.init(params)
-        for n in track(range(steps), label="sequences", unit="steps", show=progress):
+        for n in track(range(steps), label="sequences", unit="steps"):
             negatives = sampler.sample(1, NEGATIVES, key=BatchKey(0, 0, n))[0]
             batch = (*windows(log, seen, rng, WINDOWS), negatives)
             params, state = step(params, state, batch, jax.random.key(n))

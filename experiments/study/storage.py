@@ -37,10 +37,10 @@ def compare(data: datasets.StudyData, work: Path, *, seeds: tuple[int, ...] = SE
     for seed in seeds:
         trial = Trial(dataset=data.name, model=AIF, seed=seed)
         (part,) = question.parts_of(trial, data)
-        made = question.trained(trial, part, data, work=work, progress=False)
+        made = question.trained(trial, part, data, work=work)
         for storage in codec.STORAGES:
             narrow = stored(made.model.config, storage)
-            found[storage].append(question.evaluate(trial, part, narrow, made.params, data, progress=False))
+            found[storage].append(question.evaluate(trial, part, narrow, made.params, data))
             jax.clear_caches()
     gaps: dict[str, dict[str, list[float]]] = {}
     for storage in codec.STORAGES[1:]:

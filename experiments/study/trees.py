@@ -153,7 +153,7 @@ def groups(data: StudyData, positions: np.ndarray, teaching: np.ndarray, counts:
     return Groups(at, np.where(known(at, rows), rows, 0))
 
 
-def fit(data: StudyData, part: Part, groups: Groups, *, offset: np.ndarray, folder: Path, progress: bool) -> tuple[Scores, str]:
+def fit(data: StudyData, part: Part, groups: Groups, *, offset: np.ndarray, folder: Path) -> tuple[Scores, str]:
     """Return the scores of the trees and their version; trained, or read from `folder` if they were trained before.
 
     Args:
@@ -181,7 +181,7 @@ def fit(data: StudyData, part: Part, groups: Groups, *, offset: np.ndarray, fold
         blocks = np.array_split(np.arange(taught), -(-taught // BLOCK))
         inputs = [
             features(groups.positions[n], groups.rows[n])[here[n]]
-            for n in track(blocks, label="features of groups", unit="blocks", show=progress)
+            for n in track(blocks, label="features of groups", unit="blocks")
         ]
         labels = np.broadcast_to(np.arange(here.shape[1]) == 0, here.shape)[:taught][here[:taught]]
         table = lightgbm.Dataset(np.concatenate(inputs), labels.astype(np.float32), group=here[:taught].sum(1))

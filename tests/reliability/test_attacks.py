@@ -71,8 +71,8 @@ class Fronted(NamedTuple):
 @contextlib.contextmanager
 def service(*, limits: dict | None = None, **options) -> Iterator[Fronted]:
     """A service with a token whose deadlines are short."""
-    where = Listening(http_port=0, token=TOKEN, **limits or {"body_seconds": 0.5})
-    with running(exports().root / "one", where=where, **options) as made:
+    where = Listening(port=0, **limits or {"body_seconds": 0.5})
+    with running(exports().root / "one", where=where, token=TOKEN, **options) as made:
         yield Fronted(made, made.addresses["http"])
 
 
@@ -322,7 +322,7 @@ def test_more_calls_than_the_service_takes_get_503_and_health_is_answered(monkey
 
 def test_an_answer_before_the_end_of_a_body_says_that_it_closes(monkeypatch):
     monkeypatch.setattr(http_front, "LINGER", 0.2)
-    with service(limits={"body_bytes": 1000, "body_seconds": 0.3}) as made:
+    with service(limits={"max_bytes": 1000, "body_seconds": 0.3}) as made:
         for method, path, key, length, status in (
             ("POST", "/v1/rank", b"", 500, 401),
             ("POST", "/none", KEY, 500, 404),
