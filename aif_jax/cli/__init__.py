@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None) -> tuple[int, Any]:
     """Return the exit code of a command, and what is printed; its errors go to stderr."""
     try:
-        return app.meta(argv, exit_on_error=False, print_error=False) or (FINE, None)
+        return app.meta(sys.argv[1:] if argv is None else argv, exit_on_error=False, print_error=False) or (FINE, None)
     except (
         cyclopts.CycloptsError,
         UsageError,
