@@ -76,7 +76,7 @@ def train(
 
     Args:
       out: folder of the run: checkpoints and logs.
-      columns: as for check.
+      columns: which column is what, see check.
       preset: the model.
       changes: fields of the config, FIELD=VALUE with a value in JSON, such as width=64 'head={"head":"Mlp","widths":[64,32]}':
         width, short_length, long_length, towers, head, sequence, item_content, objectives. Blocks: in Python.
@@ -206,7 +206,7 @@ def refresh(
       current: served model: URL or folder of a snapshot store of exports, or folder of a run, checkpoint or export. Default:
         the store of --out.
       work: local folder of the finished steps; required if --out is remote. Default: OUT.work.
-      task: a task and its fields, as for train. Default: that of the served model.
+      task: a task and its fields, see train. Default: that of the served model.
     """
     result = refreshing.refresh(
         current or out, files.events, config, items=files.items, users=files.users, out=out, work=work,

@@ -34,7 +34,7 @@ class FitConfig(Fields):
       min_history: strictly earlier events that the user of a sample must have.
       validation: a share of the task's samples in the order of time, or the moment when the slice begins: an ISO date such as
         "2022-05-06", a `datetime`, or an integer in `Columns.time_unit`.
-      test: the same of the last slice, for `Run.evaluate`.
+      test: likewise, the last slice, which is for `Run.evaluate`.
       since: train on samples from this moment on, a date or number as for `validation`; shares are of these.
         Histories and popularity still hold what was before; None: all samples.
       replay: how many samples from before `since`, drawn at random, are trained on too: a share of those after it.

@@ -41,25 +41,14 @@ def meaning(kind: Any, name: str) -> str:
 
 
 def fields(kind: type) -> Iterator[str]:
-    """A row for each field of a dataclass: name, default, meaning. Neighbours with one meaning share a row."""
-    rows: list[tuple[list[str], list[str], str]] = []
-    for name, default, text in _fields(kind):
-        if rows and rows[-1][2] == text:
-            rows[-1][0].append(name)
-            rows[-1][1].append(default)
-        else:
-            rows.append(([name], [default], text))
-    return (f"| {', '.join(names)} | {', '.join(dict.fromkeys(defaults))} | {text} |" for names, defaults, text in rows)
-
-
-def _fields(kind: type) -> Iterator[tuple[str, str, str]]:
+    """A row for each field of a dataclass: name, default, meaning."""
     parameters = inspect.signature(kind).parameters
     for field in dataclasses.fields(kind):
         default = parameters[field.name].default
         factory = field.default_factory
         default = default if factory is dataclasses.MISSING else factory()
         value = "required" if default is inspect.Parameter.empty else f"`{default!r}`"
-        yield f"`{field.name}`", cell(value), cell(meaning(kind, field.name))
+        yield f"| `{field.name}` | {cell(value)} | {cell(meaning(kind, field.name))} |"
 
 
 def settings() -> str:
