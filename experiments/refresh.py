@@ -227,7 +227,7 @@ def answered(arm: Arm, spans: list[Span], requests: Requests, new: np.ndarray) -
         served = arm.serving(span.params, span.first)
         scores[mine] = list_scores(served.model, served.params, data, at[mine], lists.rows[mine])
         corrected = arm.serving(span.params, span.first, corrected=True)
-        ranks[mine] = rank_catalogue(corrected.model, corrected.params, data, at[mine])[0]
+        ranks[mine] = rank_catalogue(corrected.model, corrected.params, data, at[mine])
     where, hit, of_new = lists.rows > 0, ranks < K, new[data.log.item[at]]
     found = {"gauc": metrics.gauc_by_user(scores, lists.labels, users[:, None], where=where)}
     found |= metrics.probabilities_by_user(scores[:, :16], lists.labels[:, :16], users[:, None], where=where[:, :16])

@@ -14,7 +14,7 @@ DAY = 86_400
 START = 1_700_006_400
 USERS, ITEMS, NEW, CATEGORIES = 60, 36, 6, 4
 COLUMNS = aif.Columns(item_attributes=("brand",))
-GATE = GateConfig(users=5, gauc=0.05, hit_rate=0.1, log_loss=0.2, calibration=0.2, overlap=0.0)
+GATE = GateConfig(users=5, gauc=0.05, hit_rate=0.1, log_loss=0.2, calibration=0.2)
 OPTIONS: dict[str, Any] = dict(
     batch_size=64, learning_rate=0.02, requests=80, k=5, gate=GATE, platforms=("cpu",), progress=False
 )  # fmt: skip

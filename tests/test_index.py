@@ -431,34 +431,6 @@ def test_nothing_compiles_after_the_first_update():
     assert len(index) == 299
 
 
-def test_mesh_of_four_devices(python):
-    out = python(
-        """
-import jax, numpy as np
-from tests import demo
-from aif_jax import Trained, sharding
-from aif_jax.index import ItemIndex
-trained, ids, mesh = Trained(*demo.build()), np.arange(300), sharding.row_mesh()
-build = lambda items, **options: ItemIndex.build(trained, [(ids, items)], batch_size=64, progress=False, **options)
-one, four = build(demo.items(300)), build(demo.items(300), mesh=mesh, storage="bfloat16")
-four32 = build(demo.items(300), mesh=mesh)
-assert all(len(leaf.sharding.device_set) == 4 for leaf in jax.tree.leaves(four.shapes))
-with four.reading() as table:
-    assert all(s.data.shape[0] == 256 for s in table.words.addressable_shards)
-jax.tree.map(lambda *rows: np.testing.assert_allclose(*rows, rtol=1e-5, atol=1e-6), one.take(ids)[0], four32.take(ids)[0])
-changed, updated = demo.items(300, seed=3), four32
-for start in range(0, 300, 50):
-    at = slice(start, start + 50)
-    updated = updated.upsert(ids[at], demo.part(changed, at))
-assert updated._store is four32._store
-assert demo.same(updated.take(ids)[0], build(changed, mesh=mesh).take(ids)[0])
-print("capacity", four.capacity, "devices", mesh.size)
-""",
-        devices=4,
-    )
-    assert out == "capacity 1024 devices 4\n"
-
-
 def test_rows_without_the_side_values_of_the_schema_are_refused():
     """Orders and answers read them: without them every candidate would score 0."""
     schema = dataclasses.replace(demo.schema(), side=("bid",))

@@ -289,7 +289,7 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
     (lambda: train.NextItem(negatives=0), "NextItem.negatives: expected at least 1, got 0"),
     *each(aif.FitConfig, "FitConfig", "tuple[int, ...] or None", buckets=["short"]),
     (lambda: GateConfig(gauc=-1.0), "GateConfig.gauc: expected at least 0"),
-    (lambda: GateConfig(overlap=2.0), "overlap: expected a share"),
+    (lambda: GateConfig(volume=2.0), "volume: expected a share"),
     # metrics and calibration
     (lambda: metrics.auc([1.0, np.nan, np.nan], [0, 1, 1]), "scores: expected no NaN, got nan at [1] (2 such"),
     (lambda: metrics.probabilities_by_user([np.nan], [1], [7]), "scores: expected no NaN"),

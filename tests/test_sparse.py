@@ -13,7 +13,7 @@ import pytest
 import aif_jax as aif
 from aif_jax import train
 from aif_jax.data.pipeline import Batch, PrefetchedBatch
-from aif_jax.train import losses, optimizers, rowwise_adagrad
+from aif_jax.train import losses, optimizers
 from aif_jax.train import step as training
 from tests import demo
 
@@ -174,11 +174,10 @@ def test_parts_hold_samples_of_like_length():
     "optimizer",
     [
         optax.adagrad(0.1),
-        rowwise_adagrad(0.1),
         optax.sgd(optax.linear_schedule(0.3, 0.0, 10)),
         optax.chain(optax.clip_by_global_norm(0.05), optax.adagrad(0.1)),
     ],
-    ids=["adagrad", "rowwise_adagrad", "sgd under a schedule", "clipped"],
+    ids=["adagrad", "sgd under a schedule", "clipped"],
 )
 def test_where_a_zero_gradient_changes_nothing_the_whole_table_is_that_of_the_dense_optimizer(optimizer):
     model, params = demo.build(**demo.SMALL)
@@ -234,24 +233,6 @@ def test_lazy_adam_by_its_formula():
         moved = (first[rows] / (1 - 0.9**step)) / (np.sqrt(second[rows] / (1 - 0.999**step)) + 1e-8)
         expected[rows] -= 0.1 * (moved + 0.2 * expected[rows])
     np.testing.assert_allclose(params["embedding"]["item"], expected, atol=1e-5)
-
-
-def test_rowwise_adagrad_by_its_formula():
-    rng = np.random.default_rng(0)
-    table, gradients = rng.normal(size=(5, 3)), rng.normal(size=(4, 5, 3)) * (rng.random((4, 5, 1)) < 0.6)
-    optimizer = rowwise_adagrad(0.3, initial_accumulator=0.2, eps=1e-3)
-    updated = jnp.asarray(table, jnp.float32)
-    state = optimizer.init(updated)
-    assert state[0].shape == (5, 1)
-    for gradient in gradients:
-        updates, state = optimizer.update(jnp.asarray(gradient, jnp.float32), state)
-        updated = optax.apply_updates(updated, updates)
-    accumulator = np.full(5, 0.2)
-    for gradient in gradients:
-        rows = gradient.any(1)
-        accumulator[rows] += (gradient[rows] ** 2).mean(1)
-        table[rows] -= 0.3 * gradient[rows] / np.sqrt(accumulator[rows] + 1e-3)[:, None]
-    np.testing.assert_allclose(updated, table, atol=1e-5)
 
 
 @pytest.mark.parametrize(("count", "size"), [(1, 1250), (700, 1250), (5000, 5000)])

@@ -123,7 +123,7 @@ def add(
       run: the --out of train.
       out: folder of the new run; must not exist.
     """
-    expect(parts, "add", f"some of {', '.join(ADDED)}", "none", error=UsageError)
+    expect(parts, "add", f"some of {', '.join(ADDED)}", "none; name them", error=UsageError)
     expect_nothing(local(out, "--out"))
     made = Run.load(run)
     data = files.read(encoder=made.trained.need_encoder(str(run)))

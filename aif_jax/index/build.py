@@ -34,7 +34,7 @@ def fill(
 
     `known`: how many items there are, where that is known; `kind`: of the ids of an index without items.
     """
-    store = Store(program, capacity=capacity_for(known or 0, program.mesh) if capacity is None else capacity)
+    store = Store(program, capacity=capacity_for(known or 0) if capacity is None else capacity)
     seen = []
     with track(total=known, label="item index", unit="items") as bar, hidden():  # of the files that are read
         for keys, stored in ahead(batches):
@@ -49,7 +49,7 @@ def fill(
             bar.update(count)
     keys = np.concatenate(seen) if seen else np.zeros(0, np.int64)
     _expect_distinct(keys)
-    if capacity is None and known is None and store.capacity > (least := capacity_for(len(keys), program.mesh)):
+    if capacity is None and known is None and store.capacity > (least := capacity_for(len(keys))):
         store.resize(least)
     store.kind = kind_of(keys) or kind
     store.ids = IdMap(store.capacity, store.kind)
@@ -77,13 +77,11 @@ def checked(program: ItemProgram, ids: Any, features: Any, *, kind: IdKind | Non
     return keys, jax.tree.map(np.asarray, dataclasses.replace(features, encoding=""))
 
 
-def capacity_for(items: int, mesh: object = None) -> int:
+def capacity_for(items: int) -> int:
     """Return rows for so many items: an eighth more and 512, rounded up to 1, 1.25, 1.5 or 1.75 times a power of two."""
     wanted = max(items * 9 // 8 + 512, 1024)
     quarter = max(1, 1 << (wanted.bit_length() - 3))
-    rounded = -(-wanted // quarter) * quarter
-    devices = getattr(mesh, "size", 1)
-    return -(-rounded // devices) * devices
+    return -(-wanted // quarter) * quarter
 
 
 def rebatch(batches: Iterable[Any], size: int) -> Iterator[Any]:

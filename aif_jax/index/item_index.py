@@ -144,7 +144,6 @@ class ItemIndex:
         storage: Storage = "float32",
         batch_size: int = BATCH,
         capacity: int | None = None,
-        mesh: Any = None,
         progress: bool = True,
     ) -> ItemIndex:
         """Run the item function over a catalogue; host memory is bounded by a few batches and 20 to 30 bytes an item for ids.
@@ -157,21 +156,20 @@ class ItemIndex:
           storage: storage of vectors: "float32" (exact), "bfloat16" or "int8" with a scale for each row.
           batch_size: items in one run of the item function. Rows may differ in the last bit between two batch sizes.
           capacity: rows of the table; None leaves an eighth free. For a stream of unknown length it saves copies of the table.
-          mesh: splits batches and table over its devices, see `aif_jax.sharding.row_mesh`.
 
         Raises:
           TypeError, ValueError: ids that are neither integers nor strings or of both kinds, an id that comes twice, features
             that do not fit the schema, a catalogue larger than `capacity`.
           EncodingMismatch: features or a catalogue that another encoder made.
         """
-        program = ItemProgram(trained, storage=storage, batch_size=batch_size, mesh=mesh)
+        program = ItemProgram(trained, storage=storage, batch_size=batch_size)
         batches, known = item_batches(program, catalogue)
         computed = ((keys, program(features)) for keys, features in rebatch(batches, batch_size))
         with hidden(not progress):
             return cls(*fill(program, computed, capacity=capacity, known=known))
 
     @classmethod
-    def load(cls, path: str | Path, trained: Trained, *, mesh: Any = None) -> ItemIndex:
+    def load(cls, path: str | Path, trained: Trained) -> ItemIndex:
         """Read a snapshot, into the least table that `build` would make, and check that it belongs to a model.
 
         Raises:
@@ -195,8 +193,8 @@ class ItemIndex:
                 keys = hashed(keys, ids.get("marks", keys), "ids")
         expect(len(keys) == manifest.items, f"{path}", f"{manifest.items} items", len(keys), error=CheckpointError)
         rows = leaves_by_path(trees.get("rows", {}), separator=".")
-        options: dict[str, Any] = {"storage": manifest.storage, "batch_size": manifest.batch_size, "mesh": mesh}
-        return cls.of_rows(trained, keys, rows, kind=manifest.ids, **options)
+        sizes: dict[str, Any] = {"storage": manifest.storage, "batch_size": manifest.batch_size}
+        return cls.of_rows(trained, keys, rows, kind=manifest.ids, **sizes)
 
     @classmethod
     def from_parts(
@@ -281,7 +279,7 @@ class ItemIndex:
     def shapes(self) -> Packed:
         """Shapes and dtypes of the table, for ahead-of-time compilation."""
         with self.reading() as table:
-            return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), table)
+            return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), table)
 
     @property
     def bytes_per_row(self) -> float:
@@ -367,7 +365,7 @@ class ItemIndex:
     def _copy(self, *, least: int = 0, kind: IdKind | None = None) -> ItemIndex:
         """Return a copy in new memory, rows by ascending key, with room for at least so many more items."""
         program, (keys, rows) = self._store.program, self._view.items()
-        capacity = max(self.capacity, capacity_for(len(self) + least, program.mesh) if least else 0)
+        capacity = max(self.capacity, capacity_for(len(self) + least) if least else 0)
         batches = ((keys[part], self._store.read(rows[part])) for part in program.parts(len(rows)))
         return ItemIndex(*fill(program, batches, capacity=capacity, kind=self.kind or kind))
 

@@ -21,7 +21,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aif_jax import sharding
 from aif_jax.checks import expect
 from aif_jax.encoding.vocabulary import IdKind
 from aif_jax.features import item_specs
@@ -35,26 +34,22 @@ READERS = 32  # at the same time: more than threads hand work to a device
 
 
 class ItemProgram:
-    """The item function as the index runs it, on one device or over a mesh, to whose devices the parameters are copied.
+    """The item function as the index runs it.
 
     It is compiled once and always runs on batches of one size, so an updated row equals a rebuilt one bit for bit: products
     over another number of rows may add in another order.
     """
 
-    def __init__(self, trained: Trained, *, storage: Storage = "float32", batch_size: int = BATCH, mesh: Any = None):
+    def __init__(self, trained: Trained, *, storage: Storage = "float32", batch_size: int = BATCH):
         expect(storage in STORAGES, "storage", f"one of {STORAGES}", repr(storage))
         expect(batch_size >= 1, "batch_size", "at least 1", batch_size)
-        if mesh is not None:
-            expect(batch_size % mesh.size == 0, "batch_size", f"a multiple of the mesh's {mesh.size} devices", batch_size)
         row = jax.eval_shape(trained.model.item, trained.params, item_specs(trained.config.schema))
         if isinstance(row, ItemRow):  # what answers are ordered by, and shown with
             side, got = sorted(trained.config.schema.side), sorted(row.side)
             expect(got == side, "ItemRow.side", f"the side values {side} of the schema", got)
-        self.trained = trained.on_device(None if mesh is None else sharding.replicated(mesh))
+        self.trained = trained.on_device()
         self.storage: Storage = storage
         self.batch_size = batch_size
-        self.mesh = mesh
-        self.rows_sharding = None if mesh is None else sharding.rows(mesh)
         self._compiled = _compiled(trained.model.item, storage)
 
     def __call__(self, features: ItemFeatures) -> Packed:
@@ -84,9 +79,7 @@ class ItemProgram:
 
     def _placed(self, rows: Any) -> Any:
         """Return a batch of at most `batch_size` rows from the host, filled up with zeros, ready for a compiled function."""
-        padded = jax.tree.map(lambda leaf: _pad(np.asarray(leaf), self.batch_size), rows)
-        # On one device the compiled function sends NumPy arrays itself, in less time than an explicit transfer takes.
-        return padded if self.mesh is None else jax.device_put(padded, self.rows_sharding)
+        return jax.tree.map(lambda leaf: _pad(np.asarray(leaf), self.batch_size), rows)
 
 
 class Store:
@@ -137,12 +130,12 @@ class Store:
         wanted = np.zeros(self.program.batch_size, np.int32)
         wanted[: len(rows)] = rows
         with self.reading() as table:
-            return _gather(table, self._replicated(wanted))
+            return _gather(table, wanted)
 
     def resize(self, capacity: int) -> None:
         """Make the table longer or shorter while it is filled for the first time, before there is a snapshot."""
         with self._writing():
-            self._table = _resized(capacity, self.program.rows_sharding)(self._table)
+            self._table = _resized(self._table, capacity=capacity)
         self.capacity = capacity
 
     def retire(self, snapshot: Any, rows: np.ndarray, pages: np.ndarray) -> None:
@@ -154,10 +147,7 @@ class Store:
         targets = np.full(self.program.batch_size, self.capacity, np.int32)  # out of range: dropped
         targets[: len(rows)] = rows
         with self._writing():
-            self._table = _write(self._table, stored, self._replicated(targets))
-
-    def _replicated(self, rows: np.ndarray) -> Any:
-        return rows if self.program.mesh is None else jax.device_put(rows, sharding.replicated(self.program.mesh))
+            self._table = _write(self._table, stored, targets)
 
 
 @lru_cache(maxsize=16)
@@ -186,9 +176,6 @@ def _gather(table: Packed, rows: jax.Array) -> Packed:
     return jax.tree.map(lambda leaf: leaf.at[rows].get(mode="clip"), table)
 
 
-@lru_cache(maxsize=32)
-def _resized(capacity: int, placed: Any) -> Any:
-    def fit(leaf: jax.Array) -> jax.Array:
-        return jnp.pad(leaf[:capacity], ((0, max(0, capacity - len(leaf))), (0, 0)))
-
-    return jax.jit(partial(jax.tree.map, fit), out_shardings=placed)
+@partial(jax.jit, static_argnames="capacity")
+def _resized(table: Packed, *, capacity: int) -> Packed:
+    return jax.tree.map(lambda leaf: jnp.pad(leaf[:capacity], ((0, max(0, capacity - len(leaf))), (0, 0))), table)

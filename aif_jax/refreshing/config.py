@@ -32,7 +32,7 @@ class RefreshConfig(Fields):
       seed: see `FitConfig`.
       requests: at most so many of the held-out samples are evaluated, drawn at random. To notice a loss of 1 GAUC point on half
         of the days the gate needs 130 to 340, of different users.
-      k: k of HR@k and the overlap, for tasks that rank the catalogue.
+      k: k of HR@k, for tasks that rank the catalogue.
       fixed: (first moment, first moment after) of an earlier period that both models are judged on too. No refresh trains on it
         from now on, replayed or not; None: that of the served model's refresh, of its run the validation span. Where the events
         no longer hold `GateConfig.users` users of it, the hours that the served model's own gate judged it on.

@@ -40,8 +40,6 @@ class GateConfig(Fields):
       hit_rate: HR@k that may be lost.
       log_loss: nats that log-loss may grow by; uncalibrated, that of the scores before SVD term and popularity correction.
       calibration: how much the expected calibration error may grow; of the scores of `log_loss`.
-      overlap: least mean share of the old top k that is in the new one, unless GAUC or HR@k is clearly better.
-      size: largest bytes of parameters, as a multiple of the old model's.
       unknown: largest share of the requests' items that the new model's vocabulary lacks.
       volume: least events a day of the new part, as a share of the days before; half of the files missing is refused.
       users: least users to judge by.
@@ -54,8 +52,6 @@ class GateConfig(Fields):
     hit_rate: float = 0.01
     log_loss: float = 0.02
     calibration: float = 0.02
-    overlap: float = 0.2
-    size: float = 1.5
     unknown: float = 0.01
     volume: float = 0.6
     users: int = 100
@@ -65,7 +61,7 @@ class GateConfig(Fields):
         expect_types(self)
         for name, value in vars(self).items():
             self.expect(value >= 0, name, "at least 0")
-            self.expect(value <= 1 or name not in ("overlap", "unknown", "volume", "floor"), name, "a share from 0 to 1")
+            self.expect(value <= 1 or name not in ("unknown", "volume", "floor"), name, "a share from 0 to 1")
 
     @property
     def bounds(self) -> dict[str, float]:
@@ -81,7 +77,7 @@ class Requests:
       data: holds them; of an encoder that knows new users and items.
       positions: int64 [R] events in its log.
       candidates: lists with labels, such as `task.source(data, before=..., held_out=True)`.
-      k: k of HR@k and of the overlap in the catalogue; None does not rank it.
+      k: k of HR@k in the catalogue; None does not rank it.
       calibration_negatives: candidates after the first that log-loss and calibration are of, see `evaluate`.
     """
 
@@ -99,16 +95,12 @@ class Measurement:
     Attributes:
       finite: whether every parameter and score is; without it there is nothing else.
       by_user: metrics by name before they are averaged.
-      top: int32 [R, k] the best catalogue rows of each request; None where the catalogue was not ranked.
       unknown: share of the requests' items that the model's vocabulary lacks.
-      bytes: bytes of the parameters.
     """
 
     finite: bool
     by_user: Mapping[str, ByUser] = dataclasses.field(default_factory=dict, repr=False)
-    top: np.ndarray | None = dataclasses.field(default=None, repr=False)
     unknown: float = 0.0
-    bytes: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,12 +110,10 @@ class Verdict:
     Attributes:
       reasons: why the model is refused, a sentence each: what, measured, bound; empty where it passed.
       metrics: by slice and name: values of the new and the old model and the interval of the difference.
-      overlap: mean share of the old top k in the new one; None where it was not compared.
     """
 
     reasons: tuple[str, ...]
     metrics: Mapping[str, Mapping[str, Mapping[str, Any]]] = dataclasses.field(default_factory=dict)
-    overlap: float | None = None
 
     @property
     def passed(self) -> bool:
@@ -153,25 +143,16 @@ def measure(trained: Trained, requests: Requests) -> Measurement:
         evaluate, served.model, data=data, positions=positions, k=None, candidates=requests.candidates,
         calibration_negatives=requests.calibration_negatives,
     )  # fmt: skip
-    by_user, top = dict(figures(params).by_user), None
+    by_user = dict(figures(params).by_user)
     if (probable := without_terms(served)) is not params:
         of_training = figures(probable).by_user
         by_user |= {name: of_training[name] for name in OF_PROBABILITIES}
     if k is not None:
-        most = min(k, len(data.catalogue) - 1)
-        ranks, top = rank_catalogue(served.model, params, data, positions, k=most)
+        ranks = rank_catalogue(served.model, params, data, positions)
         by_user[f"hr@{k}"] = metrics.mean_by_user(ranks < k, data.log.user[positions])
     item = data.log.item[positions]
     known = params[ROWS]["item"][item] if ROWS in params else item
-    return Measurement(
-        finite=True, by_user=by_user, top=top, unknown=float((np.asarray(known) == 0).mean()),
-        bytes=bytes_of(trained),
-    )  # fmt: skip
-
-
-def bytes_of(trained: Trained) -> int:
-    """Return the size of the parameters in bytes."""
-    return sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(trained.params))
+    return Measurement(finite=True, by_user=by_user, unknown=float((np.asarray(known) == 0).mean()))
 
 
 def without_terms(trained: Trained) -> Params:
@@ -186,15 +167,15 @@ def without_terms(trained: Trained) -> Params:
 
 def judge(
     slices: Mapping[str, tuple[Measurement, Measurement]],
-    config: GateConfig = GateConfig(),
+    config: GateConfig = GateConfig(),  # noqa: B008 frozen
     *,
-    volume: float | None = None,  # noqa: B008
+    volume: float | None = None,
 ) -> Verdict:
     """Return whether a new model may follow the old one: a pure function of measurements.
 
     Args:
-      slices: (new, old) by name on the same requests: first the newest ones, which size, vocabulary, overlap and floor are
-        judged on, then an earlier period, which a bad day cannot have spoilt.
+      slices: (new, old) by name on the same requests: first the newest ones, which vocabulary and floor are judged
+        on, then an earlier period, which a bad day cannot have spoilt.
       config: bounds.
       volume: events a day of the new part over those before it; None for unknown.
     """
@@ -209,16 +190,7 @@ def judge(
             for metric, difference in pairs.items()
         }
         reasons += _worse(name, new, compared[name], config)
-    new, old = next(iter(slices.values()))
-    name, overlap = next(iter(slices)), None
-    if new.top is not None and old.top is not None:
-        overlap = float(np.mean([len(np.intersect1d(a, b)) / len(b) for a, b in zip(new.top, old.top, strict=True)]))
-        ranking = (each["difference"].low for metric, each in compared[name].items() if metric.startswith(("gauc", "hr@")))
-        if overlap < config.overlap and not any(low > 0 for low in ranking):
-            reasons.append(
-                f"{name}: the new top {new.top.shape[1]} holds {overlap:.1%} of the old one, and no ranking metric is surely "
-                f"better; bound: at least {config.overlap:.1%}"
-            )
+    name, (new, _) = next(iter(slices.items()))
     gauc = new.by_user.get("gauc")
     if gauc is not None and (own := metrics.user_interval(gauc)).low <= config.floor:
         interval = f"95% interval {own.low:.4f} to {own.high:.4f}"
@@ -226,13 +198,10 @@ def judge(
     if new.unknown > config.unknown:
         share = f"{new.unknown:.1%} of the requests are for items that the new model's vocabulary lacks"
         reasons.append(f"{name}: {share}; bound: at most {config.unknown:.1%}")
-    if old.bytes and new.bytes > config.size * old.bytes:
-        sizes = f"the new model's parameters are {new.bytes:,} bytes, {new.bytes / old.bytes:.2f} times the old one's"
-        reasons.append(f"{sizes}; bound: at most {config.size:g} times")
     if volume is not None and volume < config.volume:
         events = f"the new part has {volume:.1%} of the events a day that the days before it had"
         reasons.append(f"{events}; bound: at least {config.volume:.1%}")
-    return Verdict(reasons=tuple(reasons), metrics=compared, overlap=overlap)
+    return Verdict(reasons=tuple(reasons), metrics=compared)
 
 
 def volume(times: np.ndarray, since: int) -> float | None:

@@ -22,7 +22,7 @@ from aif_jax.index import ItemIndex
 from aif_jax.readers import read, read_items
 from aif_jax.readers.tables import Source
 from aif_jax.refreshing.config import RefreshConfig
-from aif_jax.refreshing.gate import Requests, bytes_of, judge, measure, volume
+from aif_jax.refreshing.gate import Requests, judge, measure, volume
 from aif_jax.refreshing.job import Job
 from aif_jax.refreshing.warm import forget_ids, warm_start
 from aif_jax.run import fit
@@ -116,8 +116,7 @@ class Refresh:
         trained, record = self.opened()
         checkpoint.save(folder / MODEL, trained)
         until = "" if record["until"] is None else f", trained until {iso_text(record['until'])}"
-        about = {"version": trained.version, "bytes": bytes_of(trained)}
-        return record | about | {"line": f"version {trained.version[:12]}{until}"}
+        return record | {"version": trained.version, "line": f"version {trained.version[:12]}{until}"}
 
     def read_data(self, _: Path) -> dict[str, Any]:
         """Return digest and sizes of the data, whether anything is new, and the earlier period to judge on."""
@@ -204,8 +203,7 @@ class Refresh:
             added.append("calibration")
         checkpoint.save(folder / MODEL, model)
         line = "; ".join([", ".join(added) or "none: the served model has none", *faults])
-        about = {"version": model.version, "bytes": bytes_of(model)}
-        return about | {"line": line, "additions": added, "faults": faults}
+        return {"version": model.version, "line": line, "additions": added, "faults": faults}
 
     def judge(self, _: Path) -> dict[str, Any]:
         """Return the gate's verdict as plain JSON. Raises SnapshotError for a model that was rolled back."""
@@ -233,7 +231,7 @@ class Refresh:
         reasons = [*self.job.records["additions"]["faults"], *verdict.reasons]
         return {
             "line": "refused: " + "; ".join(reasons) if reasons else "passed", "reasons": reasons,
-            "metrics": verdict.metrics, "overlap": verdict.overlap, "volume": share,
+            "metrics": verdict.metrics, "volume": share,
             "requests": len(slices["newest"][0]),
         }  # fmt: skip
 

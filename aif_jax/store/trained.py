@@ -205,9 +205,9 @@ class Trained:
         copy.__dict__["version"] = version
         return copy
 
-    def on_device(self, sharding: Any = None) -> Trained:
-        """Return a copy with its parameters on the default device, or by a sharding."""
-        return self.replace(params=jax.device_put(self.params, sharding)).with_version(self.version)
+    def on_device(self) -> Trained:
+        """Return a copy with its parameters on the default device."""
+        return self.replace(params=jax.device_put(self.params)).with_version(self.version)
 
     def need_encoder(self, what: str) -> Encoder:
         """Return the encoder; ArgumentError for a model without one, named by `what` needs it."""

@@ -185,7 +185,7 @@ def evaluate(
         inputs |= {"calibration_negatives": calibration_negatives, "k": k}
         more: dict[str, Any] = {"by_user": by_user, "inputs": inputs, "objectives": parts if len(parts) > 1 else {}}
         if k is not None:
-            ranks = rank_catalogue(model, params, data, positions, k=1)[0]
+            ranks = rank_catalogue(model, params, data, positions)
             by_user |= _hits(ranks, users, k)
             inputs["repeats"] = bool(data.repeats)
             more["hit_rate"] = by_user[f"hr@{k}"].mean
@@ -308,19 +308,15 @@ def item_rows(model: PreRanker, params: Params, catalogue: Catalogue) -> ItemRow
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:total], *parts)
 
 
-def rank_catalogue(
-    model: PreRanker, params: Params, data: Dataset, positions: np.ndarray, *, k: int = 1
-) -> tuple[np.ndarray, np.ndarray]:
-    """Rank every item for the user of each event int64 [R], by the first objective.
+def rank_catalogue(model: PreRanker, params: Params, data: Dataset, positions: np.ndarray) -> np.ndarray:
+    """Return int64 [R], the rank of each event's item for its user in the whole catalogue, by the first objective, 0 the best.
 
-    Returns:
-      Ranks int64 [R] of the events' items, 0 the best, ties count against them; and the best rows int32 [R, k], best first.
+    Ties count against it.
     """
-    ranks, top = np.zeros(len(positions), np.int64), np.zeros((len(positions), k), np.int32)
+    ranks = np.zeros(len(positions), np.int64)
     for at, scores in catalogue_scores(model, params, data, positions):
         ranks[at] = rank_of(scores, data.log.item[positions[at]])
-        top[at] = best_rows(scores, k)
-    return ranks, top
+    return ranks
 
 
 def catalogue_scores(
@@ -364,13 +360,6 @@ def catalogue_scores(
 def rank_of(scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Return int64 [b], how many other scores [b, N] are at least that of the row [b]: ties count against it."""
     return (scores >= scores[np.arange(len(rows)), rows][:, None]).sum(1) - 1
-
-
-def best_rows(scores: np.ndarray, k: int) -> np.ndarray:
-    """Return int32 [b, k] the rows of the k highest of the scores [b, N], best first."""
-    best = np.argpartition(scores, -k, axis=1)[:, -k:]
-    order = np.argsort(-np.take_along_axis(scores, best, 1), axis=1, kind="stable")
-    return np.take_along_axis(best, order, 1).astype(np.int32)
 
 
 def _filled(count: int, size: int, *, label: str) -> Iterable[np.ndarray]:

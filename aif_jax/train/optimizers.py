@@ -39,35 +39,6 @@ def default_optimizer(steps: int, *, learning_rate: float = 1e-2, weight_decay: 
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=weight_decay))
 
 
-def rowwise_adagrad(
-    learning_rate: float | optax.Schedule, *, initial_accumulator: float = 0.1, eps: float = 1e-7
-) -> optax.GradientTransformation:
-    """Return Adagrad with one accumulator for each row (the last axis) of a matrix: 4 bytes a row in place of 4 D.
-
-        a <- a + mean_d g_d^2,   w <- w - learning_rate g / sqrt(a + eps)
-
-    Source: DLRM (arXiv 1906.00091). `initial_accumulator` is a before the first step; a vector counts as one row.
-
-    Example:
-      >>> optimizer = rowwise_adagrad(1.0, initial_accumulator=0.0)
-      >>> table = jnp.zeros((2, 2))
-      >>> updates, _ = optimizer.update(jnp.array([[2.0, 2.0], [0.0, 0.0]]), optimizer.init(table))
-      >>> updates.tolist()
-      [[-1.0, -1.0], [-0.0, -0.0]]
-    """
-
-    def init(params: Any) -> Any:
-        return jax.tree.map(lambda x: jnp.full((*x.shape[:-1], 1) if x.ndim else (), initial_accumulator, x.dtype), params)
-
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        del params
-        state = jax.tree.map(lambda a, g: a + (jnp.mean(g * g, -1, keepdims=True) if g.ndim else g * g), state, updates)
-        # a row without a gradient so far, and with an accumulator of 0, divides 0 by 0 + eps
-        return jax.tree.map(lambda a, g: g * jax.lax.rsqrt(a + eps), state, updates), state
-
-    return optax.chain(optax.GradientTransformation(init, update), optax.scale_by_learning_rate(learning_rate))
-
-
 MIN_ROWS = 20_000
 """Rows from which a sparse update is cheaper than a dense one, on two CPU cores."""
 SMALLEST = 1024

@@ -80,7 +80,7 @@ class Met:
         return train.evaluate(model or self.run.model, self.run.params, self.other, positions(self.other), **QUIET)
 
     def scores(self):
-        return next(catalogue_scores(self.run.model, self.run.params, self.other, positions(self.other), **QUIET))
+        return next(catalogue_scores(self.run.model, self.run.params, self.other, positions(self.other)))
 
     def of_a_checkpoint(self):
         self.run.save(self.at / "saved")
@@ -104,7 +104,7 @@ DOORS = {
     "train.evaluate, loaded": lambda m: m.evaluate(aif.Run.load(m.run.folder).model),
     "train.evaluate, a checkpoint's": lambda m: m.evaluate(m.of_a_checkpoint()),
     "scores of the catalogue": lambda m: m.scores(),
-    "rows of the catalogue": lambda m: item_rows(m.run.model, m.run.params, m.other.catalogue, **QUIET),
+    "rows of the catalogue": lambda m: item_rows(m.run.model, m.run.params, m.other.catalogue),
     "init": lambda m: m.model.init(jax.random.key(0), m.other.catalogue),
     "fit_tables": lambda m: aif.fit_tables(m.run.config, m.other.catalogue),
     "fit": lambda m: demo.fit(m.model, m.other, out=m.at / "fit", epochs=1, batch_size=32, **QUIET),

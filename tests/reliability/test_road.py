@@ -218,7 +218,7 @@ def test_roads_of_strangers(tmp_path):
 
 ACTIONS, FIRST_DAYS, LEAVERS = ("shown", "clicked", "bought"), 8, 4
 SHOPPERS, GOODS, RUBRICS = 96, 40, 4
-GATE = GateConfig(users=5, gauc=0.3, log_loss=1.0, calibration=1.0, overlap=0.0)
+GATE = GateConfig(users=5, gauc=0.3, log_loss=1.0, calibration=1.0)
 
 
 @dataclasses.dataclass(frozen=True)
