@@ -189,10 +189,3 @@ def test_labels_that_do_not_fit_are_refused_with_the_names_that_there_are(object
     data = data_of(COLUMNS)
     model = aif.build(model_of(data).config.replace(head=aif.heads.Mlp((4,)), objectives=objectives))
     refused(ValueError, message, demo.fit, model, data, task=task, **SMALL)
-
-
-def test_check_says_how_often_each_action_comes():
-    report = aif.check(TABLE, items=ITEMS, columns=ENGAGED)
-    shares = {"shown": pytest.approx(10 / 15), "click": pytest.approx(4 / 15), "buy": pytest.approx(1 / 15)}
-    assert report.profile.actions == shares
-    assert "  events by action: 66.7 % 'shown', 26.7 % 'click', 6.67 % 'buy'" in str(report).splitlines()

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import re
-from itertools import product
 
 import numpy as np
 import pyarrow as pa
@@ -65,9 +64,9 @@ TAGS = {9 + at: "|".join(f"tag {j % 3}" for j in range(n)) for at, n in enumerat
 CASES = [
     (read_twice, "duplicate event", None, r"3,000 of 6,000 events, such as row 3001 \(as row 1\), .*; is a file there twice"),
     (put("events", "time", {7: 1_900_000_000 * 2, 9: 4_000_000_000}), "future event", "time",
-     r"later than today, .{10}: 2 of 3,000 events, the last at 2096-10-02 07:06:40"),
+     r"later than today, .{10}: 2 of 3,000 events, the last at 2096-10-02T07:06:40"),
     (put("items", "tags", TAGS), "cut bag", "tags",
-     "2 of 9. rows have more values than the first 8, which Columns.bag_length keeps"),
+     "2 of 120 rows have more values than the first 8, which Columns.bag_length keeps"),
     (ONE_OUTLIER, "outlier", "price", r"far above \S+: 1 of 120 values, such as 1e\+12; the first is in row 8"),
     (put("users", "age", {7: -1e9, 20: -2e9}), "outlier", "age",
      r"far below \S+: 2 of 60 values, such as -2e\+09; the first is in row 8"),
@@ -133,19 +132,10 @@ def test_profile_by_hand():
     events = {"user": [1, 1, 1, 2], "item": [7, 8, 8, 9], "time": [1_600_000_000, 1_600_000_060, 1_600_000_060, 1_700_000_000]}
     items = {"item": [7, 8], "category": ["tea", "cup"], "price": [1.0, 3.0]}
     report = aif.check(events, items=items, columns=aif.Columns(item_floats=("price",)))
-    profile = report.profile
-    assert (profile.events, profile.first, profile.last) == (4, "2020-09-13 12:26:40", "2023-11-14 22:13:20")
-    assert (profile.per_user["min"], profile.per_user["max"]) == (1, 3) and profile.per_item["max"] == 2
-    assert profile.duplicates == 0.25
-    columns = {(c.file, c.column): c for c in profile.columns}
-    assert list(columns) == [*product(["events"], ["user", "item"]), *product(["items"], ["item", "category", "price"])]
-    assert columns["events", "item"].values == 3 and columns["events", "item"].unknown == 0.25
-    assert columns["items", "price"].quantiles["max"] == 3 and columns["items", "price"].values is None
-    items["brand"] = [None, "x"]
-    missing = aif.check(events, items=items, columns=aif.Columns(item_attributes=("brand",))).profile.columns[-1]
-    assert (missing.column, missing.values, missing.missing, missing.unknown) == ("brand", 1, 0.5, 0)
-    assert str(report).splitlines()[-1].startswith("1 problem, 1 suspicion (items: 2 rows, events: 4 rows")
-    assert "profile: 4 events, 2020-09-13 12:26:40 to 2023-11-14 22:13:20 (UTC), 25 % of them duplicates" in str(report)
+    *_, profile, summary = str(report).splitlines()
+    assert summary.startswith("1 problem, 1 suspicion (items: 2 rows, events: 4 rows")
+    assert profile == f"profile: {report.profile}" and "4 events, 2 users, 2020-09-13 to 2023-11-14; " in profile
+    assert "events of a user: median 2, at most 3" in profile
 
 
 def wrong(draw) -> dict[str, dict[str, list]]:

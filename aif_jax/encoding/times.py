@@ -120,11 +120,6 @@ def quoted(value: int, unit: str, *, dated: bool) -> str:
     return str(np.array(value, f"datetime64[{unit}]")).replace("T", " ") if dated else str(value)
 
 
-def readable(seconds: int) -> str:
-    """Return date and time of day (UTC) of a time that can be a present-day one, else "second 10"."""
-    return quoted(seconds, "s", dated=True) if MODERN < seconds <= LATEST else f"second {seconds}"
-
-
 def likely_unit(value: int) -> str:
     """Return the unit in which a time would be before 2100."""
     return next((unit for unit, per_second in PER_SECOND.items() if value // per_second <= LATEST), "ns")

@@ -21,7 +21,7 @@ from aif_jax.data.events import EventLog
 from aif_jax.data.statistics import ItemStatistics
 from aif_jax.encoding.columns import Columns, TableName
 from aif_jax.encoding.encoder import Encoder, bulk_of, reencode, scale_of, schema_of, stacked, vocabulary_names
-from aif_jax.encoding.times import PER_SECOND, history_order, readable
+from aif_jax.encoding.times import PER_SECOND, history_order, iso_text
 from aif_jax.encoding.vocabulary import IdKind, Vocabulary
 from aif_jax.features import empty_items
 from aif_jax.output import hidden
@@ -117,9 +117,7 @@ def read(
         encoder = encoder.with_vocabularies(tables.vocabularies)
     user_ids, user_floats = _users(tables, encoder)
     ordered = events_of(tables, columns)
-    seconds = ordered.time // PER_SECOND[columns.time_unit]
-    log = EventLog(ordered.user, ordered.item, ordered.action, seconds, users=len(tables.vocabularies["user"]))
-    display_positions = None
+    log, display_positions = ordered.log, None
     if columns.position is not None:
         display_positions = np.nan_to_num(tables.tables["events"].array(columns.position)[ordered.at]).astype(np.int32)
     catalogue = _catalogue(tables, encoder, embedding, earlier)
@@ -201,14 +199,6 @@ def _encoded(
     return ids, encoder.item_features(rows, floats, embedding)
 
 
-class Distinct(NamedTuple):
-    """Counts of a categorical column for `check`; the values themselves are not kept."""
-
-    values: int
-    missing: int  # rows without one
-    cut: int  # bags of more values than are kept
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Tables:
     """Events, items and users, read once; rows int32 [n] or [n, bag length], 0 where a value is missing or unknown."""
@@ -216,7 +206,6 @@ class Tables:
     tables: Mapping[TableName, LoadedTable]
     rows: Mapping[TableName, dict[str, np.ndarray]]
     vocabularies: Mapping[str, Vocabulary]
-    distinct: Mapping[tuple[TableName, str], Distinct]
 
     def float_columns(self, columns: Columns) -> Iterator[tuple[str, str, LoadedTable]]:
         """Yield ("item" or "user", column, table) of every float column that is there."""
@@ -244,13 +233,9 @@ def read_tables(
         if source is not None
     }
     members: dict[str, list[tuple[TableName, str]]] = {}
-    distinct: dict[tuple[TableName, str], Distinct] = {}
-    for name, table in tables.items():
+    for name in tables:
         for column, vocabulary in columns.vocabularies(name).items():
             members.setdefault(vocabulary, []).append((name, column))
-            codes = table.codes[column]
-            each = codes.codes[:: columns.bag_length if table.kinds[column] == "bag" else 1]
-            distinct[name, column] = Distinct(len(codes.distinct), int(np.count_nonzero(each < 0)), codes.cut)
     rows: dict[TableName, dict[str, np.ndarray]] = {name: {} for name in tables}
     known = {} if encoder is None else dict(encoder.vocabularies)
     if "action" in members and columns.actions:
@@ -272,7 +257,7 @@ def read_tables(
         wrong = ~(np.isnan(shown) | ((shown >= 0) & (shown < 2**24) & (shown == np.floor(shown))))
         expected = "a whole number from 1 on, 0 or empty where it is unknown"
         tables["events"].note("position", wrong, columns.position, expected, lambda at: (f"{v:g}" for v in shown[at]))
-    return Tables(tables=tables, rows=rows, vocabularies=vocabularies, distinct=distinct)
+    return Tables(tables=tables, rows=rows, vocabularies=vocabularies)
 
 
 def encode_columns(
@@ -351,15 +336,12 @@ def _note_duplicates(table: LoadedTable, column: str, which: str, rows: np.ndarr
     table.note(f"duplicate {which}", again, column, "every id once", got)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Events:
+class Events(NamedTuple):
     """Events of known users with a time, by user and in the order of histories; arrays [n]."""
 
+    log: EventLog
     at: np.ndarray  # int64, rows of the table
-    user: np.ndarray
     time: np.ndarray  # in `Columns.time_unit`
-    item: np.ndarray
-    action: np.ndarray
     duplicate: np.ndarray  # bool, whether an event of a known item equals the one before it
 
 
@@ -374,12 +356,13 @@ def events_of(tables: Tables, columns: Columns) -> Events:
     user, moment, item, action = (part[order] for part in (user, moment, item, action))
     same = np.logical_and.reduce([part[1:] == part[:-1] for part in (user, moment, item, action)])
     duplicate = np.append(False, same)[: len(user)] & (item > 0)
-    return Events(np.flatnonzero(good)[order], user, moment, item, action, duplicate)
+    log = EventLog(user, item, action, moment // PER_SECOND[columns.time_unit], users=len(tables.vocabularies["user"]))
+    return Events(log, np.flatnonzero(good)[order], moment, duplicate)
 
 
 def suspicions_of(tables: Tables, columns: Columns, events: Events) -> Iterator[Suspicion]:
     """Yield what is suspicious in tables that were read; the table in `check` has all kinds."""
-    table, count, per_second = tables.tables["events"], len(events.user), PER_SECOND[columns.time_unit]
+    table, count, user = tables.tables["events"], len(events.at), events.log.user
     file, now = table.label.name, int(time.time())
     if len(again := np.flatnonzero(events.duplicate)):
         heads = np.maximum.accumulate(np.where(events.duplicate, 0, np.arange(count)))
@@ -388,20 +371,20 @@ def suspicions_of(tables: Tables, columns: Columns, events: Events) -> Iterator[
         twice = "; is a file there twice?" if len(again) >= ALL_TWICE * count else ""
         got = f"the same user, item, action and time as another row: {len(again):,} of {count:,} events, such as {such}{twice}"
         yield Suspicion(kind="duplicate event", file=file, column=None, got=got)
-    if future := int(np.count_nonzero(events.time > (now + 86_400) * per_second)):
-        last = readable(int(events.time.max()) // per_second)
-        got = f"later than today, {readable(now)[:10]}: {future:,} of {count:,} events, the last at {last}"
+    if future := int(np.count_nonzero(events.log.time > now + 86_400)):
+        last = iso_text(events.log.time.max())
+        got = f"later than today, {iso_text(now)[:10]}: {future:,} of {count:,} events, the last at {last}"
         yield Suspicion(kind="future event", file=file, column=columns.time, got=got)
-    same = (events.user[1:] == events.user[:-1]) & (events.time[1:] == events.time[:-1])
+    same = (user[1:] == user[:-1]) & (events.time[1:] == events.time[:-1])
     if columns.time in table.rounded and same.any():
         got = f"finer than Columns.time_unit={columns.time_unit!r}, to which times are rounded down: {int(same.sum()):,} of"
         got = f"{got} {count:,} events share the time of another of their user, ordered by item; a finer unit keeps their order"
         yield Suspicion(kind="rounded time", file=file, column=columns.time, got=got)
-    for (which, column), distinct in tables.distinct.items():
-        if distinct.cut:
-            bags, length = tables.tables[which].count - distinct.missing, columns.bag_length
-            got = f"{distinct.cut:,} of {bags:,} rows have more values than the first {length}, which Columns.bag_length keeps"
-            yield Suspicion(kind="cut bag", file=tables.tables[which].label.name, column=column, got=got)
+    for bags in tables.tables.values():
+        for column, cut in bags.cut.items():
+            got = f"{cut:,} of {bags.count:,} rows have more values than the first {columns.bag_length}"
+            got = f"{got}, which Columns.bag_length keeps"
+            yield Suspicion(kind="cut bag", file=bags.label.name, column=column, got=got)
     for _, name, table in tables.float_columns(columns):
         rows = np.flatnonzero(~np.isnan(table.array(name)))
         values = table.array(name)[rows].astype(np.float64)

@@ -22,7 +22,7 @@ import numpy as np
 
 from aif_jax.checks import expect, needs_extra
 from aif_jax.encoding.columns import CODED, Columns, Kind
-from aif_jax.encoding.times import PER_SECOND, earliest, likely_unit, quoted, rescaled, wrong_unit
+from aif_jax.encoding.times import earliest, likely_unit, quoted, rescaled, wrong_unit
 from aif_jax.encoding.vocabulary import IdKind, id_array
 from aif_jax.output import track
 
@@ -389,11 +389,11 @@ class Cells(NamedTuple):
             text = "" if dated or bad is ancient else ", which looks like {!r}"
             got = (f"{quoted(v, given, dated=dated)}{text.format(likely_unit(int(v)))}" for v in array[bad])
             self.note("time unit", bad, f"{expected} in {given!r}", got)
-        most = 2**62 // max(1, PER_SECOND[unit] // PER_SECOND[given])  # later ones, which are refused, would overflow
-        array = np.where(ancient, 0, np.minimum(array, most)).astype(np.int64)
+        good = valid & ~late & ~ancient
+        array = np.where(good, array, 0).astype(np.int64)
         times = rescaled(array, given=given, unit=unit)
         rounded = bool((rescaled(times, given=unit, unit=given) != array).any())
-        return np.where(valid & ~ancient, times, MISSING_TIME), rounded
+        return np.where(good, times, MISSING_TIME), rounded
 
     def coded(self, *, text: bool) -> Any:
         """Return categorical values as an Arrow dictionary array of int64 or large_string; `text` makes text of numbers."""
@@ -461,7 +461,6 @@ class Codes:
 
     def __init__(self):
         self.parsed = False  # whether the values come from a text file
-        self.cut = 0  # bags of more values than are kept
         self.looks_whole: bool | None = None  # whether the first batch with values holds only integers
         self._chunks: list[Any] = []  # Arrow dictionary arrays of one type
         self._pending = 0  # distinct values of the chunks since the last merge
@@ -539,6 +538,7 @@ class LoadedTable:
         self.count = 0  # n, rows
         self.codes = {name: Codes() for name, kind in kinds.items() if kind in CODED}
         self.rounded: set[str] = set()  # "time" columns with times that are finer than `Columns.time_unit`
+        self.cut: collections.Counter[str] = collections.Counter()  # bags of more values than are kept, by column
         self._arrays: dict[str, list[np.ndarray]] = {name: [] for name, kind in kinds.items() if kind not in CODED}
         self._files: list[tuple[File, int, int]] = []  # with the first row here, and its place in the file
         self._fitting: set[str] = set()  # columns of the current file whose type is right
@@ -613,7 +613,7 @@ class LoadedTable:
             cells.note_nulls("an id" if kind == "id" else "a value in every row")
         if kind == "bag":
             coded, cut = cells.bags(self.columns)
-            codes.cut += cut
+            self.cut += collections.Counter({cells.column: cut})  # which leaves out 0
         else:
             coded = cells.coded(text=cells.column in self.columns.text)
         if len(coded.dictionary) and codes.type not in (None, coded.dictionary.type):
