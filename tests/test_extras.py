@@ -11,7 +11,7 @@ from aif_jax.engines import encode_with_ray, encode_with_spark, ray_serve, ray_t
 from aif_jax.export import writer
 from aif_jax.readers.tables import pyarrow
 from aif_jax.service.process import Listening, listening
-from aif_jax.serving.metrics import exposed
+from aif_jax.serving.metrics import prometheus_text
 from tests.refusals import refused
 from tests.test_package import PACKAGE
 
@@ -31,7 +31,7 @@ DOORS = [
     ("ray", "ray", lambda folder: encode_with_ray(None, None)),
     ("ray", "ray", lambda folder: ray_train.joined().__enter__()),
     ("pyspark", "spark", lambda folder: encode_with_spark(None, None)),
-    ("prometheus_client", "metrics", lambda folder: exposed(dict, 0).__enter__()),
+    ("prometheus_client", "metrics", lambda folder: prometheus_text({})),
     ("uvicorn", "service", lambda folder: asyncio.run(serve_http(folder))),
     ("httptools", "service", lambda folder: asyncio.run(serve_http(folder))),
 ]

@@ -13,7 +13,7 @@ import pytest
 import aif_jax as aif
 from aif_jax.connectors import Fetch, ValkeyFeatures, features
 from aif_jax.connectors.valkey import keys_of
-from aif_jax.serving import AsyncPreRanker, Request, ServingConfig
+from aif_jax.serving import AsyncPreRanker, ServingConfig
 from experiments.datasets.synthetic import synthetic_world
 from tests import servers
 from tests.refusals import refused, refused_later
@@ -170,10 +170,10 @@ async def test_requests_of_one_user_share_a_read():
             await asyncio.sleep(0.02)
 
     source = Source()
-    fetch = Fetch(source, ENCODER)
-    made = await asyncio.gather(*(fetch(Request(user="new")) for _ in range(5)), fetch.record("new"))
+    fetch = Fetch(source)
+    made = await asyncio.gather(*(fetch.encode("new", ENCODER) for _ in range(5)), fetch.record("new"))
     assert source.reads == 1 and not made[0].history.mask.any() and made[-1] is None
-    first, second = (asyncio.create_task(fetch(Request(user="gone"))) for _ in range(2))
+    first, second = (asyncio.create_task(fetch.encode("gone", ENCODER)) for _ in range(2))
     await asyncio.sleep(0.005)
     first.cancel()  # a request that is over does not take the read from the other
     await second
@@ -224,12 +224,12 @@ async def test_a_read_that_is_given_up_leaves_its_connection_sound(valkey_url, c
     from redis import asyncio as redis
 
     async with redis.Redis.from_url(valkey_url) as made:
-        fetch = Fetch(ValkeyFeatures(made, COLUMNS), ENCODER)
-        await fetch(Request(user=1))
+        fetch = Fetch(ValkeyFeatures(made, COLUMNS))
+        await fetch.encode(1, ENCODER)
         client.client_pause(300)
-        await refused_later(TimeoutError, "", asyncio.wait_for(fetch(Request(user=1)), 0.05))
+        await refused_later(TimeoutError, "", asyncio.wait_for(fetch.encode(1, ENCODER), 0.05))
         await asyncio.sleep(0.4)
-        await fetch(Request(user=1))
+        await fetch.encode(1, ENCODER)
         assert dict(fetch.counters) == {"missing": 2, "abandoned": 1}
 
 

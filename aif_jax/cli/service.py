@@ -24,7 +24,7 @@ from aif_jax.service.log import RequestLog
 from aif_jax.service.models import Models
 from aif_jax.service.process import Listening
 from aif_jax.serving import ServingConfig, compute_inline
-from aif_jax.serving.metrics import exposed
+from aif_jax.serving.metrics import registry_of
 from aif_jax.store.folders import URL
 from aif_jax.store.trained import Trained
 
@@ -124,11 +124,15 @@ def index_follow(
     with options.as_usage("--stream"):
         updates = open_stream(stream, stream_options and options.read_json(stream_options))
     published = None if store is None else SnapshotStore(store)
-    with contextlib.closing(updates):
+    with contextlib.closing(updates), contextlib.ExitStack() as scrapes:
         with _writer(trained, directory, index, every_seconds) as writer, options.stop_requested() as told:
             follower = Follower(updates, writer, store=published)
-            serving = contextlib.nullcontext() if at is None else exposed(follower.metrics, *at)
-            with serving, track(label="follow", unit="messages") as bar:
+            if at is not None:
+                client, registry = registry_of(lambda: [({}, follower.metrics())])
+                server, _ = client.start_http_server(*at, registry)
+                scrapes.enter_context(server)
+                scrapes.callback(server.shutdown)
+            with track(label="follow", unit="messages") as bar:
                 while not told():
                     count = follower.step(1.0)
                     bar.update(count)

@@ -1,6 +1,6 @@
 """A feature store in raw values: the protocol of a source, and what makes features of its records.
 
-`Fetch` leads from a source to the features of a request: the `features` of an engine.
+`Fetch` leads from a source to the features of a request: `fetch.encode(request.user, encoder)` in the function of an engine.
 """
 
 import asyncio
@@ -12,7 +12,6 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 from aif_jax.encoding.encoder import Encoder
 from aif_jax.encoding.times import PER_SECOND
 from aif_jax.serving.metrics import Histogram
-from aif_jax.serving.requests import Request
 from aif_jax.serving.users import SingleFlight
 from aif_jax.types import UserFeatures
 
@@ -49,15 +48,11 @@ DAMAGE = (TypeError, ValueError, KeyError, OverflowError, AttributeError)
 
 
 class Fetch:
-    """`features(request)` over a source: gets the record, encodes it, counts what happened.
+    """Features of users over a source: gets the record, encodes it, counts what happened.
 
     An error is raised, and the engine answers with the user's last state or the unknown user and says so; a user whom the
     source does not know is the unknown user without being an error. Requests of one user at one time share one read, those of
     a retrieval that needs the same features too. A read that nobody waits for any more is cancelled.
-
-    Args:
-      encoder: encoder of the model, with histories as long as it reads (`run.encoder`); turns a record into features. None for
-        a fetch whose callers name an encoder.
 
     Attributes:
       counters: records "found" and "missing", records that were "damaged", reads that "failed" otherwise, that took longer than
@@ -65,18 +60,12 @@ class Fetch:
       seconds: latency of reads that ended, a `Histogram`.
     """
 
-    def __init__(self, source: FeatureSource, encoder: Encoder | None = None):
+    def __init__(self, source: FeatureSource):
         self.source, self.counters, self.seconds = source, Counter(), Histogram()
-        self._encoder, self._reading = encoder, SingleFlight(detached_limit=0)
-
-    async def __call__(self, request: Request) -> UserFeatures:
-        """Return the features of a request; raises what the source and the encoder raise."""
-        if self._encoder is None:
-            raise TypeError("Fetch: expected an encoder, got None; give Fetch(source, encoder), or call `encode`")
-        return await self.encode(request.user, self._encoder)
+        self._reading = SingleFlight(detached_limit=0)
 
     async def encode(self, user: Any, encoder: Encoder, now: Any = None) -> UserFeatures:
-        """Return the features of a user by any encoder, such as that of a retrieval model; one read serves both.
+        """Return the features of a user by an encoder, `run.encoder` or that of a retrieval model; one read serves both.
 
         They are as of `now`, in the unit of the events; None takes this machine's clock. Raises what source and encoder raise.
         """

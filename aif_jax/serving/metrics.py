@@ -1,10 +1,9 @@
 """Counters and latency histograms, as plain values and for Prometheus; and counts of unknown ids in a user's features."""
 
 import bisect
-import contextlib
 import itertools
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -133,33 +132,12 @@ def prometheus_text(metrics: dict[str, Any], *more: Part) -> str:
       >>> "aif_answered_total 2.0" in prometheus_text({"counters": {"answered": 2}})
       True
     """
-    client, registry = _registry(lambda: [({}, metrics), *more])
+    client, registry = registry_of(lambda: [({}, metrics), *more])
     return client.generate_latest(registry).decode()
 
 
-@contextlib.contextmanager
-def exposed(read: Callable[[], dict[str, Any]], port: int, host: str = "127.0.0.1") -> Iterator[None]:
-    """Serve metrics for Prometheus at http://HOST:PORT/metrics until the end of the block, from another thread.
-
-    Args:
-      read: what `prometheus_text` takes, called for every scrape, such as `Follower.metrics` or `AsyncPreRanker.metrics`.
-
-    Raises:
-      ImportError: prometheus-client is not there.
-      OSError: the port is taken.
-    """
-    client, registry = _registry(lambda: [({}, read())])
-    server, thread = client.start_http_server(port, host, registry)
-    try:
-        yield
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
-def _registry(read: Callable[[], list[Part]]) -> tuple[Any, Any]:
-    """Return the client library, and a registry whose metrics are read when it is."""
+def registry_of(read: Callable[[], list[Part]]) -> tuple[Any, Any]:
+    """Return the client library, and a registry whose metrics are read when it is; ImportError without the library."""
     with needs_extra("metrics for Prometheus need prometheus-client", "metrics"):
         import prometheus_client as client
 
