@@ -309,7 +309,7 @@ def test_raw_items_come_in_as_training_read_them(raw, tmp_path):
     parquet.write_table(arrow, tmp_path / "items.parquet")
     options = dict(batch_size=16, progress=False)
     index = ItemIndex.build(raw, [encode_items(TABLE, raw.encoder)], **options)
-    assert index.version == aif.fingerprint(raw.params, raw.config, raw.encoder) and index.encoding == raw.encoder.version
+    assert index.version == aif.fingerprint(raw.params, raw.config, raw.encoder)
     rows, mask = index.take(["sku-3", "sku-40"])
     _, features = encode_items({name: values[3:4] for name, values in TABLE.items()}, raw.encoder)
     want = jax.vmap(raw.model.item, (None, 0))(raw.params, features)
@@ -451,7 +451,6 @@ def test_a_snapshot_comes_back_from_disk(tmp_path, storage):
     manifest = verify(tmp_path / "a")
     assert (manifest.items, manifest.storage, manifest.version) == (3, storage, index.version)
     assert (manifest.positions, manifest.ids, manifest.batch_size) == ({0: 17, 3: 5}, "integers", 16)
-    assert manifest.config == CONFIG and manifest.nbytes == (tmp_path / "a" / "arrays.safetensors").stat().st_size
     refused(FileExistsError, "something is there", index.save, tmp_path / "a")
 
 
@@ -483,9 +482,6 @@ def test_an_empty_index_and_strings_go_to_disk_and_back(tmp_path):
 def test_a_snapshot_of_another_config_is_refused(tmp_path):
     build().save(tmp_path / "a")
     wider = aif.Schema(item_attributes=SCHEMA.item_attributes, item_floats=9)
-    for changes, message in (
-        ({"width": 16}, "config.width: expected 16, the snapshot has 8"),
-        ({"schema": wider}, "config.schema.item_floats: expected 9, the snapshot has 8"),
-    ):
+    for changes in ({"width": 16}, {"schema": wider}):
         other = aif.Trained(MODEL._replace(config=CONFIG.replace(**changes)), PARAMS)
-        refused(ValueError, message, ItemIndex.load, tmp_path / "a", other)
+        refused(aif.VersionMismatch, f"expected version {other.version}", ItemIndex.load, tmp_path / "a", other)

@@ -11,7 +11,7 @@ import pytest
 import aif_jax as aif
 from aif_jax import blocks
 from aif_jax.blocks import Block, LshDin
-from aif_jax.checks import EncodingMismatch
+from aif_jax.checks import EncodingMismatch, VersionMismatch
 from aif_jax.encoding.vocabulary import new_rows
 from aif_jax.index import ItemIndex
 from aif_jax.train.edits import carry_over, grow_vocabulary
@@ -231,7 +231,7 @@ def test_indexes_of_the_model_before_are_refused(world, tmp_path):
     after = carry_over(world.before, world.encoder, key=jax.random.key(3))
     refused(EncodingMismatch, "", ItemIndex.build, after, world.old_data.catalogue, progress=False)
     ItemIndex.build(world.before, world.old_data.catalogue, progress=False).save(tmp_path / "index")
-    refused(ValueError, "expected config and schema of the model, got others", ItemIndex.load, tmp_path / "index", after)
+    refused(VersionMismatch, after.version, ItemIndex.load, tmp_path / "index", after)
     assert len(ItemIndex.build(after, world.data.catalogue, progress=False)) == 7
 
 

@@ -153,8 +153,7 @@ def index_build(*, checkpoint: Path, items: str, out: Path, storage: Storage = "
 
 def index_verify(folder: str, /) -> Result:
     """Read every array of an index, compare it with its checksum, and print the record of the index."""
-    manifest = index.verify(folder)
-    return FINE, vars(manifest) | {"config": manifest.config.to_json()}
+    return FINE, vars(index.verify(folder))
 
 
 def export(*, checkpoint: Path, index: Path | None = None, out: Path, platforms: tuple[str, ...] = PLATFORMS) -> Result:

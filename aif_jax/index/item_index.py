@@ -6,7 +6,6 @@ Snapshots of one index share their memory, see `store.py`.
 from __future__ import annotations
 
 import dataclasses
-import json
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -18,8 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aif_jax.catalogue import Catalogue
-from aif_jax.checks import VersionMismatch, check_encoding, expect, expect_array, expect_integer, expect_names
-from aif_jax.config import Config
+from aif_jax.checks import VersionMismatch, expect, expect_array, expect_integer, expect_names
 from aif_jax.encoding.vocabulary import IdKind
 from aif_jax.export.consume.ids import first_of, hashed
 from aif_jax.index.build import capacity_for, checked, fill, item_batches, rebatch
@@ -31,7 +29,7 @@ from aif_jax.store import sealed
 from aif_jax.store.codec import Packed, Storage, decode, unpack
 from aif_jax.store.folders import CheckpointError
 from aif_jax.store.trained import Trained
-from aif_jax.trees import differences, leaves_by_path, listed, take
+from aif_jax.trees import leaves_by_path, take
 from aif_jax.types import ItemFeatures
 
 FORMAT = "aif_jax.index/3"
@@ -47,23 +45,17 @@ class Manifest:
       items: rows.
       ids: kind of the raw ids; None for an index that never had any.
       version: version of the params, config and encoder that made the rows.
-      config: config of the model, with its schema.
-      encoding: version of the encoder; "" for none.
       storage: how vectors are stored: "float32", "bfloat16" or "int8".
       batch_size: rows in one run of the function that made them.
       positions: positions in the update stream, by partition: every update up to there is in, none after it.
-      nbytes: bytes of the file with rows and ids.
     """
 
     items: int
     ids: IdKind | None
     version: str
-    config: Config
-    encoding: str
     storage: Storage
     batch_size: int
     positions: dict[int, int]
-    nbytes: int
 
 
 def inspect(path: str | Path) -> Manifest:
@@ -74,10 +66,8 @@ def inspect(path: str | Path) -> Manifest:
     record = sealed.inspect(path, format=FORMAT, rebuild=REBUILD)
     try:
         return Manifest(
-            **{name: record[name] for name in ("items", "ids", "version", "encoding", "storage", "batch_size")},
-            config=Config.from_json(record["config"]),
+            **{name: record[name] for name in ("items", "ids", "version", "storage", "batch_size")},
             positions=positions_by_partition({int(name): at for name, at in record["positions"].items()}),
-            nbytes=record["files"][sealed.ARRAYS]["bytes"],
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{path}: the record cannot be read: {error!r}; {REBUILD}") from error
@@ -101,7 +91,6 @@ class ItemIndex:
     Attributes:
       trained: model whose item function makes the rows, with its parameters on the device.
       version: version of that model.
-      encoding: version of its encoder, "" without one.
       storage: how vectors are stored.
       capacity: rows of the table. Snapshots of one capacity and storage have arrays of the same shapes.
       kind: kind of the raw ids, "integers" or "strings"; None for an index that never had any.
@@ -131,7 +120,6 @@ class ItemIndex:
         store.head = weakref.ref(self)
         self._store, self._view, self.trained = store, view, store.program.trained
         self.version, self.capacity = self.trained.version, store.capacity
-        self.encoding = "" if self.trained.encoder is None else self.trained.encoder.version
         self.kind: IdKind | None = store.kind
         self.storage: Storage = store.program.storage
 
@@ -175,14 +163,9 @@ class ItemIndex:
         Raises:
           FileNotFoundError: nothing there.
           CheckpointError: torn or altered, not an index, or written by a newer version.
-          ValueError: another config or schema; names the fields.
-          EncodingMismatch, VersionMismatch: another encoder, other parameters; names both versions.
+          VersionMismatch: other parameters, another config or encoder; names both versions.
         """
         manifest = inspect(path)
-        if manifest.config != trained.config:
-            lines = differences(manifest.config.to_json(), trained.config.to_json(), path="config", source="snapshot")
-            raise ValueError(f"{path}: expected config and schema of the model, got others; {REBUILD}:\n{listed(lines)}")
-        check_encoding(f"index in {path}", expected=trained.encoding, got=manifest.encoding)
         if manifest.version != trained.version:
             raise VersionMismatch(f"index in {path}", expected=trained.version, got=manifest.version)
         trees = sealed.read(path, format=FORMAT, rebuild=REBUILD)
@@ -253,9 +236,8 @@ class ItemIndex:
           FileExistsError: something is there already; nothing is ever overwritten.
           ValueError: a URL; save to a local path, and `connectors.SnapshotStore` publishes the folder.
         """
-        record = {"items": len(self), "version": self.version, "encoding": self.encoding, "ids": self.kind}
-        record |= {"storage": self.storage, "batch_size": self._store.program.batch_size}
-        record["config"] = json.loads(json.dumps(self.trained.config.to_json()))
+        record = {"items": len(self), "version": self.version, "ids": self.kind, "storage": self.storage}
+        record["batch_size"] = self._store.program.batch_size
         record["positions"] = {str(partition): at for partition, at in sorted(positions_by_partition(positions).items())}
         keys, rows = self._view.items()
         ids = {"ids": first_of(keys)} | ({"marks": keys["marks"]} if kind_of(keys) == "strings" else {})

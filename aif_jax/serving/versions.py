@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aif_jax.checks import VersionMismatch, check_encoding, expect_finite
+from aif_jax.checks import VersionMismatch, expect_finite
 from aif_jax.features import UserPacker, behaviours, empty_user
 from aif_jax.output import track
 from aif_jax.schema import Schema
@@ -30,7 +30,6 @@ def build_version(programs: Programs, trained: Trained, index: Any, config: Serv
     Raises VersionMismatch for an index of another model, ValueError, NonFiniteScores for NaN or infinite parameters or scores.
     """
     model_config, params, name = trained.config, trained.params, trained.version
-    check_encoding("index", expected=trained.encoding, got=index.encoding)
     check_version(index, name)
     for path, leaf in leaves_by_path(params).items():
         if jnp.issubdtype(leaf.dtype, jnp.floating):
@@ -56,7 +55,7 @@ def build_version(programs: Programs, trained: Trained, index: Any, config: Serv
     for order in orders.names:
         if count and order not in orders.need_bids and _non_finite(snapshot, unknown, count, order, config) == count:
             raise NonFiniteScores(f"order {order!r}: the values of all {count} probe items are NaN or infinite")
-    return Version(name, packer, index.encoding or trained.encoding, params, user, unknown, snapshot, on_host)
+    return Version(name, packer, trained.encoding, params, user, unknown, snapshot, on_host)
 
 
 def _non_finite(snapshot: Snapshot, side: UserSide, count: int, order: str, config: ServingConfig) -> int:

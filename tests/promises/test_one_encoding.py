@@ -93,8 +93,6 @@ DOORS = {
     "ItemIndex.build": lambda m: aif.ItemIndex.build(m.trained, m.other.catalogue, **QUIET),
     "ItemIndex.build features": lambda m: aif.ItemIndex.build(m.trained, [([1, 2], m.items()[1])], **QUIET),
     "ItemIndex.upsert": lambda m: m.run.index(read(100).catalogue, **QUIET).upsert(*m.items()),
-    "ItemIndex.load": lambda m: (m.index().save(m.at / "index"), aif.ItemIndex.load(m.at / "index", m.trained)),
-    "AsyncPreRanker": lambda m: asyncio.run(engine(m.trained, m.index())),
     "Run.evaluate": lambda m: m.run.evaluate(m.other, **QUIET),
     "Run.calibrate": lambda m: m.run.calibrate(m.other, **QUIET),
     "Run.with_svd": lambda m: m.run.with_svd(m.other),
@@ -119,6 +117,15 @@ def test_every_door_refuses_what_another_encoder_made(door, run, model, other, t
     assert (caught.value.expected, caught.value.got) == (run.encoder.version, other.encoder.version)
     assert "read with aif.read(..., encoder=run.encoder)" in str(caught.value)
     assert not (tmp_path / "fit").exists()
+
+
+def test_an_index_of_another_encoder_is_of_another_version(run, model, other, tmp_path):
+    met = Met(run, model, other, tmp_path)
+    (index := met.index()).save(tmp_path / "index")
+    for door in (lambda: aif.ItemIndex.load(tmp_path / "index", met.trained), lambda: asyncio.run(engine(met.trained, index))):
+        with pytest.raises(aif.VersionMismatch) as caught:
+            door()
+        assert (caught.value.expected, caught.value.got) == (met.trained.version, index.version)
 
 
 def test_newer_data_read_with_the_encoder_are_taken(run, data):

@@ -144,7 +144,7 @@ def _read_index(folder: Path) -> Any:
     manifest = aif.index.verify(path)
     return {
         "ids": ids, "columns": jax.tree.map(np.asarray, columns), "version": index.version, "positions": manifest.positions,
-        "config": manifest.config.to_json(), "batch": manifest.batch_size,
+        "batch": manifest.batch_size,
     }  # fmt: skip
 
 
