@@ -65,7 +65,7 @@ def work(address: str, topic: str, folder: str, cache: str) -> None:
     else:
         writer = aif.IndexWriter.start(root / "w", first_index(), every_updates=2)
     follow.MAX_BATCH = 4  # this process does nothing else
-    follower = Follower(KafkaStream(address, topic), writer)
+    follower = Follower(KafkaStream(f"kafka://{address}/{topic}"), writer)
     with open(root / "log", "a", buffering=1) as log:
         print(json.dumps(["start", writer.positions]), file=log)
         wanted = json.loads((root / "ends").read_text()).items()

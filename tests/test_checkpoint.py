@@ -121,10 +121,11 @@ def test_every_kind_of_leaf_comes_back(tmp_path):
         "nothing": {},
     }
     storage.write(tmp_path / "a", storage.pack(trees, {"count": 3}))
-    got = storage.read(tmp_path / "a", dict.fromkeys(trees))
+    leaves, record = storage.inspect(tmp_path / "a")
+    got = storage.read(tmp_path / "a", leaves, dict.fromkeys(trees))
     assert_same(got, trees)
-    assert storage.inspect(tmp_path / "a")[1]["count"] == 3
-    arrays = storage.read(tmp_path / "a", {"rows": np.ndarray})["rows"]
+    assert record["count"] == 3
+    arrays = storage.read(tmp_path / "a", leaves, {"rows": np.ndarray})["rows"]
     assert [name for name, leaf in arrays.items() if isinstance(leaf, jax.Array)] == ["key", "keys"]
 
 
@@ -164,7 +165,8 @@ def test_wrong_optimizer_template_is_refused(saved, tmp_path):
     checkpoint.save(tmp_path / "bare", trained(small()))
     message = r"expected \['opt_state'\], but it was saved without"
     refused(ValueError, message, checkpoint.load, tmp_path / "bare", like={"opt_state": ()})
-    refused(ValueError, "like: expected templates under", checkpoint.load, saved, like={"optimizer": ()})
+    message = r"expected \['optimizer'\], but it was saved without"
+    refused(ValueError, message, checkpoint.load, saved, like={"optimizer": ()})
 
 
 def test_missing_and_foreign_folders(saved, tmp_path):

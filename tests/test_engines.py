@@ -170,7 +170,7 @@ def test_workers_that_are_not_one_job(ray, tmp_path):
         jax.devices()
         from aif_jax.engines import ray_train
 
-        with ray_train.joined():
+        with ray_train.joined(work["storage"]):
             raise AssertionError("expected workers that are refused")
 
     refused(Exception, "initialize", trainer({"name": "alone", "storage": str(tmp_path / "ray")}, alone).fit)

@@ -22,14 +22,14 @@ async def serve_http(folder):
 
 
 DOORS = [
-    ("confluent_kafka", "kafka", lambda folder: connectors.KafkaStream("127.0.0.1:1", "topic")),
+    ("confluent_kafka", "kafka", lambda folder: connectors.KafkaStream("kafka://127.0.0.1:1/topic")),
     ("fsspec", "store", lambda folder: connectors.SnapshotStore(folder)),
     ("s3fs", "store", lambda folder: connectors.SnapshotStore("s3://bucket/folder")),
     ("flatbuffers", "export", lambda folder: writer.save(folder, None)),
     ("pyarrow", "data", lambda folder: pyarrow()),
     ("ray", "ray", lambda folder: ray_serve.replicas(folder)),
     ("ray", "ray", lambda folder: encode_with_ray(None, None)),
-    ("ray", "ray", lambda folder: ray_train.joined().__enter__()),
+    ("ray", "ray", lambda folder: ray_train.joined(folder).__enter__()),
     ("pyspark", "spark", lambda folder: encode_with_spark(None, None)),
     ("prometheus_client", "metrics", lambda folder: prometheus_text({})),
     ("uvicorn", "service", lambda folder: asyncio.run(serve_http(folder))),

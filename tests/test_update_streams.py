@@ -20,7 +20,7 @@ import pytest
 import aif_jax as aif
 from aif_jax import checkpoint, cli
 from aif_jax.connectors import Follower, KafkaStream, SnapshotStore, StreamError, follow
-from aif_jax.connectors.streams import Message, MessageError, decode, encode, tombstone_key
+from aif_jax.connectors.streams import Message, decode, encode, tombstone_key
 from aif_jax.index import IndexWriter, ItemIndex
 from aif_jax.index import writer as writers
 from aif_jax.index.writer import snapshots
@@ -58,7 +58,7 @@ class Broker:
         return f"kafka://{self.address}/{self.name}"
 
     def open(self) -> Noted:
-        return Noted(self.address, self.name)
+        return Noted(self.url)
 
     def send(self, value: bytes | None, *, key: bytes | None = None, partition: int = 0) -> None:
         if self.transactions:  # one for each: the offsets have gaps
@@ -69,7 +69,7 @@ class Broker:
         assert not self.producer.flush(20)
 
     def rejected(self) -> list[bytes | None]:
-        stream = KafkaStream(self.address, f"{self.name}.rejected")
+        stream = KafkaStream(f"kafka://{self.address}/{self.name}.rejected")
         stream.begin({})
         found, until = [], time.monotonic() + 3
         while time.monotonic() < until and not found:
@@ -81,8 +81,8 @@ class Broker:
 class Noted(KafkaStream):
     """A stream that notes what it commits."""
 
-    def __init__(self, *words: str):
-        super().__init__(*words)
+    def __init__(self, url: str):
+        super().__init__(url)
         self.committed: dict[int, int] = {}
 
     def commit(self, positions: Mapping[int, int]) -> None:
@@ -223,8 +223,8 @@ def test_messages_that_are_gone_are_noticed(kafka_address, tmp_path):
     Broker(kafka_address, name).send(b"x")
     after = "expected messages after {}, got 0 to"
     for positions, message in (({0: 50}, after.format(50)), ({0: 1000}, after.format(1000)), ({7: 0}, r"got no \[7\]")):
-        with contextlib.closing(KafkaStream(kafka_address, name)) as stream, pytest.raises(StreamError, match=message):
-            stream.begin(positions)
+        with contextlib.closing(KafkaStream(f"kafka://{kafka_address}/{name}")) as stream:
+            refused(StreamError, message, stream.begin, positions)
 
 
 def test_every_damaged_message_is_refused_or_the_same():
@@ -237,7 +237,7 @@ def test_every_damaged_message_is_refused_or_the_same():
         try:
             table = decode(Message(0, 0, None, bytes(wrong[: rng.integers(1, 2 * len(wrong))])))
             assert table.num_rows >= 0
-        except MessageError:
+        except ValueError:
             refused += 1
     assert refused > 100 and whole.num_rows == 2
 
@@ -245,7 +245,7 @@ def test_every_damaged_message_is_refused_or_the_same():
 @pytest.mark.parametrize("key", [None, b"", b"{", b"null", b"true", b"1.5", b"[1]"])
 def test_a_tombstone_names_an_item(key):
     message = "message 3 of partition 1: expected a value, or a key that is the JSON of an item's id"
-    refused(MessageError, message, decode, Message(1, 3, key, None))
+    refused(ValueError, message, decode, Message(1, 3, key, None))
     assert decode(Message(1, 3, tombstone_key(7), None)) == [7]
 
 

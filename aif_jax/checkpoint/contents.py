@@ -108,20 +108,15 @@ def load(path: str | Path, *, config: Config | None = None, like: Mapping[str, A
       CheckpointError: torn, altered or foreign folder, or a config with a part that is not registered; says which part.
       ValueError: another config or schema than expected, or leaves missing, renamed or resized against the template.
     """
-    like = dict(like or {})
-    unknown = like.keys() - {"params", "opt_state"}
-    expect(not unknown, "like", "templates under 'params' and 'opt_state'", sorted(unknown))
     leaves, record = storage.inspect(path)
     stored = storage.parsed(path, record, "config", Config.from_json)
     step = storage.parsed(path, record, "step", operator.index)
     metrics = metrics_of(path, record)
-    if "params" not in leaves:
-        raise CheckpointError(f"{path}: expected params inside, got {sorted(leaves)}; {storage.DAMAGED}")
     if config is not None and config != stored:
         lines = differences(stored.to_json(), config.to_json(), path="config", source="checkpoint")
         raise ValueError(f"{path}: expected this config and schema, got others; give those saved with it:\n{listed(lines)}")
-    templates = {"params": None} | {name: np.ndarray for name in ("encoder", "items") if name in leaves} | like
-    trees = storage.read(path, templates)
+    templates = {"params": None} | {name: np.ndarray for name in ("encoder", "items") if name in leaves} | dict(like or {})
+    trees = storage.read(path, leaves, templates)
     encoder = None
     if record.get("encoder") is not None:
         arrays = leaves_by_path(trees.get("encoder", {}))

@@ -108,14 +108,13 @@ def parsed(path: str | Path, record: Mapping[str, Any], name: str, parse: Callab
         raise CheckpointError(f"{path}: the {name} inside cannot be read ({written}): {error}; {DAMAGED}") from error
 
 
-def read(path: str | Path, like: Mapping[str, Any]) -> dict[str, Any]:
-    """Read some trees of a folder and check every leaf of them; raises as `load`.
+def read(path: str | Path, leaves: Mapping[str, Mapping[str, Digest]], like: Mapping[str, Any]) -> dict[str, Any]:
+    """Read some trees of a folder and check every leaf of them by its digest in `leaves`; raises as `load`.
 
     `like` has a template for each name, see `load`: None takes the tree as nested dicts on the default device, `np.ndarray` as
     nested dicts of NumPy arrays.
     """
     path = local(path)
-    leaves, _ = inspect(path)
     if missing := like.keys() - leaves.keys():
         raise ValueError(f"{path}: expected {sorted(missing)}, but it was saved without; it has {sorted(leaves)}")
     return {name: _restore(path, name, leaves[name], template) for name, template in like.items()}

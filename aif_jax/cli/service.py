@@ -9,8 +9,7 @@ from cyclopts import Parameter
 from aif_jax.checks import expect
 from aif_jax.cli import options
 from aif_jax.cli.options import FINE, FLAGS, Result, UsageError
-from aif_jax.connectors import Follower, SnapshotStore
-from aif_jax.connectors.kafka import open_stream
+from aif_jax.connectors import Follower, KafkaStream, SnapshotStore
 from aif_jax.export.consume.files import MANIFEST
 from aif_jax.export.contents import open as open_model
 from aif_jax.index import IndexWriter, ItemIndex
@@ -122,7 +121,7 @@ def index_follow(
         host, _, port = (metrics or "").rpartition(":")
         at = (int(port), host or "127.0.0.1") if metrics else None
     with options.as_usage("--stream"):
-        updates = open_stream(stream, stream_options and options.read_json(stream_options))
+        updates = KafkaStream(stream, options=stream_options and options.read_json(stream_options))
     published = None if store is None else SnapshotStore(store)
     with contextlib.closing(updates), contextlib.ExitStack() as scrapes:
         with _writer(trained, directory, index, every_seconds) as writer, options.stop_requested() as told:

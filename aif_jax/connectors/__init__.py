@@ -7,14 +7,14 @@ Each kind of server has one file, which alone imports its client, and only when 
 
 from aif_jax.connectors.features import FeatureSource, Fetch, Record
 from aif_jax.connectors.follow import Follower
-from aif_jax.connectors.kafka import KafkaStream, open_stream
+from aif_jax.connectors.kafka import KafkaStream
 from aif_jax.connectors.snapshot_store import SnapshotError, SnapshotStore
-from aif_jax.connectors.streams import Message, MessageError, StreamError, decode, encode, tombstone_key
+from aif_jax.connectors.streams import Message, StreamError, decode, encode, tombstone_key
 from aif_jax.connectors.valkey import ValkeyFeatures
 
 __all__ = [
     "Record", "FeatureSource", "ValkeyFeatures", "Fetch",
-    "Message", "StreamError", "KafkaStream", "open_stream",
-    "encode", "tombstone_key", "decode", "MessageError",
+    "Message", "StreamError", "KafkaStream",
+    "encode", "tombstone_key", "decode",
     "Follower", "SnapshotStore", "SnapshotError",
 ]  # fmt: skip

@@ -70,7 +70,7 @@ class Follower:
 
         Age is that of the oldest message of the last batch, from its write to its application, in seconds.
         """
-        gauges: dict[str, float] = {"stream_lag": sum(self.stream.lag().values())}
+        gauges: dict[str, float] = {"stream_lag": sum(self.stream.lag.values())}
         gauges["stream_age_seconds"] = max(dict(self._age).values(), default=0.0)
         gauges |= {f"stream_position_{partition}": at for partition, at in self.writer.positions.items()}
         return {"counters": {f"stream_{name}": count for name, count in dict(self.counters).items()}, "gauges": gauges}

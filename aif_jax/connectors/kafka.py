@@ -1,4 +1,4 @@
-"""`KafkaStream`: a topic of a broker of the Kafka protocol as an update stream, by confluent-kafka; and one from a URL.
+"""`KafkaStream`: a topic of a broker of the Kafka protocol as an update stream, by confluent-kafka.
 
 An index holds every partition, so its follower reads all of them from the positions in its snapshot.
 """
@@ -15,28 +15,32 @@ from aif_jax.store.folders import redacted
 
 SECONDS = 30.0  # for what the broker is asked at the start
 REFRESH = 30.0  # seconds between two looks for new partitions
-FORM = "kafka://HOST:PORT/TOPIC"
 
 
 class KafkaStream:
     """A topic; only committed messages of transactions are read. Rejected ones go to the topic of its name with ".rejected".
 
-    One thread follows it. A stream of another broker is a class with the same methods.
+    One thread follows it. A stream of another broker is a class with the same methods, and `lag`: messages that the last poll
+    left, by partition, as far as the broker told; gaps of offsets count too.
 
     Args:
-      servers: "host:port,...".
-      topic: with the item's id as key, so that the messages of one come by one partition.
+      url: `kafka://HOST:PORT[,HOST:PORT...]/TOPIC`, a topic with the item's id as key, so that the messages of one come by one
+        partition.
       options: further settings of the client by their Kafka names, such as `{"security.protocol": "SASL_SSL", ...}`; they
         appear in no message.
 
-    Raises ImportError: confluent-kafka is missing.
+    Raises ValueError for a URL of another form, whose password is not shown, ImportError without confluent-kafka.
     """
 
-    def __init__(self, servers: str, topic: str, *, options: Mapping[str, Any] | None = None):
+    def __init__(self, url: str, *, options: Mapping[str, Any] | None = None):
+        parts = urlsplit(url)
+        topic = parts.path.strip("/")
+        if parts.scheme != "kafka" or not topic or not parts.hostname or "/" in topic:
+            raise ValueError(f"stream: expected kafka://HOST:PORT/TOPIC, got {redacted(url)!r}")
         with needs_extra("streams of Kafka need confluent-kafka", "kafka"):
             import confluent_kafka
         self._client, self._topic, self._rejected = confluent_kafka, topic, f"{topic}.rejected"
-        self._options = {"bootstrap.servers": servers, **(options or {})}
+        self._options = {"bootstrap.servers": parts.netloc, **(options or {})}
         settings = {
             "group.id": "aif-jax",
             "enable.auto.commit": False,
@@ -47,7 +51,7 @@ class KafkaStream:
         self._consumer = confluent_kafka.Consumer(self._options | settings)
         self._producer: Any = None
         self._next: dict[int, int] = {}  # offset that is read next, by partition
-        self._behind: dict[int, int] = {}  # of the last poll: the client hangs where another thread asks it during one
+        self.lag: dict[int, int] = {}  # of the last poll: the client hangs where another thread asks it during one
         self._refreshed = 0.0
 
     def begin(self, positions: Mapping[int, int]) -> None:
@@ -90,7 +94,7 @@ class KafkaStream:
             assert partition is not None and offset is not None  # of a message without an error
             self._next[partition] = offset + 1
             messages.append(Message(partition, offset, found.key(), found.value(), written))
-        self._behind = {partition: self._behind_of(partition, place) for partition, place in self._next.items()}
+        self.lag = {partition: self._behind_of(partition, place) for partition, place in self._next.items()}
         return messages
 
     def commit(self, positions: Mapping[int, int]) -> None:
@@ -110,10 +114,6 @@ class KafkaStream:
         )
         if self._producer.flush(SECONDS) or any(failed):
             raise OSError(f"topic {self._rejected!r}: a rejected message was not written: {failed or 'no answer'}")
-
-    def lag(self) -> dict[int, int]:
-        """Return messages that the last poll left, by partition, as far as the broker told; gaps of offsets count too."""
-        return self._behind
 
     def close(self) -> None:
         """Leave the broker."""
@@ -145,15 +145,3 @@ class KafkaStream:
 
     def _place(self, partition: int, *offset: int) -> Any:
         return self._client.TopicPartition(self._topic, partition, *offset)
-
-
-def open_stream(url: str, options: Mapping[str, Any] | None = None) -> KafkaStream:
-    """Return the stream at `kafka://HOST:PORT[,HOST:PORT...]/TOPIC`, for command lines; `options` as for `KafkaStream`.
-
-    Raises ValueError for a URL of another form, whose password is not shown, ImportError without confluent-kafka.
-    """
-    parts = urlsplit(url)
-    topic = parts.path.strip("/")
-    if parts.scheme != "kafka" or not topic or not parts.hostname or "/" in topic:
-        raise ValueError(f"stream: expected {FORM}, got {redacted(url)!r}")
-    return KafkaStream(parts.netloc, topic, options=options)

@@ -137,7 +137,7 @@ class SnapshotStore:
         for undone in [other for other in self.names() if before is not None and before.name < other < name]:
             self._files.rm_file(self._path(undone, MANIFEST))  # rolled back, or never current: no rollback may meet it
         self._point(name, manifest)
-        self.collect()
+        self._remove_old(name)
         return name
 
     def rolled_back(self, file: str) -> dict[str, bytes]:
@@ -203,14 +203,11 @@ class SnapshotStore:
         """Return the names of all complete snapshots, oldest first."""
         return [name for name, files in self._listed().items() if MANIFEST in files]
 
-    def collect(self) -> list[str]:
-        """Remove snapshots beyond `keep` and what interrupted uploads before the current one left; returns their names.
+    def _remove_old(self, current: str) -> None:
+        """Remove snapshots beyond `keep` and what interrupted uploads before the current one left.
 
-        The current snapshot and newer ones stay. Failures are logged and tried again by the next call.
+        Newer ones stay. Failures are logged and tried again by the next publish.
         """
-        removed, current = [], self.current()
-        if current is None:
-            return []
         before = {name: files for name, files in self._listed().items() if name < current}
         whole = [name for name, files in before.items() if MANIFEST in files]
         for name in sorted(before.keys() - set(whole[max(0, len(whole) - (self.keep - 1)) :])):
@@ -218,12 +215,10 @@ class SnapshotStore:
                 if name in whole:  # the manifest first: what is left of a removal that is killed is an interrupted upload
                     self._files.rm_file(self._path(name, MANIFEST))
                 self._files.rm(self._path(name), recursive=True)
-                removed.append(name)
             except FileNotFoundError:
                 continue  # another process was faster
             except OSError as error:
                 logger.warning("%s: %s was not removed, tried again next time: %s", self.url, name, type(error).__name__)
-        return removed
 
     def _fetch(self, directory: Path, wanted: Pointer) -> Path:
         remove_unfinished(directory)

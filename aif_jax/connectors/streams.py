@@ -33,10 +33,6 @@ class Message(NamedTuple):
 MAX_BYTES = 64 << 20  # bytes of a message
 
 
-class MessageError(ValueError):
-    """A message that is no Arrow IPC stream of raw columns, and no tombstone."""
-
-
 def encode(table: Any) -> bytes:
     """Return raw items as the value of a message: a mapping of columns (arrays or lists), an Arrow record batch or table.
 
@@ -64,12 +60,12 @@ def tombstone_key(item: int | str) -> bytes:
 def decode(message: Message) -> Any:
     """Return the content of a message: an Arrow table of raw columns, or a list of raw item ids that are deleted.
 
-    Raises MessageError for one that is torn, foreign or too large.
+    Raises ValueError for one that is torn, foreign or too large.
     """
     where = f"message {message.position} of partition {message.partition}"
     if message.value is None:
         return [_tombstone(message.key, where)]
-    expect(len(message.value) <= MAX_BYTES, where, f"at most {MAX_BYTES} bytes", len(message.value), error=MessageError)
+    expect(len(message.value) <= MAX_BYTES, where, f"at most {MAX_BYTES} bytes", len(message.value))
     arrow, ipc = pyarrow(), pyarrow("pyarrow.ipc")
     try:
         with ipc.open_stream(arrow.py_buffer(message.value)) as reader:
@@ -77,8 +73,8 @@ def decode(message: Message) -> Any:
         table.validate(full=True)
     except (arrow.ArrowException, OSError, ValueError, TypeError, LookupError, MemoryError) as error:
         first = str(error).partition("\n")[0]
-        raise MessageError(f"{where}: expected an Arrow IPC stream, got {message.value[:16]!r}...: {first}") from error
-    expect(table.num_rows, where, "rows", "a table of 0", error=MessageError)
+        raise ValueError(f"{where}: expected an Arrow IPC stream, got {message.value[:16]!r}...: {first}") from error
+    expect(table.num_rows, where, "rows", "a table of 0")
     return table
 
 
@@ -93,5 +89,5 @@ def _tombstone(key: bytes | None, where: str) -> int | str:
         item = json.loads(key or b"")
         expect(isinstance(item, int | str) and not isinstance(item, bool), "key", "an integer or a string", item)
     except (ValueError, TypeError, RecursionError) as error:
-        raise MessageError(f"{where}: expected a value, or a key that is the JSON of an item's id, got {key!r}") from error
+        raise ValueError(f"{where}: expected a value, or a key that is the JSON of an item's id, got {key!r}") from error
     return item

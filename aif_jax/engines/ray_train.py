@@ -16,12 +16,11 @@ from aif_jax.checks import expect, needs_extra
 
 
 class Worker:
-    """This worker of a job: `rank` of `count`, and the `checkpoints` of the run, None without a folder."""
+    """This worker of a job: `rank` of `count`, and the `checkpoints` of the run."""
 
-    def __init__(self, train: Any):
+    def __init__(self, train: Any, checkpoints: Checkpoints):
         self.rank, self.count = train.get_context().get_world_rank(), train.get_context().get_world_size()
-        self.checkpoints: Checkpoints | None = None
-        self._train = train
+        self.checkpoints, self._train = checkpoints, train
         self._reported: int | None = None
 
     def report(self, step: int, values: Mapping[str, float]) -> None:
@@ -30,7 +29,7 @@ class Worker:
         For `train.loop(on_log=worker.report)`. Every worker must make this call, as `ray.train.report` waits for all.
         """
         checkpoint = None
-        if self.checkpoints is not None and (latest := self.checkpoints.latest) != self._reported:
+        if (latest := self.checkpoints.latest) != self._reported:
             self._reported = latest
             if self.rank == 0:
                 checkpoint = self._train.Checkpoint.from_directory(self.checkpoints.directory / str(latest))
@@ -39,27 +38,27 @@ class Worker:
 
 
 @contextlib.contextmanager
-def joined(folder: str | Path | None = None, **options: Any) -> Iterator[Worker]:
+def joined(folder: str | Path, **options: Any) -> Iterator[Worker]:
     """Join the workers of a trainer into one job; for `train_loop_per_worker`, before anything else uses a device.
 
     At the end of the block the last checkpoint is reported, so that `Result.checkpoint` names it. A worker that dies ends the
     others; with `FailureConfig(max_failures=...)` Ray starts all again, and `train.resume` goes on from the last checkpoint.
 
     Args:
-      folder: folder of the run's checkpoints, an absolute path on a disk that all workers see; None for none.
+      folder: folder of the run's checkpoints, an absolute path on a disk that all workers see.
       options: keyword arguments of `Checkpoints`.
 
     Raises:
       ValueError: a relative path: a worker has another working directory.
       RuntimeError: the workers are not one job, or JAX was used before.
     """
-    expect(folder is None or Path(folder).is_absolute(), "joined folder", "an absolute path: workers change directory", folder)
+    expect(Path(folder).is_absolute(), "joined folder", "an absolute path: workers change directory", folder)
     with needs_extra("Ray Train needs Ray", "ray"):
         import ray  # pyright: ignore[reportMissingImports]
         from ray import train  # pyright: ignore[reportMissingImports]
         from ray.train.collective import broadcast_from_rank_zero  # pyright: ignore[reportMissingImports]
 
-    worker = Worker(train)
+    worker = Worker(train, Checkpoints(folder, **options))
     rank, count = worker.rank, worker.count
     if start := count > 1 and not jax.distributed.is_initialized():
         with socket.create_server(("", 0)) as free:
@@ -68,9 +67,9 @@ def joined(folder: str | Path | None = None, **options: Any) -> Iterator[Worker]
     index, of = jax.process_index(), jax.process_count()
     wanted, got = f"process {rank} of {count} of jax.distributed", f"process {index} of {of}"
     expect((index, of) == (rank, count), f"worker {rank} of {count}", wanted, got, error=RuntimeError)
-    with Checkpoints(folder, **options) if folder is not None else contextlib.nullcontext() as worker.checkpoints:
+    with worker.checkpoints:
         yield worker
-    latest = worker.checkpoints and worker.checkpoints.latest  # all is saved now
+    latest = worker.checkpoints.latest  # all is saved now
     if latest is not None and latest != worker._reported:
         worker.report(latest, {})
     if start:

@@ -34,9 +34,8 @@ def write(path: str | Path, trees: Any, record: Mapping[str, Any], *, format: st
     """
     expect(is_json(record), "record", "plain JSON", repr(record))
     with new_folder(path) as partial:
-        arrays = {name: np.asarray(leaf) for name, leaf in leaves_by_path(trees).items()}
         manifest = {**record, "format": format, "aif_jax": __version__, "jax": jax.__version__}
-        manifest["files"] = {ARRAYS: write_arrays(partial / ARRAYS, arrays)}
+        manifest["files"] = {ARRAYS: write_arrays(partial / ARRAYS, leaves_by_path(trees))}
         content = json.dumps({**manifest, "sha256": seal(json.loads(json.dumps(manifest)))}, indent=2).encode() + b"\n"
         expect(len(content) <= files.MANIFEST_BYTES, "record", f"at most {files.MANIFEST_BYTES} bytes", len(content))
         (partial / MANIFEST).write_bytes(content)
@@ -55,8 +54,6 @@ def inspect(path: str | Path, *, format: str, rebuild: str = "write it again") -
     path = local(path)
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: expected a snapshot, found nothing{unfinished(path)}; {rebuild}")
-    if not (path / MANIFEST).is_file():
-        raise CheckpointError(f"{path}: not a complete snapshot: {MANIFEST} is missing; {rebuild}")
     with as_checkpoint_error(path, rebuild):
         return files.read_sealed(path, MANIFEST, format=format)
 
