@@ -63,7 +63,7 @@ class Config(Fields):
             expect(type(part) in BLOCKS.values(), "Config.blocks", expected, repr(part), error=TypeError)
         expected = "a value of a class made by the decorator `head`, such as Mlp((64, 32))"
         expect(type(self.head) in HEADS.values(), "Config.head", expected, repr(self.head), error=TypeError)
-        names, taken = [part.name for part in self.blocks], ("tower", "fields", GROUP)  # by the head, and by what is fitted
+        names, taken = [part.name for part in self.blocks], ("tower", "fields", GROUP)  # taken: by heads and fitted groups
         expected = f"blocks of different names, none of {', '.join(taken)}"
         expect(len({*names, *taken}) == len(names) + len(taken), "Config.blocks", expected, names)
         for part in self.blocks:
@@ -95,7 +95,7 @@ class Config(Fields):
 
     @property
     def reads_content(self) -> bool:
-        """Whether the item tower reads content; training leaves it out of the batches otherwise."""
+        """Whether the item tower reads content; training leaves it out of the batches otherwise, for blocks too."""
         return self.item_content and self.schema.content > 0
 
     @property

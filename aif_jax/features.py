@@ -155,7 +155,8 @@ class UserPacker:
     """Checks and packs one user whose history has L places: all values are checked at once, by their words.
 
     As uint32, a word is below the size of its vocabulary where the id is in range, and below the bits of infinity where the
-    float is finite and 0 or more; without its sign, where the float is finite. Only what fails is looked at leaf by leaf.
+    float is finite and 0 or more. Floats that may be negative are compared without their sign bit. Only what fails is looked at
+    leaf by leaf.
     """
 
     def __init__(self, schema: Schema, length: int):
@@ -182,7 +183,7 @@ class UserPacker:
         check_user_features(self._schema, features, batched=False)
         length = np.size(features.history.mask)
         expect(length == self._length, "UserFeatures.history", f"a history of L={self._length}", f"L={length}")
-        return pack(jax.tree.map(np.asarray, features))  # with a -0 among the ages
+        return pack(jax.tree.map(np.asarray, features))  # whose only fault is a -0 among the ages
 
 
 def _ids(attributes: tuple[Attribute, ...]) -> dict[str, Any]:

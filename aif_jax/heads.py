@@ -1,7 +1,8 @@
 """Heads: from the features of (user, candidate) pairs to logits. A head is one value in the config, like a block.
 
 Blocks give features [C, w] times kernels [w, H] of the head's `first_layer`, if it has one: then terms all candidates share
-are computed once, and a block that is linear in a user's matrix V takes the kernel K in before the candidates: a V K = a (V K).
+are computed once, and a block that gives a V, with a matrix V of the user and a vector a of each candidate, multiplies V by the
+kernel K once a request and not once a candidate: a V K = a (V K).
 A head without one gets the features, next to each other.
 """
 
@@ -97,11 +98,11 @@ class Head:
         return {}
 
     def first_layer(self, params: Params) -> FirstLayer | None:
-        """Return a linear first layer with a kernel for each feature of a block; the towers' alone may be left out."""
+        """Return a linear first layer with a kernel for each feature; those of the towers may be left out, all or none."""
         return None
 
     def apply(self, params: Params, features: jax.Array) -> jax.Array:
-        """Return logits [C, T] of features, see above; each of its candidate's alone, as serving pads the candidates."""
+        """Return logits [C, T] of features, see above, a candidate's from its features alone, since serving pads candidates."""
         raise TypeError(f"{type(self).__name__}.apply: expected a head that overrides it, got one that does not")
 
 
@@ -199,7 +200,8 @@ def identity(widths: Mapping[str, int]) -> dict[str, jax.Array]:
 
 def _split(rows: jax.Array, sizes: Mapping[str, int]) -> dict[str, jax.Array]:
     """Return parts of rows [n, H] by name: their sizes, in order, add up to n."""
-    return dict(zip(sizes, jnp.split(rows, list(itertools.accumulate(sizes.values()))), strict=False))
+    parts = jnp.split(rows, list(itertools.accumulate(sizes.values())))  # and nothing behind the last cut, at n
+    return dict(zip(sizes, parts, strict=False))
 
 
 def joined(inputs: Sequence[HeadInputs], item: jax.Array) -> jax.Array:

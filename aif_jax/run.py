@@ -139,7 +139,7 @@ class Run:
         return dataclasses.replace(self, trained=made, metrics={}, folder=None)
 
     def with_popularity_correction(self, data: Dataset, *, untrained: float | None = UNTRAINED) -> Run:
-        """Return the same model for candidates from the whole catalogue: item offsets turn scores from log P / q into log P.
+        """Return the same model for candidates from the whole catalogue: item offsets turn scores from log(P / q) into log P.
 
         Training draws negatives by popularity q, so its scores rank candidates that popularity found, such as those that
         `evaluate` draws. With retrieval from the whole catalogue, rank by log P, which `logq_correction=True` teaches already.

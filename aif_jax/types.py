@@ -67,7 +67,7 @@ class ItemFeatures:
     Attributes:
       ids: int32 [] for each item attribute of the schema, "item" among them; int32 [n] for a multi-valued one.
       floats: float32 [schema.item_floats].
-      content: float32 [E]; None without content, or in training if no tower or block reads it.
+      content: float32 [E]; None without content, and in training unless the item tower reads it.
       side: float32 [] by name, carried into the index and not read by the model: a bid, a price.
       encoding: version of the encoder that made the features; "" if unknown.
     """

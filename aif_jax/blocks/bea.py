@@ -23,7 +23,7 @@ class Bea(Block):
         item side (nearline)       w = softmax(q B^T / sqrt D)        [M]
         real time                  w V                                [D]
 
-    w V is linear in V, so the head's kernel enters before the candidates do: w (V W).
+    The head's kernel W is multiplied once a request, not once a candidate: (w V) W = w (V W).
 
     - Paper: the BEA of AIF (arXiv 2511.12934); these formulas are ours, see docs/fidelity.md.
     - Cost: real time [C, M] x [M, H], independent of S; a row holds M numbers.

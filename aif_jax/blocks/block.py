@@ -104,8 +104,8 @@ class Block:
 
     Attributes:
       training_logit: method for what training alone adds to the logits; `display_positions` int32 [B, C] as in `Batch`.
-      per_item: names of the arrays of `fit` with a row for each item, which move where a vocabulary grows; () for none. Unset,
-        a block that fits something refuses to grow. Trained arrays do not grow.
+      per_item: names of the arrays of `fit` with a row for each item, which a newer vocabulary gives other places; () for none.
+        Unset, a block that fits something is refused under a newer vocabulary. Trained arrays stay as they are.
 
     `user` and `item` may read embedding rows of ids that the features hold. A block that reads others must be trained with
     `sparse=()`, see `train.make_step`: under sparse updates these rows are NaN.
@@ -142,7 +142,7 @@ class Block:
         return ()
 
     def least_history(self, config: Config) -> int:
-        """Return the least L that an export allows, where L is symbolic: n, if `user` cuts the long history to n places."""
+        """Return the shortest history that an export takes: n for a block whose program is another one below n places."""
         return 1
 
     def check(self, config: Config) -> None:
@@ -191,11 +191,13 @@ def own(params: Params, part: Any) -> Params:
 
 
 def with_table(params: Params, table: Any, block: Block, *, config: Config) -> tuple[Params, Config]:
-    """Return parameters and config of the same model with a fitted block, `ItemOffset` or `PureSvd`, that has this table.
+    """Return parameters and config of the same model with this table as what a block has fitted; `Run.edit` makes a run of it.
 
     Args:
-      table: float32 of each catalogue row, [N] as `popularity_offset(counts)` or [N, R] as `train.svd_factors(...)`.
-      block: the block to add; one of its name that the model has already gets the table.
+      table: float32 of the shape that the block fits as "table", such as [N] of `popularity_offset(counts)` for `ItemOffset`,
+        or [N, R] of `train.svd_factors(...)` for `PureSvd`.
+      block: added to the config, unless the model has a block of its name, which then keeps its settings. One with trained
+        parameters must have been there in training.
       config: config of `params`.
 
     Raises:

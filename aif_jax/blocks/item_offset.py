@@ -13,14 +13,14 @@ from aif_jax.heads import BlockKernels, HeadInputs
 from aif_jax.types import ItemFeatures, ItemRow, Params, UserState
 
 UNTRAINED = -100.0
-"""The offset of items without a training event: below every other, their own order is kept. A logit of 100 is exact to 1e-5."""
+"""The offset of items without a training event: below all others; it leaves them their order, as 100 is exact to 1e-5."""
 
 
 @block
 class ItemOffset(Block):
     """Adds a fitted offset of each item to the logit, zeros until `Run.with_popularity_correction` or you give others.
 
-    Trained against negatives drawn with probability q, a score is log P / q up to a constant: right for candidates that are
+    Trained against negatives drawn with probability q, a score is log(P / q) up to a constant: right for candidates that are
     found by popularity, wrong for a whole catalogue, which needs log P. An item newer than the table has the offset of row 0.
 
     - Formula: logit += offset_i, of the first objective, such as log q_i = 0.75 log(count_i), see `popularity_offset`.
@@ -42,7 +42,7 @@ class ItemOffset(Block):
 
 
 def popularity_offset(counts: Any, *, power: float = 0.75, untrained: float | None = UNTRAINED) -> np.ndarray:
-    """Return log(count ** power) of items, float32 [N]: what brings log P / q to log P for negatives drawn by count ** power.
+    """Return log(count ** power) of items, float32 [N]: what brings log(P / q) to log P for negatives drawn by count ** power.
 
     Args:
       counts: [N] training events of each catalogue row.

@@ -66,7 +66,7 @@ class LinearMemory(Block):
     def score(self, params: Params, state: UserState, rows: ItemRow, kernels: BlockKernels) -> HeadInputs:
         history, item, kernel = state.blocks[self.name], jnp.asarray(rows.vector), kernels["deviation"]
         once, root = mean(history) @ kernels["mean"], math.sqrt(item.shape[-1])
-        # f is an affine map of the item vector, which takes A in before the candidates come: [D, D] in place of [K, D] each
+        # f is an affine map of the item vector: A enters it once a request, [D, D], and not [K, D] for each candidate
         moments = jnp.asarray(history.moments) * scale(history)
         linear, constant = params["query"]["kernel"] @ moments, params["query"]["bias"] @ moments
         logit = ((item @ linear + constant[None, :]) * item).sum(-1) / root if self.dot_product else 0.0

@@ -48,7 +48,7 @@ class PureSvd(Block):
         events = recent(user.long, self.length)
         mask = jnp.asarray(events.mask)
         factors = layers.lookup(params["table"], jnp.asarray(events.item))
-        place = jnp.arange(1, mask.shape[0] + 1).astype(jnp.float32)  # floats only then: an export's length is a symbol
+        place = jnp.arange(1, mask.shape[0] + 1).astype(jnp.float32)  # counted in integers: an export's length is a symbol
         weight = jnp.where(mask, place**-self.decay, 0.0)
         return {"sum": weight @ factors}
 

@@ -27,9 +27,9 @@ ROWS = 1 << 16  # items that are signed in one go
 class Signatures:
     """A fitted table of content signatures, uint32 [N, W], derived from the catalogue once.
 
-    Histories and rows read it by item id, so the two sides cannot disagree. An item newer than the fit has row 0: in its own
-    row the value is computed from its content, in histories it counts from the next publish on. A changed item keeps its value
-    until `fit_tables` runs again.
+    Histories and rows read it by item id, so the two sides cannot disagree. An item newer than the fit has
+    a value computed from its content in its index row, and row 0 in histories until the next publish. A changed item keeps its
+    value until `fit_tables` runs again.
 
     Attributes:
       bits: K, a multiple of 32 from 32 to 256.

@@ -90,7 +90,7 @@ def sampled_negatives(
       sampler: sampler of negatives, from training counts.
       negatives: n; C = 1 + n. The event's item itself never is one.
       logq_correction: also gives `log_q`, log(n q) of every candidate: both losses then learn log P of the whole catalogue, as
-        in noise-contrastive estimation (arXiv 1809.01812), not log P / q. A positive that the sampler never draws has 0.
+        in noise-contrastive estimation (arXiv 1809.01812), not log(P / q). A positive that the sampler never draws has 0.
 
     Returns:
       A source; it raises ValueError for samples of unknown items, which `sample_positions` leaves out.
