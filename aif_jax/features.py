@@ -155,8 +155,7 @@ class UserPacker:
     """Checks and packs one user whose history has L places: all values are checked at once, by their words.
 
     As uint32, a word is below the size of its vocabulary where the id is in range, and below the bits of infinity where the
-    float is finite and 0 or more. Floats that may be negative are compared without their sign bit. Only what fails is looked at
-    leaf by leaf.
+    float is finite and 0 or more; floats that may be negative go without their sign. Only what fails is looked at leaf by leaf.
     """
 
     def __init__(self, schema: Schema, length: int):

@@ -1,9 +1,8 @@
 """Heads: from the features of (user, candidate) pairs to logits. A head is one value in the config, like a block.
 
 Blocks give features [C, w] times kernels [w, H] of the head's `first_layer`, if it has one: then terms all candidates share
-are computed once, and a block that gives a V, with a matrix V of the user and a vector a of each candidate, multiplies V by the
-kernel K once a request and not once a candidate: a V K = a (V K).
-A head without one gets the features, next to each other.
+are computed once, and a block that gives a V, of a user's matrix V and a candidate's vector a, multiplies V by the kernel K
+once a request: a V K = a (V K). A head without one gets the features, next to each other.
 """
 
 import itertools
@@ -199,9 +198,8 @@ def identity(widths: Mapping[str, int]) -> dict[str, jax.Array]:
 
 
 def _split(rows: jax.Array, sizes: Mapping[str, int]) -> dict[str, jax.Array]:
-    """Return parts of rows [n, H] by name: their sizes, in order, add up to n."""
-    parts = jnp.split(rows, list(itertools.accumulate(sizes.values())))  # and nothing behind the last cut, at n
-    return dict(zip(sizes, parts, strict=False))
+    """Return parts of rows [n, H] by name, of sizes that add up to n, so that nothing is left behind the last cut."""
+    return dict(zip(sizes, jnp.split(rows, list(itertools.accumulate(sizes.values()))), strict=False))
 
 
 def joined(inputs: Sequence[HeadInputs], item: jax.Array) -> jax.Array:

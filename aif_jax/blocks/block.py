@@ -194,10 +194,8 @@ def with_table(params: Params, table: Any, block: Block, *, config: Config) -> t
     """Return parameters and config of the same model with this table as what a block has fitted; `Run.edit` makes a run of it.
 
     Args:
-      table: float32 of the shape that the block fits as "table", such as [N] of `popularity_offset(counts)` for `ItemOffset`,
-        or [N, R] of `train.svd_factors(...)` for `PureSvd`.
-      block: added to the config, unless the model has a block of its name, which then keeps its settings. One with trained
-        parameters must have been there in training.
+      table: float32 of the shape that the block fits as "table", such as [N] of `popularity_offset(counts)` for `ItemOffset`.
+      block: added, unless the model has one of its name; one with trained parameters must have been there in training.
       config: config of `params`.
 
     Raises:
