@@ -10,9 +10,11 @@ import importlib
 import importlib.util
 import inspect
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import docstring_parser
 
@@ -31,7 +33,8 @@ def cell(text: str) -> str:
 
 def command_line() -> str:
     """The page of the command line, from the signatures and docstrings of the commands."""
-    return "".join(f"{line.rstrip()}\n" for line in app.generate_docs(heading_level=1).rstrip().splitlines())
+    with mock.patch.object(sys, "argv", ["aif-jax"]):  # its usage lines have the name of the program that runs
+        return "".join(f"{line.rstrip()}\n" for line in app.generate_docs(heading_level=1).rstrip().splitlines())
 
 
 def meaning(kind: Any, name: str) -> str:
