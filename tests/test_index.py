@@ -21,7 +21,7 @@ from aif_jax.index.item_index import FORMAT
 from aif_jax.index.store import ItemProgram
 from aif_jax.readers import encode_items
 from aif_jax.store import sealed
-from aif_jax.store.codec import Half, Packed, Scaled, decode, encode, pack, unpack
+from aif_jax.store.codec import Packed, Scaled, decode, encode, pack, unpack
 from aif_jax.store.folders import CheckpointError
 from tests import demo
 from tests.beside import meanwhile
@@ -225,7 +225,7 @@ def test_storage_error_is_within_its_bound(storage, tolerance):
     bound = tolerance * (np.abs(rows) if storage == "bfloat16" else largest) * 1.001
     assert (np.abs(back["v"] - rows) <= bound).all()
     assert np.array_equal(back["bid"], rows[:, 0]) and back["code"].tolist() == [3] * 50
-    assert isinstance(stored["v"], {"float32": jax.Array, "bfloat16": Half, "int8": Scaled}[storage])
+    assert isinstance(stored["v"], Scaled) if storage == "int8" else stored["v"].dtype == storage
 
 
 @pytest.mark.parametrize("width", [1, 31, 32, 33, 44, 64, 100])

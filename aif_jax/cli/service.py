@@ -69,7 +69,8 @@ def serve(
     if not is_store and not root.is_dir():
         raise FileNotFoundError(f"{root}: expected an exported folder, got none; write one: aif-jax export")
     with options.as_usage("--token-file"):
-        token = None if token_file is None else read_token(token_file)
+        token = None if token_file is None else token_file.read_text("utf-8").strip()
+        expect(token != "", str(token_file), "a token", "an empty file")
     process.log_to_stderr(log_level)
     source = None if features is None else process.source_of(features)
     store: SnapshotStore | None = None
@@ -82,13 +83,6 @@ def serve(
         calls = log and until_end.enter_context(contextlib.closing(RequestLog(log, share=log_share)))
         process.serve(Service(models, observers=(calls,) if calls else ()), where, token)
     return FINE, None
-
-
-def read_token(path: Path) -> str:
-    """Return the text in a file; ValueError for none."""
-    token = path.read_text("utf-8").strip()
-    expect(token, str(path), "a token", "an empty file")
-    return token
 
 
 def index_follow(

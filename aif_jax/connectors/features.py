@@ -7,16 +7,13 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Hashable, Mapping
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol
 
 from aif_jax.encoding.encoder import Encoder
 from aif_jax.encoding.times import PER_SECOND
 from aif_jax.serving.metrics import Histogram
 from aif_jax.serving.users import SingleFlight
 from aif_jax.types import UserFeatures
-
-UserId: TypeAlias = int | str
-"""A raw user id."""
 
 
 class Record(NamedTuple):
@@ -36,7 +33,7 @@ class Record(NamedTuple):
 class FeatureSource(Protocol):
     """Where raw users come from."""
 
-    async def get(self, user: UserId) -> Record | None:
+    async def get(self, user: int | str) -> Record | None:
         """Return the record of a user, None if unknown. Raises ValueError for one that is torn or foreign, and what its client
         raises."""
         ...

@@ -1,7 +1,7 @@
 """`SnapshotStore`: folders on any file system of fsspec (a disk, S3, ...), with a pointer to the current one.
 
     root/current                       the name of a snapshot and the checksum of its manifest; moved by one atomic write
-    root/0000000007-3f9ab2c1/snapshot-manifest.json      size, SHA-256 and time of every file, written last
+    root/0000000007-3f9ab2c1/snapshot-manifest.json      SHA-256 and time of every file, written last
     root/0000000007-3f9ab2c1/...                the files, under a name that nothing else ever writes to
 
 A snapshot is never changed, so a reader sees the one that was current when it came, whole, or a later one.
@@ -107,13 +107,13 @@ class SnapshotStore:
         expect(not (source / MANIFEST).exists(), str(source), mine, "one; remove it")
         entries: dict[str, dict[str, Any]] = {}
         for file in files:
-            found, relative = file.stat(), file.relative_to(source).as_posix()
-            entries[relative] = {"bytes": found.st_size, "sha256": digest_of(file), MODIFIED: found.st_mtime_ns}
+            relative = file.relative_to(source).as_posix()
+            entries[relative] = {"sha256": digest_of(file), MODIFIED: file.stat().st_mtime_ns}
         if unless_current:
-            there = self._pointer()
+            there, digests = self._pointer(), {file: entry["sha256"] for file, entry in entries.items()}
             for name in [name for name in self.names() if there is None or name >= there.name]:
                 manifest, listed = self._manifest(name)
-                if _contents(listed) == _contents(entries):
+                if {file: entry["sha256"] for file, entry in listed.items()} == digests:
                     if there is None or name != there.name:
                         got, out = f"those of {name}, which was", "publish newer ones, or these by themselves"
                         stays = not self._files.exists(self._path(name, UNDONE))
@@ -180,14 +180,11 @@ class SnapshotStore:
           SnapshotError: torn or altered.
           OSError: of the file system or the network.
         """
-        target, before = local(directory, "directory"), None
-        for _ in range(TRIES):
+        target = local(directory, "directory")
+        for _ in range(TRIES):  # where a snapshot is removed meanwhile, there are newer ones
             wanted = self._pointer() if name is None else Pointer(name, "")
             if wanted is None:
                 raise FileNotFoundError(f"{self.url}: expected a store with a current snapshot, got none; publish one")
-            if wanted == before:  # else it was removed because there are newer ones
-                break
-            before = wanted
             expect(NAME.fullmatch(wanted.name), "name", "the name of a snapshot, such as '0000000007-3f9ab2c1'", repr(name))
             with contextlib.suppress(FileNotFoundError):
                 return self._fetch(target, wanted)
@@ -232,7 +229,7 @@ class SnapshotStore:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 self._files.get_file(self._path(wanted.name, relative), str(file))
                 self._expect_same(wanted.name, relative, entry, digest_of(file))
-                os.utime(file, ns=(now, min(entry.get(MODIFIED, now), now)))  # how old a model is counts from its export
+                os.utime(file, ns=(now, min(entry[MODIFIED], now)))  # how old a model is counts from its export
         return target
 
     def _expect_same(self, name: str, relative: str, entry: Mapping[str, Any], got: str) -> None:
@@ -309,16 +306,10 @@ def _entries(raw: bytes, where: str) -> dict[str, dict[str, Any]]:
             expect(fits, "path", f"names of at most 255 characters, {PATH_BYTES} bytes in all", relative[:80])
             folders = itertools.accumulate(parts[:-1], "{}/{}".format)
             expect(not record["files"].keys() & set(folders), "path", "no file that is also a folder", relative)
-            good = type(entry["bytes"]) is int and entry["bytes"] >= 0 and re.fullmatch("[0-9a-f]{64}", entry["sha256"])
-            expect(good, relative, "bytes and sha256", entry)
-            modified = entry.get(MODIFIED, 0)  # older releases wrote none
+            expect(re.fullmatch("[0-9a-f]{64}", entry["sha256"]), relative, "a sha256", entry)
+            modified = entry[MODIFIED]
             expect(type(modified) is int and 0 <= modified < 1 << 62, relative, f"{MODIFIED} since 1970", modified)
         expect(record["files"], "files", "at least one", record["files"])
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise SnapshotError(f"{where}: {MANIFEST} is torn, altered or not of this library: {error!r}; publish again") from error
     return record["files"]
-
-
-def _contents(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return what the files hold, whenever they were written."""
-    return {name: {key: value for key, value in entry.items() if key != MODIFIED} for name, entry in entries.items()}

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from aif_jax.checks import expect
-from aif_jax.connectors.features import FeatureSource, Record, UserId
+from aif_jax.connectors.features import FeatureSource, Record
 from aif_jax.encoding.columns import Columns
 
 
@@ -30,7 +30,7 @@ class ValkeyFeatures(FeatureSource):
         expect(length >= 1, "length", "at least 1", length)
         self._client, self.columns, self.length, self._prefix = client, columns or Columns(), length, prefix
 
-    async def get(self, user: UserId) -> Record | None:
+    async def get(self, user: int | str) -> Record | None:
         """Read a user, as `FeatureSource.get`. Raises ValueError that names the key of what is no JSON of this store."""
         keys = keys_of(self._prefix, user)
         async with self._client.pipeline(transaction=True) as pipe:  # so that the version is that of the events
@@ -65,7 +65,7 @@ class ValkeyFeatures(FeatureSource):
         return columns
 
 
-def keys_of(prefix: str, user: UserId) -> tuple[str, str, str]:
+def keys_of(prefix: str, user: int | str) -> tuple[str, str, str]:
     """Return keys of profile, events and count, on one node of a cluster; the integer 7 and the string "7" are two users."""
     name = f"{prefix}:{{{'s' if isinstance(user, str) else 'i'}:{user}}}"
     return f"{name}:profile", f"{name}:events", f"{name}:count"

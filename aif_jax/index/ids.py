@@ -61,7 +61,6 @@ def _nested(raw: Any) -> bool:
 
 BUCKET, PAGE = 8, 128  # powers of two
 MAX_LOAD = 0.7
-CHUNK = 1 << 20  # keys handled in one go, so that temporary arrays stay small
 
 
 class View(NamedTuple):
@@ -145,8 +144,7 @@ class IdMap:
 
     def assign(self, view: View, keys: np.ndarray, rows: np.ndarray) -> tuple[View, np.ndarray, np.ndarray]:
         """Return a version with rows int32 [n] for distinct keys [n] (-1 to forget), and rows and pages of older ones alone."""
-        parts = [self.add(keys[i : i + CHUNK]) for i in range(0, len(rows), CHUNK)]
-        slots = np.concatenate([np.zeros(0, np.int64), *parts])
+        slots = self.add(keys)
         before = view.rows(slots)
         changed, inverse = np.unique(slots // PAGE, return_inverse=True)
         old, new = view.directory[changed], self.numbers.take(len(changed))

@@ -1,7 +1,7 @@
 """How a row is stored: vectors as float32, bfloat16 or int8 with a scale for each row; everything else as it is.
 
-*Columns*: a compact vector is a small record, whose type tells how to widen it. *Words*: all columns of a row are one run of
-32-bit words, so a request gathers once and an update writes once. Files hold columns, the device holds words.
+*Columns*: the type of a compact vector, bfloat16 or a small record, tells how to widen it. *Words*: all columns of a row are
+one run of 32-bit words, so a request gathers once and an update writes once. Files hold columns, the device holds words.
 """
 
 import dataclasses
@@ -25,13 +25,6 @@ leaves pairs a loop of wide moves. A gather of 44 words takes a third of the tim
 
 
 @record
-class Half:
-    """bfloat16 vectors by their bits, which every file format and library can hold."""
-
-    bits: Array  # uint16 [..., D]
-
-
-@record
 class Scaled:
     """int8 vectors, each with a scale: x = values * scale."""
 
@@ -46,7 +39,7 @@ def encode(row: Any, storage: Storage) -> Any:
 
 def widen(columns: Any) -> Any:
     """Return the columns of rows with float32 vectors, whatever they were stored as."""
-    return jax.tree.map(_widen, columns, is_leaf=lambda leaf: isinstance(leaf, Half | Scaled))
+    return jax.tree.map(_widen, columns, is_leaf=lambda leaf: isinstance(leaf, Scaled))
 
 
 class Column(NamedTuple):
@@ -112,18 +105,16 @@ def _encode_leaf(leaf: jax.Array, *, storage: Storage) -> Any:
     if storage == "float32" or jnp.ndim(leaf) == 0 or leaf.shape[-1] < NARROW or leaf.dtype != jnp.float32:
         return leaf
     if storage == "bfloat16":
-        return Half(bits=jax.lax.bitcast_convert_type(leaf.astype(jnp.bfloat16), jnp.uint16))
+        return leaf.astype(jnp.bfloat16)
     scale = jnp.max(jnp.abs(leaf), axis=-1) / 127.0
     values = jnp.round(leaf / jnp.where(scale > 0, scale, 1.0)[..., None])
     return Scaled(values=values.astype(jnp.int8), scale=scale)
 
 
 def _widen(leaf: Any) -> Any:
-    if isinstance(leaf, Half):
-        return jax.lax.bitcast_convert_type(jnp.asarray(leaf.bits), jnp.bfloat16).astype(jnp.float32)
     if isinstance(leaf, Scaled):
         return jnp.asarray(leaf.values).astype(jnp.float32) * jnp.asarray(leaf.scale)[..., None]
-    return leaf
+    return leaf.astype(jnp.float32) if leaf.dtype == jnp.bfloat16 else leaf
 
 
 def _to_words(leaf: jax.Array) -> jax.Array:

@@ -98,11 +98,7 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
             for path in (*(os.path.join(root, name) for name in files), root):
                 sync(path)
         expect_nothing(target)
-        try:
-            os.rename(partial, target)
-        except OSError:
-            expect_nothing(target)  # another process was faster
-            raise
+        os.rename(partial, target)
         sync(target.parent)
 
 
@@ -114,9 +110,7 @@ def new_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     are written into it. FileNotFoundError for a missing folder, IsADirectoryError for a folder at `path`, ValueError for a URL.
     """
     target = local(path)
-    if target.is_dir():
-        raise IsADirectoryError(f"{target}: expected a file to write, got a folder; name a file in it")
-    if target.exists() and not target.is_file():
+    if target.exists() and not (target.is_file() or target.is_dir()):
         yield target
         return
     with _work_folder(target) as work:

@@ -38,9 +38,6 @@ class Ids:
         else:
             raise ExportError(f"{name}: expected the arrays ids, keys and marks, or utf8 and offsets, got {sorted(arrays)}")
 
-    def __len__(self) -> int:
-        return len(self.raw)
-
     def positions(self, raw: Any) -> np.ndarray:
         """Return int64 positions of raw ids of any shape, -1 for unknown ones; ExportError for ids of another kind."""
         if not self.integers:
@@ -53,13 +50,13 @@ class Ids:
             ids = hashes(flat).reshape(texts.shape)
         else:
             ids = np.asarray(raw)
-        if not ids.size or not len(self):
+        if not ids.size or not len(self.raw):
             return np.full(ids.shape, -1)
         if self.integers:
             if ids.dtype.kind not in "iu" or (ids.dtype == np.uint64 and ids.max() >= 1 << 63):
                 raise ExportError(f"{self.name}: expected integers below 2^63, got dtype {ids.dtype}, first {ids.flat[0]!r}")
             ids = ids.astype(np.int64)
-        nearest = np.minimum(np.searchsorted(self._first, first_of(ids)), len(self) - 1)
+        nearest = np.minimum(np.searchsorted(self._first, first_of(ids)), len(self.raw) - 1)
         return np.where(self.raw[nearest] == ids, nearest, -1)
 
     @cached_property
