@@ -269,7 +269,7 @@ def test_texts_as_bytes():
     assert from_bytes("x", "BYTES", 3, raw) == ["é", "", "abc"]
     for broken in (raw[:-1], raw + b"\0", b"\xff\xff\xff\xff"):
         refused(BadCall, "expected 3 texts", from_bytes, "x", "BYTES", 3, broken)
-    refused(BadCall, "expected UTF-8", from_bytes, "x", "BYTES", 1, b"\x01\0\0\0\xc3")
+    refused(BadCall, "expected 1 texts in UTF-8", from_bytes, "x", "BYTES", 1, b"\x01\0\0\0\xc3")
 
 
 def test_texts_beyond_the_bound_are_refused_before_they_are_read():

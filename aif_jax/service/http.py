@@ -7,12 +7,12 @@ import functools
 import hmac
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from aif_jax.checks import Fields, expect, expect_types
-from aif_jax.service.calls import MAX_VALUES, BadCall, Call, Failure, parse, problem_of
+from aif_jax.service.calls import MAX_VALUES, BadCall, Failure, parse, problem_of
 from aif_jax.service.core import METHODS, Service, explain
 from aif_jax.serving.metrics import Part, prometheus_text
 
@@ -39,43 +39,30 @@ def service_text(service: Service) -> str:
 logger = logging.getLogger(__name__)
 JSON = "application/json"
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
-PAGE = {
-    "/": ("index.html", "text/html; charset=utf-8"),
-    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
-    "/page.css": ("page.css", "text/css; charset=utf-8"),
-}
+PAGE = {"/": ("index.html", "html"), "/page.js": ("page.js", "javascript"), "/page.css": ("page.css", "css")}
 OPEN = {"/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready", *PAGE}
 """Paths that need no token: load balancers ask them, and the page, which asks for the token, says nothing by itself."""
 PAGE_HEADERS = (
     (b"content-security-policy", b"default-src 'self'; img-src 'self' data:; frame-ancestors 'none'"),
     (b"x-content-type-options", b"nosniff"),
 )
-PATIENCE = 0.02  # seconds of a call before anyone looks whether its caller is still there, which costs a task
 MAX_REQUESTS = 1024  # in flight; one more gets 503, unless its path needs no token
 LINGER = 1.0  # seconds for a caller to read an answer that came before the end of its body
-Headers = Mapping[bytes, bytes]
 
 
 class Response(NamedTuple):
     """What goes back."""
 
-    status: int
-    kind: str
     body: bytes
+    kind: str = JSON
+    status: int = 200
     headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
-class HttpRequest(NamedTuple):
-    """One call, its body read."""
-
-    headers: Headers
-    body: bytes
-    kind: str  # the content type, without parameters
-
-
 READ, CALL = "GET, HEAD", "POST"
+Headers = dict[bytes, bytes]
 Route = tuple[str, Callable[..., Any]]
-"""Methods of a path, as the header `allow` has them, and what answers: () -> Response, or async HttpRequest -> Response."""
+"""Methods of a path, as the header `allow` has them, and what answers: () -> Response, or async Headers, body -> Response."""
 PLAIN = "/v2"
 """Paths below it have errors without codes, `{"error": "..."}`."""
 
@@ -120,127 +107,103 @@ class App:
 
     Args:
       service: that answers.
-      find: returns the route of a path that is none of the usual ones, None where there is none.
+      find: returns the route of a path that is none of the usual ones, or raises Failure.
       where: bounds of a call.
       token: bearer token that calls must bring; None: no token.
     """
 
-    def __init__(self, service: Service, find: Callable[[str], Route | None], where: Listening, token: str | None):
+    def __init__(self, service: Service, find: Callable[[str], Route], where: Listening, token: str | None):
         expect(token != "", "token", "None or some text", "an empty text")
         self._service, self._find, self._where, self._flying = service, find, where, 0
         self._token = None if token is None else token.encode()
-        self._routes: dict[str, Route] = {f"/v1/{name}": (CALL, functools.partial(self._called, name)) for name in METHODS}
-        self._routes["/v1/explain"] = CALL, self._explain
+        names = (*METHODS, "explain")
+        self._routes: dict[str, Route] = {f"/v1/{name}": (CALL, functools.partial(self._called, name)) for name in names}
         for root in ("", PLAIN):
-            self._routes[f"{root}/health/live"] = READ, lambda: json_response({"live": True})
+            self._routes[f"{root}/health/live"] = READ, lambda: Response(encode({"live": True}))
             self._routes[f"{root}/health/ready"] = READ, self._ready
-        self._routes["/metrics"] = READ, lambda: Response(200, TEXT, service_text(service).encode())
+        self._routes["/metrics"] = READ, lambda: Response(service_text(service).encode(), TEXT)
         self._routes["/status.json"] = READ, self._status
         for path, (name, kind) in PAGE.items():
-            page = Response(200, kind, (Path(__file__).parent / "page" / name).read_bytes(), PAGE_HEADERS)
+            body = (Path(__file__).parent / "page" / name).read_bytes()
+            page = Response(body, f"text/{kind}; charset=utf-8", headers=PAGE_HEADERS)
             self._routes[path] = READ, lambda page=page: page
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answer one HTTP request."""
+        """Answer one HTTP request. An answer that leaves a part of the body unread ends the connection."""
+        path, headers = scope["path"], dict(scope["headers"])
+        unread = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
         self._flying += 1
         try:
-            await self._respond(scope, receive, send)
+            try:
+                allowed, handler = self._route(scope["method"], path, headers)
+                if allowed == READ:
+                    response = handler()
+                else:
+                    body = await self._body(headers, receive)
+                    unread = False
+                    response = await _unless_left(handler(headers, body), receive)
+            except Exception as error:
+                response = refusal(error, path)
+            shown = [(b"content-type", response.kind.encode()), (b"content-length", str(len(response.body)).encode())]
+            shown += [*response.headers, *([(b"connection", b"close")] if unread else [])]
+            await send({"type": "http.response.start", "status": response.status, "headers": shown})
+            await send({"type": "http.response.body", "body": response.body, "more_body": unread})
+            if unread:  # a connection that is closed while bytes come takes the answer back from a caller who has not read it
+                room = self._where.max_bytes
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(LINGER):
+                        while room > 0 and (message := await receive()).get("more_body"):
+                            room -= len(message["body"])
+                await send({"type": "http.response.body"})
         finally:
             self._flying -= 1
 
-    async def _respond(self, scope: Any, receive: Any, send: Any) -> None:
-        """Send the answer. One that leaves a part of the body unread ends the connection."""
-        headers = dict(scope["headers"])
-        unread = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
-
-        async def read() -> Any:
-            nonlocal unread
-            message = await receive()
-            unread = unread and message["type"] == "http.request" and message.get("more_body", False)
-            return message
-
-        try:
-            response = await self._answer(scope["method"], scope["path"], headers, read)
-        except Exception as error:
-            problem = problem_of(error)
-            if problem.code == "INTERNAL":  # the service is at fault
-                logger.error("a call failed: %s", error, exc_info=error)
-            body = {"error": problem.message} if scope["path"].startswith(PLAIN) else problem.to_json()
-            more = problem.headers
-            if problem.retry_after is not None:  # HTTP has whole seconds
-                more += ((b"retry-after", str(max(1, round(problem.retry_after))).encode()),)
-            response = json_response(body, status=problem.status)._replace(headers=more)
-        shown = [(b"content-type", response.kind.encode()), (b"content-length", str(len(response.body)).encode())]
-        shown += [*response.headers, *([(b"connection", b"close")] if unread else [])]
-        await send({"type": "http.response.start", "status": response.status, "headers": shown})
-        body = b"" if scope["method"] == "HEAD" else response.body  # its length is that of GET
-        await send({"type": "http.response.body", "body": body, "more_body": unread})
-        if unread:  # a connection that is closed while bytes come takes the answer back from a caller who has not read it
-            room = self._where.max_bytes
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LINGER):
-                    while unread and room > 0:
-                        room -= len((await read()).get("body", b""))
-            await send({"type": "http.response.body", "body": b""})
-
-    async def _answer(self, method: str, path: str, headers: Headers, receive: Any) -> Response:
-        """Return the answer; raises Failure, and what handlers raise."""
-        if self._flying > MAX_REQUESTS and path not in OPEN:
+    def _route(self, method: str, path: str, headers: Headers) -> Route:
+        """Return what answers a request. Raises Failure for one that is not welcome, or finds nothing."""
+        if path not in OPEN and self._flying > MAX_REQUESTS:
             raise Failure("UNAVAILABLE", 503, f"expected at most {MAX_REQUESTS} requests at once", retry_after=1.0)
         kind, _, given = headers.get(b"authorization", b"").partition(b" ")
         knows = self._token is None or (kind.lower() == b"bearer" and hmac.compare_digest(given.strip(), self._token))
-        if not knows and path not in OPEN:
+        if path not in OPEN and not knows:
             text = "expected the header 'authorization: Bearer TOKEN' with the token of this service"
             raise Failure("UNAUTHENTICATED", 401, text, headers=((b"www-authenticate", b"Bearer"),))
-        route = self._routes.get(path) or self._find(path)
-        if route is None:
-            raise Failure("NOT_FOUND", 404, "no such path")
-        allowed, handler = route
+        allowed, handler = self._routes.get(path) or self._find(path)
         if method not in allowed.split(", "):
             text = f"{path}: expected {allowed}, got {method}"
             raise Failure("UNIMPLEMENTED", 405, text, headers=((b"allow", allowed.encode()),))
-        if allowed == READ:
-            return handler()
-        kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower().decode("latin-1")
-        return await _cancel_on_disconnect(handler(HttpRequest(headers, await self._body(headers, receive), kind)), receive)
+        return allowed, handler
 
     async def _body(self, headers: Headers, receive: Any) -> bytes:
-        """Return the body; Failure where it is not read to its end."""
+        """Return the body; Failure where it is too large, or does not come in time."""
         most, seconds = self._where.max_bytes, self._where.body_seconds
-        too_large = Failure("INVALID_ARGUMENT", 413, f"body: expected at most {most} bytes", "body")
-        length = headers.get(b"content-length", b"0")
-        if not length.isdigit() or len(length) > 18 or int(length) > most:
-            raise too_large
-        parts, size = [], 0
+        body, size, more = bytearray(), int(headers.get(b"content-length", 0)), True
         try:
             async with asyncio.timeout(seconds):
-                while (message := await receive())["type"] == "http.request":
-                    parts.append(message.get("body", b""))
-                    size += len(parts[-1])
-                    if size > most:
-                        raise too_large
-                    if not message.get("more_body"):
-                        return b"".join(parts)
+                while more and size <= most:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise Failure("CANCELLED", 499, "the caller left")
+                    body += message.get("body", b"")
+                    size, more = max(size, len(body)), message.get("more_body", False)
         except TimeoutError:
-            text = f"body: expected its end within {seconds} s"
-            raise Failure("DEADLINE_EXCEEDED", 408, text, "body") from None
-        raise Failure("CANCELLED", 400, "the caller left", "body")
+            raise Failure("DEADLINE_EXCEEDED", 408, f"body: expected its end within {seconds} s", "body") from None
+        if size > most:
+            raise Failure("INVALID_ARGUMENT", 413, f"body: expected at most {most} bytes", "body")
+        return bytes(body)
 
-    def _call(self, request: HttpRequest) -> Call:
-        if request.kind != JSON:
-            raise BadCall("content-type", f"expected {JSON}, got {request.kind[:80]!r}")
-        return parse(parse_json(request.body), self._where.max_candidates, size=len(request.body))
-
-    async def _called(self, method: str, request: HttpRequest) -> Response:
+    async def _called(self, method: str, headers: Headers, body: bytes) -> Response:
         """Return the answer to a call of a method."""
-        return json_response((await self._service.answer(method, self._call(request))).fields())
-
-    async def _explain(self, request: HttpRequest) -> Response:
-        return json_response(await explain(self._service, self._call(request)))
+        kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower().decode("latin-1")
+        if kind != JSON:
+            raise BadCall("content-type", f"expected {JSON}, got {kind[:80]!r}")
+        call = parse(parse_json(body), self._where.max_candidates, size=len(body))
+        if method == "explain":
+            return Response(encode(await explain(self._service, call)))
+        return Response(encode((await self._service.answer(method, call)).fields()))
 
     def _ready(self) -> Response:
         reason = self._service.unready
-        return json_response({"ready": reason is None, "reason": reason}, status=200 if reason is None else 503)
+        return Response(encode({"ready": reason is None, "reason": reason}), status=200 if reason is None else 503)
 
     def _status(self) -> Response:
         service, latest, codes = self._service, self._service.latest, Counter()
@@ -248,38 +211,40 @@ class App:
             codes[code] += count
         status = {"ready": service.unready is None, "reason": service.unready, "problem": service.models.problem}
         timeline = latest and {"version": latest[0], "spans": list(map(list, latest[1].spans))}
-        return json_response(status | {"models": service.models.status(), "codes": codes, "timeline": timeline})
+        return Response(encode(status | {"models": service.models.status(), "codes": codes, "timeline": timeline}))
 
 
-async def _cancel_on_disconnect(work: Awaitable[Response], receive: Any) -> Response:
-    """Await a response; cancel the work if the caller disconnects first."""
-    loop, task, left = asyncio.get_running_loop(), asyncio.current_task(), False
-    watching: list[asyncio.Task[None]] = []
-    assert task is not None
+async def _unless_left(work: Awaitable[Response], receive: Any) -> Response:
+    """Await a response; cancel the work if the caller leaves first."""
 
     async def watch() -> None:
-        nonlocal left
-        if (await receive())["type"] == "http.disconnect":
-            left = True
-            task.cancel()
+        await receive()  # which ends with the connection: the body is there
+        leaving.reschedule(0)
 
-    timer = loop.call_later(PATIENCE, lambda: watching.append(loop.create_task(watch())))
+    leaving = asyncio.timeout(None)
     try:
-        return await work
-    except asyncio.CancelledError:
-        if not left:
-            raise
-        task.uncancel()
-        raise Failure("CANCELLED", 499, "the caller left") from None
-    finally:
-        timer.cancel()
-        for each in watching:
-            each.cancel()
+        async with leaving:
+            watching = asyncio.create_task(watch())
+            try:
+                return await work
+            finally:
+                watching.cancel()
+    except TimeoutError:
+        if leaving.expired():
+            raise Failure("CANCELLED", 499, "the caller left") from None
+        raise
 
 
-def json_response(value: Any, *, status: int = 200) -> Response:
-    """Return an answer in JSON."""
-    return Response(status, JSON, encode(value))
+def refusal(error: Exception, path: str) -> Response:
+    """Return how an error is answered."""
+    problem = problem_of(error)
+    if problem.code == "INTERNAL":  # the service is at fault
+        logger.error("a call failed: %s", error, exc_info=error)
+    headers = problem.headers
+    if problem.retry_after is not None:  # HTTP has whole seconds
+        headers += ((b"retry-after", str(max(1, round(problem.retry_after))).encode()),)
+    body = {"error": problem.message} if path.startswith(PLAIN) else problem.to_json()
+    return Response(encode(body), status=problem.status, headers=headers)
 
 
 def encode(value: Any) -> bytes:

@@ -21,7 +21,7 @@ import numpy as np
 
 from aif_jax.service.calls import BadCall, Failure, parse
 from aif_jax.service.core import Service
-from aif_jax.service.http import CALL, JSON, PLAIN, READ, HttpRequest, Response, Route, encode, json_response, parse_json
+from aif_jax.service.http import CALL, PLAIN, READ, Headers, Response, Route, encode, parse_json
 from aif_jax.store.trained import __version__
 
 MODEL = "preranking"
@@ -29,38 +29,38 @@ SCALARS = ("user", "k", "order", "now", "feature_version", "budget")
 BINARY = "application/octet-stream"
 LENGTH = b"inference-header-content-length"
 SIZE = struct.Struct("<I")  # of a text, before it
-PATH = re.compile(PLAIN + r"(/models/(?P<model>[^/]+)(/versions/(?P<version>[^/]+))?(/(?P<action>ready|infer))?)?/*")
+PATH = re.compile(rf"{PLAIN}(?:/models/([^/]+)(?:/versions/([^/]+))?(/ready|/infer)?)?/*")
 
 
 class Inference:
-    """The routes below /v2, but for health; `most` candidates of a call, see `Listening.candidates`."""
+    """The routes below /v2, but for health; `most` candidates of a call, see `Listening.max_candidates`."""
 
     def __init__(self, service: Service, most: int):
         self._service, self._most = service, most
 
-    def route(self, path: str) -> Route | None:
-        """Return the route of a path, None where there is none. Raises Failure for another model."""
+    def route(self, path: str) -> Route:
+        """Return the route of a path. Raises Failure where there is none, and for another model."""
         match = PATH.fullmatch(path)
         if match is None:
-            return None
-        model, version, action = match["model"], match["version"] or "", match["action"]
+            raise Failure("NOT_FOUND", 404, "no such path")
+        model, version, action = match.groups()
         if model is None:
             about = {"name": "aif_jax", "version": __version__, "extensions": ["binary_tensor_data", "parameters"]}
-            return READ, lambda: json_response(about)
+            return READ, lambda: Response(encode(about))
         if model != MODEL:
             raise Failure("NOT_FOUND", 404, f"model: expected {MODEL!r}, got {model[:200]!r}", "model")
-        if action == "infer":
+        if action == "/infer":
             return CALL, functools.partial(self._infer, version)
-        return READ, functools.partial(self._ready if action == "ready" else self._metadata, version)
+        return READ, functools.partial(self._ready if action else self._metadata, version)
 
-    def _ready(self, version: str) -> Response:
+    def _ready(self, version: str | None) -> Response:
         """Return whether the service answers; raises Failure for a version that is not held."""
         ready = self._service.unready is None
         if version:
             self._service.models.named(version)
-        return json_response({"name": MODEL, "ready": ready}, status=200 if ready else 503)
+        return Response(encode({"name": MODEL, "ready": ready}), status=200 if ready else 503)
 
-    def _metadata(self, version: str) -> Response:
+    def _metadata(self, version: str | None) -> Response:
         """Return versions, inputs and outputs of the model; raises Failure for a version that is not held."""
         models = self._service.models
         held = [models.named(version)] if version else models.held
@@ -73,16 +73,16 @@ class Inference:
         listed = [[{"name": n, "datatype": kind, "shape": shape} for n, kind, *shape in part] for part in (inputs, outputs)]
         versions = [served.version for served in held]
         about = {"name": MODEL, "versions": versions, "platform": "aif_jax", "inputs": listed[0], "outputs": listed[1]}
-        return json_response(about)
+        return Response(encode(about))
 
-    async def _infer(self, version: str, request: HttpRequest) -> Response:
+    async def _infer(self, version: str | None, headers: Headers, body: bytes) -> Response:
         """Answer tensors: with a ranking where `k` is among them, else with scores."""
-        length, body = request.headers.get(LENGTH), request.body
+        length = headers.get(LENGTH)
         if length is not None and not (length.isdigit() and len(length) < 10 and int(length) <= len(body)):
             raise BadCall(LENGTH.decode(), f"expected at most the {len(body)} bytes of the body, got {length[:20]!r}")
         end = len(body) if length is None else int(length)
         head = parse_json(body[:end])
-        fields: dict[str, Any] = {"id": head.get("id", ""), "version": version or None}
+        fields: dict[str, Any] = {"id": head.get("id", ""), "version": version}
         for name, values in values_from(head.get("inputs"), body[end:], self._most).items():
             put(fields, name, values)
         asked = tensors(head.get("outputs", []), "outputs")
@@ -104,8 +104,8 @@ class Inference:
                 outputs[-1]["data"] = answer[name]
         text = encode(shown | {"outputs": outputs})
         if not parts:
-            return Response(200, JSON, text)
-        return Response(200, BINARY, text + b"".join(parts), ((LENGTH, str(len(text)).encode()),))
+            return Response(text)
+        return Response(text + b"".join(parts), BINARY, headers=((LENGTH, str(len(text)).encode()),))
 
 
 DTYPES = {
@@ -191,12 +191,22 @@ def values_from(listed: Any, data: bytes, most: int) -> dict[str, Values]:
 
 def from_bytes(name: str, kind: str, count: int, raw: bytes) -> Values:
     """Return a tensor's values from its raw contents; raises BadCall."""
-    if kind == "BYTES":
-        return _texts(name, raw, count)
-    dtype = np.dtype(DTYPES[kind])
-    if len(raw) != count * dtype.itemsize:
-        raise BadCall(name, f"expected {count * dtype.itemsize} bytes for {kind}[{count}], got {len(raw)}")
-    return np.frombuffer(raw, dtype)
+    if kind != "BYTES":
+        dtype = np.dtype(DTYPES[kind])
+        if len(raw) != count * dtype.itemsize:
+            raise BadCall(name, f"expected {count * dtype.itemsize} bytes for {kind}[{count}], got {len(raw)}")
+        return np.frombuffer(raw, dtype)
+    texts, end = [], 0
+    try:
+        for _ in range(count):
+            start = end + SIZE.size
+            end = start + SIZE.unpack_from(raw, end)[0]
+            texts.append(raw[start:end].decode())
+    except (struct.error, UnicodeDecodeError):
+        end = -1
+    if end != len(raw):
+        raise BadCall(name, f"expected {count} texts in UTF-8, each after its length in 4 bytes, got {len(raw)} other bytes")
+    return texts
 
 
 def from_json(name: str, kind: str, count: int, values: Any) -> list[Any]:
@@ -209,19 +219,3 @@ def from_json(name: str, kind: str, count: int, values: Any) -> list[Any]:
     if strange := [value for value in values if not isinstance(value, types) or isinstance(value, bool)]:
         raise BadCall(name, f"expected values of {kind}, got {strange[0]!r:.80}")
     return values
-
-
-def _texts(name: str, raw: bytes, count: int) -> list[str]:
-    texts, end = [], 0
-    try:
-        for _ in range(count):
-            start = end + 4
-            end = start + SIZE.unpack_from(raw, end)[0]
-            texts.append(raw[start:end].decode())
-    except struct.error:
-        end = -1
-    except UnicodeDecodeError as error:
-        raise BadCall(name, f"expected UTF-8: {error.reason}") from None
-    if end != len(raw):
-        raise BadCall(name, f"expected {count} texts, each after its length in 4 bytes, got {len(raw)} bytes of something else")
-    return texts

@@ -29,21 +29,20 @@ def serve(service: Service, where: Listening, token: str | None = None) -> None:
     Raises OSError where the port is taken, ImportError where a package is missing, and what `Models.start` raises for a folder
     that cannot be read: all before anything is compiled.
     """
-    server_package()
-    with needs_extra("a service needs uvloop", "service"):
-        import uvloop  # HTTP takes half the time of asyncio's loop
+    _, uvloop = server_packages()
     bind(where.host, where.port).close()
     with hidden(), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # its log says what is compiled
         runner.run(run(service, where, token))
 
 
-def server_package() -> Any:
-    """Return the module uvicorn; ImportError where it, httptools or orjson is missing, names the extra."""
-    with needs_extra("a service needs uvicorn, httptools and orjson", "service"):
+def server_packages() -> tuple[Any, Any]:
+    """Return the modules uvicorn and uvloop; ImportError where these, httptools or orjson are missing, names the extra."""
+    with needs_extra("a service needs uvicorn, uvloop, httptools and orjson", "service"):
         import httptools  # noqa: F401  which uvicorn imports when it starts
         import orjson  # noqa: F401  which a call imports
         import uvicorn
-    return uvicorn
+        import uvloop  # HTTP takes half the time of asyncio's loop
+    return uvicorn, uvloop
 
 
 def source_of(name: str) -> Any:
@@ -66,32 +65,25 @@ async def listening(service: Service, where: Listening, token: str | None = None
       ImportError: uvicorn or httptools is missing; names the extra.
       OSError: the port is taken.
     """
-    uvicorn = server_package()
-    bound = bind(where.host, where.port)
+    uvicorn, _ = server_packages()
     app = App(service, Inference(service, where.max_candidates).route, where, token)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app, http="httptools", ws="none", lifespan="off", timeout_keep_alive=where.keep_alive,
-            timeout_graceful_shutdown=max(1, round(service.models.config.drain_timeout)), log_config=None, access_log=False,
-            server_header=False, date_header=False, proxy_headers=False,
-        )
+    config = uvicorn.Config(
+        app, http="httptools", ws="none", lifespan="off", timeout_keep_alive=where.keep_alive,
+        timeout_graceful_shutdown=max(1, round(service.models.config.drain_timeout)), log_config=None, access_log=False,
+        server_header=False, date_header=False, proxy_headers=False,
     )  # fmt: skip
-    running = asyncio.get_running_loop().create_task(server.serve(sockets=[bound]))
-    try:
-        while not server.started:
-            if running.done():
-                running.result()
-                raise OSError(f"{where.host}:{where.port}: the HTTP server did not start")
-            await asyncio.sleep(0.005)
+    config.load()
+    server = uvicorn.Server(config)  # whose `serve` would take the signals
+    server.lifespan = config.lifespan_class(config)
+    with bind(where.host, where.port) as bound:
+        await server.startup(sockets=[bound])
         host = f"[{where.host}]" if ":" in where.host else where.host
-        yield {"http": f"http://{host}:{bound.getsockname()[1]}"}
-    finally:
-        service.unready = "draining"
-        if not running.done():
+        try:
+            yield {"http": f"http://{host}:{bound.getsockname()[1]}"}
+        finally:
+            service.unready = "draining"
             await asyncio.sleep(where.drain_delay)
-        server.should_exit = True
-        await asyncio.gather(running, return_exceptions=True)
-        bound.close()
+            await server.shutdown(sockets=[bound])
 
 
 async def run(service: Service, where: Listening, token: str | None = None) -> None:
@@ -99,35 +91,28 @@ async def run(service: Service, where: Listening, token: str | None = None) -> N
 
     For a process that does nothing else: the signals are those of the service.
     """
-    stop, loop, task = asyncio.Event(), asyncio.get_running_loop(), asyncio.current_task()
+    task, told = asyncio.current_task(), False
     assert task is not None
 
-    def told() -> None:
-        if service.unready == "starting" and not stop.is_set():
-            task.cancel()  # nobody is served yet
-        stop.set()
+    def end() -> None:
+        nonlocal told
+        if not told:
+            logger.info("draining")
+            told = True
+            task.cancel()
 
-    def listen_to_signals() -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, told)
-
-    listen_to_signals()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, end)
     try:
         async with service, listening(service, where, token) as addresses:
-            listen_to_signals()  # again: uvicorn took them when it started, and would stop listening before the drain delay
             with contextlib.suppress(OSError):  # nobody reads it any more: no reason not to serve
                 print(json.dumps({"ready": True, **addresses}) + "\n", end="", flush=True)
             logger.info("ready: %s", addresses)
-            await stop.wait()
-            logger.info("draining")
+            await asyncio.Event().wait()
     except asyncio.CancelledError:
-        if not stop.is_set():
+        if not told:
             raise
         task.uncancel()
-        logger.info("ended while it started")
-    finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
 
 
 def bind(host: str, port: int) -> socket.socket:
