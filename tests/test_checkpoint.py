@@ -39,12 +39,16 @@ def trained(params):
     return aif.Trained(aif.build(CONFIG)._replace(init=lambda *given, **options: params), params)
 
 
+def save(folder, params, config=CONFIG, **given):
+    with Checkpoints(folder) as run:
+        run.save_async(7, params, config, **given)
+    return folder / "7"
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """One good checkpoint; tests that damage it work on a copy."""
-    folder = tmp_path_factory.mktemp("checkpoint") / "good"
-    checkpoint.save(folder, trained(small()), opt_state=optax.adam(1e-3).init(small()))
-    return folder
+    return save(tmp_path_factory.mktemp("checkpoint"), small(), opt_state=optax.adam(1e-3).init(small()))
 
 
 @pytest.fixture
@@ -63,8 +67,8 @@ def assert_same(got, expected):
 def test_round_trip_of_a_model(tmp_path):
     model, model_params = demo.build()
     position = {"epoch": 2, "batch": 17, "seeds": [1, 2]}
-    checkpoint.save(tmp_path / "a", aif.Trained(model, model_params), step=7, position=position, metrics={"gauc": 0.61})
-    loaded = checkpoint.load(tmp_path / "a", config=model.config)
+    folder = save(tmp_path, model_params, model.config, position=position, metrics={"gauc": 0.61})
+    loaded = checkpoint.load(folder, config=model.config)
     assert_same(loaded.params, model_params)
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(loaded.params)) and loaded.config == model.config
     assert (loaded.step, loaded.position, loaded.metrics) == (7, position, {"gauc": 0.61})
@@ -97,9 +101,8 @@ def test_optimizer_state_comes_back_as_it_was(tmp_path):
     )
     update = jax.numpy_dtype_promotion("standard")(jax.jit(optimizer.update))  # Optax's noise mixes dtypes
     _, state = update(small(0.5), optimizer.init(small()), small())
-    checkpoint.save(tmp_path / "a", trained(small()), opt_state=state)
-    template = jax.eval_shape(lambda: state)
-    loaded = checkpoint.load(tmp_path / "a", like={"opt_state": template}).opt_state
+    folder = save(tmp_path, small(), opt_state=state)
+    loaded = checkpoint.load(folder, like={"opt_state": jax.eval_shape(lambda: state)}).opt_state
     assert jax.tree.structure(loaded) == jax.tree.structure(state)
     assert_same(update(small(0.1), loaded, small()), update(small(0.1), state, small()))
 
@@ -189,7 +192,7 @@ def test_nothing_is_overwritten_and_a_folder_that_cannot_be_made_is_an_error_at_
 
 def test_what_cannot_be_saved_is_refused(tmp_path):
     position = {"batch": np.int64(3)}
-    refused(ValueError, "position: expected plain JSON", checkpoint.save, tmp_path / "a", trained(small()), position=position)
+    refused(ValueError, "position: expected plain JSON", save, tmp_path / "a", small(), position=position)
     run = aif.Checkpoints(tmp_path / "a")
     for leaf in (object(), np.array(["a", "bcd"])):
         refused(ValueError, "params/item: expected an array of numbers, got ", run.save_async, 1, {"item": leaf}, CONFIG)

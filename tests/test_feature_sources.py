@@ -122,7 +122,7 @@ GOOD = f'{{"item": 1, "time": {T}, "action": 1}}'
 
 @pytest.mark.parametrize(
     ("which", "value"),
-    [("profile", value) for value in ("", "{", "[1]", "7", "\\xff", "[" * 100_000, ["a list"])]
+    [("profile", value) for value in ("", "{", "[1]", "null", "\\xff", "[" * 100_000, ["a list"])]
     + [("events", [GOOD, value, GOOD]) for value in (
         "", GOOD[:-1], GOOD[1:], "[]", "7", "{}", "null", f"{GOOD},{GOOD}", "[" * 100_000,
         GOOD.replace("1,", "1.5,"), GOOD.replace("1,", "true,"), GOOD.replace("1,", '"x",'), GOOD.replace("1,", "[1],"),

@@ -33,9 +33,10 @@ whole, expected = run(fresh(), batches)
 mesh, smaller, four = (sharding.row_mesh(jax.devices()[:count]) for count in (8, 2, 4))
 placed = [sharding.place_batch(batch, mesh) for batch in batches]
 assert placed[0].labels.addressable_shards[0].data.shape[0] == 2
-folder = tempfile.mkdtemp() + "/saved"
+folder = tempfile.mkdtemp() + "/2"
 state, seen = run(sharding.place_state(fresh(), mesh), placed[:2])
-checkpoint.save(folder, aif.Trained(model, state.params), opt_state=(state.step, state.skipped, state.opt_state))
+with checkpoint.Checkpoints(folder[:-2]) as saving:
+    saving.save_async(2, state.params, config, opt_state=(state.step, state.skipped, state.opt_state))
 state, more = run(state, placed[2:])
 np.testing.assert_allclose([*seen, *more], expected, rtol=2e-4)
 print("same", item(state).addressable_shards[0].data.shape[0])

@@ -36,7 +36,7 @@ class Checkpoint:
       params, config, version, encoder, settings, items: see `Trained`.
       step: training steps so far.
       opt_state: optimizer state; None if `load` got no template for it.
-      position: position of the data stream, as given to `save`.
+      position: position of the data stream, as given to `Checkpoints.save_async`.
       metrics: figures of this step by name.
     """
 
@@ -57,39 +57,32 @@ class Checkpoint:
         return trained.with_version(self.version)
 
 
-def save(
-    path: str | Path, trained: Trained,
-    *, step: int = 0, opt_state: Any = None, position: Any = None, metrics: Mapping[str, float] | None = None,
-) -> None:  # fmt: skip
-    """Write a checkpoint folder: complete, or not there at all.
+def save(path: str | Path, trained: Trained, *, metrics: Mapping[str, float] | None = None) -> None:
+    """Write a model as a checkpoint folder: complete, or not there at all. `Checkpoints` saves a training that goes on.
 
     Args:
       path: a folder that does not exist yet.
       trained: model to write. Its parameters are arrays of any dtype that Orbax knows, of any sharding in this process, or
         typed keys.
-      step: training steps so far.
-      opt_state: any pytree of arrays, such as an optax state.
-      position: where to resume, as plain JSON: epoch, batch, offset in the update stream, seed.
       metrics: figures by name.
 
     Raises:
       FileExistsError: something is there already; nothing is ever overwritten.
-      ValueError: a position that is not plain JSON, or a leaf that is no array.
+      ValueError: a leaf that is no array.
 
     Example:
-      >>> import tempfile, jax, optax, aif_jax as aif
+      >>> import tempfile, jax, aif_jax as aif
       >>> from aif_jax import checkpoint
       >>> item, category = aif.Attribute(name="item", size=9), aif.Attribute(name="category", size=6)
       >>> config = aif.presets.two_tower(schema := aif.Schema(item_attributes=(item, category)))
       >>> model = aif.build(config)
       >>> params = model.init(jax.random.key(0), aif.Catalogue.from_items(schema, range(8), ids={"category": [1, 2] * 4}))
-      >>> folder, adam = tempfile.mkdtemp() + "/first", optax.adam(1e-3)
-      >>> checkpoint.save(folder, aif.Trained(model, params), step=7, opt_state=adam.init(params))
-      >>> loaded = checkpoint.load(folder, config=config, like={"opt_state": jax.eval_shape(adam.init, params)})
-      >>> loaded.step, type(loaded.opt_state[0]).__name__
-      (7, 'ScaleByAdamState')
+      >>> folder = tempfile.mkdtemp() + "/first"
+      >>> checkpoint.save(folder, aif.Trained(model, params), metrics={"gauc": 0.61})
+      >>> checkpoint.load(folder, config=config).metrics
+      {'gauc': 0.61}
     """
-    rest = (trained.encoder, step, opt_state, position, metrics)
+    rest = (trained.encoder, 0, None, None, metrics)
     storage.write(path, pack(trained.params, trained.config, *rest, settings=trained.settings, items=trained.items))
 
 
@@ -258,12 +251,14 @@ class Checkpoints:
 
         Args:
           step: must not be on disk yet.
-          params, config, encoder, opt_state, position: see `checkpoint.save`.
+          params, config, encoder: see `checkpoint.save`.
+          opt_state: any pytree of arrays, such as an optax state.
+          position: where to resume, as plain JSON: epoch, batch, offset in the update stream, seed.
           metrics: figures by name, among them that of `keep_best`.
 
         Raises:
           FileExistsError: the step is there already.
-          ValueError: the metric of `keep_best` is missing or not finite, or what `checkpoint.save` refuses.
+          ValueError: the metric of `keep_best` is missing or not finite, the position no plain JSON, or a leaf no array.
         """
         if self.keep_best is not None and processes.first():
             chooses = f"a finite {self.keep_best[0]!r}, by which keep_best={self.keep_best} chooses"

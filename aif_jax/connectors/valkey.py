@@ -8,7 +8,6 @@ Times are integers in `Columns.time_unit`. A user whose id is text has `s:` in p
 """
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
 from aif_jax.checks import expect
@@ -43,7 +42,10 @@ class ValkeyFeatures(FeatureSource):
         profile, events, count = answers
         if profile is None and not events:
             return None
-        known = None if profile is None else _profile(profile, keys[0])
+        try:
+            known = None if profile is None else {} | json.loads(profile)  # of an object alone
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ValueError(f"{keys[0]}: expected a JSON object, got {profile!r:.80}: {error}") from error
         if count is not None and not count.isdigit():
             raise ValueError(f"{keys[2]}: expected the number of events so far, got {count[:80]!r}")
         columns = self._events(events, keys[1]) if events else None
@@ -69,12 +71,3 @@ def keys_of(prefix: str, user: int | str) -> tuple[str, str, str]:
     """Return keys of profile, events and count, on one node of a cluster; the integer 7 and the string "7" are two users."""
     name = f"{prefix}:{{{'s' if isinstance(user, str) else 'i'}:{user}}}"
     return f"{name}:profile", f"{name}:events", f"{name}:count"
-
-
-def _profile(value: bytes, key: str) -> Mapping[str, Any]:
-    try:
-        profile = json.loads(value)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{key}: expected a JSON object, got {value[:80]!r}: {error}") from error
-    expect(isinstance(profile, dict), key, "a JSON object", repr(value[:80]))
-    return profile

@@ -175,10 +175,10 @@ def _make_checkpoint(folder: Path, number: int) -> None:
     data, made = _data(number), encoder(number)
     model = aif.build(writer_world.MODEL.config.replace(schema=made.schema))
     params = model.init(jax.random.key(number), data.catalogue)
-    checkpoint.save(
-        folder / "one", aif.Trained(model, params, made), step=5 + number, position={"epoch": number},
-        metrics={"gauc": 0.5 + number / 8},
-    )  # fmt: skip
+    with checkpoint.Checkpoints(folder) as run:
+        given: dict[str, Any] = {"position": {"epoch": number}, "metrics": {"gauc": 0.5 + number / 8}}
+        run.save_async(5 + number, params, model.config, encoder=made, **given)
+    (folder / str(5 + number)).rename(folder / "one")
 
 
 def _read_checkpoint(folder: Path) -> Any:
