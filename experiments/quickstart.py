@@ -103,8 +103,7 @@ def main(arguments: list[str] | None = None) -> None:
         ranker = fit("ranker", world, options)
         scores = model_scores(ranker.model, ranker.params, world.data)
         with tempfile.TemporaryDirectory() as folder:
-            given: dict[str, Any] = {"folder": Path(folder), "name": "", "progress": not options.quiet}
-            ranked = rank_retrieved(scores, world.data, world.samples, world.teaching, **given)
+            ranked = rank_retrieved(scores, world.data, world.samples, world.teaching, folder=Path(folder), name="")
     with parts("pre-rankers"):
         trained = teach(world, ranked, options) | {"ranker": ranker}
     with parts("index"):

@@ -128,7 +128,7 @@ def test_what_does_not_fit_is_refused(data, student, teacher):
 def test_retrieved_candidates_are_scored_once_and_some_are_drawn_for_each_batch(data, teacher, source, tmp_path, monkeypatch):
     monkeypatch.setattr(distill, "PART", 50)
     at = np.arange(100, 220)
-    given = dict(folder=tmp_path / "scores", progress=False)
+    given = dict(folder=tmp_path / "scores")
     asked = []
 
     def counted(positions, rows):
@@ -167,7 +167,7 @@ def test_retrieved_candidates_are_scored_once_and_some_are_drawn_for_each_batch(
 def test_a_teacher_ranks_the_lists_of_the_validation_slice(data, student, tmp_path):
     names = dict(loss="", optimizer="AdamW", teacher="popular")
     settings = training.resolve_settings(aif.FitConfig(), data, student.config, task=NextItem(), out=None, **names)
-    judged = training.with_ranker(data, settings, Teacher(popular), folder=tmp_path, progress=False).cascade
+    judged = training.with_ranker(data, settings, Teacher(popular), folder=tmp_path).cascade
     np.testing.assert_array_equal(judged.labels[RANKER], np.where(judged.rows > 0, popular(None, judged.rows), np.nan))
 
 

@@ -358,7 +358,7 @@ def test_storage(tmp_path, capsys):
     for narrow in ("bfloat16", "int8"):
         assert all(low <= value <= high for value, low, high in figures[narrow].values())
     data, trial = datasets.load("smoke"), question.Trial(dataset="smoke", model=question.AIF)
-    made = question.trained(trial, question.parts_of(trial, data)[0], data, work=tmp_path / "work", progress=False)
+    made = question.trained(trial, question.parts_of(trial, data)[0], data, work=tmp_path / "work")
     one = jax.tree.map(lambda leaf: leaf[1], data.dataset.catalogue.features(np.arange(2)))
     exact, rounded = (
         np.asarray(each.item(made.params, one).vector) for each in (made.model, storage.stored(made.model.config, "int8"))

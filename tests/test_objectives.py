@@ -181,7 +181,7 @@ def test_steps_teach_every_objective_and_evaluation_says_so(data, small):
     assert got.objectives["like"].auc == pytest.approx(expected, abs=1e-6)
     assert min(evaluation.auc for evaluation in got.objectives.values()) > 0.55
     assert {"auc", "hr@10", "conversion.auc", "like.calibration"} <= got.figures().keys() and got.hit_rate is not None
-    calibration = partial(train.edits.calibration, positions=held, calibration_negatives=None, progress=False)
+    calibration = partial(train.edits.calibration, positions=held, calibration_negatives=None)
     fitted = calibration(aif.Trained(model, state.params, data.encoder), data, candidates=source).params
     assert fitted["fitted"]["calibration"]["scale"].shape == (3,)
     after = aif.evaluate(model, fitted, data, held, **given)
