@@ -75,6 +75,7 @@ def test_one_long_id_costs_its_own_length():
     (["a", 1], "got int after str at position 1"),
     ([1, 1.5], "got float after int at position 1"),
     (np.array(["a", None], object), "got NoneType after str at position 1"),
+    (np.array(["2026-01-01"], "M8[ns]"), "got dtype datetime64"),
     (np.array([1.5, 2.5]), "got dtype float64"),
     ([True, False], "got dtype bool"),
     ([7, True], "got bool after int at position 1"),

@@ -158,13 +158,13 @@ def as_ids(raw: Any, name: str, *, like: IdKind | None = None, short: bool = Tru
         nested = not isinstance(raw, list | tuple) or not NESTED.isdisjoint(map(type, raw))
         flat: Any = np.array(raw, object).reshape(-1).tolist() if nested else raw
     else:
-        flat = raw.reshape(-1) if raw.dtype.kind in "iu" else raw.reshape(-1).tolist()
+        flat = raw.reshape(-1) if raw.dtype.kind in "iumM" else raw.reshape(-1).tolist()  # a list would make integers of ns
     if not len(flat):
         return np.zeros(0, np.int64)
     if isinstance(flat, np.ndarray):
         if flat.dtype == np.uint64 and flat.max() >= 2**63:
             raise TypeError(f"{name}: expected integers below 2^63, got {flat.max()}")
-        ids = flat.astype(np.int64, copy=False)
+        ids = flat.astype(np.int64, copy=False) if flat.dtype.kind in "iu" else None
     else:
         ids = _of_objects(flat, name, wanted)
     if ids is None or like not in (None, "integers" if isinstance(ids, np.ndarray) else "strings"):
