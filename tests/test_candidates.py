@@ -231,9 +231,7 @@ def of_log(log: EventLog, *, items: int, actions: int) -> Dataset:
     known = Vocabulary(np.arange(items))
     catalogue = Catalogue.from_items(schema, known.raw, ids={"category": [1] * items})
     users, floats = Vocabulary(10 * np.arange(1, log.users)), np.zeros([log.users, 0], np.float32)
-    return Dataset(
-        name="mine", schema=schema, log=log, catalogue=catalogue, user_ids={}, user_floats=floats, users=users, items=known
-    )
+    return Dataset(name="mine", log=log, catalogue=catalogue, user_ids={}, user_floats=floats, users=users, items=known)
 
 
 def mapped(log: EventLog, folder: Path) -> EventLog:

@@ -14,7 +14,7 @@ from aif_jax.data import events, split
 from aif_jax.data.dataset import REPEATED, Dataset
 from aif_jax.data.events import EventLog, repeated_share
 from aif_jax.encoding.columns import Columns
-from aif_jax.encoding.encoder import Encoder, schema_of
+from aif_jax.encoding.encoder import Encoder
 from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.features import check_user_features
 from aif_jax.schema import Attribute, Schema
@@ -36,7 +36,6 @@ SCHEMA = Schema(
 def dataset(user=(1, 1, 1, 1, 2), item=(1, 2, 3, 0, 2), action=(1, 2, 3, 1, 2), time=(10, 20, 20, 30, 5)) -> Dataset:
     return Dataset(
         name="by hand",
-        schema=SCHEMA,
         log=EventLog(user, item, action, time, users=4),
         catalogue=Catalogue.from_items(SCHEMA, [7, 8, 9], ids={"category": [1, 2, 1], "tags": [[1, 0], [2, 3], [4, 0]]}),
         user_ids={"gender": np.int32([0, 1, 2, 1]), "interests": np.int32([[0, 0], [1, 2], [3, 0], [6, 5]])},
@@ -106,12 +105,11 @@ def test_no_behaviour_ties_with_its_sample_or_is_later(rows):
 
 
 KNOWN = {"user": Vocabulary([1, 2]), "item": Vocabulary([7, 8]), "category": Vocabulary(["a"])}
-OTHER = Encoder(schema=schema_of(Columns(), KNOWN), columns=Columns(), vocabularies=KNOWN)
+OTHER = Encoder(columns=Columns(), vocabularies=KNOWN)
 
 
 @pytest.mark.parametrize(("changes", "error", "message"), [
     ({"encoder": OTHER}, ValueError, "Dataset.encoder: expected one of this schema with these users and items"),
-    ({"schema": dataclasses.replace(SCHEMA, actions=9)}, ValueError, "Dataset.schema: expected the catalogue's"),
     ({"users": Vocabulary([1])}, ValueError, "Dataset.log.users: expected 2 rows like the vocabulary, got 4"),
     ({"items": Vocabulary([1])}, ValueError, "Dataset.catalogue: expected 2 rows like the vocabulary, got 4"),
     ({"items": Vocabulary([7, 8, 10])}, ValueError, "Dataset.items: expected the raw ids of the catalogue"),

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aif_jax.encoding.columns import Columns
-from aif_jax.encoding.encoder import Encoder, scale_of, schema_of
+from aif_jax.encoding.encoder import Encoder, scale_of
 from aif_jax.encoding.times import PER_SECOND
 from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.features import check_item_features, check_user_features
@@ -39,7 +39,7 @@ NOW = 1_600_000_000
 def encoder(columns: Columns = COLUMNS, vocabularies=VOCABULARIES, content: int = 2, **changes) -> Encoder:
     scales = {"item/price": (5.0, 2.0), "user/age": (40.0, 10.0)} if columns is COLUMNS else {}
     given = dict(columns=columns, vocabularies=vocabularies, scales=scales, length=4) | changes
-    return Encoder(schema=schema_of(columns, vocabularies, content=content), **given)
+    return Encoder(content=content, **given)
 
 
 def plain(unit: str = "s", **changes) -> Encoder:
@@ -333,7 +333,6 @@ def test_the_version_is_that_of_what_ids_and_floats_mean():
     *(({"scales": {"item/price": scale, "user/age": (0.0, 1.0)}}, r"scales\['item/price'\]: expected \(mean, deviation\), or")
       for scale in ((1.0,), (0.0, 1.0, 2.0), (0.0, 1.0, 3.0, 2.0))),
     ({"vocabularies": {"item": Vocabulary([1])}}, "Encoder.vocabularies: expected"),
-    ({"vocabularies": VOCABULARIES | {"item": Vocabulary([1])}}, "Encoder.schema: expected that of columns and vocabularies"),
 ])  # fmt: skip
 def test_parts_that_do_not_fit_together_are_refused(changes, message):
     refused(ValueError, message, dataclasses.replace, encoder(), **changes)

@@ -18,7 +18,7 @@ import aif_jax as aif
 from aif_jax import blocks, export
 from aif_jax.blocks import block
 from aif_jax.encoding.columns import Columns
-from aif_jax.encoding.encoder import Encoder, schema_of
+from aif_jax.encoding.encoder import Encoder
 from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.export import ExportError, consume, writer
 from aif_jax.export.consume import files
@@ -81,7 +81,7 @@ def scored(made):
 def encoder(columns=Columns(action="event", actions=("view", "buy")), users=("ann", "bob")):  # noqa: B008 (frozen)
     """An encoder of three items in two categories."""
     vocabularies = {"user": Vocabulary(users), "item": Vocabulary([7, 8, 10**12]), "category": Vocabulary(["é", "b"])}
-    return Encoder(schema=schema_of(columns, vocabularies), columns=columns, vocabularies=vocabularies, length=12)
+    return Encoder(columns=columns, vocabularies=vocabularies, length=12)
 
 
 @pytest.fixture(scope="module")

@@ -72,9 +72,9 @@ def test_evaluation_is_that_of_the_slice_and_of_the_run(data, run):
     refused(ValueError, "k: expected None or at least 1, got 0", run.evaluate, data, k=0)
     columns = dataclasses.replace(data.encoder.columns, time="another name")
     encoder = dataclasses.replace(data.encoder, columns=columns)
-    refused(EncodingMismatch, "Dataset.schema: expected the encoding", dataclasses.replace, data, encoder=encoder)
+    refused(EncodingMismatch, "Dataset.catalogue: expected the encoding", dataclasses.replace, data, encoder=encoder)
     catalogue = dataclasses.replace(data.catalogue, schema=encoder.schema)
-    other = dataclasses.replace(data, schema=encoder.schema, catalogue=catalogue, encoder=encoder)
+    other = dataclasses.replace(data, catalogue=catalogue, encoder=encoder)
     refused(EncodingMismatch, "data: expected the encoding", run.evaluate, other)
 
 

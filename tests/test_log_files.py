@@ -58,7 +58,7 @@ before = resident()
 
 threading.Thread(target=watch, daemon=True).start()
 log = EventLog(**columns(), users=users + 1)
-dataset = Dataset(name="large", schema=schema, log=log, catalogue=catalogue, user_ids=dict(),
+dataset = Dataset(name="large", log=log, catalogue=catalogue, user_ids=dict(),
                   user_floats=np.zeros((users + 1, 0), np.float32), **vocabularies)
 _, first_validation, _ = time_cuts(log.time)
 positions = sample_positions(log, min_history=1, before=first_validation, file={folder!r} + ".positions.npy")

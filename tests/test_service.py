@@ -16,7 +16,6 @@ import pytest
 
 import aif_jax as aif
 from aif_jax.connectors import Record
-from aif_jax.encoding.encoder import schema_of
 from aif_jax.export import ExportError, restore
 from aif_jax.service import http as front
 from aif_jax.service.calls import BadCall, Call, affinity_key, parse
@@ -256,8 +255,7 @@ PLAYED = {"track": [17], "at": [NOW - 60], "what": ["play"]}
 
 def source(columns: aif.Columns = OWN, **rows) -> UserSource:
     vocabularies = {name: aif.Vocabulary(ids) for name, ids in (ROWS | rows).items() if ids is not None}
-    schema = schema_of(columns, vocabularies)
-    return UserSource(aif.Encoder(schema=schema, columns=columns, vocabularies=vocabularies).with_length(8), None)
+    return UserSource(aif.Encoder(columns=columns, vocabularies=vocabularies).with_length(8), None)
 
 
 @pytest.mark.parametrize(("call", "field", "message"), [

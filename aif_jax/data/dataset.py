@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import json
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from aif_jax.encoding.times import in_unit
 from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.features import behaviours
 from aif_jax.schema import Schema
+from aif_jax.store.trained import digest
+from aif_jax.trees import leaves_by_path
 from aif_jax.types import ItemFeatures, UserFeatures
 
 REPEATED = 0.01
@@ -30,7 +33,6 @@ class Dataset:
 
     Attributes:
       name: for logs and reports.
-      schema: which features there are; the catalogue's.
       log: the events; its item values are catalogue rows, its user values user rows.
       catalogue: item features [N].
       user_ids: int32 [U] each, or [U, n] for a multi-valued attribute; row 0 is the unknown user.
@@ -45,11 +47,10 @@ class Dataset:
 
     Raises:
       TypeError, ValueError: parts that do not fit together: names the field, what was expected and what came.
-      EncodingMismatch: a schema or a catalogue of another encoder.
+      EncodingMismatch: a catalogue of another encoder.
     """
 
     name: str
-    schema: Schema
     log: EventLog
     catalogue: Catalogue
     user_ids: dict[str, np.ndarray]
@@ -63,7 +64,6 @@ class Dataset:
 
     def __post_init__(self):
         schema, users, items = self.schema, len(self.users), len(self.items)
-        expect(schema == self.catalogue.schema, "Dataset.schema", f"the catalogue's {self.catalogue.schema}", schema)
         for field, rows, got in (("log.users", users, self.log.users), ("catalogue", items, len(self.catalogue))):
             expect(rows == got, f"Dataset.{field}", f"{rows} rows like the vocabulary", got)
         same = np.array_equal(self.items.raw, self.catalogue.raw)
@@ -74,11 +74,8 @@ class Dataset:
             same = (self.encoder.schema, known["user"], known["item"]) == (schema, self.users, self.items)
             got = f"one of {self.encoder.schema!r}; take the encoder that read them"
             expect(same, "Dataset.encoder", "one of this schema with these users and items", got)
-            version = self.encoder.version  # for a schema and a catalogue that name none
-            for field, given in (("schema", schema), ("catalogue", self.catalogue.schema)):
-                check_encoding(f"Dataset.{field}", expected=version, got=given.encoding)
-            object.__setattr__(self, "schema", self.encoder.schema)
-            if self.catalogue.schema.encoding != version:
+            check_encoding("Dataset.catalogue", expected=self.encoder.version, got=schema.encoding)
+            if not schema.encoding:
                 object.__setattr__(self, "catalogue", dataclasses.replace(self.catalogue, schema=self.encoder.schema))
         expect_names(self.user_ids, "Dataset.user_ids", [a.name for a in schema.user_attributes])
         for a in schema.user_attributes:
@@ -102,6 +99,11 @@ class Dataset:
     def __repr__(self) -> str:
         counts = f"{len(self.users.raw):,} users, {len(self.items.raw):,} items, {len(self.log):,} events"
         return f"Dataset({self.name!r}: {counts}, {self.schema!r})"
+
+    @property
+    def schema(self) -> Schema:
+        """Which features there are: those of the catalogue."""
+        return self.catalogue.schema
 
     @property
     def encoding(self) -> str:
@@ -141,25 +143,17 @@ class Dataset:
     @functools.cached_property
     def digest(self) -> str:
         """64 hex digits over events, items, users, cascade, encoder and `repeats`: other data with the same counts differ."""
-        items, cascade = self.catalogue.items, self.cascade
-        tables = {
-            "log": {name: getattr(self.log, name) for name in ("user", "item", "action", "time", "offsets")},
-            "items": {**items.ids, "floats": items.floats, "content": items.content},
-            "side": items.side,
-            "users": {**self.user_ids, "floats": self.user_floats},
-            "lists": {"display_positions": self.display_positions},
+        log, cascade, encoder = self.log, self.cascade, self.encoder
+        arrays = {
+            "log": [log.user, log.item, log.action, log.time, log.offsets],
+            "items": self.catalogue.items,
+            "users": [self.user_ids, self.user_floats],
+            "display_positions": self.display_positions,
+            "cascade": cascade and [cascade.positions, cascade.rows, cascade.stage, dict(cascade.labels)],
         }
-        if cascade is not None:
-            arrays = {"positions": cascade.positions, "rows": cascade.rows, "stage": cascade.stage}
-            tables |= {"cascade": arrays, "labels": cascade.labels}
-        encoding = "" if self.encoder is None else self.encoder.version
-        state = hashlib.sha256(" ".join((encoding, self.users.digest, self.items.digest, str(self.repeats))).encode())
-        for table, arrays in tables.items():
-            for name, array in sorted(arrays.items()):
-                if array is not None:
-                    state.update(f"{table}/{name} {array.dtype.str} {array.shape}".encode())
-                    state.update(np.ascontiguousarray(array).data)
-        return state.hexdigest()
+        leaves = {path: dataclasses.astuple(digest(leaf)) for path, leaf in leaves_by_path(arrays).items()}
+        parts = [leaves, encoder and encoder.version, self.users.digest, self.items.digest, bool(self.repeats)]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def user_features(self, positions: Any, *, length: int) -> UserFeatures:
         """Return user features as of each sample: the profile, and the last `length` strictly earlier events.

@@ -47,38 +47,39 @@ class Encoder:
     | no events, no user | an empty history, the unknown user |
 
     Attributes:
-      schema: the features; carries the version as its `encoding`.
       columns: names and units of raw data.
       vocabularies: by name: "user", "item", "category", each attribute, and "action" where `columns` lists no actions.
+      content: E, the width of content embeddings; 0 for none.
       scales: "item/NAME" or "user/NAME" to (mean, standard deviation) of a float column, or (mean, deviation, low, high) where
         values are clipped to low..high first; empty for floats as they are.
       length: places of the history, a model's `config.history_length`.
       max_skew: seconds that an event may be later than the request.
+      schema: the features, those of columns and vocabularies; carries the version as its `encoding`.
 
     Example:
       >>> columns = Columns(action="event", actions=("view", "buy"))
       >>> vocabularies = {"user": Vocabulary(["ann"]), "item": Vocabulary([7, 8]), "category": Vocabulary(["cup", "tea"])}
-      >>> encoder = Encoder(schema=schema_of(columns, vocabularies), columns=columns, vocabularies=vocabularies, length=3)
+      >>> encoder = Encoder(columns=columns, vocabularies=vocabularies, length=3)
       >>> user = encoder.user(None, {"item": [7, 99], "time": [1_600_000_000, 1_600_000_050], "event": ["buy", "view"]},
       ...                     now=1_600_000_060)
       >>> user.history.item.tolist(), user.history.action.tolist(), user.history.age.tolist(), user.history.mask.tolist()
       ([0, 1, 0], [1, 2, 0], [10.0, 60.0, 0.0], [True, True, False])
     """
 
-    schema: Schema
     columns: Columns
     vocabularies: Mapping[str, Vocabulary]
+    content: int = 0
     scales: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
     length: int = 512
     max_skew: int = 60
+    schema: Schema = dataclasses.field(init=False)
 
     def __post_init__(self):
         expect(self.length >= 1, "Encoder.length", "at least 1", self.length)
         places = max(self.length, self.columns.bag_length)
         expect(places <= MOST_PLACES, "Encoder.length, Columns.bag_length", f"at most {MOST_PLACES}", places)
         expect(self.max_skew >= 0, "Encoder.max_skew", "0 seconds or more", self.max_skew)
-        wanted = schema_of(self.columns, self.vocabularies, content=self.schema.content)
-        expect(self.schema == wanted, "Encoder.schema", f"that of columns and vocabularies, {wanted}", self.schema)
+        object.__setattr__(self, "schema", schema_of(self.columns, self.vocabularies, content=self.content))
         floats = {f"{which}/{name}" for which, names in self.columns.floats.items() for name in names}
         fits = not self.scales or set(self.scales) == floats
         expect(fits, "Encoder.scales", f"those of {sorted(floats)}, or none", sorted(self.scales))
@@ -108,8 +109,7 @@ class Encoder:
         """Return the encoder with other vocabularies; itself if they are equal."""
         if dict(vocabularies) == dict(self.vocabularies):
             return self
-        schema = schema_of(self.columns, vocabularies, content=self.schema.content)
-        return dataclasses.replace(self, schema=schema, vocabularies=vocabularies)
+        return dataclasses.replace(self, vocabularies=vocabularies)
 
     def user(self, user: Mapping[str, Any] | None, events: Any, now: Any) -> UserFeatures:
         """Return features of ONE user at the moment of a request: NumPy arrays with `length` places of history.
@@ -135,7 +135,7 @@ class Encoder:
         self, rows: Mapping[str, np.ndarray], floats: Mapping[str, np.ndarray], content: np.ndarray | None
     ) -> ItemFeatures:
         """Return features of n items: rows int32 [n] or [n, bag length] by vocabulary, float32 [n] by column, content."""
-        width = self.schema.content
+        width = self.content
         fits = width == (0 if content is None else content.shape[1])
         got = "none; give content=" if content is None else content.shape[1]
         expect(fits, "items", f"a content embedding of width {width}", got)
@@ -210,9 +210,9 @@ class Encoder:
             raise ValueError(f"encoder: expected arrays of every vocabulary, got none of {missing}")
         try:
             encoder = cls(
-                schema=Schema.from_json(record["schema"]),
                 columns=Columns(**record["columns"]),
                 vocabularies={name: Vocabulary(known[name].raw) for name in dict.fromkeys((*named, *known))},
+                content=record["schema"]["content"],
                 scales={name: tuple(map(float, scale)) for name, scale in record["scales"].items()},
                 length=record["length"],
                 max_skew=record["max_skew"],

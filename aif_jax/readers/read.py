@@ -20,7 +20,7 @@ from aif_jax.data.dataset import Dataset
 from aif_jax.data.events import EventLog
 from aif_jax.data.statistics import ItemStatistics
 from aif_jax.encoding.columns import Columns, TableName
-from aif_jax.encoding.encoder import Encoder, bulk_of, reencode, scale_of, schema_of, stacked, vocabulary_names
+from aif_jax.encoding.encoder import Encoder, bulk_of, reencode, scale_of, stacked, vocabulary_names
 from aif_jax.encoding.times import PER_SECOND, history_order, iso_text
 from aif_jax.encoding.vocabulary import IdKind, Vocabulary
 from aif_jax.features import empty_items
@@ -104,9 +104,9 @@ def read(
         embedding = _by_row(tables.rows["items"]["item"], vectors, len(tables.vocabularies["item"]))
     if encoder is None:
         encoder = Encoder(
-            schema=schema_of(columns, tables.vocabularies, content=0 if embedding is None else embedding.shape[1]),
             columns=columns,
             vocabularies=tables.vocabularies,
+            content=0 if embedding is None else embedding.shape[1],
             scales={
                 f"{which}/{name}": scale_of(table.array(name))
                 for which, name, table in tables.float_columns(columns)
@@ -128,7 +128,6 @@ def read(
         logger.warning("%s", suspicion)
     data = Dataset(
         name=name or Path(tables.tables["events"].label.name).name.split(".")[0],
-        schema=encoder.schema,
         log=log,
         catalogue=catalogue,
         user_ids=user_ids,

@@ -133,11 +133,6 @@ class Problems:
                 Problem(kind=kind, file=file.name, row=number, column=column, expected=expected, got=str(text), where=where)
             )
 
-    def drop(self, kind: str) -> None:
-        """Forget the problems of one kind."""
-        self.totals.pop(kind, None)
-        self._listed.pop(kind, None)
-
     def listed(self) -> list[Problem]:
         """Return the problems listed, by kind, then by file and row."""
         return [p for listed in self._listed.values() for p in sorted(listed, key=lambda p: (p.file, p.row or 0))]
@@ -145,7 +140,8 @@ class Problems:
     def expect_none(self, *accepted: str) -> None:
         """Raise ValueError if there is a problem, but for kinds that are `accepted`; names one or more of each kind."""
         for kind in accepted:
-            self.drop(kind)
+            self.totals.pop(kind, None)
+            self._listed.pop(kind, None)
         if not self.totals:
             return
         kinds = {kind: listed[0] for kind, listed in self._listed.items()}

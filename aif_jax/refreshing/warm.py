@@ -74,7 +74,6 @@ def forget_ids(data: Dataset, since: int) -> Dataset:
         )
     fewer = dataclasses.replace(
         data,
-        schema=encoder.schema,
         log=EventLog(*(c[known] for c in (user, item, log.action, log.time)), users=len(vocabularies["user"])),
         catalogue=Catalogue(schema=encoder.schema, raw=vocabularies["item"].raw, items=features),
         user_ids={name: places[name][table[users]] for name, table in data.user_ids.items()},

@@ -40,7 +40,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from aif_jax import Catalogue, Columns, Dataset, EventLog, Vocabulary
-from aif_jax.encoding.encoder import Encoder, schema_of
+from aif_jax.encoding.encoder import Encoder
 from experiments.datasets.content import unit_rows
 
 SEEN, CLICK = 1, 2
@@ -279,17 +279,18 @@ def synthetic_world(
     columns = Columns(action="action", actions=(SEEN, CLICK))
     counts = {"user": users, "item": items, "category": categories}
     vocabularies = {name: Vocabulary(np.arange(1, count + 1)) for name, count in counts.items()}
-    schema = schema_of(columns, vocabularies, content=content_dim)
+    encoder = Encoder(columns=columns, vocabularies=vocabularies, content=content_dim)
     dataset = Dataset(
         name="synthetic",
-        schema=schema,
         log=EventLog(user + 1, chosen.ravel(), action, time.ravel(), users=users + 1),
-        catalogue=Catalogue.from_items(schema, vocabularies["item"].raw, ids={"category": category[1:] + 1}, content=content),
+        catalogue=Catalogue.from_items(
+            encoder.schema, vocabularies["item"].raw, ids={"category": category[1:] + 1}, content=content
+        ),
         user_ids={},
         user_floats=np.zeros((users + 1, 0), np.float32),
         users=vocabularies["user"],
         items=vocabularies["item"],
-        encoder=Encoder(schema=schema, columns=columns, vocabularies=vocabularies),
+        encoder=encoder,
     )
     observable = ~(truth.formative | (truth.far_mass == 0))
     return World(dataset, popularity, topic, category, quality, observable, median, truth)

@@ -19,7 +19,7 @@ from pyarrow import csv
 from aif_jax import Dataset, Vocabulary
 from aif_jax.checks import expect
 from aif_jax.encoding.columns import Columns, Kind
-from aif_jax.encoding.encoder import Encoder, schema_of
+from aif_jax.encoding.encoder import Encoder
 from aif_jax.readers import read
 
 UNKNOWN = ""
@@ -114,7 +114,7 @@ def dataset(
                 known[vocabulary] = Vocabulary(values)
     tables = [_nulls(table, columns.of(which)) for table, which in ((items, "items"), (users, "users"))]  # type: ignore[arg-type]
     width = 0 if columns.content is None else items[columns.content].shape[1]
-    encoder = Encoder(schema=schema_of(columns, known, content=width), columns=columns, vocabularies=known)
+    encoder = Encoder(columns=columns, vocabularies=known, content=width)
     made = read(events, items=tables[0], users=tables[1], encoder=encoder, unknown="skip", name=name)
     if len(made.log) != len(events[columns.time]) or not made.log.item.all() or not made.log.action.all():
         raise ValueError(f"{name}: expected events of known users, items and actions, got others")

@@ -12,7 +12,6 @@ import numpy as np
 
 from aif_jax.data import Dataset, Split, split_by_time
 from aif_jax.data.statistics import ItemStatistics
-from aif_jax.encoding.encoder import schema_of
 from experiments.datasets import movielens, taobao
 from experiments.datasets.content import unit_rows
 from experiments.datasets.synthetic import synthetic_world
@@ -63,23 +62,22 @@ def with_statistics(data: StudyData) -> StudyData:
     dataset, before = data.dataset, data.dataset.encoder
     assert before is not None
     columns = dataclasses.replace(before.columns, item_statistics=HALF_LIVES)
-    schema = schema_of(columns, before.vocabularies, content=before.schema.content)
-    encoder = dataclasses.replace(before, columns=columns, schema=schema)
-    latest = ItemStatistics(schema, dataset.log).at(np.arange(len(dataset.catalogue)), dataset.log.time.max() + 1)
+    encoder = dataclasses.replace(before, columns=columns)
+    latest = ItemStatistics(encoder.schema, dataset.log).at(np.arange(len(dataset.catalogue)), dataset.log.time.max() + 1)
     items = dataset.catalogue.items
     items = dataclasses.replace(items, floats=np.concatenate([items.floats, latest], 1))
     catalogue = dataclasses.replace(dataset.catalogue, schema=encoder.schema, items=items)
-    dataset = dataclasses.replace(dataset, schema=encoder.schema, catalogue=catalogue, encoder=encoder)
+    dataset = dataclasses.replace(dataset, catalogue=catalogue, encoder=encoder)
     return dataclasses.replace(data, dataset=dataset)
 
 
 def with_content(dataset: Dataset, content: np.ndarray) -> Dataset:
     """Return the data set with another content embedding float32 [N, E]."""
     schema = dataclasses.replace(dataset.schema, content=content.shape[1], encoding="")
-    encoder = dataset.encoder and dataclasses.replace(dataset.encoder, schema=schema)
+    encoder = dataset.encoder and dataclasses.replace(dataset.encoder, content=content.shape[1])
     items = dataclasses.replace(dataset.catalogue.items, content=content)
     catalogue = dataclasses.replace(dataset.catalogue, schema=schema, items=items)
-    return dataclasses.replace(dataset, schema=schema, catalogue=catalogue, encoder=encoder)
+    return dataclasses.replace(dataset, catalogue=catalogue, encoder=encoder)
 
 
 def _company(dataset: Dataset, positions: np.ndarray) -> np.ndarray:

@@ -140,7 +140,7 @@ def test_newer_data_read_with_the_encoder_are_taken(run, data):
 
 def test_data_without_an_encoder_have_nothing_to_compare(run, data, other):
     bare = dataclasses.replace(other.schema, encoding="")
-    made = dataclasses.replace(other, encoder=None, schema=bare, catalogue=dataclasses.replace(other.catalogue, schema=bare))
+    made = dataclasses.replace(other, encoder=None, catalogue=dataclasses.replace(other.catalogue, schema=bare))
     assert made.encoding == made.catalogue.schema.encoding == ""
     assert made.user_features([200], length=4).encoding == ""
     assert len(run.index(made.catalogue, **QUIET)) == ITEMS
