@@ -340,8 +340,10 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
     *((lambda bids=bids: aif.Candidates([1, 2, 3], bids), message) for bids, message in (
         (np.ones(2), "bids: expected one bid for each of 3 ids, got shape [2]"),
         ([1, 2, np.nan], "bids: expected finite bids"), ([1, 2, -1], "bids: expected finite bids"),
-        ("abc", "bids: expected numbers [C], got str"),
+        ("abc", "bids: expected numbers [C], got str"), (["1.5", "2", "3"], "bids: expected numbers [C], got list of str"),
+        ([True, False, True], "bids: expected numbers [C], got list of bool"), ([1, None, 2], "bids: expected numbers [C]"),
     )),
+    (lambda: aif.Candidates([[1, [2]]]), "candidates: expected item ids [C], one axis of integers or strings, got lists in"),
     (lambda: Listening(port=1 << 16), "0 to 65535"),
     (lambda: source_of("builtins:int"), "expected an object with"),
 ]  # fmt: skip

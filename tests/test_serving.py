@@ -71,6 +71,8 @@ async def test_excluded_items_are_not_ranked(world):
         assert not nothing.mask.any() and nothing.excluded == 9
         with pytest.raises(TypeError, match="Request.exclude: expected integers as the candidates are, got strings"):
             await engine.rank(Request(user=3, exclude=["a"]), 4)
+        with pytest.raises(TypeError, match="Request.exclude: expected integers"):
+            await engine.rank(Request(user=3, exclude=["a"]), 4, candidates=[])
         assert (await engine.rank(Request(user=3, exclude=[]), 4)).excluded == 0
 
 

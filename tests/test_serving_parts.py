@@ -153,7 +153,7 @@ def test_histogram_quantiles_are_within_a_bucket_and_metrics_are_plain():
     histogram.observe(1e9)  # beyond the last bound
     assert histogram.quantile(1.0) == BOUNDS[-1]
     metrics = Metrics()
-    metrics.observe({"total": 0.1})
+    metrics.stages["total"].observe(0.1)
     assert json.loads(json.dumps(metrics.values()))["stages"]["total"]["count"] == 1
 
 
@@ -162,8 +162,8 @@ def test_prometheus_text_is_read_back_by_the_client_library():
     metrics = Metrics()
     metrics.counters["answered"] = 3
     metrics.degraded["late, stale state"] = 2
-    metrics.observe({"critical": 0.001})
-    metrics.observe({"critical": 0.002})
+    metrics.stages["critical"].observe(0.001)
+    metrics.stages["critical"].observe(0.002)
     text = prometheus_text({**metrics.values(), "gauges": {"pending": 4}})
     samples = {}
     for family in parser.text_string_to_metric_families(text):

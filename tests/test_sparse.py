@@ -164,7 +164,7 @@ def test_parts_hold_samples_of_like_length():
     history = dataclasses.replace(batch.users.history, **{
         name: getattr(batch.users.history, name)[:, :4] for name in ("item", "action", "age")}, mask=mask)  # fmt: skip
     batch = dataclasses.replace(batch, users=dataclasses.replace(batch.users, history=history))
-    parts = training._parts(batch, training._by_length(batch), 4, (0, 1))
+    parts = training._parts(batch, jnp.argsort(jnp.asarray(mask).sum(1)), 4, (0, 1))
     assert parts.users.history.mask.sum(-1).tolist() == [[0, 1, 1, 2], [3, 4, 4, 4]]
     assert parts.where.any(-1).tolist() == [[True] * 4, [True, True, False, False]]
     np.testing.assert_array_equal(parts.labels[1, :2], batch.labels[[2, 0]])

@@ -36,17 +36,13 @@ MANY = Parameter(consume_multiple=True, negative_iterable=(), negative_none=(), 
 """A flag of several values takes all words up to the next flag; orders are Python functions."""
 app = App("aif-jax", help=__doc__, version=__version__, default_parameter=MANY, result_action="return_value")
 groups = {
+    "": app,
     "index": app.command(App("index", help="Build, update and verify item indexes on disk.")),
     "snapshots": app.command(App("snapshots", help="Look into a snapshot store, publish into it and fetch from it.")),
 }
-for one in (commands.check, commands.train, commands.add, commands.export, commands.verify, doctor.doctor):
-    app.command(one)
-for one in (commands.refresh, commands.rollback, service.serve):
-    app.command(one)
-for one in (commands.index_build, service.index_follow, commands.index_verify):
-    groups["index"].command(one, name=one.__name__.removeprefix("index_"))
-for one in (service.snapshots_list, service.snapshots_publish, service.snapshots_fetch):
-    groups["snapshots"].command(one, name=one.__name__.removeprefix("snapshots_"))
+for one in (doctor.doctor, *commands.COMMANDS, *service.COMMANDS):
+    group, _, name = one.__name__.rpartition("_")
+    groups[group].command(one, name=name)
 
 
 @app.meta.default
@@ -114,10 +110,9 @@ def _run(argv: Sequence[str] | None) -> tuple[int, Any]:
 
 
 def keep_compiled() -> Path | None:
-    """Let JAX keep and load compiled programs in this process, in the folder that is set already or in `compiled_folder()`.
+    """Let JAX keep and load compiled programs in the folder that is set, or in `compiled_folder()`; returns it.
 
-    Returns:
-      The folder; None where it cannot be written, which a warning says: programs are then compiled again.
+    None where it cannot be written, which a warning says: programs are then compiled again.
     """
     if (chosen := getattr(jax.config, "jax_compilation_cache_dir", None)) is not None:
         return Path(chosen)

@@ -30,7 +30,7 @@ from aif_jax.scores import objective_names
 from aif_jax.store.folders import expect_nothing, local
 from aif_jax.train.settings import FitConfig
 
-CONFIG_FIELDS = [name for name in options.fields_of(Config) if name not in ("schema", "blocks", "assembled")]
+CONFIG_FIELDS = [name for name in Config.__dataclass_fields__ if name not in ("schema", "blocks", "assembled")]
 ADDED = {"svd": Run.with_svd, "popularity": Run.with_popularity_correction, "calibration": Run.calibrate}
 """Additions of `add`, in this order: each is of the scores before it."""
 
@@ -222,3 +222,6 @@ def rollback(*, out: str) -> Result:
     """
     with options.open_store(out) as store:
         return FINE, store.rollback()
+
+
+COMMANDS = (check, train, add, index_build, index_verify, export, verify, refresh, rollback)

@@ -23,12 +23,6 @@ FIX = "NOT WELL. Reinstall, then run this again:\n  python -m pip install --upgr
 
 def doctor() -> Result:
     """Report installed versions and extras, and run a smoke test."""
-    well, report = examine()
-    return FINE if well else PROBLEMS, report
-
-
-def examine() -> tuple[bool, str]:
-    """Return whether all is well, and a report for people: versions by extra, the smoke test, what to do next."""
     found = {re.sub("[-_.]+", "-", made.name).lower(): made.version for made in importlib.metadata.distributions()}
     versions: dict[str, dict[str, str | None]] = {}
     for need in (importlib.metadata.requires("aif_jax") or ()) if "aif-jax" in found else ():
@@ -43,7 +37,7 @@ def examine() -> tuple[bool, str]:
         well, said = True, smoke_test()
     except Exception as error:  # whatever goes wrong is the finding
         well, said = False, f"{type(error).__name__}: {error}"
-    return well, "\n".join([*lines, f"smoke test: {said}", NEXT if well else FIX])
+    return FINE if well else PROBLEMS, "\n".join([*lines, f"smoke test: {said}", NEXT if well else FIX])
 
 
 def smoke_test() -> str:

@@ -116,11 +116,6 @@ def stop_requested() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def fields_of(kind: Any) -> list[str]:
-    """Return names of the fields of a dataclass."""
-    return [field.name for field in dataclasses.fields(kind)]
-
-
 def read_fields(words: Sequence[str], fields: Sequence[str]) -> dict[str, Any]:
     """Return settings from FIELD=VALUE words, the values in JSON; lists become tuples. ValueError for others."""
     settings = {}
@@ -156,7 +151,7 @@ def read_task(words: Sequence[str] | None) -> Task | None:
     with as_usage("--task"):
         name, *fields = words
         expect(name in TASKS, "name", f"one of {', '.join(TASKS)}", repr(name))
-        return TASKS[name](**read_fields(fields, fields_of(TASKS[name])))
+        return TASKS[name](**read_fields(fields, list(TASKS[name].__dataclass_fields__)))
 
 
 def read_columns(text: str | None) -> Columns | None:

@@ -1,6 +1,7 @@
 """The commands of production: `serve`, `index follow`, `snapshots list`, `snapshots publish` and `snapshots fetch`."""
 
 import contextlib
+import logging
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,7 +26,6 @@ from aif_jax.service.process import Listening
 from aif_jax.serving import ServingConfig, compute_inline
 from aif_jax.serving.metrics import registry_of
 from aif_jax.store.folders import URL
-from aif_jax.store.trained import Trained
 
 
 def serve(
@@ -71,7 +71,9 @@ def serve(
     with options.as_usage("--token-file"):
         token = None if token_file is None else token_file.read_text("utf-8").strip()
         expect(token != "", str(token_file), "a token", "an empty file")
-    process.log_to_stderr(log_level)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING, force=True)
+    logging.getLogger("aif_jax").setLevel(log_level.upper())
+    logging.captureWarnings(True)
     source = None if features is None else process.source_of(features)
     store: SnapshotStore | None = None
     if is_store:  # credentials come from the environment
@@ -118,7 +120,14 @@ def index_follow(
         updates = KafkaStream(stream, options=stream_options and options.read_json(stream_options))
     published = None if store is None else SnapshotStore(store)
     with contextlib.closing(updates), contextlib.ExitStack() as scrapes:
-        with _writer(trained, directory, index, every_seconds) as writer, options.stop_requested() as told:
+        if snapshots(directory):
+            held = IndexWriter.resume(directory, trained, every_updates=None, every_seconds=every_seconds)
+        elif index is None:
+            raise UsageError(f"follow: expected --index, to start from, got none, and {directory} has no snapshot")
+        else:
+            given: dict[str, Any] = {"positions": read_manifest(index).positions, "every_seconds": every_seconds}
+            held = IndexWriter.start(directory, ItemIndex.load(index, trained), every_updates=None, **given)
+        with held as writer, options.stop_requested() as told:
             follower = Follower(updates, writer, store=published)
             if at is not None:
                 client, registry = registry_of(lambda: [({}, follower.metrics())])
@@ -133,17 +142,6 @@ def index_follow(
                         break
         follower.flush()
     return FINE, follower.metrics()
-
-
-def _writer(trained: Trained, directory: Path, start: Path | None, every_seconds: float) -> IndexWriter:
-    """Return the writer of the directory: resumed, or started from a saved index."""
-    every: dict[str, Any] = {"every_updates": None, "every_seconds": every_seconds}
-    if snapshots(directory):
-        return IndexWriter.resume(directory, trained, **every)
-    if start is None:
-        raise UsageError(f"follow: expected --index, to start from, got none, and {directory} has no snapshot")
-    index, positions = ItemIndex.load(start, trained), read_manifest(start).positions
-    return IndexWriter.start(directory, index, positions=positions, **every)
 
 
 def snapshots_list(url: str, /) -> Result:
@@ -181,3 +179,6 @@ def snapshots_fetch(url: str, directory: Path, /, *, name: str | None = None) ->
     """
     with options.open_store(url) as store:
         return FINE, str(store.fetch(directory, name=name))
+
+
+COMMANDS = (serve, index_follow, snapshots_list, snapshots_publish, snapshots_fetch)

@@ -94,7 +94,10 @@ class KafkaStream:
             assert partition is not None and offset is not None  # of a message without an error
             self._next[partition] = offset + 1
             messages.append(Message(partition, offset, found.key(), found.value(), written))
-        self.lag = {partition: self._behind_of(partition, place) for partition, place in self._next.items()}
+        self.lag = {}
+        for partition, place in self._next.items():
+            _, end = self._consumer.get_watermark_offsets(self._place(partition), cached=True)
+            self.lag[partition] = max(0, end - max(place, 0)) if end >= 0 else 0
         return messages
 
     def commit(self, positions: Mapping[int, int]) -> None:
@@ -125,10 +128,6 @@ class KafkaStream:
             reason = "none" if listed is None or listed.error is None else listed.error.str()
             raise StreamError(f"topic {self._topic!r}: expected a topic with partitions, got {reason}; create one")
         return sorted(listed.partitions)
-
-    def _behind_of(self, partition: int, place: int) -> int:
-        _, end = self._consumer.get_watermark_offsets(self._place(partition), cached=True)
-        return max(0, end - max(place, 0)) if end >= 0 else 0
 
     def _refresh(self) -> None:
         """Read partitions that were added."""

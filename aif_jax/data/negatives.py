@@ -18,11 +18,8 @@ ROUNDS = 16  # of redrawing what must be avoided, before the exact distribution 
 
 def item_counts(dataset: Dataset, positions: Any) -> np.ndarray:
     """Return events of each item among `positions`, int64 [N]. Pass training positions only: later counts leak the future."""
-    counts = np.zeros(len(dataset.catalogue), np.int64)
-    for start in range(0, len(positions), BLOCK):
-        at = expect_integers(np.asarray(positions[start : start + BLOCK]), "positions", size=len(dataset.log))
-        counts += np.bincount(dataset.log.item[at], minlength=len(counts))
-    return counts
+    at = expect_integers(positions, "positions", size=len(dataset.log))
+    return np.bincount(dataset.log.item[at], minlength=len(dataset.catalogue))
 
 
 def counts_before(dataset: Dataset, time: int) -> np.ndarray:

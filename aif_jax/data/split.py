@@ -76,8 +76,9 @@ def time_cuts(
     shares = [part for part in parts.values() if isinstance(part, float)]
     expect(sum(shares) < 1, "validation, test", "validation + test below 1", f"{validation} + {test}")
 
-    def first_of_last(count: float) -> int:
-        return _time_of_rank(times, len(times) - round(count))
+    def first_of_last(count: float) -> int:  # one past the last time for 0
+        low, high = int(times.min()), int(times.max())
+        return low + bisect.bisect_right(range(low, high + 1), len(times) - round(count), key=lambda t: _count(times, t + 1))
 
     if isinstance(last := parts["test"], float):
         first_test, tested = first_of_last(samples * last), samples * last
@@ -161,9 +162,3 @@ def _share_or_moment(value: Any, name: str, unit: TimeUnit) -> float | int:
 def _count(times: np.ndarray, before: int) -> int:
     """Return how many times are before a moment."""
     return sum(int(np.count_nonzero(times[start : start + BLOCK] < before)) for start in range(0, len(times), BLOCK))
-
-
-def _time_of_rank(times: np.ndarray, rank: int) -> int:
-    """Return the time with that rank in ascending order; one past the last time for the rank after the last one."""
-    low, high = int(times.min()), int(times.max())
-    return low + bisect.bisect_right(range(low, high + 1), rank, key=lambda time: _count(times, time + 1))

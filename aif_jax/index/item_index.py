@@ -285,7 +285,7 @@ class ItemIndex:
           TypeError: ids of another kind than the index has, or of mixed kinds; None; integers beyond int64.
         """
         plain = self.kind == "integers" and isinstance(ids, np.ndarray) and ids.dtype == np.int64 and ids.ndim == 1
-        # The reserved id is never found, so a request of integers need not be searched for it.
+        # The reserved id is never found, so plain integers are looked up without a check for it.
         rows = self._view.lookup(ids if plain else raw_keys(ids, "ids", like=self.kind))
         return rows, rows >= 0
 

@@ -58,7 +58,7 @@ class IndexWriter:
         self.directory, self.index = local(directory), index
         self._lock: WriteLock | None = None  # None before `start` and `resume`, and after `close`
         self._positions = positions_by_partition(positions)
-        self._saved_positions: dict[int, int] = {}
+        self.saved_positions: dict[int, int] = {}  # of updates on disk: only these may be committed to the stream
         self._every_updates, self._every_seconds, self._keep = every_updates, every_seconds, keep
         self._untried, self._tried_at = 0, monotonic()  # updates since the last save was tried
 
@@ -106,7 +106,7 @@ class IndexWriter:
                 error.add_note(f"Without that folder the writer would resume from {there[-2]}.")
             lock.close()
             raise
-        writer._lock, writer._saved_positions = lock, writer.positions
+        writer._lock, writer.saved_positions = lock, writer.positions
         writer._remove_old()  # what a kill in the middle of a save or a removal left: there may be nothing left to save
         return writer
 
@@ -114,11 +114,6 @@ class IndexWriter:
     def positions(self) -> dict[int, int]:
         """Of the last update of each partition that is in the index."""
         return dict(self._positions)
-
-    @property
-    def saved_positions(self) -> dict[int, int]:
-        """Of the last update of each partition that is on disk: only these may be committed to the stream."""
-        return dict(self._saved_positions)
 
     def upsert(self, ids: Any, features: ItemFeatures | None = None, *, position: int, partition: int = 0) -> bool:
         """Apply an update of some items; False where the position is not after the partition's last one: applied already.
@@ -168,13 +163,13 @@ class IndexWriter:
             raise WriterConflict(f"{self.directory}: this writer is closed; resume to go on")
         number = 1 + max(map(_number, snapshots(self.directory)), default=0)
         self.index.save(self.directory / f"{number:010d}", positions=self._positions)
-        self._saved_positions = self.positions
+        self.saved_positions = self.positions
         self._remove_old()
 
     def close(self) -> None:
         """Save what is not on disk yet and release the directory; may raise OSError, WriterConflict."""
         try:
-            if self._positions != self._saved_positions:
+            if self._positions != self.saved_positions:
                 self.snapshot()
         finally:
             if self._lock is not None:

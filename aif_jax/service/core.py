@@ -31,11 +31,11 @@ class Reply:
 
     Attributes:
       method: one of `METHODS`.
-      call: with the time that raw events were encoded by.
+      call: with the time that raw events were encoded by, where there are observers.
       served: version that answered.
       answer: `Ranking` or `Scores`; None of "prepare".
       order: name of the order of a ranking, "" otherwise.
-      features: features that the answer used; None where they came with an earlier call, and of a stand-in.
+      features: of the call or the source; None where an earlier call's state answered an id, and of a stand-in.
     """
 
     method: str
@@ -90,7 +90,7 @@ class Service:
         """Answer a call: "rank" with the best k candidates, "score" with all logits; "prepare" computes the user's state.
 
         Raises:
-          BadCall, TypeError, ValueError: what the caller can correct.
+          BadCall: what the caller can correct.
           Failure: a version that is not held.
           Overloaded, DeadlineExceeded, EngineClosed, ...: as `AsyncPreRanker.rank`.
         """

@@ -11,7 +11,7 @@ from aif_jax.serving import Request
 from aif_jax.types import UserFeatures
 
 PARTS = {"now": "now", "user": "record", "events": "events"}
-"""What the encoder's errors begin with, and the field of a call that has it."""
+"""Beginnings of the encoder's errors, and the field of a call that is at fault."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -20,7 +20,7 @@ class Context:
 
     call: Call
     features: UserFeatures | None = None  # that the call brings, once they are read
-    used: UserFeatures | None = None  # what `UserSource.fetch` gave; None where an earlier call brought it
+    used: UserFeatures | None = None  # of the call or the source; None where an earlier call's state answers an id
 
 
 class SourceError(RuntimeError):
@@ -64,7 +64,7 @@ class UserSource:
         if isinstance(user, str) != (known.kind == "strings"):
             wanted = "text" if known.kind == "strings" else "an integer"
             raise BadCall("user", f"expected {wanted}, as in this model's files, got {user!r:.80}; send the id as they have it")
-        if user == "" != known.raw[0]:  # ascending
+        if user == "" and known.raw[0] != "":  # raw ids ascend
             raise BadCall("user", "expected the user's id, got an empty text; send the session's id for a visitor without one")
 
     def _raw(self, call: Call) -> UserFeatures:

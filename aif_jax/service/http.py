@@ -75,7 +75,7 @@ class Listening(Fields):
       host: address to bind; the default is reachable from this machine alone.
       port: port of HTTP; 0 takes a free one.
       max_bytes: bytes of one call.
-      body_seconds: seconds from the first byte of a body to the last.
+      body_seconds: seconds from the head of a call to the end of its body.
       max_candidates: candidates of one call, excluded ids, and events (at most 65,536); twice as many texts in its tensors.
       drain_delay: seconds between the end of readiness and the end of listening, for load balancers to notice; calls in flight
         may take `ServingConfig.drain_timeout` after that.
@@ -218,7 +218,7 @@ async def _unless_left(work: Awaitable[Response], receive: Any) -> Response:
     """Await a response; cancel the work if the caller leaves first."""
 
     async def watch() -> None:
-        await receive()  # which ends with the connection: the body is there
+        await receive()  # the body was read, so nothing comes until the caller leaves
         leaving.reschedule(0)
 
     leaving = asyncio.timeout(None)

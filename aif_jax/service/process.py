@@ -31,7 +31,7 @@ def serve(service: Service, where: Listening, token: str | None = None) -> None:
     """
     _, uvloop = server_packages()
     bind(where.host, where.port).close()
-    with hidden(), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # its log says what is compiled
+    with hidden(), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # no bars: the log says what is compiled
         runner.run(run(service, where, token))
 
 
@@ -73,7 +73,7 @@ async def listening(service: Service, where: Listening, token: str | None = None
         server_header=False, date_header=False, proxy_headers=False,
     )  # fmt: skip
     config.load()
-    server = uvicorn.Server(config)  # whose `serve` would take the signals
+    server = uvicorn.Server(config)  # not run by its `serve`, which takes the signals
     server.lifespan = config.lifespan_class(config)
     with bind(where.host, where.port) as bound:
         await server.startup(sockets=[bound])
@@ -127,10 +127,3 @@ def bind(host: str, port: int) -> socket.socket:
         bound.close()
         raise OSError(error.errno, f"{host}:{port}: {error.strerror}") from None
     return bound
-
-
-def log_to_stderr(level: str) -> None:
-    """Send the log of the process to stderr: this package's at a level, others' warnings."""
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING, force=True)
-    logging.getLogger("aif_jax").setLevel(level.upper())
-    logging.captureWarnings(True)

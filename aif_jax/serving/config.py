@@ -33,7 +33,7 @@ class ServingConfig(Fields):
       cache_bytes: bound of the state cache; 0 keeps nothing.
       prepare_ttl: how long a state made by `prepare` without a feature version may be used by later requests.
       callable_timeout: longest life of one call of `features` or `retrieval`; None: no limit.
-      max_hung: calls of `features`, and of `retrieval`, that may outlive their requests; with more, calls fail.
+      max_hung: calls of `features`, and of `retrieval`, that may outlive their requests; with so many, calls fail.
       user_threads: user functions computed at once.
       score_threads: interactions computed at once.
       batch_size: users whose states are computed together, and requests of one bucket that are scored together, at most. Only

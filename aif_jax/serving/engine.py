@@ -92,7 +92,7 @@ class AsyncPreRanker:
         self._versions: weakref.WeakSet[Version] = weakref.WeakSet()
         self._publishing = asyncio.Lock()
         self._open = False
-        self._pending: set[asyncio.Task[Any]] = set()  # of their callers
+        self._pending: set[asyncio.Task[Any]] = set()  # of callers that wait for an answer
         self._empty = asyncio.Event()  # none is pending
         self._empty.set()
         self._features = TimeLimitedCall("features", features, config)
@@ -294,7 +294,8 @@ class AsyncPreRanker:
                 raise DeadlineExceeded(f"{job.waiting_for}: no answer within the budget of {budget} s") from error
             raise
         finally:
-            self._metrics.observe(timeline.stages())
+            for stage, seconds in timeline.stages().items():
+                self._metrics.stages[stage].observe(seconds)
             self._pending.remove(task)
             if not self._pending:
                 self._empty.set()
@@ -346,15 +347,16 @@ class AsyncPreRanker:
         job.order = self.config.order if job.request.order is None else job.request.order
         if job.order != LOGIT:
             job.version.snapshot.orders.expect(job.order, given=job.candidates.bids is not None)
-        if len(ids) and exclude is not None and len(exclude) and KINDS[exclude.dtype.kind] != KINDS[ids.dtype.kind]:
-            wanted, got = f"{KINDS[ids.dtype.kind]} as the candidates are", KINDS[exclude.dtype.kind]
-            expect(False, "Request.exclude", wanted, got, error=TypeError)
+        kind = KINDS[ids.dtype.kind] if len(ids) else job.version.snapshot.index.kind
+        if kind is not None and exclude is not None and len(exclude) and KINDS[exclude.dtype.kind] != kind:
+            expect(False, "Request.exclude", f"{kind} as the candidates are", KINDS[exclude.dtype.kind], error=TypeError)
 
     async def _ranking(self, job: PendingRequest, candidates: Any, k: int) -> Ranking:
         """Return the best k candidates; NonFiniteScores where the scores of all known ones are NaN or infinite."""
         best = await self._scored(job, candidates)
         ids, (scores, logits, positions) = job.candidates.ids, (field[:k] for field in best[:3])
-        if full := len(scores) == k and scores[-1] > -np.inf:  # as scores descend
+        full = len(scores) == k and scores[-1] > -np.inf
+        if full:  # as scores descend
             mask, chosen = np.ones(k, bool), ids[positions]
         else:
             scores, logits = padded(scores, k), padded(logits, k)
@@ -378,7 +380,7 @@ class AsyncPreRanker:
         return Scores(logits=logits, mask=mask, **_about(job, non_finite))
 
     def _count(self, job: PendingRequest, non_finite: int, *, some: bool) -> None:
-        """Count the candidates of a request; NonFiniteScores where known ones have no finite score, and not `some` has one."""
+        """Count the candidates of a request, `some` with a finite score; NonFiniteScores where no known one has one."""
         counters = self._metrics.counters
         counters["candidates"] += len(job.rows)
         counters["unknown_candidates"] += job.unknown

@@ -96,11 +96,6 @@ class Metrics:
         for name, count in zip(names, known, strict=True):
             self.counters[name] += count
 
-    def observe(self, stages: dict[str, float]) -> None:
-        """Count the seconds of each stage of one request."""
-        for stage, seconds in stages.items():
-            self.stages[stage].observe(seconds)
-
     def values(self) -> dict[str, Any]:
         """Return plain dicts and numbers: `counters`, `degraded` and `failed` by reason, `stages` by name."""
         return {

@@ -23,7 +23,7 @@ class Request:
       user: who asks; key of the state cache.
       budget: seconds from arrival to answer; None takes the engine's.
       feature_version: changes whenever the user's features change; requests with the same (user, feature_version) share one
-        state. None: the state serves this request alone, unless `prepare` made it.
+        state. None: the state serves this request, unless `prepare` made it, and stands in where a later one is late.
       order: by "logit", by "bid" (calibrated probability x bid), or by a name among `ServingConfig.orders`; None takes the
         engine's.
       exclude: item ids that are not ranked, such as items that the user has met: integers or strings, as the candidates are;
@@ -89,9 +89,11 @@ class Candidates:
         if self.bids is None:
             return
         try:
-            bids = np.asarray(self.bids, np.float32)
-        except (TypeError, ValueError, OverflowError) as error:
+            given = np.asarray(self.bids)
+        except ValueError as error:
             raise ValueError(f"bids: expected numbers [C], got {type(self.bids).__name__}: {error}") from None
+        expect(given.dtype.kind in "iuf", "bids", "numbers [C]", f"{type(self.bids).__name__} of {given.dtype.name}")
+        bids = given.astype(np.float32, copy=False)
         one_each, good = bids.shape == self.ids.shape, np.isfinite(bids).all() and (bids >= 0).all()
         expect(one_each, "bids", f"one bid for each of {len(self.ids)} ids", f"shape {list(bids.shape)}")
         expect(good, "bids", "finite bids of 0 or more", "some that are not")
@@ -102,9 +104,10 @@ def plain_ids(raw: Any, name: str) -> np.ndarray:
     """Return item ids [C] as an array of int64 or strings; raises as `Candidates`."""
     listed = isinstance(raw, list | tuple)
     values: Any = raw if listed else np.asarray(raw)
-    if len(values) > 0 and np.ndim(values[0]) > 0 if listed else values.ndim != 1:
+    nested = listed and len(values) > 0 and isinstance(values[0], list | tuple | np.ndarray)
+    if nested or (not listed and values.ndim != 1):
         no_array = not listed and values.dtype == object and values.ndim == 0
-        got = type(values.item()).__name__ if no_array else f"shape {list(np.shape(values))}"
+        got = "lists in a list" if nested else type(values.item()).__name__ if no_array else f"shape {list(values.shape)}"
         raise ValueError(f"{name}: expected item ids [C], one axis of integers or strings, got {got}")
     if not listed and (values.dtype == np.int64 or values.dtype.kind in "UT"):
         if values.dtype.kind != "i":

@@ -41,7 +41,7 @@ class Batches:
 
     Args:
       sizes: numbers of tasks that one call can have, ascending from 1.
-      full: the least share of a size that must be tasks; copies of the first one fill it up.
+      full: the share of a size that tasks must fill at least; copies of the first one fill up the rest.
       prepare: the work of one task on the host. What it raises is the outcome of that task alone.
       run: `run(tasks, prepared)` -> a result for each, of one of the sizes.
 
@@ -94,7 +94,8 @@ class Batches:
             while batch:
                 began = time.perf_counter()
                 self._done.append((self._outcomes(batch), (time.perf_counter() - began) / len(batch)))
-                loop, batch = batch[0].future.get_loop(), self._take()
+                loop = batch[0].future.get_loop()
+                batch = self._take()
                 if not self._handing_out:
                     self._handing_out = True
                     with contextlib.suppress(RuntimeError):  # the loop is closed
@@ -297,7 +298,7 @@ def score(jobs: list[PendingRequest], rows: list[np.ndarray]) -> Any:
 
 
 def filled(values: Sequence[Any], size: int, fill: Any) -> np.ndarray:
-    """Return new array [b, size] of rows that start with `values` [n] and end with `fill`; a device may be given its memory."""
+    """Return new array [b, size] of rows that start with `values` [n] and end with `fill`, in memory that JAX may keep."""
     rows = np.full((len(values), size), fill)
     for row, some in zip(rows, values, strict=True):
         row[: len(some)] = some
@@ -309,6 +310,6 @@ def without_repeats(rows: np.ndarray, bids: np.ndarray | None) -> np.ndarray:
     keys = (np.arange(len(rows)), rows) if bids is None else (np.arange(len(rows)), -bids, rows)
     order = np.lexsort(keys)
     once = np.full_like(rows, UNKNOWN)
-    first = order[np.flatnonzero(np.diff(rows[order], prepend=-2))]
+    first = order[np.flatnonzero(np.diff(rows[order], prepend=EXCLUDED))]
     once[first] = rows[first]
     return once

@@ -37,7 +37,7 @@ class StateKey(NamedTuple):
 class StateCache:
     """LRU cache of user states, used from one thread; `limit` in bytes of memory, ages in seconds.
 
-    No state is read that is older than `max_age`, none of an unknown feature version that is older than `unversioned_ttl`.
+    `get` reads none older than `max_age`, of an unknown feature version none older than `unversioned_ttl`, which `stale` may.
     """
 
     def __init__(self, limit: int, *, max_age: float | None = None, unversioned_ttl: float = 5.0):
@@ -55,7 +55,7 @@ class StateCache:
         return self._read(key, self._max_age if key.feature_version is not None else self._ttl)
 
     def stale(self, user: Hashable, version: str) -> UserSide | None:
-        """Return the latest state of a user for that model version, whatever its feature version, or None."""
+        """Return the latest state of a user for that model version, whatever its feature version; None once that is dropped."""
         key = self._latest.get((user, version))
         return None if key is None else self._read(key, self._max_age)
 
@@ -208,7 +208,7 @@ class UserStates:
         self._metrics.counters["cache_misses" if cached is None else "cache_hits"] += 1
         if cached is not None:
             return cached
-        alone = request.feature_version is None and not prepare and self.running.get(key) is None
+        alone = request.feature_version is None and not prepare and self.running.get(key) is None  # by `prepare`
         cache_key = key._replace(feature_version=_FOR_STALE_USE) if alone else key
         key = key._replace(feature_version=job) if alone else key  # one that nobody else has, so that nobody joins
         self._metrics.counters["cache_joins"] += self.running.get(key) is not None
@@ -240,7 +240,7 @@ class UserStates:
             job.waiting_for = "user side"
             await asyncio.wait([task], timeout=left)
             job.timeline.add("wait_user", start, time.perf_counter())
-        if not task.done() or task.cancelled():  # which nobody in the engine does to one that is waited for
+        if not task.done() or task.cancelled():  # the latter is not seen: nobody cancels what is waited for
             error: BaseException | None = DeadlineExceeded("user side: not ready within the budget")
             why = "late"
         else:

@@ -89,7 +89,8 @@ def loss_and_gradient(
     assert isinstance(loss, Loss)
     norms = loss.norms(batch.labels, batch.where)
     log_q = None if batch.log_q is None else jnp.broadcast_to(jnp.asarray(batch.log_q), jnp.shape(batch.where))
-    parts = _parts(dataclasses.replace(batch, log_q=log_q), _by_length(batch), part, share)
+    by_length = jnp.argsort(jnp.asarray(batch.users.history.mask).sum(1))  # blocks leave out padding that all samples share
+    parts = _parts(dataclasses.replace(batch, log_q=log_q), by_length, part, share)
 
     def add(total: Any, batch: Batch) -> tuple[Any, None]:
         def loss_of_part(params: Any) -> jax.Array:
@@ -98,11 +99,6 @@ def loss_and_gradient(
         return jax.tree.map(jnp.add, total, jax.value_and_grad(loss_of_part)(params)), None
 
     return jax.lax.scan(add, jax.tree.map(jnp.zeros_like, (jnp.zeros(()), params)), parts)[0]
-
-
-def _by_length(batch: Batch) -> jax.Array:
-    """Return int32 [B], the samples by events of their histories: blocks leave out padding that all samples share."""
-    return jnp.argsort(jnp.asarray(batch.users.history.mask).sum(1))
 
 
 def _parts(batch: Batch, order: jax.Array, size: int, share: tuple[Any, int]) -> Batch:
