@@ -193,6 +193,25 @@ def test_times_written_out_in_csv(tmp_path):
     assert data.log.time.tolist() == [1511568005, 1511568010]
 
 
+@pytest.mark.parametrize("text", [(), ("member", "kind")])
+def test_booleans_are_the_same_in_a_file_and_in_a_call(text):
+    """Of an action and of an attribute, as numbers and as text; and a column of items may have the name of the position's."""
+    kinds = [True, False, True, True, False]
+    events = {"user": [1, 1, 2, 2, 2], "item": [7, 8, 7, 8, 7], "time": [10, 20, 30, 40, 50], "kind": kinds, "rank": [1] * 5}
+    columns = Columns(action="kind", user_attributes=("member",), item_floats=("rank",), position="rank", text=text)
+    items = {"item": [7, 8], "category": [1, 1], "rank": [0.5, 2.0]}
+    data = readers.read(events, items=items, users={"user": [1, 2], "member": [True, False]}, columns=columns)
+    for user, (at, member) in {1: (slice(2), True), 2: (slice(2, 5), np.False_)}.items():
+        past = {name: events[name][at] for name in ("item", "time", "kind")}
+        features = data.encoder.user({"user": user, "member": member}, past, now=60)
+        row, end = list(data.users.raw).index(user) + 1, len(past["time"])
+        log = data.log
+        np.testing.assert_array_equal(features.history.action[:end], log.action[log.user == row][::-1])
+        assert features.ids["member"] == data.user_ids["member"][row] > 0
+    _, encoded = readers.encode_items(items, data.encoder)
+    np.testing.assert_array_equal(encoded.floats, data.catalogue.features(np.array([1, 2])).floats)
+
+
 def test_dictionaries_booleans_and_numbers_as_text():
     items = {"item": pa.array(["a", "b"]).dictionary_encode(), "category": [True, False], "shop": pa.array([7, 8], pa.uint8())}
     events, columns = {"user": [1, 1], "item": ["a", "b"], "time": [1, 2]}, Columns(item_attributes=("shop",), text=("shop",))

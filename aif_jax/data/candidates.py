@@ -21,7 +21,7 @@ DESCRIBED_ROWS = 4096  # rows of a table of retrieved items that its description
 
 
 Labels: TypeAlias = np.ndarray | dict[str, np.ndarray]
-"""float32 [B, C]; or several by name, such as the labels of each objective, the stage, a ranker's score: NaN where unknown."""
+"""float32 [B, C]; or several by name, NaN where unknown: labels of each objective, the stage, a ranker's score."""
 
 
 class CandidateLists(NamedTuple):
@@ -30,7 +30,7 @@ class CandidateLists(NamedTuple):
     Attributes:
       rows: int32 [B, C] catalogue rows, 0 where there is no candidate.
       labels: float32 [B, C], or several by name; without a meaning where the row is 0.
-      log_q: float32 [B, C] log of the sampling probability, see `losses.listwise_softmax`; None for none.
+      log_q: float32 [B, C] log of the expected number of draws, see `losses.listwise_softmax`; None for none.
     """
 
     rows: np.ndarray

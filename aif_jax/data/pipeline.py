@@ -35,9 +35,9 @@ class Batch:
 
     Attributes:
       users, items: features [B] and [B, C].
-      labels: float32 [B, C], or several by name; NaN if unknown.
+      labels: float32 [B, C], or several by name, there with NaN where unknown.
       where: bool [B, C] false where there is no candidate.
-      log_q: float32 [B, C] log of the sampling probability, for a corrected softmax; None for none.
+      log_q: float32 [B, C] log of the expected number of draws, for a corrected softmax; None for none.
       display_positions: int32 [B, C] where each was shown, see `Dataset.display_positions_of`; None for none.
     """
 

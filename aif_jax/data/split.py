@@ -46,7 +46,7 @@ def split_by_time(log: EventLog, *, validation: Any = 0.1, test: Any = 0.1, min_
 def time_cuts(
     times: np.ndarray, *, validation: Any = 0.1, test: Any = 0.1, since: Any = None, unit: TimeUnit = "s"
 ) -> tuple[int | None, int, int]:
-    """Return the first times of the training, validation and test parts, in seconds; None where training has none.
+    """Return the first times of the training, validation and test parts, in seconds; the first is None without `since`.
 
     Every sample is strictly earlier than the samples of later parts: a sample at the time of a cut goes to the later part.
     Shares are of the samples from `since` on.

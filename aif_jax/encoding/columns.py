@@ -55,7 +55,7 @@ class Columns(Fields):
       user_id: adds the user's own row as a user attribute.
       item_key, user_key: the id column of the items file and of the users file, where its name differs from that in events.
       text: columns that are text even where they look like numbers: "07" and "7" are two ids then.
-      scale: floats enter the network as (x - mean) / deviation over the files that training reads, without outliers
+      scale: floats enter the network as (x - mean) / deviation over the files that training reads, outliers clipped
         (`Encoder.scales`); False takes them as they are, which suits numbers of about -1..1.
 
     Example:
@@ -126,7 +126,7 @@ class Columns(Fields):
 
     def of(self, file: TableName, *, computed: bool = True) -> dict[str, Kind]:
         """Return the kind of each column of a table, as in serving; without `computed`, as in the files that `read` takes."""
-        left_out = (self.position,) if computed else self.statistics
+        left_out = {"events": (self.position,) * computed, "items": self.statistics * (not computed)}.get(file, ())
         return {name: kind for name, kind in self._listed(file) if name not in left_out}
 
     def vocabularies(self, file: TableName) -> dict[str, str]:

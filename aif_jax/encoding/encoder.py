@@ -24,7 +24,7 @@ from aif_jax.types import Behaviours, ItemFeatures, UserFeatures
 
 MOST_PLACES = 1 << 22  # of a history or a bag, so that a record from elsewhere cannot ask for all memory
 CLIP_RANGE = 5  # outliers are further from the median than so many times the distance of the quantiles
-FEWEST = 20  # values of a column among which one can be an outlier
+FEWEST = 20  # with fewer values in a column none is an outlier
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -36,7 +36,7 @@ class Encoder:
 
     | raw | becomes |
     |---|---|
-    | an item or attribute value that the vocabulary lacks, None | row 0; an unknown item is still an event of the history |
+    | an item or attribute value that the vocabulary lacks, an attribute None | row 0; an unknown item is still an event |
     | an action that is none of those listed | action 0 |
     | an event whose action is none of `Columns.history_actions`, where there are any | left out |
     | events in any order | the most recent first, ties as `times.history_order` has them: the order of arrival never matters |
@@ -153,7 +153,7 @@ class Encoder:
         )
 
     def scale_floats(self, which: str, floats: np.ndarray) -> np.ndarray:
-        """Return floats [n, F] of known items ("item") or users ("user") as they enter the network."""
+        """Return floats [n, F] of items ("item") or users ("user") as they enter the network."""
         if not self.scales or not floats.shape[1]:
             return floats
         scales = [(*self.scales[f"{which}/{name}"], -np.inf, np.inf)[:4] for name in self.columns.floats[which]]
@@ -163,6 +163,7 @@ class Encoder:
     def action_rows(self, raw: Any) -> np.ndarray:
         """Return int32 [n] actions 1, 2, ... of raw values; 0 for one that `Columns.actions` or the vocabulary lacks."""
         name = f"events, column {self.columns.action!r}"
+        raw = self._as_read(raw, str(self.columns.action), "action", name)
         if not self.columns.actions:
             return self.vocabularies["action"].encode(raw, name)
         first = raw[0] if len(raw) else 0
@@ -279,7 +280,7 @@ class Encoder:
         kept = time < now * per_second  # an event in the same second would tie with a sample
         if self.engaged is not None:
             kept &= np.isin(self.action_rows(raw[str(columns.action)]), self.engaged)
-        if np.count_nonzero(kept) > self.length:  # those of the first moment stay, so that ties are ordered before they are cut
+        if np.count_nonzero(kept) > self.length:  # with all of its oldest moment: ties are ordered, then cut
             kept &= time >= np.partition(time[kept], -self.length)[-self.length]
         at = slice(None) if kept.all() else np.flatnonzero(kept)
         name = f"events, column {columns.item!r}"
@@ -303,14 +304,13 @@ class Encoder:
         return expect_1d(rows, where).reshape(())
 
     def _as_read(self, values: Any, column: str, name: str, where: str) -> Any:
-        """Return values as a file would give them: booleans are 0 and 1, no ids; numbers of a text column are text."""
+        """Return values as a file would give them: booleans are 0 and 1, no ids; in text columns all is text."""
         first = values[0] if len(values) else None
+        text = column in self.columns.text and name in self.vocabularies and self.vocabularies[name].kind == "strings"
         if isinstance(first, bool | np.bool_):
             expect(name not in ("user", "item"), where, "integers or strings as ids", "bool", error=TypeError)
-            values = [int(value) for value in values]  # larger ones are refused as of other columns
-        if column in self.columns.text and isinstance(first, int | np.integer) and self.vocabularies[name].kind == "strings":
-            values = list(map(str, values))
-        return values
+            return [str(bool(value)).lower() if text else int(value) for value in values]
+        return list(map(str, values)) if text and isinstance(first, int | np.integer) else values
 
 
 def schema_of(columns: Columns, vocabularies: Mapping[str, Vocabulary], *, content: int = 0) -> Schema:

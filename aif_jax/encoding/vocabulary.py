@@ -13,7 +13,7 @@ import numpy as np
 IdKind: TypeAlias = Literal["integers", "strings"]
 
 NESTED = {list, tuple, np.ndarray}
-MOST_CHARACTERS = 1024  # of an id of text, at every place that takes ids
+MOST_CHARACTERS = 1024  # of an id of text, where requests and indexes take ids
 SPREAD = 4  # a direct table holds at most this many places for each id
 
 
@@ -66,7 +66,7 @@ class Vocabulary:
         return "integers" if self.raw.dtype.kind == "i" else "strings"
 
     def encode(self, raw: Any, name: str = "Vocabulary.encode") -> np.ndarray:
-        """Return raw ids of any shape to int32 rows of the same shape; unknown ids give 0. The first call builds an index.
+        """Return int32 rows of raw ids, of their shape; unknown ids give 0. The first call builds an index.
 
         Errors call the ids by `name`.
 

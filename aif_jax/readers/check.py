@@ -56,7 +56,7 @@ def check(
     |---|---|
     | missing column, wrong type, wrong number of fields, wrong length | not the table that `columns` describes |
     | no rows, unreadable file | not a table, or an incomplete one |
-    | null, not finite, negative id | a value that must be there, be finite, be 0 or more |
+    | null, not finite, negative id, position | a value that must be there, be finite, be (a whole number of) 0 or more |
     | unknown item, user, action, category | a value that the items or users file, `Columns.actions` or the encoder lacks |
     | duplicate item, duplicate user | the same id twice |
     | time unit | a time that is implausible in the unit stated, such as milliseconds read as seconds |
@@ -69,7 +69,7 @@ def check(
     | future event | an event later than today |
     | rounded time | events of one user that only parts of `Columns.time_unit` tell apart, and whose order is lost |
     | cut bag | bags with more values than `Columns.bag_length` keeps |
-    | outlier | a float far outside of all others, such as a price of 1e12; scales are learned without it |
+    | outlier | a float far outside of all others, such as a price of 1e12; of 20 values or more, scales clip it |
 
     A *profile* follows: how many events and users, time span, events of a user.
 

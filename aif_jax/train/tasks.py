@@ -69,8 +69,8 @@ class NextItem(Fields):
 class Impressions(Fields):
     """Clicks among the items that were shown: the log holds impressions, each request is a sample.
 
-    A user's requests before the first one with an event below the threshold are histories alone, since they would be all
-    positive: histories from elsewhere, at the beginning of a log.
+    A user's requests before the first one with an event below the threshold are no samples, as all would be positive: a log
+    may begin with histories that hold clicks alone.
 
     Attributes:
       candidates: C, items of a list that count: of longer lists the positives and a random draw of the rest.
