@@ -35,7 +35,7 @@ class Reply:
       served: version that answered.
       answer: `Ranking` or `Scores`; None of "prepare".
       order: name of the order of a ranking, "" otherwise.
-      features: of the call or the source; None where an earlier call's state answered an id, and of a stand-in.
+      features: that call or source brought; None where an earlier call's state answered an id, and of a stand-in.
     """
 
     method: str
