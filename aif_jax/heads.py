@@ -1,8 +1,8 @@
 """Heads: from the features of (user, candidate) pairs to logits. A head is one value in the config, like a block.
 
 Blocks give features [C, w] times kernels [w, H] of the head's `first_layer`, if it has one: then terms all candidates share
-are computed once, and a block that gives a V, of a user's matrix V and a candidate's vector a, multiplies V by the kernel K
-once a request: a V K = a (V K). A head without one gets the features, next to each other.
+are computed once, and where the feature of a candidate is a product r U, of its row r and a matrix U of the user, U K is
+computed once a request: (r U) K = r (U K). A head without one gets the features, next to each other.
 """
 
 import itertools
@@ -93,7 +93,7 @@ class Head:
         """Raise ValueError if the head cannot take the features of the config's blocks, or give T = `outputs` logits."""
 
     def init(self, key: jax.Array, widths: Widths, outputs: int) -> Params:
-        """Return trained parameters, a dict without the name "direct"."""
+        """Return trained parameters, a dict; no key may be "direct", which the weights of the blocks' logits have."""
         return {}
 
     def first_layer(self, params: Params) -> FirstLayer | None:
@@ -206,7 +206,7 @@ def joined(inputs: Sequence[HeadInputs], item: jax.Array) -> jax.Array:
     """Return features times kernels [C, H], summed over blocks, from the item vectors [C, D]; [C, 0] without features.
 
     With many candidates narrow inputs are concatenated: one product is faster than several and a sum over [C, H]. With few,
-    kernels stay separate: those that users share need not be copied for each.
+    kernels stay separate: those that all users share need not be copied for each user.
     """
     kernels = [of.item for of in inputs if not isinstance(of.item, float)]
     pairs = [(item, sum(kernels[1:], kernels[0]))] if kernels else []

@@ -22,6 +22,7 @@ DIRECT = "direct"
 def init(key: jax.Array, config: Config) -> Params:
     """Return parameters of the head."""
     trained = heads.head_of(config.head).init(key, config.head_features, config.outputs)
+    expect(DIRECT not in trained, f"head {type(config.head).__name__}", f"no parameter {DIRECT!r}, which blocks have", DIRECT)
     return trained if config.outputs == 1 else trained | {DIRECT: jnp.ones(config.outputs, jnp.float32)}
 
 

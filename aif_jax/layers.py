@@ -1,7 +1,6 @@
-"""Building blocks of the components; the only file that imports `flax.linen`.
+"""Layers of the components, pairs of pure functions: `*_init(key, ...) -> params` and `*(params, inputs) -> outputs`.
 
-Each block is a pair of pure functions, `*_init(key, ...) -> params` and `*(params, inputs) -> outputs`: linen modules stay
-behind `init/apply`, so that nothing outside knows a framework.
+The only file that imports `flax.linen`: its modules stay behind `init/apply`, so that nothing outside knows a framework.
 """
 
 import math

@@ -73,7 +73,7 @@ ITEM = Component(item.init, item.apply)
 
 
 def build(config: Config) -> PreRanker:
-    """Return the pre-ranker of a config: the same one for equal configs, so that its programs are compiled once in a process.
+    """Return the pre-ranker of a config: the same one for the same config, so that its programs are compiled once in a process.
 
     Example:
       >>> import jax, numpy as np, aif_jax as aif
@@ -85,7 +85,7 @@ def build(config: Config) -> PreRanker:
     """
     expected = "a config of `build`; give the model that assemble(config, ...) makes, as model="
     expect(not config.assembled, "build", expected, f"one of `assemble` with {', '.join(config.assembled)}")
-    return _built(config, config.schema.encoding, repr(config.to_json()))  # equal configs may be of two encoders, and 1 is 1.0
+    return _built(config, config.schema.encoding, repr(config.to_json()))  # which == does not compare, nor 1 with 1.0
 
 
 def assemble(config: Config, *, user: Component | layers.Module = USER, item: Component | layers.Module = ITEM) -> PreRanker:

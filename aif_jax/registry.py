@@ -31,6 +31,7 @@ class Registry(dict[str, type]):
 
             cls.__post_init__ = check  # type: ignore[attr-defined]
             cls = dataclasses.dataclass(frozen=True)(cls)
+        expect(self.kind not in vars(cls)["__dataclass_fields__"], cls.__name__, f"no field {self.kind!r}", "one; rename it")
         known = self.setdefault(cls.__name__, cls)
         if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
             got = f"one that {known.__module__} has registered"

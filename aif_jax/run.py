@@ -24,6 +24,7 @@ from aif_jax.index import ItemIndex
 from aif_jax.model import PreRanker, name_of
 from aif_jax.output import hidden
 from aif_jax.readers import read_candidates
+from aif_jax.scores import with_calibration
 from aif_jax.serving import AsyncPreRanker, ServingConfig
 from aif_jax.sharding import processes
 from aif_jax.store.folders import local
@@ -132,7 +133,7 @@ class Run:
         Params, config and version include the change, so build indexes and exports after it. A calibration of the run is
         removed: calibrate the new run. It is in memory until `save` writes it.
         """
-        made = change(self.trained, data, **options)
+        made = change(self.trained.replace(params=with_calibration(self.trained.params, None)), data, **options)
         if made.items is None and made.encoding == self.trained.encoding:  # an edit may make a new Trained
             made = made.replace(items=self.trained.items)
         made = made.replace(settings=made.settings or self.trained.settings)

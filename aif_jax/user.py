@@ -43,7 +43,7 @@ def apply(
     candidates: int | None = None,
     network: layers.Module | None = None,
 ) -> UserState:
-    """Return UserState of ONE user; `candidates`: how many it will score, where training knows it, see `UserView`."""
+    """Return UserState of ONE user; `candidates`: how many it will score, where that is known, see `UserView`."""
     view = UserView(config=config, params=params, features=features, candidates=candidates)
     blocks = {block.name: block.user(own(params, block), view) for block in config.blocks}
     return UserState(vector=vector(params, view, network), blocks=blocks)

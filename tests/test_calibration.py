@@ -142,6 +142,7 @@ def test_a_run_is_calibrated_on_its_validation_slice_and_writes_when_told_to(dat
     fitted.save(tmp_path / "calibrated")
     loaded = Run.load(tmp_path / "calibrated")
     assert demo.same(loaded.params, fitted.params) and loaded.metrics == fitted.metrics
+    assert "calibration" not in loaded.edit(data, lambda trained, data: trained).params["fitted"]  # whatever an edit changes
     again = loaded.calibrate(data, rate=0.5, progress=False)  # replaces, does not add up
     shift = again.params["fitted"]["calibration"]["bias"] - fitted.params["fitted"]["calibration"]["bias"]
     assert shift == pytest.approx(np.log(0.5), abs=1e-5)

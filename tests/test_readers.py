@@ -212,6 +212,35 @@ def test_booleans_are_the_same_in_a_file_and_in_a_call(text):
     np.testing.assert_array_equal(encoded.floats, data.catalogue.features(np.array([1, 2])).floats)
 
 
+def test_of_an_item_that_is_shown_twice_in_a_list_the_largest_place_counts():
+    events = {"user": [1] * 4, "item": [7, 7, 8, 8], "time": [5] * 4, "kind": [1, 2, 1, 2], "at": [None, 4, 8, 3]}
+    columns = Columns(action="kind", position="at")
+    data = readers.read(events, items={"item": [7, 8, 9], "category": [1, 1, 1]}, columns=columns)
+    assert data.display_positions_of([0], np.array([[1, 2, 3, 0]])).tolist() == [[4, 8, 0, 0]]
+
+
+def test_listed_actions_of_a_text_column_may_be_booleans():
+    events = {"user": [1, 1], "item": [7, 8], "time": [1, 2], "kind": [True, False]}
+    columns = Columns(action="kind", actions=("false", "true"), text=("kind",))
+    data = readers.read(events, items={"item": [7, 8], "category": [1, 1]}, columns=columns)
+    assert data.log.action.tolist() == data.encoder.action_rows([True, False]).tolist() == [2, 1]
+
+
+def test_what_a_dictionary_lists_and_no_row_has_is_no_id_and_large_integers_are_numbers():
+    listed = pa.DictionaryArray.from_arrays([0, 1], ["a", "b", "c"])
+    items = {"item": listed, "category": [1, 1], "since": [1_600_000_000_000_000_001, 7]}
+    events, columns = {"user": [1, 1], "item": ["a", "b"], "time": [1, 2]}, Columns(item_floats=("since",))
+    data = readers.read(events, items=items, columns=columns)
+    assert data.items.raw.tolist() == ["a", "b"] and np.ptp(data.catalogue.features(np.array([1, 2])).floats) > 1
+    refused(ValueError, "unknown item: .* got 'c'", readers.read, events | {"item": ["a", "c"]}, items=items, columns=columns)
+
+
+def test_whole_numbers_of_19_digits_in_text_files_are_integers(tmp_path):
+    csv(tmp_path, events="user,item,time\n1,1234567890123456789,10\n", items="item,category\n1234567890123456789,1\n7,1\n")
+    data = readers.read(tmp_path / "events.csv", items=tmp_path / "items.csv", columns=Columns())
+    assert data.items.raw.tolist() == [7, 1234567890123456789]
+
+
 def test_dictionaries_booleans_and_numbers_as_text():
     items = {"item": pa.array(["a", "b"]).dictionary_encode(), "category": [True, False], "shop": pa.array([7, 8], pa.uint8())}
     events, columns = {"user": [1, 1], "item": ["a", "b"], "time": [1, 2]}, Columns(item_attributes=("shop",), text=("shop",))

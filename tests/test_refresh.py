@@ -559,14 +559,14 @@ def test_the_gate_needs_an_order_that_is_surely_no_chance():
     new = measured(by_user=dict(measured().by_user) | {"gauc": few})
     (reason,) = judge({"newest": (new, new), "fixed": (new, new)}, GateConfig(users=5)).reasons
     assert reason.startswith("newest: gauc of the new model is 0.5") and reason.endswith("bound: surely above 0.5")
-    assert judge({"newest": (new, new)}, GateConfig(users=5, floor=0.2)).passed
+    assert not judge({"newest": (new, new)}, GateConfig(users=5, floor=0.2)).reasons
 
 
 def test_the_gate_passes_what_is_no_worse():
-    assert judge({"newest": (measured(), measured())}, volume=0.9).passed
-    assert judge({"newest": (measured(0.798, metrics={"hr@5": 0.495}), measured())}).passed  # within the bounds
+    assert not judge({"newest": (measured(), measured())}, volume=0.9).reasons
+    assert not judge({"newest": (measured(0.798, metrics={"hr@5": 0.495}), measured())}).reasons  # within the bounds
     noisy = measured(by_user=dict(measured().by_user) | NOISY)
-    assert judge({"newest": (noisy, measured())}).passed  # beyond the bound, and may be chance
+    assert not judge({"newest": (noisy, measured())}).reasons  # beyond the bound, and may be chance
     fixed = judge({"newest": (measured(), measured()), "fixed": (measured(0.7), measured())})
     assert [reason.partition(":")[0] for reason in fixed.reasons] == ["fixed"]
     times = np.concatenate([np.arange(0, 100), np.arange(100, 200, 2)])  # events a day of the new part and before
@@ -597,7 +597,7 @@ def planted(trained: aif.Trained, fault: str) -> aif.Trained:
 @pytest.mark.parametrize("fault", ["NaN", "swapped rows", "yesterday's vocabulary"])
 def test_planted_models_are_refused(run, requests, newer, fault):
     old = measure(run.trained, requests)
-    assert judge({"newest": (old, old)}, GateConfig(users=5)).passed
+    assert not judge({"newest": (old, old)}, GateConfig(users=5)).reasons
     assert old.by_user["hr@5"].mean > 0
     if fault == "yesterday's vocabulary":
         task = NextItem()
@@ -627,13 +627,13 @@ def test_scores_that_are_no_probabilities_are_judged_by_what_they_rank(run, requ
     plain = measure(run.trained, requests)
     for name in ("log_loss", "calibration", "calibration_error"):
         assert old.by_user[name].mean == grown.by_user[name].mean == pytest.approx(plain.by_user[name].mean, abs=1e-6)
-    assert judge({"newest": (grown, old)}, gate).passed and old.by_user["hr@5"].mean != plain.by_user["hr@5"].mean
+    assert not judge({"newest": (grown, old)}, gate).reasons and old.by_user["hr@5"].mean != plain.by_user["hr@5"].mean
 
     def sure(trained: aif.Trained) -> aif.Trained:  # ranks as before, and is too sure
         return trained.replace(params=with_calibration(trained.params, {"scale": np.float32(9), "bias": np.float32(3)}))
 
     for fault in ("NaN", "swapped rows"):
-        assert not judge({"newest": (measure(planted(with_offset(run.trained, 1.5), fault), requests), old)}, gate).passed
+        assert judge({"newest": (measure(planted(with_offset(run.trained, 1.5), fault), requests), old)}, gate).reasons
     calibrated = run.calibrate(world.data(4), progress=False).trained
     reasons = judge({"newest": (measure(sure(calibrated), requests), measure(calibrated, requests))}, gate).reasons
     assert [reason.split()[1] for reason in reasons] == ["log_loss", "calibration_error"]

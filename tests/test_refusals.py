@@ -344,6 +344,7 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
         ([True, False, True], "bids: expected numbers [C], got list of bool"), ([1, None, 2], "bids: expected numbers [C]"),
     )),
     (lambda: aif.Candidates([[1, [2]]]), "candidates: expected item ids [C], one axis of integers or strings, got lists in"),
+    (lambda: aif.Candidates([1.5, np.float64(2.5)]), TypeError, "candidates: expected integers or strings, all of one kind"),
     (lambda: Listening(port=1 << 16), "0 to 65535"),
     (lambda: source_of("builtins:int"), "expected an object with"),
 ]  # fmt: skip

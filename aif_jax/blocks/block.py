@@ -25,7 +25,7 @@ class UserView:
     Attributes:
       config, params: config and parameters of the whole model.
       features: the user's features.
-      candidates: how many candidates the state will score if that is known (in training), None in serving: a block with a
+      candidates: how many candidates the state will score where that is known (by `joint`), None in serving: a block with a
         cheaper equal form for few candidates may use it.
     """
 
@@ -98,14 +98,14 @@ class Block:
         training   training_logit(params, display_positions)      -> added to logits [B, C] or [B, C, T]; optional
 
     `params` is what `init` and `fit` returned, in one dict. `widths` names the features of a pair that the block gives to the
-    head; `score` always returns the sum of features @ `kernels[n]`, of shape [widths[n], H]. For a head without `first_layer`
+    head; `score` returns the sum of feature @ `kernels[name]`, each [width, H]. For a head without `first_layer`
     (Flax) the kernels are slices of an identity, so the same code returns the block's features, next to each other. States and
     rows are pytrees of arrays.
 
     Attributes:
       training_logit: method for what training alone adds to the logits; `display_positions` int32 [B, C] as in `Batch`.
-      per_item: names of the arrays of `fit` with a row for each item, which a newer vocabulary gives other places; () for none.
-        Unset, a block that fits something is refused under a newer vocabulary. Trained arrays stay as they are.
+      per_item: names of the arrays of `fit` with a row for each item, for rows to follow the items into a newer vocabulary; ()
+        for none. Unset, arrays that may have such rows are refused there. Trained arrays stay as they are.
 
     `user` and `item` may read embedding rows of ids that the features hold. A block that reads others must be trained with
     `sparse=()`, see `train.make_step`: under sparse updates these rows are NaN.
@@ -138,11 +138,11 @@ class Block:
 
     @property
     def tables(self) -> tuple[Signatures, ...]:
-        """Fitted tables that it reads; blocks with equal ones share one."""
+        """Fitted objects, such as `Signatures`, that blocks share; what only this block fits is in `fit`."""
         return ()
 
     def least_history(self, config: Config) -> int:
-        """Return the shortest history that an export takes: n for a block whose program is another one below n places."""
+        """Return the least length of an export's histories: n for a block that computes shorter ones by other operations."""
         return 1
 
     def check(self, config: Config) -> None:
@@ -191,10 +191,10 @@ def own(params: Params, part: Any) -> Params:
 
 
 def with_table(params: Params, table: Any, block: Block, *, config: Config) -> tuple[Params, Config]:
-    """Return parameters and config of the same model with this table as what a block has fitted; `Run.edit` makes a run of it.
+    """Return parameters and config of the same model with this table as a block's, for an edit of yours, see `Run.edit`.
 
     Args:
-      table: float32 of the shape that the block fits as "table", such as [N] of `popularity_offset(counts)` for `ItemOffset`.
+      table: float32 of the shape that `fit` gives "table" without items, such as [N] of `popularity_offset(counts)`.
       block: added, unless the model has one of its name; one with trained parameters must have been there in training.
       config: config of `params`.
 
@@ -213,7 +213,8 @@ def with_table(params: Params, table: Any, block: Block, *, config: Config) -> t
     config = config if fitted else config.replace(blocks=(*config.blocks, block))
     shape = jax.eval_shape(lambda: (fitted or block).fit(empty_items(config.schema), config, seed=0))["table"].shape
     checks.expect_finite(checks.expect_array(table, "table", dtype=np.float32, shape=shape), "table")
-    return params | {"fitted": params["fitted"] | {block.name: {"table": jnp.asarray(table)}}}, config
+    others = params["fitted"].get(block.name, {})
+    return params | {"fitted": params["fitted"] | {block.name: others | {"table": jnp.asarray(table)}}}, config
 
 
 def recent(history: Behaviours, length: int) -> Behaviours:

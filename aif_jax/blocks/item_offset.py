@@ -13,7 +13,7 @@ from aif_jax.heads import BlockKernels, HeadInputs
 from aif_jax.types import ItemFeatures, ItemRow, Params, UserState
 
 UNTRAINED = -100.0
-"""The offset of items without a training event: below all others; it leaves them their order, as 100 is exact to 1e-5."""
+"""The offset of items without a training event: below all others. Near -100 float32 has steps of 1e-5: their order is kept."""
 
 
 @block

@@ -32,7 +32,7 @@ class LinearMemory(Block):
         sum_j m_j (f_i . g_j) v_j = f_i A,   A = sum_j m_j g_j v_j^T   [K, D]
 
     f is a trained item query, g a trained behaviour key. With keys="softmax" g is a softmax over the history for each of the K
-    entries: K bridges over the long history, whose weights depend on all behaviours. The head receives the mean b / n and the
+    entries: K bridges over the long history, whose weights depend on all behaviours. The head receives the mean of v and the
     deviation f_i A / (sqrt(K) n) apart: the same information, better conditioned.
 
     - Paper: the linear form of DIN (arXiv 1706.06978) as in AIF's LSH-DIN (2511.12934); trained keys are ours.

@@ -27,7 +27,7 @@ SPAN = 4  # words of a field that are summed at once
 class SimTier(Block):
     """SimTier on content signatures: how many behaviours of the long history are how similar to the candidate.
 
-        log(1 + number of behaviours j with tier(1 - hamming(s_i, s_j) / K) = t),   t = 1 .. T equal tiers of [0, 1]
+        log(1 + number of behaviours j with tier(1 - hamming(s_i, s_j) / K) = t),   t = 0 .. T - 1, equal tiers of [0, 1]
 
     The counts are exact.
 

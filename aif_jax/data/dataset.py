@@ -191,7 +191,7 @@ class Dataset:
     def display_positions_of(self, positions: Any, rows: np.ndarray) -> np.ndarray:
         """Return the place of candidates int [B, C] in the lists of samples int [B], int32; 0 if unknown or not shown.
 
-        A list is the events of one user at one time. ValueError for data without any.
+        A list is the events of one user at one time; of one that repeats the largest place. ValueError for data without any.
         """
         if self.display_positions is None:
             raise ValueError("Dataset.display_positions: expected those of shown items, got None; give Columns.position")
@@ -201,9 +201,9 @@ class Dataset:
         sample = np.repeat(np.arange(len(at)), lengths)
         event = np.arange(len(sample)) + np.repeat(first - np.cumsum(lengths) + lengths, lengths)
         shown = sample * len(self.catalogue) + log.item[event]
-        order = np.argsort(shown, kind="stable")
+        order = np.lexsort((self.display_positions[event], shown))
         wanted = np.arange(len(at))[:, None] * len(self.catalogue) + rows
-        found = order[np.minimum(np.searchsorted(shown[order], wanted), len(order) - 1)]
+        found = order[np.searchsorted(shown[order], wanted, side="right") - 1]
         return np.where((shown[found] == wanted) & (rows > 0), self.display_positions[event[found]], 0)
 
     @functools.cached_property

@@ -27,7 +27,7 @@ class EventLog:
       user: int32 [n] user row, at least 1; row 0 is the unknown user, who has no history.
       item: int32 [n] catalogue row, 0 for an item that the catalogue lacks.
       action: int32 [n] behaviour type or rating bucket, 0 unknown.
-      time: int64 [n] seconds, before the year 2100.
+      time: int64 [n] seconds, none after the beginning of 2100.
       users: U, rows of the user vocabulary, row 0 included; None: the largest user row plus 1.
 
     Attributes:
@@ -91,7 +91,7 @@ class EventLog:
         return self._first_not_earlier(at, self.offsets[self.user[at] + 1], self.time[at] + 1)
 
     def history_end_at(self, users: Any, times: Any) -> np.ndarray:
-        """Return `history_end` for user rows [B] at integer `times` [B] in seconds before 2100; the unknown user 0 has none."""
+        """Return `history_end` for user rows [B] at integer `times` [B] in seconds; the unknown user 0 has none."""
         rows = expect_integers(users, "users", size=self.users).astype(np.int64)
         expect(np.shape(times) == rows.shape, "times", f"shape {list(rows.shape)} like users", list(np.shape(times)))
         times = in_unit(times, "times")

@@ -58,8 +58,7 @@ class PrefetchedBatch:
     """A batch for the training step, with its metadata on the host.
 
     Attributes:
-      batch: None for one without a candidate. Where several processes share a batch, an empty share comes as the others may
-        have candidates.
+      batch: None for one without a candidate, unless several processes share it: the shares of others may have some.
       positions: int64 [B] of its samples in the log, if known.
       place: (epoch, batch of it), counted from 0.
       cursor: plain JSON; `Pipeline.batches(cursor)` continues after this batch. None where the source cannot resume.

@@ -1,1 +1,1 @@
-"""Raw values to features and back: columns, vocabularies, times, hashes, and the one encoder of training and serving."""
+"""Raw values to features and back: columns, vocabularies, times, and the one encoder of training and serving."""

@@ -125,7 +125,7 @@ class Columns(Fields):
         expect(chosen <= known, "Columns.history_actions", expected, self.history_actions)
 
     def of(self, file: TableName, *, computed: bool = True) -> dict[str, Kind]:
-        """Return the kind of each column of a table, as in serving; without `computed`, as in the files that `read` takes."""
+        """Return kinds of columns by name, in serving, without positions; not `computed`: in files, without statistics."""
         left_out = {"events": (self.position,) * computed, "items": self.statistics * (not computed)}.get(file, ())
         return {name: kind for name, kind in self._listed(file) if name not in left_out}
 

@@ -23,7 +23,7 @@ from aif_jax.schema import Attribute, Schema
 from aif_jax.types import Behaviours, ItemFeatures, UserFeatures
 
 MOST_PLACES = 1 << 22  # of a history or a bag, so that a record from elsewhere cannot ask for all memory
-CLIP_RANGE = 5  # outliers are further from the median than so many times the distance of the quantiles
+CLIP_RANGE = 5  # outliers are further from the median than so many times the 5 % or 95 % quantile is
 FEWEST = 20  # with fewer values in a column none is an outlier
 
 
@@ -280,7 +280,7 @@ class Encoder:
         kept = time < now * per_second  # an event in the same second would tie with a sample
         if self.engaged is not None:
             kept &= np.isin(self.action_rows(raw[str(columns.action)]), self.engaged)
-        if np.count_nonzero(kept) > self.length:  # with all of its oldest moment: ties are ordered, then cut
+        if np.count_nonzero(kept) > self.length:  # with all of the oldest kept moment: ties are ordered
             kept &= time >= np.partition(time[kept], -self.length)[-self.length]
         at = slice(None) if kept.all() else np.flatnonzero(kept)
         name = f"events, column {columns.item!r}"
@@ -306,7 +306,7 @@ class Encoder:
     def _as_read(self, values: Any, column: str, name: str, where: str) -> Any:
         """Return values as a file would give them: booleans are 0 and 1, no ids; in text columns all is text."""
         first = values[0] if len(values) else None
-        text = column in self.columns.text and name in self.vocabularies and self.vocabularies[name].kind == "strings"
+        text = column in self.columns.text and (name not in self.vocabularies or self.vocabularies[name].kind == "strings")
         if isinstance(first, bool | np.bool_):
             expect(name not in ("user", "item"), where, "integers or strings as ids", "bool", error=TypeError)
             return [str(bool(value)).lower() if text else int(value) for value in values]

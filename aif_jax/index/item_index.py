@@ -282,7 +282,7 @@ class ItemIndex:
         An int64 array of ids takes the least time.
 
         Raises:
-          TypeError: ids of another kind than the index has, or of mixed kinds; None; integers beyond int64.
+          TypeError, ValueError: ids of another kind than the index has, or of mixed kinds; None; integers beyond int64.
         """
         plain = self.kind == "integers" and isinstance(ids, np.ndarray) and ids.dtype == np.int64 and ids.ndim == 1
         # The reserved id is never found, so plain integers are looked up without a check for it.

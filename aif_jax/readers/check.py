@@ -56,7 +56,8 @@ def check(
     |---|---|
     | missing column, wrong type, wrong number of fields, wrong length | not the table that `columns` describes |
     | no rows, unreadable file | not a table, or an incomplete one |
-    | null, not finite, negative id, position | a value that must be there, be finite, be (a whole number of) 0 or more |
+    | null, not finite, negative id | a value that must be there, be finite, be 0 or more |
+    | position | no whole number of 0 or more |
     | unknown item, user, action, category | a value that the items or users file, `Columns.actions` or the encoder lacks |
     | duplicate item, duplicate user | the same id twice |
     | time unit | a time that is implausible in the unit stated, such as milliseconds read as seconds |

@@ -1,6 +1,6 @@
 """Your own files as a `Dataset`: say which column is what, and read. Every file is read once.
 
-Distinct values of all tables become vocabularies, codes become their rows. Parquet says whether ids are integers or text; in
+Distinct values become vocabularies, of users and items those of their file. Parquet says whether ids are integers or text; in
 CSV they are integers if the first values of any column of the vocabulary are all integers.
 """
 
@@ -67,7 +67,7 @@ def read(
         items file keep the features that the model knew (`Trained.items`), with the item statistics of today.
       unknown: for users, items, actions and categories that the encoder, the file of items or users, or `Columns.actions`
         lacks: "error", or "skip", which leaves out events of unknown users and lines of the items file with an unknown item.
-        Other values become row 0, as in serving, and events with an unknown item are no positives. A warning counts them.
+        Others, and any in bags, become row 0, and events with an unknown item are no positives. A warning counts them.
       name: name of the data set; default: the name of the events file.
       repeats: whether users come back to items, see `Dataset`; None: as estimated from the events, see the log.
 

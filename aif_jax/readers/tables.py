@@ -29,7 +29,7 @@ from aif_jax.output import track
 SUFFIXES = (".parquet", ".csv", ".tsv", ".csv.gz", ".tsv.gz")
 ROWS = 1 << 16  # of a batch
 MERGE_AT = 1 << 20  # distinct values of batches that are merged at a time
-WHOLE = r"^(0|-?[1-9][0-9]{0,17})$"  # integers as text, each in one spelling: "07" is none
+WHOLE = r"^(0|-?[1-9][0-9]{0,17}|-?[1-8][0-9]{18})$"  # integers as text, each in one spelling: "07" is none
 PRESENT = ("id", "action")  # coded kinds where null is wrong
 STATISTIC = r"events_(so_far|half_life_\d+|rate)(_.*)?|since_(first|last)_event"  # names of `schema.statistic_names`
 MISSING_TIME = np.iinfo(np.int64).min
@@ -325,7 +325,7 @@ class Cells(NamedTuple):
 
         def parse(start: int, stop: int) -> list[Any]:  # by halves, so that a few bad values cost a few tries
             try:
-                return [values[start:stop].cast(target)]
+                return [values[start:stop].cast(target, safe=not arrow.types.is_floating(target))]  # no integer is too large
             except arrow.ArrowInvalid:
                 if stop - start == 1:
                     good[start] = False
@@ -398,7 +398,8 @@ class Cells(NamedTuple):
             values = values.cast(arrow.int64())
         if test.is_uint64(values.type):
             values = self.cast(arrow.int64(), "an integer below 2^63").values
-        coded = values if test.is_dictionary(values.type) else values.dictionary_encode()
+        plain = values.dictionary_decode() if test.is_dictionary(values.type) else values  # a dictionary may list unused ones
+        coded = plain.dictionary_encode()
         target = arrow.large_string() if text or is_text(coded.dictionary.type) else arrow.int64()
         return arrow.DictionaryArray.from_arrays(coded.indices.cast(arrow.int32()), coded.dictionary.cast(target))
 

@@ -115,11 +115,6 @@ class Verdict:
     reasons: tuple[str, ...]
     metrics: Mapping[str, Mapping[str, Mapping[str, Any]]] = dataclasses.field(default_factory=dict)
 
-    @property
-    def passed(self) -> bool:
-        """Whether the model may serve."""
-        return not self.reasons
-
 
 def measure(trained: Trained, requests: Requests) -> Measurement:
     """Run one model on the requests, as it would answer them in service (`with_served_vocabulary`).

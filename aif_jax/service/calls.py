@@ -35,7 +35,7 @@ class Call:
       exclude: item ids [E] that are not ranked or scored, of the candidates' kind, see `Request.exclude`; None for none.
       k: how many of them `rank` answers with; None where the call does not say.
       order: name of the order, see `Request.order`; None takes the engine's.
-      budget: seconds from arrival to answer; None takes the engine's.
+      budget: seconds that the engine has; None takes its default.
       version: version of the model that must answer, as 64 hex digits or the first 8 or more; None for the one that serves.
       record: raw user attributes by column.
       now: time of the request in the time unit of the columns; None takes the clock.

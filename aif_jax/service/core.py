@@ -35,7 +35,7 @@ class Reply:
       served: version that answered.
       answer: `Ranking` or `Scores`; None of "prepare".
       order: name of the order of a ranking, "" otherwise.
-      features: that call or source brought; None where an earlier call's state answered an id, and of a stand-in.
+      features: that call or source brought; None where an earlier call's state answered, and of a stand-in.
     """
 
     method: str
@@ -152,8 +152,7 @@ MAX_EXPLAINED = 100  # rows that are explained
 async def explain(service: Service, call: Call) -> dict[str, Any]:
     """Return the answer of "rank", its spans, and what each block contributed to each logit.
 
-    The contributions are computed from the features of the call: none where those are not known, because the state came from an
-    earlier call.
+    The contributions are computed from the features that call or source brought: none where an earlier call's state answered.
     """
     reply = await service.answer("rank", call)
     fields = reply.fields()

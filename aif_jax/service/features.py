@@ -20,7 +20,7 @@ class Context:
 
     call: Call
     features: UserFeatures | None = None  # that the call brings, once they are read
-    used: UserFeatures | None = None  # of the call or the source; None where an earlier call's state answers an id
+    used: UserFeatures | None = None  # of the call or the source; None where an earlier call's state answers
 
 
 class SourceError(RuntimeError):

@@ -360,8 +360,8 @@ class AsyncPreRanker:
             mask, chosen = np.ones(k, bool), ids[positions]
         else:
             scores, logits = padded(scores, k), padded(logits, k)
-            mask, missing = scores > -np.inf, "" if job.snapshot.index.kind == "strings" else -1
-            chosen = np.full(k, missing, ids.dtype if len(ids) else None)
+            mask, kind = scores > -np.inf, KINDS[ids.dtype.kind] if len(ids) else job.snapshot.index.kind
+            chosen = np.full(k, "" if kind == "strings" else -1, ids.dtype if len(ids) else None)
             chosen[mask] = ids[positions[: np.count_nonzero(mask)]]
             logits[~mask] = -np.inf
         self._count(job, best.non_finite, some=full or bool(mask.any()))

@@ -88,7 +88,7 @@ class Batches:
                 thread.join()
 
     def _work(self) -> None:
-        """Compute, in a thread, whenever it is called, until nothing waits; it is free before its last answer leaves."""
+        """Compute, in a thread, whenever it is called, until nothing waits; it counts as free before its last answer leaves."""
         while self._calls.get():
             batch = self._take()
             while batch:

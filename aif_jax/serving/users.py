@@ -37,7 +37,7 @@ class StateKey(NamedTuple):
 class StateCache:
     """LRU cache of user states, used from one thread; `limit` in bytes of memory, ages in seconds.
 
-    `get` reads none older than `max_age`, of an unknown feature version none older than `unversioned_ttl`, which `stale` may.
+    No state older than `max_age` is read; one of an unknown feature version above `unversioned_ttl` by `stale` alone.
     """
 
     def __init__(self, limit: int, *, max_age: float | None = None, unversioned_ttl: float = 5.0):
@@ -208,7 +208,8 @@ class UserStates:
         self._metrics.counters["cache_misses" if cached is None else "cache_hits"] += 1
         if cached is not None:
             return cached
-        alone = request.feature_version is None and not prepare and self.running.get(key) is None  # by `prepare`
+        prepared = self.running.get(key) is not None  # which for an unknown feature version `prepare` alone starts
+        alone = request.feature_version is None and not prepare and not prepared
         cache_key = key._replace(feature_version=_FOR_STALE_USE) if alone else key
         key = key._replace(feature_version=job) if alone else key  # one that nobody else has, so that nobody joins
         self._metrics.counters["cache_joins"] += self.running.get(key) is not None
@@ -240,7 +241,7 @@ class UserStates:
             job.waiting_for = "user side"
             await asyncio.wait([task], timeout=left)
             job.timeline.add("wait_user", start, time.perf_counter())
-        if not task.done() or task.cancelled():  # the latter is not seen: nobody cancels what is waited for
+        if not task.done() or task.cancelled():  # cancelled: never, while somebody waits for it
             error: BaseException | None = DeadlineExceeded("user side: not ready within the budget")
             why = "late"
         else:

@@ -116,7 +116,7 @@ def resolve_settings(
 
 
 def training_positions(data: Dataset, settings: FitSettings) -> np.ndarray:
-    """Return samples that a run trains on: those of its span, and with `replay` a share as many from before it, at random.
+    """Return samples that a run trains on: those of its span, and `replay` times as many from before it, at random.
 
     Neither has one of the span `without`.
     """

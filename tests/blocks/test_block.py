@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import aif_jax as aif
-from aif_jax import blocks, layers, train
+from aif_jax import blocks, heads, layers, train
 from aif_jax.blocks import PositionBias, signatures
 from aif_jax.blocks.block import UserView, own
 from aif_jax.blocks.signatures import Signatures
@@ -73,6 +73,18 @@ class Fields(blocks.Block):
 
 def test_a_name_that_the_model_has_taken_is_refused():
     refused(ValueError, "Config.blocks: expected blocks of .* none of tower, fields", demo.config, blocks=(Fields(),))
+    own = type("Own", (blocks.Block,), {"__annotations__": {"block": int}})
+    refused(ValueError, "expected no field 'block'", blocks.block, own)
+
+
+def test_a_parameter_of_a_head_that_blocks_have_is_refused():
+
+    @heads.head
+    class Direct(heads.Head):
+        def init(self, key, widths, outputs):
+            return {"direct": jnp.zeros(outputs)}
+
+    refused(ValueError, "head Direct: expected no parameter 'direct'", demo.build, head=Direct())
 
 
 @blocks.block
