@@ -78,7 +78,7 @@ class Kind:
 KINDS = {
     "index": Kind(
         damaged._make_index, "snapshot", (aif.index.verify, lambda path: aif.ItemIndex.load(path, world.TRAINED)),
-        "aif_jax.index/3", "build the index again: ItemIndex.build, run.index or aif-jax",
+        "aif_jax.index/4", "build the index again: ItemIndex.build, run.index or aif-jax",
     ),
     "export": Kind(
         lambda folder, _: shutil.copytree(Path(make_export.__file__).parent / "export", folder / "model"), "model",

@@ -94,10 +94,8 @@ class KafkaStream:
             assert partition is not None and offset is not None  # of a message without an error
             self._next[partition] = offset + 1
             messages.append(Message(partition, offset, found.key(), found.value(), written))
-        self.lag = {}
-        for partition, place in self._next.items():
-            _, end = self._consumer.get_watermark_offsets(self._place(partition), cached=True)
-            self.lag[partition] = max(0, end - max(place, 0)) if end >= 0 else 0
+        ends = {p: self._consumer.get_watermark_offsets(self._place(p), cached=True)[1] for p in self._next}
+        self.lag = {p: max(0, ends[p] - max(place, 0)) if ends[p] >= 0 else 0 for p, place in self._next.items()}
         return messages
 
     def commit(self, positions: Mapping[int, int]) -> None:

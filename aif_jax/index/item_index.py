@@ -32,7 +32,7 @@ from aif_jax.store.trained import Trained
 from aif_jax.trees import leaves_by_path, take
 from aif_jax.types import ItemFeatures
 
-FORMAT = "aif_jax.index/3"
+FORMAT = "aif_jax.index/4"
 REBUILD = "build the index again: ItemIndex.build, run.index or aif-jax index build"
 LAST, LAST_PARTITION = 2**63 - 1, 2**31 - 1  # what int64 positions and int32 partitions hold, as Kafka's do
 
