@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import aif_jax as aif
+from aif_jax import blocks
 from aif_jax.blocks import ItemOffset, PureSvd, popularity_offset, with_table
 from aif_jax.blocks.block import ItemView
 from aif_jax.checks import VersionMismatch
@@ -181,3 +182,22 @@ def test_a_run_whose_unseen_items_are_the_unknown_one(data, run):
     np.testing.assert_array_equal(after[~unseen], before[~unseen])
     first = np.asarray(run.params["embedding"]["item"])[0]
     assert np.abs(before[0] - first).max() > 1e-3  # the unknown item was trained
+
+
+@blocks.block
+class TwoArrays(blocks.Block):
+    """Fits a table and something else."""
+
+    per_item = ("table",)
+
+    def fit(self, items, config, *, seed):
+        return {"table": jnp.zeros(config.schema.table_sizes["item"]), "centres": jnp.ones(3)}
+
+
+def test_a_table_leaves_the_other_arrays_of_its_block():
+    model, params = demo.build(blocks=(TwoArrays(),))
+    table = np.arange(model.config.schema.table_sizes["item"], dtype=np.float32)
+    changed, config = with_table(params, table, TwoArrays(), config=model.config)
+    assert config == model.config
+    np.testing.assert_array_equal(changed["fitted"]["two_arrays"]["table"], table)
+    np.testing.assert_array_equal(changed["fitted"]["two_arrays"]["centres"], np.ones(3))
