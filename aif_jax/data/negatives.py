@@ -18,8 +18,9 @@ ROUNDS = 16  # of redrawing what must be avoided, before the exact distribution 
 
 def item_counts(dataset: Dataset, positions: Any) -> np.ndarray:
     """Return events of each item among `positions`, int64 [N]. Pass training positions only: later counts leak the future."""
-    at = expect_integers(positions, "positions", size=len(dataset.log))
-    return np.bincount(dataset.log.item[at], minlength=len(dataset.catalogue))
+    parts = (np.asarray(positions[start : start + BLOCK]) for start in range(0, len(positions), BLOCK))  # may be on disk
+    rows = (dataset.log.item[expect_integers(part, "positions", size=len(dataset.log))] for part in parts)
+    return sum((np.bincount(row, minlength=len(dataset.catalogue)) for row in rows), np.zeros(len(dataset.catalogue), np.int64))
 
 
 def counts_before(dataset: Dataset, time: int) -> np.ndarray:

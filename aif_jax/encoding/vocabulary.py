@@ -211,7 +211,6 @@ def _of_objects(values: Sequence[Any], name: str, wanted: str) -> np.ndarray | l
     if len(kinds) == 1 and type(None) not in kinds:
         return None
     first = type(values[0])
-    odd = (i for i, value in enumerate(values) if value is None or type(value) is bool or not isinstance(value, first))
-    at = next(odd, 0)
+    at = next((i for i, each in enumerate(values) if each is None or type(each) is bool or not isinstance(each, first)), 0)
     before = f" after {type(values[0]).__name__}" if at else ""
     raise TypeError(f"{name}: expected {wanted}, got {type(values[at]).__name__}{before} at position {at}")
