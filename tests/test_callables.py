@@ -112,10 +112,10 @@ async def test_a_call_that_takes_longer_than_its_timeout_is_given_up(world):
 
     async with world.engine_of(slow, lambda request: world.ids[:40], callable_timeout=0.05) as engine:
         answer = await engine.rank(3, 5)
-        assert "user side failed: TimeoutError: features: no answer within callable_timeout=0.05 s" in answer.reason
+        assert "user side failed: DeadlineExceeded: features: no answer within callable_timeout=0.05 s" in answer.reason
     for retrieval in (slow, lambda request: time.sleep(0.3)):
         async with world.engine_of(lambda request: world.user(3), retrieval, callable_timeout=0.05) as engine:
-            await refused_later(TimeoutError, "retrieval: no answer within callable_timeout=0.05 s", engine.rank(3, 5))
+            await refused_later(DeadlineExceeded, "retrieval: no answer within callable_timeout=0.05 s", engine.rank(3, 5))
 
 
 def test_a_process_ends_although_calls_never_return(python):

@@ -248,7 +248,9 @@ async def test_a_state_is_cached_by_user_and_feature_version_and_computed_once_a
         engine.feature_delay = 0.02
         answers = await asyncio.gather(*[engine.rank(Request(user=3, feature_version=1), 3) for _ in range(6)])
         assert engine.fetched == [3, 3, 4, 4, 3]
-        assert engine.metrics()["counters"]["cache_joins"] == 5
+        metrics = engine.metrics()
+        assert metrics["counters"]["cache_joins"] == 5
+        assert [metrics["stages"][stage]["count"] for stage in ("features", "user", "total")] == [5, 5, 11]
         for answer in answers:
             expect(world, answer, 3, world.ids[:40], 3)
 
@@ -283,6 +285,8 @@ async def test_prepare_takes_the_user_side_off_the_request(world):
         assert engine.fetched == [3] and "user" not in answer.stages
         engine.feature_error, engine.feature_delay = OSError("no features"), 0.0
         await refused_later(OSError, "no features", engine.prepare(4))
+        stages = engine.metrics()["stages"]
+        assert (stages["features"]["count"], stages["user"]["count"]) == (2, 1)  # also the call that failed
 
 
 async def test_late_user_side_is_answered_with_the_unknown_user_then_with_the_stale_state(world):
@@ -301,6 +305,7 @@ async def test_late_user_side_is_answered_with_the_unknown_user_then_with_the_st
         expect_fallback(world, answer)
         go.set()
         await until(lambda: engine.metrics()["gauges"]["cached_states"])  # the late user side still fills the cache
+        assert engine.metrics()["stages"]["features"]["sum"] > 0.4  # a late call shows in its stage
         go.clear()
         answer = await engine.rank(3, 5, budget=1.5)
         assert answer.degraded and "stale state" in answer.reason

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from aif_jax.serving.config import ServingConfig
-from aif_jax.serving.requests import CallableError, CallerError
+from aif_jax.serving.requests import CallableError, CallerError, DeadlineExceeded
 
 logger = logging.getLogger(__name__)
 QUIET = 60.0  # seconds between two log lines on errors of one type of one callable
@@ -54,7 +54,7 @@ class TimeLimitedCall:
     async def __call__(self, request: Any) -> Any:
         """Return what the function returns or raises; cancelled, it gives the call up.
 
-        Raises CallableError for what would end others and for too many hung calls, TimeoutError by `callable_timeout`.
+        Raises CallableError for what would end others and for too many hung calls, DeadlineExceeded by `callable_timeout`.
         """
         loop = asyncio.get_running_loop()
         outcome = loop.create_future()
@@ -73,7 +73,7 @@ class TimeLimitedCall:
     def _expire(self, outcome: asyncio.Future[Any]) -> None:
         if not outcome.done():
             late = f"{self.name}: no answer within callable_timeout={self._timeout} s"
-            outcome.set_result((None, TimeoutError(late)))
+            outcome.set_result((None, DeadlineExceeded(late)))
 
     def note(self, error: BaseException) -> None:
         """Count an error by its type; log the first of a type, and then one in `QUIET` seconds.

@@ -38,7 +38,7 @@ from aif_jax.serving.requests import (
     expect_budget,
 )
 from aif_jax.serving.scoring import Batches, PendingRequest, Version, look_up, score
-from aif_jax.serving.users import UserStates
+from aif_jax.serving.users import StateKey, UserStates
 from aif_jax.serving.versions import build_version, check_version, next_snapshot
 from aif_jax.store.trained import Trained
 
@@ -218,7 +218,7 @@ class AsyncPreRanker:
 
         Raises:
           Overloaded: the engine holds `max_pending` requests, or more work than the budget leaves time for.
-          DeadlineExceeded: a stage did not end within the budget.
+          DeadlineExceeded: a stage did not end within the budget, or retrieval within `callable_timeout`.
           EngineClosed: not started, draining or closed.
           CallableError: retrieval raised what would end or cancel others, or has too many calls that never returned.
           NonFiniteScores: there are known candidates, and the scores of all of them are NaN or infinite.
@@ -244,15 +244,16 @@ class AsyncPreRanker:
         return await self._answered(request, budget, "candidates", lambda job: self._scores(job, candidates))
 
     async def prepare(self, request: Any) -> None:
-        """Compute a user's state ahead of a request that is known to come, and cache it; raises as `rank`.
+        """Compute a user's state ahead of a request that is known to come, and cache it; raises as `rank` without `fallback`.
 
-        With a feature version, requests of the same version use it; without, all requests of the next `prepare_ttl` seconds.
+        With a feature version, requests of that version use it; without one, the user's without one, for `prepare_ttl` seconds.
         """
         await self._answered(request, None, "user side", self._users.prepare)
 
     def holds_state(self, request: Request) -> bool:
         """Return whether a request sent now would use the state of an earlier one, so that its features are not read."""
-        return self._current is not None and self._users.holds(request, self._current)
+        key = StateKey(request.user, request.feature_version, self._current.name if self._current else "")
+        return self._users.cache.get(key) is not None or self._users.running.get(key) is not None
 
     # what a request goes through
 
@@ -295,7 +296,8 @@ class AsyncPreRanker:
             raise
         finally:
             for stage, seconds in timeline.stages().items():
-                self._metrics.stages[stage].observe(seconds)
+                if stage not in ("features", "user"):  # `UserStates` counts these, once for all that share a state
+                    self._metrics.stages[stage].observe(seconds)
             self._pending.remove(task)
             if not self._pending:
                 self._empty.set()
@@ -414,7 +416,6 @@ class AsyncPreRanker:
         values["callable_errors"] = {
             f"{name} {kind}": count for name, call in calls.items() for kind, count in dict(call.errors).items()
         }
-        values["version"] = self._current.name if self._current else None
         return values
 
 

@@ -17,7 +17,7 @@ from aif_jax.serving.callables import TimeLimitedCall, described
 from aif_jax.serving.config import ServingConfig, batch_sizes
 from aif_jax.serving.metrics import Metrics, UnknownCounts, count_unknown
 from aif_jax.serving.programs import Programs
-from aif_jax.serving.requests import DeadlineExceeded, Request, Span
+from aif_jax.serving.requests import DeadlineExceeded, Span
 from aif_jax.serving.scoring import RECENT, Batches, PendingRequest, UserSide, Version
 from aif_jax.types import UserFeatures
 
@@ -37,7 +37,7 @@ class StateKey(NamedTuple):
 class StateCache:
     """LRU cache of user states, used from one thread; `limit` in bytes of memory, ages in seconds.
 
-    No state older than `max_age` is read; one of an unknown feature version above `unversioned_ttl` by `stale` alone.
+    No state older than `max_age` is read; one of an unknown feature version is read by `stale` alone after `unversioned_ttl`.
     """
 
     def __init__(self, limit: int, *, max_age: float | None = None, unversioned_ttl: float = 5.0):
@@ -191,11 +191,6 @@ class UserStates:
         self._serving = version
         self.cache.clear()
 
-    def holds(self, request: Request, version: Version) -> bool:
-        """Return whether a state for that user and feature version is there, or on its way."""
-        key = StateKey(request.user, request.feature_version, version.name)
-        return self.cache.get(key) is not None or self.running.get(key) is not None
-
     def join(self, job: PendingRequest, *, prepare: bool = False) -> UserSide | Computation:
         """Return the user's state from the cache, or a computation, started if no running one can be shared; needs a `leave`.
 
@@ -208,12 +203,12 @@ class UserStates:
         self._metrics.counters["cache_misses" if cached is None else "cache_hits"] += 1
         if cached is not None:
             return cached
-        prepared = self.running.get(key) is not None  # which for an unknown feature version `prepare` alone starts
-        alone = request.feature_version is None and not prepare and not prepared
-        cache_key = key._replace(feature_version=_FOR_STALE_USE) if alone else key
-        key = key._replace(feature_version=job) if alone else key  # one that nobody else has, so that nobody joins
-        self._metrics.counters["cache_joins"] += self.running.get(key) is not None
-        return self.running.join(key, lambda: self._make(job, version, cache_key))
+        running = self.running.get(key) is not None  # without a feature version: of `prepare`
+        self._metrics.counters["cache_joins"] += running
+        if running or prepare or request.feature_version is not None:
+            return self.running.join(key, lambda: self._make(job, version, key))
+        cache_key = key._replace(feature_version=_FOR_STALE_USE)
+        return self.running.join(job, lambda: self._make(job, version, cache_key))  # a key that nobody else has: nobody joins
 
     def leave(self, job: PendingRequest, user: UserSide | Computation) -> None:
         """Let a late computation run on, to fill the cache, where a stand-in answers; end it otherwise, unless others wait."""
@@ -241,11 +236,8 @@ class UserStates:
             job.waiting_for = "user side"
             await asyncio.wait([task], timeout=left)
             job.timeline.add("wait_user", start, time.perf_counter())
-        if not task.done() or task.cancelled():  # cancelled: never, while somebody waits for it
-            error: BaseException | None = DeadlineExceeded("user side: not ready within the budget")
-            why = "late"
-        else:
-            error, why = task.exception(), "failed"
+        late = not task.done() or task.cancelled()  # cancelled: never, while somebody waits for it
+        error = DeadlineExceeded("user side: not ready within the budget") if late else task.exception()
         if error is None:
             side, spans = task.result()
             job.timeline.clocked += spans
@@ -254,7 +246,8 @@ class UserStates:
             raise error
         stale = self.cache.stale(job.request.user, job.version.name)
         job.stand_in = "unknown user" if stale is None else "stale state"
-        job.reason = f"user side {why}: {error if why == 'late' else described(error)}; answered with the {job.stand_in}"
+        why, told = ("late", error) if late else ("failed", described(error))
+        job.reason = f"user side {why}: {told}; answered with the {job.stand_in}"
         job.degraded = f"{why}, {job.stand_in}"
         if stale is None:
             return job.version.unknown
@@ -274,19 +267,23 @@ class UserStates:
 
     async def _make(self, job: PendingRequest, version: Version, key: StateKey) -> tuple[UserSide, list[Span]]:
         """Fetch features, run the user function, cache the state."""
-        start = time.perf_counter()
-        features = await self._features(job.request)
-        fetched = time.perf_counter()
+        start, stages = time.perf_counter(), self._metrics.stages
+        try:
+            features = await self._features(job.request)
+        finally:  # a call that fails or is given up counts too
+            fetch = Span("features", start, time.perf_counter())
+            stages["features"].observe(fetch.end - fetch.start)
         try:
             state, known, span = await self.batches.submit(id(version), (version, features))
         except Exception as error:
             self._features.note(error)  # features that do not fit the model
             raise
+        stages["user"].observe(span.end - span.start)
         self._metrics.observe_unknown(known)
         side = UserSide(state, start, known)
         if version.name == self._serving:
             self.cache.put(key, side)
-        return side, [Span("features", start, fetched), span]
+        return side, [fetch, span]
 
 
 def pack_user(task: tuple[Version, UserFeatures]) -> tuple[np.ndarray, UnknownCounts]:
