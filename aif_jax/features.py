@@ -182,7 +182,7 @@ class UserPacker:
         check_user_features(self._schema, features, batched=False)
         length = np.size(features.history.mask)
         expect(length == self._length, "UserFeatures.history", f"a history of L={self._length}", f"L={length}")
-        return pack(jax.tree.map(np.asarray, features))  # whose only fault is a -0 among the ages
+        return pack(jax.tree.map(np.asarray, features))  # no check failed: an age is -0, whose sign bit is above every limit
 
 
 def _ids(attributes: tuple[Attribute, ...]) -> dict[str, Any]:

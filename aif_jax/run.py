@@ -46,7 +46,7 @@ class Run:
     """A trained model with everything that it needs in production.
 
     Methods that take `data` take the data set of the run, or newer data read with its encoder; other data is an
-    EncodingMismatch. What they fit or count is of the events before the validation slice.
+    EncodingMismatch. What they fit or count is of the events before the validation slice; `calibrate` fits on the slice.
 
     Attributes:
       trained: model with the parameters of the best checkpoint on the validation slice, or of the last one with

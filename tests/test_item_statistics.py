@@ -18,6 +18,7 @@ from aif_jax.data.pipeline import Pipeline
 from aif_jax.data.statistics import ItemStatistics
 from aif_jax.index import ItemIndex
 from aif_jax.readers import encode_items
+from aif_jax.refreshing import forget_ids
 from aif_jax.schema import statistic_names
 from aif_jax.train.evaluate import rank_catalogue
 from tests import demo
@@ -226,6 +227,14 @@ def test_actions_are_counted_apart_with_the_rate_of_each():
     # of the four events before, three are shows: 20 events more at 3/4 and 1/4
     for name, shares in (("shown", [16 / 22 / 0.75, 17 / 22 / 0.75]), ("click", [6 / 22 / 0.25, 5 / 22 / 0.25])):
         np.testing.assert_allclose(np.exp(4 * found[f"events_rate_{name}"]), [*shares, 1, 1], rtol=1e-5)
+
+
+def test_rates_stay_when_an_item_is_forgotten_that_only_one_action_has():
+    table = {"user": [1, 1, 2], "item": [1, 1, 3], "what": ["shown", "click", "shown"], "time": [START + 9, START + 9, START]}
+    data = aif.read(table, items={"item": [1, 3], "category": [1, 1]}, columns=by_action().columns, progress=False)
+    fewer = forget_ids(data, START + 9)
+    assert fewer.items.raw.tolist() == [1]
+    jax.tree.map(np.testing.assert_array_equal, *(each.statistic_columns([1], START + 10) for each in (data, fewer)))
 
 
 def test_statistics_by_action_are_those_of_the_moment_wherever_they_are_read():

@@ -193,6 +193,24 @@ def test_times_written_out_in_csv(tmp_path):
     assert data.log.time.tolist() == [1511568005, 1511568010]
 
 
+def test_parts_of_seconds_may_come_after_the_block_that_tells_the_type(tmp_path):
+    rows = "1,1,2017-11-25 00:00:10\n" * 50_000 + "2,1,2017-11-25 00:00:05.750000001\n"
+    csv(tmp_path, events=f"user,item,time\n{rows}", items="item,category\n1,1\n")
+    data = readers.read(tmp_path / "events.csv", items=tmp_path / "items.csv", columns=Columns(time_unit="ms"))
+    assert data.log.time.tolist() == [1511568010] * 50_000 + [1511568005]
+
+
+@pytest.mark.parametrize("count", [2, tables.ROWS + 2])
+def test_lists_of_numbers_that_begin_with_none_are_named(count):
+    content = pa.array([None] * count + [[0.5, 1.0]] * (count > 2), pa.list_(pa.float32()))
+    items = {"item": range(len(content)), "category": [1] * len(content), "content": content}
+    given = {"items": items, "columns": Columns(content="content")}
+    events = {"user": [1], "item": [1], "time": [1_600_000_000]}
+    assert readers.check(events, **given).totals == {"null": count}
+    message = "^items, row 1, column 'content': null: expected a list of numbers, got nothing"
+    refused(ValueError, message, readers.read, events, **given)
+
+
 @pytest.mark.parametrize("text", [(), ("member", "kind")])
 def test_booleans_are_the_same_in_a_file_and_in_a_call(text):
     """Of an action and of an attribute, as numbers and as text; and a column of items may have the name of the position's."""
@@ -280,7 +298,7 @@ def test_skipping_is_told(caplog):
     events = {name: [*values, values[0]] for name, values in EVENTS.items()} | {"sku": [30, 10, 10, 20, 77]}
     refused(ValueError, "unknown item", read, events=events)
     log = read(events=events, unknown="skip").log
-    assert log.item.tolist() == [1, 2, 1, 0, 3]  # an event with an unknown item stays in its user's history, as in serving
+    assert log.item.tolist() == [1, 2, 1, 3, 0]  # an event with an unknown item stays in its user's history, as in serving
     assert "1 rows left out or left unknown: unknown item" in caplog.text
 
 

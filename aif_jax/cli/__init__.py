@@ -33,7 +33,7 @@ __all__ = ["main"]
 logger = logging.getLogger(__name__)
 
 MANY = Parameter(consume_multiple=True, negative_iterable=(), negative_none=(), parse=re.compile("^(?!orders$)"))
-"""A flag of several values takes all words up to the next flag; orders are Python functions."""
+"""A flag of several values takes all words up to the next flag; every parameter is a flag but `orders`, of Python functions."""
 app = App("aif-jax", help=__doc__, version=__version__, default_parameter=MANY, result_action="return_value")
 groups = {
     "": app,

@@ -1,4 +1,4 @@
-"""Lengths of histories in batches: what `fit(buckets="auto")` chooses."""
+"""Lengths of histories in batches: what `FitConfig(buckets=None)` chooses."""
 
 import itertools
 from typing import Any
@@ -14,7 +14,7 @@ FEW_STEPS = 3000
 MOST_LENGTHS = 5
 COMPILE = 1 << 24
 """Places of histories in batches that cost as much training as one more length costs to compile, some 15 s of CPU."""
-COUNTED_SAMPLES = 100_000  # positions whose histories are counted: from so many on every second, third, ... one
+COUNTED_SAMPLES = 100_000  # histories that are counted: of twice as many every second, of three times every third, ...
 
 
 def history_lengths(data: Dataset, positions: Any, *, longest: int) -> np.ndarray:

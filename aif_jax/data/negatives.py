@@ -35,7 +35,7 @@ def counts_before(dataset: Dataset, time: int) -> np.ndarray:
 class SeenPairs:
     """The items that the user of each sample has met in `Dataset.history_log` strictly before it; samples are `positions` [B].
 
-    Of each user's pairs the first event counts, which later samples share.
+    For each user and item only the first event is kept: a sample has met the item if its history ends after it.
 
     Example:
       >>> import aif_jax as aif

@@ -76,7 +76,7 @@ def time_cuts(
     shares = [part for part in parts.values() if isinstance(part, float)]
     expect(sum(shares) < 1, "validation, test", "validation + test below 1", f"{validation} + {test}")
 
-    def first_of_last(count: float) -> int:  # of `count` samples; past all times for 0
+    def first_of_last(count: float) -> int:  # the earliest second t with more than len(times) - count samples at or before t
         low, high = int(times.min()), int(times.max())
         return low + bisect.bisect_right(range(low, high + 1), len(times) - round(count), key=lambda t: _count(times, t + 1))
 

@@ -25,13 +25,13 @@ class ItemStatistics:
     divided by 4; all are 0 for an item without an earlier event and for row 0. With `actions` the first two are of each action
     apart, n_a events of it, and are followed by how often the action is the one taken, smoothed and compared with all items:
 
-        log(((n_a + 20 p_a) / (sum_b n_b + 20)) / p_a),   with p_a the share of the action in all earlier events
+        log(((n_a + 20 p_a) / (sum_b n_b + 20)) / p_a),   with p_a the share of the action in all earlier events of `actions`
 
     also divided by 4. A value depends on no event at or after the moment: training reads the statistics as of each sample, from
     the whole log, and serving as of the last refresh, from the events so far.
 
-    Building takes O(n log n), reading one item a binary search. Memory: 8 bytes and 8 a half-life for each event, twice as much
-    with `actions`.
+    Building takes O(n log n), reading one item a binary search. Memory for each event: 16 bytes and 8 a half-life, with
+    `actions` 32 and 8 a half-life.
 
     Args:
       schema: half-lives, actions that count apart, and how many items there are.
@@ -54,7 +54,7 @@ class ItemStatistics:
         times = np.broadcast_to(np.asarray(times, np.int64), rows.shape)
         kinds, values = self._apart or [self._all], []
         counts = np.stack([each.before(rows, times) for each in kinds], -1)
-        rates = _rates(counts, np.stack([each.known_before(times) for each in kinds], -1))
+        rates = _rates(counts, np.stack([np.searchsorted(each.times, times) for each in kinds], -1))
         for place, each in enumerate(kinds):
             values += [np.log1p(counts[..., place, None]), np.log1p(each.decayed(rows, times))]
             values += [rates[..., place, None]] if self._apart else []
@@ -63,9 +63,9 @@ class ItemStatistics:
         return np.where(met[..., None], np.concatenate([*values, np.log1p(hours)], -1) / SCALE, 0).astype(np.float32)
 
 
-def _rates(counts: np.ndarray, known: np.ndarray) -> np.ndarray:
+def _rates(counts: np.ndarray, all_items: np.ndarray) -> np.ndarray:
     """Return log rates [..., A] by action: smoothed rates of an item over the rates of all items, from event counts."""
-    share = known / np.maximum(known.sum(-1, keepdims=True), 1)
+    share = all_items / np.maximum(all_items.sum(-1, keepdims=True), 1)
     rate = (counts + SMOOTHING * share) / (counts.sum(-1, keepdims=True) + SMOOTHING)
     return np.log(np.divide(rate, share, out=np.ones_like(rate), where=share > 0))
 
@@ -79,17 +79,13 @@ class _Counts:
         last = items * self._span  # after all events, so that there is one to read
         self._keys = np.append(np.sort(item.astype(np.int64) * self._span + (time - self._start)), last)
         self._first = np.searchsorted(self._keys, np.arange(items + 1, dtype=np.int64) * self._span)
-        self._times = np.sort(time[item > 0])
+        self.times = np.sort(time)  # of unknown items too: a rate stays as it is when items are forgotten
         self._lives, self._sums = lives, self._decayed_sums(lives)
 
     def before(self, rows: np.ndarray, times: np.ndarray) -> np.ndarray:
         """Return int64: events of items strictly before moments."""
         place = np.clip(times - self._start, 0, self._span - 1)  # later than all events: all of them
         return np.searchsorted(self._keys, rows * self._span + place) - self._first[rows]
-
-    def known_before(self, times: np.ndarray) -> np.ndarray:
-        """Return int64: events of all known items strictly before moments."""
-        return np.searchsorted(self._times, times)
 
     def since(self, rows: np.ndarray, times: np.ndarray) -> np.ndarray:
         """Return int64 [..., 2]: seconds since an item's first and its last event before moments; 0 without one."""

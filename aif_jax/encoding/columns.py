@@ -125,9 +125,9 @@ class Columns(Fields):
         expect(chosen <= known, "Columns.history_actions", expected, self.history_actions)
 
     def of(self, file: TableName, *, computed: bool = True) -> dict[str, Kind]:
-        """Return kinds of columns by name, in serving, without positions; not `computed`: in files, without statistics."""
-        left_out = {"events": (self.position,) * computed, "items": self.statistics * (not computed)}.get(file, ())
-        return {name: kind for name, kind in self._listed(file) if name not in left_out}
+        """Return kinds of columns by name: those that serving is given or, not `computed`, those in the files of training."""
+        left_out = {"events": (self.position,)} if computed else {"items": self.statistics}  # files have no statistics yet
+        return {name: kind for name, kind in self._listed(file) if name not in left_out.get(file, ())}
 
     def vocabularies(self, file: TableName) -> dict[str, str]:
         """Return the categorical columns of a file and the vocabulary of each."""

@@ -16,7 +16,7 @@ from aif_jax.checks import ArgumentError, expect
 from aif_jax.encoding.columns import Columns
 from aif_jax.encoding.raw import column_of, expect_1d, float_of, names_in, select
 from aif_jax.encoding.times import PER_SECOND, history_order, in_unit
-from aif_jax.encoding.vocabulary import Vocabulary, new_rows
+from aif_jax.encoding.vocabulary import Vocabulary, as_ids, new_rows
 from aif_jax.export.consume.ids import ids_by_name
 from aif_jax.features import behaviours
 from aif_jax.schema import Attribute, Schema
@@ -122,8 +122,8 @@ class Encoder:
 
         Raises:
           TypeError: ids of another kind than the vocabulary's, invalid times.
-          ValueError: missing columns, columns of different lengths, times in another unit or after `now`, non-finite floats,
-            events of other users.
+          ValueError: missing columns, columns of different lengths, times in another unit or later than `now` by more than
+            `max_skew` seconds, non-finite floats, events of other users.
         """
         self.expect_of_user(events, None if user is None else user.get(self.columns.user_record_id))
         ids, floats = self.profile(user)
@@ -290,7 +290,7 @@ class Encoder:
         if columns.action is not None:
             action = expect_1d(self.action_rows(select(raw[columns.action], at)), f"events, column {columns.action!r}")
         time = time[at]
-        order = history_order(time, item, action)
+        order = history_order(time, item, action, ids=lambda at: as_ids(select(values, at), name))
         latest = slice(None, -self.length - 1, -1)
         item, action, time = (values[order][latest] for values in (item, action, time))
         return item, action, time if per_second == 1 else time // per_second

@@ -6,11 +6,13 @@ seconds.
 
 import datetime
 import re
+from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from aif_jax.checks import ArgumentError
+from aif_jax.encoding.vocabulary import id_array
 
 TimeUnit: TypeAlias = Literal["s", "ms", "us", "ns"]
 Moment: TypeAlias = int | float | str | datetime.datetime
@@ -85,7 +87,7 @@ def iso_text(seconds: int) -> str:
 
 
 def expect_plausible(value: np.ndarray, name: str, *, unit: TimeUnit, dated: bool = False) -> None:
-    """Raise ValueError for a time that cannot be in `unit`; dates cannot be seconds."""
+    """Raise ValueError for a time that cannot be in `unit`; `dated`: read from dates, so not tested for a coarser unit."""
     late, coarse, ancient = wrong_unit(value, unit=unit, dated=dated)
     for wrong, expected in (
         (late, "before 2100"),
@@ -126,12 +128,13 @@ def likely_unit(value: int) -> str:
 
 
 def history_order(
-    time: np.ndarray, item: np.ndarray, action: np.ndarray, *, user: np.ndarray | None = None
+    time: np.ndarray, item: np.ndarray, action: np.ndarray, *, ids: Callable[[np.ndarray], Any], user: np.ndarray | None = None
 ) -> np.ndarray | slice:
     """Return THE order of one user's events or, given `user` [n], user by user: an index [n] that sorts them oldest first.
 
-    By time (integers of `in_unit`), ties by item row, then by action; histories read it backwards. Files, feature
-    stores and callers deliver the events of one moment in any order: this gives all of them one history.
+    By time (integers of `in_unit`), ties by raw item id, then by action; histories read it backwards. Files, feature stores and
+    callers deliver the events of one moment in any order: this gives all of them one history, whatever a vocabulary
+    knows. Rows of `item` ascend with the ids; `ids` gives the raw ids of some events, which order those of unknown items.
     """
     keys = [time] if user is None else [user, time]
     sorted_already = user is not None and not out_of_order(user, time).any()  # as files often are
@@ -144,7 +147,8 @@ def history_order(
     group = np.cumsum(np.append(True, ~same))[tied]
     index = np.arange(len(time))[order]
     at = index[tied]
-    index[tied] = at[np.lexsort((action[at], item[at], group))]
+    place = item[at] if item[at].all() else np.unique(id_array(ids(at)), return_inverse=True)[1]
+    index[tied] = at[np.lexsort((action[at], place, group))]
     return index
 
 

@@ -16,11 +16,9 @@ from aif_jax.readers.tables import SKIPPED, LoadedTable, Problems, Source, read_
 
 logger = logging.getLogger(__name__)
 
-CANDIDATES = 1024
-
 
 def read_cascade(
-    source: Source, data: Dataset, *, labels: Mapping[str, str] | tuple[str, ...] = (), candidates: int = CANDIDATES
+    source: Source, data: Dataset, *, labels: Mapping[str, str] | tuple[str, ...] = (), candidates: int = 1024
 ) -> Dataset:
     """Read a cascade's log and return the data with it; users, items and times are as in the events; errors as `read`.
 

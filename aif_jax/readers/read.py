@@ -52,7 +52,7 @@ def read(
 ) -> Dataset:
     """Read events, items and, where there are any, users.
 
-    Held in memory are 20 bytes an event, and as much again while reading. Events need no order: they are sorted by user and
+    Held in memory are 20 bytes an event; reading takes up to 80 an event. Events need no order: they are sorted by user and
     time, those of one moment by item and action. What is suspicious (`check` has the list), such as a file that is there twice,
     is kept, with a warning, one line each.
 
@@ -205,6 +205,7 @@ class Tables:
     tables: Mapping[TableName, LoadedTable]
     rows: Mapping[TableName, dict[str, np.ndarray]]
     vocabularies: Mapping[str, Vocabulary]
+    item_ids: Codes  # of the events, which order them, those of unknown items too
 
     def float_columns(self, columns: Columns) -> Iterator[tuple[str, str, LoadedTable]]:
         """Yield ("item" or "user", column, table) of every float column that is there."""
@@ -236,6 +237,7 @@ def read_tables(
         for column, vocabulary in columns.vocabularies(name).items():
             members.setdefault(vocabulary, []).append((name, column))
     rows: dict[TableName, dict[str, np.ndarray]] = {name: {} for name in tables}
+    item_ids = tables["events"].codes[columns.item]
     known = {} if encoder is None else dict(encoder.vocabularies)
     if "action" in members and columns.actions:
         rows["events"]["action"] = encode_listed("action", tables["events"], str(columns.action), columns.actions)
@@ -256,7 +258,7 @@ def read_tables(
         wrong = ~(np.isnan(shown) | ((shown >= 0) & (shown < 2**24) & (shown == np.floor(shown))))
         expected = "a whole number from 1 on, 0 or empty where it is unknown"
         tables["events"].note("position", wrong, columns.position, expected, lambda at: (f"{v:g}" for v in shown[at]))
-    return Tables(tables=tables, rows=rows, vocabularies=vocabularies)
+    return Tables(tables=tables, rows=rows, vocabularies=vocabularies, item_ids=item_ids)
 
 
 def encode_columns(
@@ -264,7 +266,8 @@ def encode_columns(
 ) -> tuple[Vocabulary, list[np.ndarray]]:
     """Return the vocabulary of some columns and int32 rows of each in it; their codes are dropped.
 
-    It has the ids of `given`, else of the last of `members` that has any, the file's of items or users; with `grow` of both.
+    Its ids: those of `given`; without it those of the items or users file (last in `members`), or of the events if there is
+    none; with `grow`, those of `given` and of that file.
     """
     held = [table.codes.pop(column) for table, column in members]
     kind = given.kind if given is not None else None
@@ -351,7 +354,8 @@ def events_of(tables: Tables, columns: Columns) -> Events:
     good = (times != MISSING_TIME) & (rows["user"] > 0)  # `read` refuses missing times before, `check` goes on
     parts = rows["user"], times, rows["item"], rows.get("action", np.ones(table.count, np.int32))
     user, moment, item, action = parts if good.all() else [part[good] for part in parts]
-    order = history_order(moment, item, action, user=user)
+    kind = tables.vocabularies["item"].kind or "integers"
+    order = history_order(moment, item, action, user=user, ids=lambda at: tables.item_ids.values(kind)[good][at])
     user, moment, item, action = (part[order] for part in (user, moment, item, action))
     same = np.logical_and.reduce([part[1:] == part[:-1] for part in (user, moment, item, action)])
     duplicate = np.append(False, same)[: len(user)] & (item > 0)
@@ -446,13 +450,9 @@ def _with_departed(features: ItemFeatures, gone: np.ndarray, earlier: Trained, e
         return features
     before = own.vocabularies["item"].encode(encoder.vocabularies["item"].ids_of(gone))
     known = reencode(take(earlier.items, before), own, encoder)
-    known = dataclasses.replace(known, encoding=features.encoding)
-
-    def filled(values: np.ndarray, others: np.ndarray) -> np.ndarray:
+    for values, others in zip(jax.tree.leaves(features), jax.tree.leaves(known), strict=True):
         values[gone] = others
-        return values
-
-    return jax.tree.map(filled, features, known)
+    return features
 
 
 def _users(tables: Tables, encoder: Encoder) -> tuple[dict[str, np.ndarray], np.ndarray]:

@@ -65,7 +65,7 @@ class File:
 
     def numbers(self, places: np.ndarray) -> np.ndarray:
         """Return row numbers, 1 for the first, by their places 0, 1, ... among those that the parser read."""
-        before = np.array(self.broken, int) - np.arange(len(self.broken))
+        before = np.array(self.broken, int) - np.arange(len(self.broken))  # rows read up to each broken one, plus 1
         return places + 1 + np.searchsorted(before, places + 1, side="right")
 
     def locate(self, row: int) -> str:
@@ -359,7 +359,7 @@ class Cells(NamedTuple):
         good &= ~wrong
         array = np.full((len(good), width), np.nan, np.float32)
         numbers = self.values.flatten().cast(pyarrow().float32(), safe=False).to_numpy(zero_copy_only=False)
-        array[good] = numbers[np.repeat(good, lengths)].reshape(-1, width)
+        array[good] = numbers[np.repeat(good, lengths)].reshape(np.count_nonzero(good), width)
         wrong = good & ~np.isfinite(array).all(1)
         self.note("not finite", wrong, "a finite number", (str(row[~np.isfinite(row)][0]) for row in array[wrong]))
         return array
@@ -372,7 +372,8 @@ class Cells(NamedTuple):
         arrow, cells = pyarrow(), self
         cells.note_nulls("a time")
         if cells.file.is_text:
-            cells = cells.cast(*((looks, "a date and time") if is_dated(looks) else (arrow.int64(), "a whole number")))
+            date = arrow.timestamp("ns", getattr(looks, "tz", None)), "a date and time from 1823 to 2099"
+            cells = cells.cast(*(date if is_dated(looks) else (arrow.int64(), "a whole number")))
         values, dated = cells.values, is_dated(cells.values.type)
         if arrow.types.is_date(values.type):
             values = values.cast(arrow.timestamp("s" if arrow.types.is_date32(values.type) else "ms"))
@@ -385,7 +386,7 @@ class Cells(NamedTuple):
             text = "" if dated or bad is ancient else ", which looks like {!r}"
             got = (f"{quoted(v, given, dated=dated)}{text.format(likely_unit(int(v)))}" for v in array[bad])
             self.note("time unit", bad, f"{expected} in {given!r}", got)
-        good = valid & ~late & ~ancient
+        good = valid & ~late & ~ancient  # coarse ones are noted, and still fit for the profile of `check`
         array = np.where(good, array, 0).astype(np.int64)
         times = rescaled(array, given=given, unit=unit)
         rounded = bool((rescaled(times, given=unit, unit=given) != array).any())
@@ -560,7 +561,7 @@ class LoadedTable:
                 self._arrays[name].append(times)
                 self.rounded |= {name} if rounded else set()
             elif kind == "vector":
-                width = self._arrays[name][0].shape[1] if self._arrays[name] else 0
+                width = next((part.shape[1] for part in self._arrays[name] if part.shape[1]), 0)  # 0 for nulls alone
                 self._arrays[name] += [cells.vectors(width)] if name in self._fitting else []
             else:
                 self._arrays[name].append(cells.floats(optional=kind == "number"))

@@ -179,7 +179,8 @@ class Refresh:
         settings, old, task, data = self.settings, self.served, self.task, self.kept
         model, before, added, faults = self.model("train"), settings.first_validation, [], []
         if settings.id_dropout:
-            own = new_rows(*(each.need_encoder("refresh").vocabularies["item"] for each in (model, old)))  # 0, -1: none
+            new, served = (each.need_encoder("refresh").vocabularies["item"] for each in (model, old))
+            own = new_rows(new, served)  # the served model's row of each new row; 0 or -1: it has none
             table = np.asarray(old.params["embedding"]["item"])
             known = (table[np.maximum(own, 0)] != table[0]).any(1)  # items that the served model has a row for
             model = edits.unseen_items(model, data, before=before, known=known)

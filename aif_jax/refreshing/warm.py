@@ -85,8 +85,7 @@ def forget_ids(data: Dataset, since: int) -> Dataset:
         display_positions=None if data.display_positions is None else data.display_positions[known],
     )
     if encoder.schema.item_statistics:  # of all events, as in service
-        whole = EventLog(log.user, item, log.action, log.time, users=log.users)
-        fewer.__dict__["statistics"] = ItemStatistics(encoder.schema, whole)
+        fewer.__dict__["statistics"] = ItemStatistics(encoder.schema, EventLog(log.user, item, log.action, log.time))
     return fewer
 
 

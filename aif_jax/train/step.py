@@ -79,8 +79,8 @@ def loss_and_gradient(
 ) -> tuple[jax.Array, Any]:  # fmt: skip
     """Return the loss [] of B samples and its gradient like `params`, any pytree of `scores_of`, whole for None.
 
-    A `Loss` may be taken in parts of `part` samples; `share` is (int32 [], count): what every count-th part adds to
-    both, from that part on.
+    A `Loss` may be taken in parts of `part` samples; with `share` (first, count) only the parts first,
+    first + count, ... are summed; first is int32 [].
     """
     if part is None:
         correction = {} if batch.log_q is None else {"log_q": batch.log_q}

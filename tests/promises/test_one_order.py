@@ -1,6 +1,7 @@
 """One order of a history: training and serving sort events by times of one resolution, however a time is written."""
 
 import asyncio
+import dataclasses
 import datetime
 
 import jax
@@ -12,6 +13,8 @@ import pytest
 import aif_jax as aif
 from aif_jax.connectors import Fetch, ValkeyFeatures
 from aif_jax.encoding.times import PER_SECOND
+from aif_jax.encoding.vocabulary import new_rows
+from aif_jax.refreshing import forget_ids
 from tests import servers
 
 START, USERS, ITEMS, LENGTH = 1_700_000_000 * 10**6, 8, 30, 16
@@ -101,6 +104,30 @@ def test_what_training_reads_is_what_a_request_is_encoded_to(tmp_path, unit, val
     by_time = by_time[np.argsort(EVENTS["time"][by_time])][: -LENGTH - 1 : -1]
     in_order = trained.history.item[0].tolist() == (EVENTS["item"][by_time] + 1).tolist()
     assert in_order == (unit != "s"), "within a second the order is by item where times are seconds, else by time"
+
+
+@pytest.mark.parametrize(("unit", "name"), [("s", int), ("s", "item {}".format), ("ms", int)])
+def test_the_order_is_the_same_whichever_items_a_vocabulary_knows(unit, name):
+    """Items that are skipped, forgotten, or unknown to one of two models stay where they were among those of one moment."""
+    columns = aif.Columns(action="action", actions=(1, 2), time_unit=unit)
+    table = EVENTS | {"time": scaled(EVENTS["time"], unit)}
+    now, known = NOW * PER_SECOND[unit], np.arange(0, ITEMS, 3)
+    later = {"user": known % USERS, "item": known, "action": known % 2 + 1, "time": np.full(len(known), now + PER_SECOND[unit])}
+    table = {name: np.append(column, later[name]) for name, column in table.items()}
+    table["item"] = np.array(list(map(name, table["item"].tolist())))
+    catalogue = {"item": list(map(name, range(ITEMS))), "category": CATALOGUE["category"]}
+    whole = aif.read(table, items=catalogue, columns=columns)
+    part = {"item": list(map(name, known.tolist())), "category": known % 3}
+    for data in (aif.read(table, items=part, columns=columns, unknown="skip"), forget_ids(whole, NOW)):
+        assert len(data.items.raw) == len(known)
+        trained = data.request_features(data.users.encode(np.arange(USERS)), np.full(USERS, NOW), length=LENGTH).history
+        rows = np.maximum(new_rows(whole.items, data.items), 0)
+        for user in range(USERS):
+            at = RNG.permutation(np.flatnonzero((table["user"] == user) & (table["time"] < now)))
+            events = {name: table[name][at] for name in ("item", "action", "time")}
+            served, others = (each.encoder.with_length(LENGTH)(None, events, now).history for each in (data, whole))
+            jax.tree.map(np.testing.assert_array_equal, served, jax.tree.map(lambda leaf, user=user: leaf[user], trained))
+            jax.tree.map(np.testing.assert_array_equal, served, dataclasses.replace(others, item=rows[others.item]))
 
 
 def test_a_reader_is_told_that_an_order_is_lost():
