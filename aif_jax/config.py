@@ -59,16 +59,13 @@ class Config(Fields):
         expect(min(self.towers, default=1) >= 1, "Config.towers", "widths of at least 1", self.towers)
         chains(self.objectives)
         for part in self.blocks:
-            expected = "values of classes made by the decorator `block`"
-            expect(type(part) in BLOCKS.values(), "Config.blocks", expected, repr(part), error=TypeError)
-        expected = "a value of a class made by the decorator `head`, such as Mlp((64, 32))"
-        expect(type(self.head) in HEADS.values(), "Config.head", expected, repr(self.head), error=TypeError)
-        names, taken = [part.name for part in self.blocks], ("tower", "fields", GROUP)  # taken: by heads and fitted groups
-        expected = f"blocks of different names, none of {', '.join(taken)}"
+            BLOCKS.check(part, "Config.blocks")
+        HEADS.check(self.head, "Config.head")
+        names, taken = [part.name for part in (*self.blocks, *self.tables)], ("tower", "fields", GROUP)
+        expected = f"blocks and tables of different names, none of {', '.join(taken)}"
         expect(len({*names, *taken}) == len(names) + len(taken), "Config.blocks", expected, names)
-        for part in self.blocks:
-            for checked in (part, *part.tables):
-                checked.check(self)
+        for part in (*self.blocks, *self.tables):
+            part.check(self)
         blocks = {name: widths for name, widths in self.head_features.items() if name != "tower"}
         head_of(self.head).check(blocks, self.outputs)
 

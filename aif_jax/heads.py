@@ -7,14 +7,14 @@ computed once a request: (r U) K = r (U K). A head without one gets the features
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar, dataclass_transform
+from typing import Any, NamedTuple, dataclass_transform
 
 import jax
 import jax.numpy as jnp
 
 from aif_jax import layers
 from aif_jax.checks import expect
-from aif_jax.registry import HEADS
+from aif_jax.registry import HEADS, Class
 from aif_jax.types import Params
 
 __all__ = ["Mlp", "LogitSum", "Head", "head", "FirstLayer"]
@@ -105,15 +105,11 @@ class Head:
         raise TypeError(f"{type(self).__name__}.apply: expected a head that overrides it, got one that does not")
 
 
-H = TypeVar("H", bound=type)
-
-
 @dataclass_transform(frozen_default=True)
-def head(cls: H) -> H:
+def head(cls: Class) -> Class:
     """Make a subclass of `Head` a frozen dataclass, and register it, or a Flax module, under its class name.
 
-    Fields are numbers, booleans, strings and tuples of these, as they go into the JSON of the config.
-    ValueError if another class has that name.
+    Fields are numbers, booleans, strings and tuples of these. ValueError if another class has that name.
     """
     return HEADS.add(cls)
 

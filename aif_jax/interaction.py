@@ -4,6 +4,7 @@ Towers and blocks give the features of each (user, candidate) pair, the head (`a
 """
 
 from collections.abc import Mapping
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,7 @@ def init(key: jax.Array, config: Config) -> Params:
 
 def apply(params: Params, state: UserState, rows: ItemRow, *, config: Config) -> jax.Array:
     """Return logits of one user's candidates, float32 [C], or [C, T] for T objectives; a logit depends on its own row alone."""
-    return logits(params["head"], inputs(params, state, rows, config=config), jnp.asarray(rows.vector), config=config)
+    return logits(params.get("head", {}), inputs(params, state, rows, config=config), jnp.asarray(rows.vector), config=config)
 
 
 def contributions(params: Params, state: UserState, rows: ItemRow, *, config: Config) -> dict[str, jax.Array]:
@@ -36,20 +37,16 @@ def contributions(params: Params, state: UserState, rows: ItemRow, *, config: Co
 
     "tower" is the share of user and item vector. The head is not linear, so the contributions need not add up to the logit.
     """
-    given, item = inputs(params, state, rows, config=config), jnp.asarray(rows.vector)
-    whole = logits(params["head"], given, item, config=config)
-    if len(given) == 1:
-        return {name: whole for name in given}
-    added = {}
-    for name, part in given.items():
-        silent = jax.tree.map(lambda x: x if isinstance(x, float) else jnp.zeros_like(x), part)
-        added[name] = whole - logits(params["head"], given | {name: silent}, item, config=config)
-    return added
+    given = inputs(params, state, rows, config=config)
+    silent = jax.tree.map(lambda x: x if isinstance(x, float) else jnp.zeros_like(x), given)
+    logits_of = partial(logits, params.get("head", {}), item=jnp.asarray(rows.vector), config=config)
+    whole = logits_of(given)
+    return {name: whole - logits_of(given | {name: silent[name]}) for name in given}
 
 
 def inputs(params: Params, state: UserState, rows: ItemRow, *, config: Config) -> dict[str, HeadInputs]:
     """Return what towers and blocks give to the head, by name."""
-    trained = {name: leaf for name, leaf in params["head"].items() if name != DIRECT}
+    trained = {name: leaf for name, leaf in params.get("head", {}).items() if name != DIRECT}
     first, given = heads.head_of(config.head).first_layer(trained), {}
     kernels = {name: heads.identity(each) for name, each in config.head_features.items()} if first is None else first.kernels
     if "tower" in kernels:

@@ -43,5 +43,5 @@ def vector(params: Params, features: ItemFeatures, *, config: Config, network: l
     if config.reads_content:
         inputs.append(layers.dense(params["item"]["content"], jnp.asarray(features.content)))
     return layers.apply_module(
-        network or layers.MLP((*config.towers, config.width)), params["item"]["tower"], jnp.concatenate(inputs)
+        network or layers.MLP((*config.towers, config.width)), params.get("item", {}).get("tower", {}), jnp.concatenate(inputs)
     )

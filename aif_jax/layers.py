@@ -36,7 +36,7 @@ class Rows:
     ids: Array  # int32 [size] the id of each row, N where there is none
     slot: Array  # int32 [N] position in `table` of every id of the batch; anything for others
 
-    def read(self, ids: jax.Array) -> jax.Array:
+    def __getitem__(self, ids: jax.Array) -> jax.Array:
         """Return rows [..., D] of ids [...] of the batch, NaN for other ids; ids out of range read row 0."""
         asked = jnp.where((ids >= 0) & (ids < self.slot.shape[0]), ids, 0)
         positions = jnp.asarray(self.slot).at[asked].get(mode="promise_in_bounds")
@@ -59,7 +59,7 @@ class MLP(nn.Module):
 
 def init_module(module: Module, key: jax.Array, width: int) -> Params:
     """Return parameters of a Flax module of inputs [..., width], float32 nested dicts."""
-    return dict(module.init(key, jnp.zeros((1, width)))["params"])
+    return dict(module.init(key, jnp.zeros((1, width)))).get("params", {})
 
 
 def apply_module(module: Module, params: Params, x: jax.Array) -> jax.Array:
@@ -164,7 +164,7 @@ def embedding_init(key: jax.Array, schema: Schema, width: int) -> Params:
 def lookup(table: Array | Rows, ids: jax.Array) -> jax.Array:
     """Return rows [..., *] of a table [size, *] for ids [...]; ids out of range read row 0: compiled code cannot raise."""
     if isinstance(table, Rows):
-        return table.read(ids)
+        return table[ids]
     table = jnp.asarray(table)
     known = (ids >= 0) & (ids < table.shape[0])
     return table.at[jnp.where(known, ids, 0)].get(mode="promise_in_bounds")

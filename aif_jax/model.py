@@ -85,7 +85,7 @@ def build(config: Config) -> PreRanker:
     """
     expected = "a config of `build`; give the model that assemble(config, ...) makes, as model="
     expect(not config.assembled, "build", expected, f"one of `assemble` with {', '.join(config.assembled)}")
-    return _built(config, config.schema.encoding, repr(config.to_json()))  # which == does not compare, nor 1 with 1.0
+    return _built(config, config.schema.encoding, repr(config.to_json()))  # == leaves out the encoding, and takes 1 for 1.0
 
 
 def assemble(config: Config, *, user: Component | layers.Module = USER, item: Component | layers.Module = ITEM) -> PreRanker:
@@ -150,11 +150,12 @@ def _built(config: Config, *_: str) -> PreRanker:
 
 
 def rebuilt(model: PreRanker, config: Config, name: str) -> PreRanker:
-    """Return the model of another config, which `name` changed; ValueError for one of `assemble`, whose parts would be lost."""
+    """Return the model of a config that `name` may have changed; ValueError where one of `assemble` would lose its parts."""
     way_out = "change params and config without an edit, and call assemble(config, ...) with these again"
     others = ", ".join(model.config.assembled)
-    expect(not others, name, "a model of `build`", f"one of `assemble` with {others}; {way_out}")
-    return build(config)
+    same = config is model.config
+    expect(same or not others, name, "a model of `build`", f"one of `assemble` with {others}; {way_out}")
+    return model if same else build(config)
 
 
 def fit_tables(config: Config, catalogue: Catalogue, *, seed: int = 0) -> Params:
@@ -172,8 +173,7 @@ def fit_tables(config: Config, catalogue: Catalogue, *, seed: int = 0) -> Params
       ValueError: another number of rows than the schema's; no content although the schema has one.
       EncodingMismatch: a catalogue of another encoder than the schema's.
     """
-    got = type(catalogue).__name__
-    expect(isinstance(catalogue, Catalogue), "init catalogue", "a Catalogue", got, error=TypeError)
+    expect(isinstance(catalogue, Catalogue), "init catalogue", "a Catalogue", type(catalogue).__name__, error=TypeError)
     check_encoding("init catalogue", expected=config.schema.encoding, got=catalogue.schema.encoding)
     items, size = catalogue.items, config.schema.table_sizes["item"]
     expect(len(catalogue) == size, "init catalogue", f"a row for each of the {size} items of the schema", len(catalogue))
@@ -192,8 +192,8 @@ def _check_fitted(config: Config, fitted: Params) -> None:
     size, tables = config.schema.table_sizes["item"], {table.name for table in config.tables}
     wanted = {"fields"} | tables
     extra = fitted.keys() - wanted - {block.name for block in config.blocks} - {GROUP}
-    if wanted - fitted.keys() or extra:
-        raise ValueError(f"fitted: expected {sorted(wanted)}, got {sorted(fitted)}; fit_tables makes them for a config")
+    got = f"{sorted(fitted)}; fit_tables makes them for a config"
+    expect(wanted <= fitted.keys() and not extra, "fitted", sorted(wanted), got)
     found = fitted["fields"] | {name: fitted[name]["table"] for name in tables}
     for block in config.blocks:
         found |= {f"{block.name}/{name} (per_item)": fitted.get(block.name, {}).get(name) for name in block.per_item or ()}

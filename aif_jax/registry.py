@@ -1,6 +1,7 @@
 """Parts that a config holds as values, its blocks and its head: frozen dataclasses that its JSON names by class."""
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -33,11 +34,18 @@ class Registry(dict[str, type]):
             cls = dataclasses.dataclass(frozen=True)(cls)
         expect(self.kind not in vars(cls)["__dataclass_fields__"], cls.__name__, f"no field {self.kind!r}", "one; rename it")
         known = self.setdefault(cls.__name__, cls)
-        if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-            got = f"one that {known.__module__} has registered"
-            raise ValueError(f"{self.kind} {cls.__name__!r}: expected a new name, got {got}")
+        same = (known.__module__, known.__qualname__) == (cls.__module__, cls.__qualname__)
+        expect(same, f"{self.kind} {cls.__name__!r}", "a new name", f"one that {known.__module__} has registered")
         self[cls.__name__] = cls
         return cls
+
+    def check(self, part: Any, name: str) -> None:
+        """Raise TypeError for a part whose class is not registered, ValueError for fields that JSON does not give back."""
+        expected = f"a value of a class made by the decorator `{self.kind}`, such as one of {sorted(self)}"
+        expect(type(part) in self.values(), name, expected, repr(part), error=TypeError)
+        for field, entry in plain(part).items():
+            same = json.loads(json.dumps(entry, default=repr)) == entry
+            expect(same, f"{type(part).__name__}.{field}", "a number, boolean, string or tuple of these", repr(entry))
 
     def to_json(self, part: Any) -> dict[str, Any]:
         """Return the part as plain JSON values."""

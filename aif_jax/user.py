@@ -56,11 +56,11 @@ def vector(params: Params, user: UserView, network: layers.Module | None = None)
     if config.schema.user_floats:
         profile.append(jnp.asarray(user.features.floats))
     projected = layers.dense(tower["profile"], jnp.concatenate(profile)) if profile else tower["profile_constant"]
-    module = network or layers.MLP((*config.towers, config.width))
+    module, trained = network or layers.MLP((*config.towers, config.width)), tower.get("tower", {})
     if not config.sequence:
-        return layers.apply_module(module, tower["tower"], jnp.concatenate([projected, layers.masked_mean(sequence, mask)]))
+        return layers.apply_module(module, trained, jnp.concatenate([projected, layers.masked_mean(sequence, mask)]))
     attended = sequence + layers.attention(sequence, sequence, sequence, mask)
     attended = layers.apply_module(layers.NORM, tower["norm"], attended)
     pooled = layers.masked_mean(attended + layers.mlp(tower["feed_forward"], attended), mask)
     crossed = layers.attention(projected, sequence, sequence, mask)
-    return layers.apply_module(module, tower["tower"], jnp.concatenate([projected, pooled, crossed]))
+    return layers.apply_module(module, trained, jnp.concatenate([projected, pooled, crossed]))

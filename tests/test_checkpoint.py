@@ -218,7 +218,7 @@ def test_altered_contents_are_named(copy):
 
 @pytest.mark.parametrize("config, words", [
     ({"hologram": 1}, "the config inside cannot be read .*hologram"),
-    ({"blocks": [{"block": "Hologram", "size": 3}]}, "block: expected one of .*got 'Hologram'; import the module"),
+    ({"blocks": [{"block": "Hologram", "size": 3}]}, "got 'Hologram'; import the module with its `@block`$"),
     ({"blocks": [{"block": "Bea", "hue": 3}]}, "block 'Bea': expected fields among .*hue"),
     ({}, "the encoder inside cannot be read .* expected"),
 ])  # fmt: skip

@@ -28,6 +28,8 @@ def test_blocks_of_yours_are_checked_as_far_as_their_types_are_known():
         made[name] = blocks.block(type(name, (blocks.Block,), fields))
     refused(ValueError, "Known.size: expected int, got 2.5", made["Known"], size=2.5)
     assert made["Unknown"](size=2.5, curve=Curve()).size == 2.5
+    for curve in (Curve(), ((1, 2), (3, 4))):  # would train, and could not be saved or opened
+        refused(ValueError, "Unknown.curve: expected a number", demo.config, blocks=(made["Unknown"](curve=curve),))
     for name in made:
         del BLOCKS[name]
 
@@ -57,7 +59,7 @@ def test_two_classes_of_one_name_and_a_subclass_that_is_not_registered_are_refus
     class Wider(blocks.Bea):
         """A block that the decorator has not seen, so that no JSON could name it."""
 
-    refused(TypeError, "classes made by the decorator `block`", demo.config, blocks=(Wider(),))
+    refused(TypeError, "a class made by the decorator `block`", demo.config, blocks=(Wider(),))
     Bea = type("Bea", (), {"__module__": "somewhere.else"})
     refused(ValueError, "block 'Bea': expected a new name, got one that aif_jax.blocks.bea has registered", BLOCKS.add, Bea)
     assert BLOCKS["Bea"] is blocks.Bea

@@ -475,7 +475,7 @@ def test_a_block_of_your_own_is_exported_and_must_be_imported_to_be_opened(tmp_p
     state = jax.jit(model.user)(params, user)  # nested, with a tuple
     np.testing.assert_allclose(loaded.interaction(state, loaded.item(items)), expected, rtol=0, atol=1e-6)
     monkeypatch.delitem(BLOCKS, "Paired")
-    refused(export.ExportError, "one of .'Bea', .*got 'Paired'; import the module with its `@block`", aif.open, folder)
+    refused(export.ExportError, "one of .'Bea', .*got 'Paired'; import the module with its `@block`$", aif.open, folder)
 
 
 def test_bounds_of_the_axes():

@@ -102,6 +102,43 @@ def test_interaction_equals_the_concatenated_head(name):
         assert np.all(np.isfinite(expected))
 
 
+@heads.head
+class Total(heads.Head):
+    """Has no parameters."""
+
+    def apply(self, params, features):
+        return features.sum(-1, keepdims=True)
+
+
+@heads.head
+class FlaxTotal(nn.Module):
+    """The same."""
+
+    def __call__(self, features):
+        return features.sum(-1, keepdims=True)
+
+
+class First(nn.Module):
+    """A tower without parameters."""
+
+    def __call__(self, inputs):
+        return inputs[..., :4]
+
+
+WITHOUT = {"head": {"head": Total()}, "Flax head": {"head": FlaxTotal()}, "towers": {}}
+
+
+@pytest.mark.parametrize("name", WITHOUT)
+def test_what_has_no_parameters_is_the_same_after_a_round_trip(name, tmp_path):
+    config = demo.config(**demo.SMALL | WITHOUT[name], item_content=False)
+    model = aif.build(config) if WITHOUT[name] else aif.assemble(config, user=First(), item=First())
+    params = demo.init(model)
+    aif.checkpoint.save(tmp_path / "model", aif.Trained(model, params))
+    opened = aif.open(tmp_path / "model", model=model)
+    expected, got = (jax.jit(model.joint)(of, demo.user(model.config), demo.items(2)) for of in (params, opened.params))
+    np.testing.assert_array_equal(got, expected)
+
+
 @pytest.mark.parametrize("candidates", [3, 40])
 def test_a_head_without_kernels_gets_the_features_next_to_each_other(candidates):
 

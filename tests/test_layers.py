@@ -52,6 +52,7 @@ def test_lookup_in_the_rows_of_a_batch():
     rows = layers.Rows(table=table[[0, 2, 4]], ids=np.array([0, 2, 4], np.int32), slot=slot)
     np.testing.assert_array_equal(jax.jit(layers.lookup)(rows, ids), table[ids])
     np.testing.assert_array_equal(layers.lookup(rows, jnp.array([-1, 6])), table[[0, 0]])
+    np.testing.assert_array_equal(rows[ids], table[ids])  # for blocks of yours, which may index a table
 
 
 @pytest.mark.parametrize("size", [5, layers.CHUNK, layers.CHUNK + 1, 3 * layers.CHUNK])

@@ -120,14 +120,14 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
     *each(demo.config, "Config", "widths of at least 1", towers=[(16, 0)]),
     *each(demo.config, "Config", "tuple[int, ...]", towers=[16, None]),
     *((lambda value=value: demo.config(head=value), TypeError,
-       f"Config.head: expected a value of a class made by the decorator `head`, such as Mlp((64, 32)), got {value!r}")
+       f"Config.head: expected a value of a class made by the decorator `head`, such as ...'Mlp'...], got {value!r}")
       for value in ((64, 32), None, Mlp)),
     *each(Mlp, "Mlp", "tuple[int, ...]", widths=[(2.5,)]),
     *each(Mlp, "Mlp", "at least one width, each at least 1", widths=[(16, 0), ()]),
     (lambda: demo.config(blocks=(blocks.Bea(), blocks.Bea(bridges=4))),
-     "Config.blocks: expected blocks of different names, none of tower, fields, calibration, got ['bea', 'bea']"),
+     "Config.blocks: expected blocks and tables of different names, none of tower, fields, calibration, got ['bea', 'bea']"),
     (lambda: demo.config(blocks=(blocks.Sim("category"), blocks.Sim("category", slots=2))),
-     "Config.blocks: expected blocks of different names, none of tower, fields, calibration, got ['sim_category', 'sim_cat"),
+     "Config.blocks: expected blocks and tables of different names, none of tower, ...got ['sim_category', 'sim_cat"),
     (lambda: demo.config(head=LogitSum(), blocks=(blocks.DotProduct(), blocks.Bea(bridges=4))),
      "Config.head: expected a head that reads the features of bea, got LogitSum(): give head=Mlp((64, 32))"),
     (lambda: demo.config(blocks=(blocks.Sim("brand"),)),
@@ -144,7 +144,7 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
     *each(ServingConfig, "ServingConfig", "float or None", budget=["1s"]),
     *each(train.NextItem, "NextItem", "int", negatives=["15"]),
     *((lambda value=value: demo.config(blocks=(value,)), TypeError,
-       f"Config.blocks: expected values of classes made by the decorator `block`, got {value!r}")
+       f"Config.blocks: expected a value of a class made by the decorator `block`, such as ...'Bea', ...], got {value!r}")
       for value in ("bea", blocks.Bea, blocks.Signatures(), None)),
     (lambda: record(sharper=True), "config: expected fields among ['assembled', 'blocks', ...'width'], got ['sharper']"),
     (lambda: record(blocks=[{"block": "Bea", "sharper": True}]),

@@ -12,7 +12,7 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import checkpoint, export
-from aif_jax.blocks import Bea
+from aif_jax.blocks import Bea, ItemOffset, with_table
 from aif_jax.data.negatives import counts_before
 from aif_jax.data.split import split_by_time
 from aif_jax.export import ExportError
@@ -177,13 +177,17 @@ def test_edits_compose_and_a_calibration_is_of_the_scores_before(trained, run, d
         svd(encoded, synthetic_world(1, users=5, items=20, topics=4, categories=4, interests=2, favourites=2).dataset)
 
 
-def test_edits_refuse_a_model_whose_functions_they_would_replace(own, data):
+def test_edits_refuse_a_model_whose_functions_they_would_replace(trained, own, data):
     """A model of `assemble`: built from its config it would be another one."""
     for name in ("svd_term", "popularity_correction"):
         text = rf"{name}: expected a model of `build`, got .* with item=<lambda>.*assemble\("
         refused(ValueError, text, getattr(edits, name), own, data, before=int(data.log.time.max()))
-    unseen = edits.unseen_items(own, data, before=int(data.log.time.max()))
+    before, size = int(data.log.time.max()), len(data.catalogue)
+    unseen = edits.unseen_items(own, data, before=before)
     assert unseen.model is own.model  # an edit of parameters keeps the functions
+    params, config = with_table(own.params, np.zeros(size, np.float32), ItemOffset(), config=trained.config)
+    there = own.replace(model=aif.assemble(config, item=aif.Component(aif.model.ITEM.init, calls)), params=params)
+    assert edits.popularity_correction(there, data, before=before).model is there.model  # has the block
 
 
 def test_no_function_takes_a_model_in_parts():

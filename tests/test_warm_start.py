@@ -117,8 +117,11 @@ def test_a_block_says_which_of_its_arrays_are_per_item(model):
     undeclared = dataclasses.make_dataclass("Undeclared", [], bases=(Block,), frozen=True)()
     unsure = CONFIG.replace(blocks=())
     object.__setattr__(unsure, "blocks", (undeclared,))
-    with pytest.raises(ValueError, match=r"block 'undeclared', per_item: expected names .* \['level'\] may be such"):
-        fitted = {"fields": params["fitted"]["fields"], "undeclared": {"level": jnp.ones(ITEMS), "scale": jnp.ones(3)}}
+    with pytest.raises(ValueError, match=r"block 'undeclared', per_item: expected names .* \['level', 'of/it'\] may be such"):
+        fitted = {
+            "fields": params["fitted"]["fields"],
+            "undeclared": {"level": jnp.ones(ITEMS), "of": {"it": jnp.ones(ITEMS)}, "scale": jnp.ones(3)},
+        }
         grow_vocabulary(params | {"fitted": fitted}, "item", place, 60, jax.random.key(0), config=unsure)
 
 

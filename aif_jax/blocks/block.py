@@ -46,7 +46,7 @@ class UserView:
 
     @cached_property
     def sequence(self) -> jax.Array:
-        """Z' float32 [S, D]: the short history projected, with its position from the latest event; needs this user tower."""
+        """Z' float32 [S, D]: the short history projected, with its positions, by weights of the package's user component."""
         tower, length = self.params["user"], self.config.short_length
         embedded = self.embeddings[:length]  # other blocks embed the history too; embedded once it costs less
         if self.config.sequence:
@@ -91,8 +91,8 @@ class Block:
     A block that overrides nothing does nothing. The order of calls:
 
         once       check(config)                       errors of a wrong config
-        init       fit(items [N]), init(key)           tables of the catalogue; trained parameters
-        nearline   item(params, item) of ONE item      -> rows.blocks[name]
+        init       fit(items [N]) of it and its `tables`, init(key)   values of the catalogue; trained parameters
+        nearline   item(params, item) of ONE item      -> rows.blocks[name]; a table's -> rows.fitted[name of the table]
         per user   user(params, user) of ONE user      -> state.blocks[name], while retrieval runs
         real time  score(params, state, rows, kernels) -> HeadInputs: one user, C candidates
         training   training_logit(params, display_positions)      -> added to logits [B, C] or [B, C, T]; optional
@@ -104,11 +104,11 @@ class Block:
 
     Attributes:
       training_logit: method for what training alone adds to the logits; `display_positions` int32 [B, C] as in `Batch`.
-      per_item: names of the arrays of `fit` with a row for each item, for rows to follow the items into a newer vocabulary; ()
-        for none. Unset, arrays that may have such rows are refused there. Trained arrays stay as they are.
+      per_item: names of the arrays of `fit` with a row for each item, which follow it into a newer vocabulary; () for none.
+        There, fitted arrays that may be such are refused where it is unset, trained ones always: fit these, or read embeddings.
 
-    `user` and `item` may read embedding rows of ids that the features hold. A block that reads others must be trained with
-    `sparse=()`, see `train.make_step`: under sparse updates these rows are NaN.
+    `user` and `item` may read embeddings of the features' ids, `user.params["embedding"][attribute][ids]`: of an array, or of
+    `layers.Rows` in training. A block that reads others trains with `sparse=()`, see `train.make_step`: else these are NaN.
 
     Example:
       >>> import jax, jax.numpy as jnp, aif_jax as aif
@@ -138,7 +138,11 @@ class Block:
 
     @property
     def tables(self) -> tuple[Signatures, ...]:
-        """Fitted objects, such as `Signatures`, that blocks share; what only this block fits is in `fit`."""
+        """Fitted objects that blocks share, `Signatures` or yours; what only this block fits is in `fit`.
+
+        Each is hashable and has `name`, `check(config)`, `fit(items, config, *, seed)` with an array "table" [N, ...], and
+        `item(params, features)` of ONE item, the value in `rows.fitted[name]`; see `UserView.values` for those of a history.
+        """
         return ()
 
     def least_history(self, config: Config) -> int:
@@ -180,7 +184,7 @@ B = TypeVar("B", bound=type[Block])
 def block(cls: B) -> B:
     """Make a subclass of `Block` a frozen dataclass and register it under its class name; ValueError if another class has it.
 
-    A value of another type than its field says, where that is a number, boolean, string or a tuple of these, is a ValueError.
+    Fields are numbers, booleans, strings and tuples of these; a value of another type than its field says is a ValueError.
     """
     return BLOCKS.add(cls)
 
@@ -193,13 +197,16 @@ def own(params: Params, part: Any) -> Params:
 def with_table(params: Params, table: Any, block: Block, *, config: Config) -> tuple[Params, Config]:
     """Return parameters and config of the same model with this table as a block's, for an edit of yours, see `Run.edit`.
 
+    For a table that training reads too, such as statistics of the log: `start, _ = with_table(model.init(key, catalogue),
+    table, block, config=config)`, then `fit(model, data, start=start)`. A refresh has the table of `Block.fit` again.
+
     Args:
-      table: float32 of the shape that `fit` gives "table" without items, such as [N] of `popularity_offset(counts)`.
+      table: float32 of the shape that "table" of the block has in `params`; for a new block, that `fit` gives for no items.
       block: added, unless the model has one of its name; one with trained parameters must have been there in training.
       config: config of `params`.
 
     Raises:
-      TypeError, ValueError: a table other than finite float32 of the shape that the block fits.
+      TypeError, ValueError: a table other than finite float32 of the shape that the block fits; a block that fits none.
 
     Example:
       >>> import aif_jax as aif
@@ -211,9 +218,10 @@ def with_table(params: Params, table: Any, block: Block, *, config: Config) -> t
     """
     fitted: Any = config.find(block.name)
     config = config if fitted else config.replace(blocks=(*config.blocks, block))
-    shape = jax.eval_shape(lambda: (fitted or block).fit(empty_items(config.schema), config, seed=0))["table"].shape
-    checks.expect_finite(checks.expect_array(table, "table", dtype=np.float32, shape=shape), "table")
     others = params["fitted"].get(block.name, {})
+    made = others or jax.eval_shape(lambda: (fitted or block).fit(empty_items(config.schema), config, seed=0))
+    checks.expect("table" in made, f"{type(block).__name__}.fit", 'an array "table"', sorted(made))
+    checks.expect_finite(checks.expect_array(table, "table", dtype=np.float32, shape=made["table"].shape), "table")
     return params | {"fitted": params["fitted"] | {block.name: others | {"table": jnp.asarray(table)}}}, config
 
 

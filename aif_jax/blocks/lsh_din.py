@@ -46,6 +46,5 @@ class LshDin(Block):
 
     def score(self, params: Params, state: UserState, rows: ItemRow, kernels: BlockKernels) -> HeadInputs:
         history, query = state.blocks[self.name], jnp.asarray(rows.fitted[self.tables[0].name])
-        kernel = kernels["deviation"]
-        read = jnp.asarray(history.moments) @ kernel * scale(history)
+        read = jnp.asarray(history.moments) @ kernels["deviation"] * scale(history)
         return HeadInputs(once=mean(history) @ kernels["mean"], pairs=((signs(query), read),))

@@ -105,7 +105,7 @@ def parsed(path: str | Path, record: Mapping[str, Any], name: str, parse: Callab
         return parse(record[name])
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         written = f"written by aif_jax {record.get('aif_jax')}, this is {__version__}"
-        raise CheckpointError(f"{path}: the {name} inside cannot be read ({written}): {error}; {DAMAGED}") from error
+        raise CheckpointError(f"{path}: the {name} inside cannot be read ({written}); {error}") from error
 
 
 def read(path: str | Path, leaves: Mapping[str, Mapping[str, Digest]], like: Mapping[str, Any]) -> dict[str, Any]:

@@ -142,8 +142,7 @@ def _trained(folder: Path, manifest: Mapping[str, Any], *, model: PreRanker | No
             encoder = Encoder.from_record(encoder["record"], consume.checked_arrays(folder, manifest, encoder.get("file")))
         features = None if known is None else ItemFeatures(**nest(known))
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
-        got = f"others: {error}; export the model again"
-        raise consume.ExportError(f"{folder}: expected params, config and encoder, got {got}") from error
+        raise consume.ExportError(f"{folder}: expected params, config and encoder, got others: {error}") from error
     version = fingerprint(params, config, encoder)
     if version != manifest["version"]:
         raise consume.ExportError(f"{folder}: expected contents of version {manifest['version']}, got those of {version}")

@@ -39,6 +39,7 @@ from aif_jax.model import rebuilt
 from aif_jax.scores import GROUP, chains, with_calibration
 from aif_jax.store.trained import Trained
 from aif_jax.train.evaluate import labels_of, list_scores, sampled_before
+from aif_jax.trees import leaves_by_path
 from aif_jax.types import Array, Params
 
 
@@ -255,8 +256,8 @@ def carry_over(trained: Trained, encoder: Encoder, *, key: jax.Array) -> Trained
 
     Raises:
       ValueError: a model without an encoder or one of `assemble`, whose functions this cannot build; an encoder of other
-        columns, actions or scales; a block that does not say which of its fitted arrays have a row for each item
-        (`Block.per_item`).
+        columns, actions or scales; a block with trained arrays that have a row for each item, or that does not say which of
+        its fitted ones have (`Block.per_item`).
     """
     before, params, config = trained.need_encoder("carry_over"), trained.params, trained.config
     same = before.columns == encoder.columns and before.scales == encoder.scales
@@ -276,7 +277,6 @@ def carry_over(trained: Trained, encoder: Encoder, *, key: jax.Array) -> Trained
 
 def _fitted(fitted: Params, name: str, size: int, place: np.ndarray, config: Config) -> Params:
     """Return the fitted group: values of items in their new rows, or ids of a field that are new rows."""
-
     kept = np.flatnonzero(place >= 0)
 
     def grow(values: Array) -> jax.Array:
@@ -293,7 +293,7 @@ def _fitted(fitted: Params, name: str, size: int, place: np.ndarray, config: Con
     def moved_group(group: str, values: Params) -> Params:
         per_item = names.get(group)
         if per_item is None:
-            doubtful = sorted(leaf for leaf, array in values.items() if np.shape(array)[:1] == place.shape)
+            doubtful = sorted(path for path, array in leaves_by_path(values).items() if np.shape(array)[:1] == place.shape)
             expected, got = "names of the fitted arrays with a row for each item, () for none", f"None; {doubtful} may be such"
             expect(not doubtful, f"block {group!r}, per_item", expected, got)
         return {leaf: grow(array) if leaf in per_item else array for leaf, array in values.items()} if per_item else values

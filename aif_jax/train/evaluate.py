@@ -284,9 +284,7 @@ def predict(model: PreRanker, params: Params, batches: Iterable[Batch]) -> Itera
         yield np.asarray(_scores(model, params, batch))
 
 
-def list_scores(
-    model: PreRanker, params: Params, data: Dataset, positions: np.ndarray, rows: np.ndarray
-) -> np.ndarray:
+def list_scores(model: PreRanker, params: Params, data: Dataset, positions: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Return joint scores of the candidates of R requests, float32 [R, C] or [R, C, T]; EncodingMismatch as `evaluate`.
 
     At most `REQUESTS` requests are scored at a time, fewer where lists are long.

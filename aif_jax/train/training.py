@@ -198,9 +198,7 @@ def train(
         return checkpoints.restore("best")
 
 
-def with_scores(
-    source: SourceFn, data: Dataset, positions: np.ndarray, teacher: Teacher, *, folder: Path
-) -> CandidateSource:
+def with_scores(source: SourceFn, data: Dataset, positions: np.ndarray, teacher: Teacher, *, folder: Path) -> CandidateSource:
     """Return the candidates of a run with a ranker's scores; those of retrieved ones are kept in a folder."""
     found: Any = teacher.candidates
     if isinstance(teacher.ranker, str):

@@ -70,9 +70,13 @@ def test_a_user_view_has_both_histories():
 class Fields(blocks.Block):
     """Has a name that parameters have for something else."""
 
+    name: str = "fields"
+
 
 def test_a_name_that_the_model_has_taken_is_refused():
-    refused(ValueError, "Config.blocks: expected blocks of .* none of tower, fields", demo.config, blocks=(Fields(),))
+    expected = "Config.blocks: expected blocks and tables of different names, none of tower, fields"
+    for taken in (Fields(),), (Fields("signatures_64"), blocks.LshDin()):
+        refused(ValueError, expected, demo.config, blocks=taken)
     own = type("Own", (blocks.Block,), {"__annotations__": {"block": int}})
     refused(ValueError, "expected no field 'block'", blocks.block, own)
 

@@ -186,12 +186,12 @@ def test_a_run_whose_unseen_items_are_the_unknown_one(data, run):
 
 @blocks.block
 class TwoArrays(blocks.Block):
-    """Fits a table and something else."""
+    """Fits a table, from the items, and something else."""
 
-    per_item = ("table",)
+    table: str = "table"
 
     def fit(self, items, config, *, seed):
-        return {"table": jnp.zeros(config.schema.table_sizes["item"]), "centres": jnp.ones(3)}
+        return {self.table: jnp.asarray(items.ids["category"], jnp.float32), "centres": jnp.ones(3)}
 
 
 def test_a_table_leaves_the_other_arrays_of_its_block():
@@ -201,3 +201,7 @@ def test_a_table_leaves_the_other_arrays_of_its_block():
     assert config == model.config
     np.testing.assert_array_equal(changed["fitted"]["two_arrays"]["table"], table)
     np.testing.assert_array_equal(changed["fitted"]["two_arrays"]["centres"], np.ones(3))
+    other = demo.config(blocks=(TwoArrays("other"),))
+    for there in ({}, aif.fit_tables(other, demo.catalogue())):
+        expected = r'TwoArrays.fit: expected an array "table", got \[\'centres\', \'other\'\]'
+        refused(ValueError, expected, with_table, {"fitted": there}, table, other.blocks[0], config=other)
