@@ -17,6 +17,7 @@ import pytest
 import aif_jax as aif
 from aif_jax.connectors import Record
 from aif_jax.export import ExportError, restore
+from aif_jax.service import core
 from aif_jax.service import http as front
 from aif_jax.service.calls import BadCall, Call, affinity_key, parse
 from aif_jax.service.current import ExportEntry, parse_current, publish, read_current
@@ -182,6 +183,37 @@ def test_a_damaged_record_is_no_fault_of_the_caller():
             with pytest.raises(ServiceError, match="got a user id alone") as refused:
                 call(user="ann")
             assert (refused.value.status, refused.value.field) == (400, "events")
+
+
+def test_a_wrong_time_is_the_callers_and_no_damage_of_the_record():
+    class Source:
+        async def get(self, user):
+            return Record({"user": "ann"}, EVENTS)
+
+    with running(exports().root / "one", source=Source()) as service, service.client() as client:
+        for now, call in ((1000 * NOW, client.prepare), (1000 * NOW, functools.partial(client.rank, candidates=IDS, k=3))):
+            error = refusal(call, user="ann", now=now)
+            assert (error.status, error.field) == (400, "now") and "expected a time before 2100" in str(error)
+        early = EVENTS["time"][0] - 1000
+        error = refusal(client.prepare, user="ann", now=early)
+        assert (error.status, error.field) == (400, "now") and "expected a time after the user's events" in str(error)
+        answer = client.rank(user="ann", now=early, candidates=IDS, k=3)
+        assert answer["degraded"] and "BadCall: now: expected a time after" in answer["reason"]
+        assert not client.rank(user="ann", now=NOW, candidates=IDS, k=3)["degraded"]
+        assert service.service.models.reads.counters == Counter(found=3)
+
+
+def test_a_call_that_brings_its_events_does_not_wait_for_the_source_with_others_of_its_feature_version():
+    source, config = Slow(), dataclasses.replace(SERVING, callable_timeout=3.0)
+    with running(exports().root / "one", source=source, config=config) as service, ThreadPoolExecutor(1) as pool:
+        with service.client() as client, service.client() as other:
+            alone = {"user": "ann", "feature_version": 7, "candidates": IDS, "k": 5}
+            waiting = pool.submit(client.rank, **alone)
+            until(lambda: source.started)
+            whole = other.rank(**ANN | alone)
+            assert not whole["degraded"] and not waiting.done()
+            assert other.rank(**alone)["ids"].tolist() == whole["ids"].tolist() and source.started == ["ann"]
+            assert "stale state" in waiting.result()["reason"]
 
 
 def test_ids_are_strings_and_a_long_text_in_any_field_is_refused():
@@ -400,15 +432,21 @@ def test_a_token_is_asked_for_and_an_idle_connection_closed_after_its_time():
                 assert client.request("GET", "/health/ready")[0] == 200
 
 
-def test_metrics_are_scraped(client):
+def test_metrics_are_scraped(client, monkeypatch):
     from prometheus_client.parser import text_string_to_metric_families
 
     client.rank(**ANN, candidates=IDS, k=1)
+    for path in ("/v1/score", f"/v2/models/{MODEL}/infer", "/v1/none"):
+        assert client.post(path, {"colour": 3})[0] in (400, 404)  # refused before any engine
+    with monkeypatch.context() as broken:
+        broken.setattr(core, "_parts", lambda reply, ids: {}[reply])
+        assert client.post("/v1/explain", ANN | {"candidates": IDS, "k": 5})[0] == 500
     status, kind, body = client.request("GET", "/metrics")
     families = {family.name: family for family in text_string_to_metric_families(body.decode())}
     assert status == 200 and kind.startswith("text/plain")
     calls = {(s.labels["method"], s.labels["code"]): s.value for s in families["aif_calls"].samples}
-    assert calls["rank", "OK"] >= 1
+    assert calls["rank", "OK"] >= 1 and calls["score", "INVALID_ARGUMENT"] and calls["infer", "INVALID_ARGUMENT"]
+    assert calls["explain", "INTERNAL"] == 1 and not {method for method, _ in calls} - set(front.CALLS)
     assert families["aif_answered"].samples[0].labels["version"] == exports().index["one"].version[:12]
     assert families["aif_model_age_seconds"].samples[0].value > 0
     assert {s.labels["stage"] for s in families["aif_stage_seconds"].samples} >= {"user", "score", "total"}

@@ -222,6 +222,7 @@ def test_plain_json(served, kind):
         status, answer = infer({"inputs": [inputs[0], inputs[1] | change]})
         assert status == 400 and message in answer["error"], (change, answer)
     assert infer({"inputs": [inputs[0], inputs[0]]})[0] == 400
+    assert "inputs: expected a list" in infer({})[1]["error"]
     assert infer({}, "/v2/models/other/infer")[0] == 404 and infer({}, "/v2/none")[0] == 404
     long = {"name": "candidates", "datatype": "BYTES", "shape": [1], "data": ["x" * 1025]}
     status, answer = infer({"inputs": [inputs[0], long]})

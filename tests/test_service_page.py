@@ -163,6 +163,9 @@ def test_the_page_in_a_browser(tmp_path):
         narrow = matplotlib.image.imread(io.BytesIO(browser.screenshot(pictures / "service_page_narrow.png", width=480)))
         assert narrow.shape[1] == 480
 
+        browser.run("document.forms[0].elements.record.value = ''; document.forms[0].querySelector('button').click()")
+        browser.until("document.querySelector('#answer').innerText.includes('Degraded')")
+        assert "late or failed" in browser.run("document.querySelector('#timeline').innerText")
         browser.run("document.forms[0].elements.k.value = 99; document.forms[0].querySelector('button').click()")
         browser.until("document.querySelector('#answer.bad') !== null")
         assert "expected 1 to max_k=8" in browser.run("document.querySelector('#answer').innerText")

@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Hashable, Mapping
 from typing import Any, NamedTuple, Protocol
 
-from aif_jax.encoding.encoder import Encoder
-from aif_jax.encoding.times import PER_SECOND
+from aif_jax.encoding.encoder import Encoder, LaterEvents
+from aif_jax.encoding.times import PER_SECOND, in_unit
 from aif_jax.serving.metrics import Histogram
 from aif_jax.serving.users import SingleFlight
 from aif_jax.types import UserFeatures
@@ -52,8 +52,8 @@ class Fetch:
     a retrieval that needs the same features too. A read that nobody waits for any more is cancelled.
 
     Attributes:
-      counters: records "found" and "missing", records that were "damaged", reads that "failed" otherwise, that took longer than
-        they are shared ("overdue"), and that every request gave up ("abandoned").
+      counters: records "found" and "missing", records that were "damaged", reads that "failed" otherwise, that a later request
+        of the user did not share because they had run for a second ("overdue"), and that every request gave up ("abandoned").
       seconds: latency of reads that ended, a `Histogram`.
     """
 
@@ -66,11 +66,13 @@ class Fetch:
 
         They are as of `now`, in the unit of the events; None takes this machine's clock. Raises what source and encoder raise.
         """
+        moment = clock(encoder) if now is None else in_unit(now, "now", unit=encoder.columns.time_unit)
         record = await self.record(user)
         try:
-            return encoded(encoder, record, clock(encoder) if now is None else now)
-        except DAMAGE:
-            self.counters["damaged"] += record is not None
+            return encoded(encoder, record, moment)
+        except DAMAGE as error:
+            too_early = now is not None and isinstance(error, LaterEvents)  # no fault of the record
+            self.counters["damaged"] += record is not None and not too_early
             raise
 
     async def record(self, user: Any) -> Record | None:
@@ -107,10 +109,9 @@ class Fetch:
 
 def encoded(encoder: Encoder, record: Record | None, now: Any) -> UserFeatures:
     """Return the features of a record, those of the unknown user without one."""
-    if record is None:
-        return encoder.user(None, None, now)
-    none = isinstance(record.events, Mapping) and not record.events
-    return encoder.user(record.attributes, None if none else record.events, now)
+    attributes, events, _ = record or Record()
+    none = isinstance(events, Mapping) and not events
+    return encoder.user(attributes, None if none else events, now)
 
 
 def clock(encoder: Encoder) -> int:

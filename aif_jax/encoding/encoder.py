@@ -27,6 +27,10 @@ CLIP_RANGE = 5  # outliers are further from the median than so many times the 5 
 FEWEST = 20  # with fewer values in a column none is an outlier
 
 
+class LaterEvents(ValueError):
+    """Events later than the request: clocks or units differ, or the request's time is too early."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Encoder:
     """Everything that turns raw data into features, items by `readers.encode_items`; it travels with the model.
@@ -276,7 +280,7 @@ class Encoder:
         if len(time) and (last := int(time.max()) // per_second) > now + self.max_skew:
             expected = f"times up to the request's, {self.max_skew} s of clock skew allowed"
             got = f"one {last - now} s later at position [{int(np.argmax(time))}]"
-            raise ValueError(f"{where}: expected {expected}, got {got}")
+            raise LaterEvents(f"{where}: expected {expected}, got {got}")
         kept = time < now * per_second  # an event in the same second would tie with a sample
         if self.engaged is not None:
             kept &= np.isin(self.action_rows(raw[str(columns.action)]), self.engaged)

@@ -5,7 +5,8 @@
               calls.py                            one form of calls and problems for both
                   core.py                         `Service`: versions, limits, observers, answers
     models.py  features.py                          versions of a folder or a store; what a call's user becomes
-              log.py                              what an operator sees
+    current.py                                    which exports of a folder serve
+              log.py                              answered calls as Parquet files, which training joins
 
 It is thin over `aif_jax.serving`, which knows nothing of networks.
 """

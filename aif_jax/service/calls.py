@@ -36,7 +36,7 @@ class Call:
       k: how many of them `rank` answers with; None where the call does not say.
       order: name of the order, see `Request.order`; None takes the engine's.
       budget: seconds that the engine has; None takes its default.
-      version: version of the model that must answer, as 64 hex digits or the first 8 or more; None for the one that serves.
+      version: model version that must answer: 64 hex digits, the first 8 or more, or an export's name; None: the user's.
       record: raw user attributes by column.
       now: time of the request in the time unit of the columns; None takes the clock.
       size: bytes that the call came in.

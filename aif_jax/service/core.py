@@ -13,14 +13,13 @@ import numpy as np
 
 from aif_jax.connectors.features import clock
 from aif_jax.interaction import contributions
-from aif_jax.service.calls import BadCall, Call, blamed, problem_of
+from aif_jax.service.calls import BadCall, Call, blamed
 from aif_jax.service.features import Context
 from aif_jax.service.models import LoadedModel, Models
 from aif_jax.serving import Request
 from aif_jax.serving.requests import Timeline
 from aif_jax.types import UserFeatures
 
-METHODS = ("rank", "score", "prepare")
 ABOUT = ("version", "degraded", "reason", "state_age", "non_finite", "stages")
 COUNTS, RANKED = ("candidates", "unknown", "excluded"), ("ids", "scores", "logits")
 
@@ -30,7 +29,7 @@ class Reply:
     """A call that was answered.
 
     Attributes:
-      method: one of `METHODS`.
+      method: "rank", "score" or "prepare".
       call: with the time that raw events were encoded by, where there are observers.
       served: version that answered.
       answer: `Ranking` or `Scores`; None of "prepare".
@@ -72,7 +71,7 @@ class Service:
     def __init__(self, models: Models, *, observers: tuple[Any, ...] = ()):
         self.models = models
         self.observers = list(observers)
-        self.calls: Counter[tuple[str, str]] = Counter()  # by method and code
+        self.calls: Counter[tuple[str, str]] = Counter()  # that a front got, by method and code
         self.latest: tuple[str, Timeline] | None = None  # version and stages of the latest answer
         self.unready: Literal["starting", "draining"] | None = "starting"  # why no traffic should come; None where it may
 
@@ -94,21 +93,6 @@ class Service:
           Failure: a version that is not held.
           Overloaded, DeadlineExceeded, EngineClosed, ...: as `AsyncPreRanker.rank`.
         """
-        code = "OK"
-        try:
-            reply = await self._reply(method, call)
-        except BaseException as error:
-            code = "CANCELLED" if isinstance(error, asyncio.CancelledError) else problem_of(error).code
-            raise
-        finally:
-            self.calls[method, code] += 1
-        if reply.answer is not None:
-            self.latest = reply.answer.version, reply.answer.timeline
-            for observer in self.observers:
-                observer.observe(reply)
-        return reply
-
-    async def _reply(self, method: str, call: Call) -> Reply:
         served = self.models.pick(call)
         engine = served.engine
         if method == "prepare":
@@ -126,7 +110,11 @@ class Service:
         except (TypeError, ValueError) as error:
             raise blamed(error) from None
         features = None if answer.stand_in else request.context.used
-        return Reply(method, request.context.call, served, answer, order, features)
+        reply = Reply(method, request.context.call, served, answer, order, features)
+        self.latest = answer.version, answer.timeline
+        for observer in self.observers:
+            observer.observe(reply)
+        return reply
 
     def _request(self, call: Call, served: LoadedModel, *, prepare: bool = False) -> Request:
         if call.now is None and self.observers and (call.record is not None or call.events is not None):
@@ -139,6 +127,8 @@ class Service:
         if version is not None and served.engine.holds_state(request):
             return request  # the feature version says that nothing is new: a tenth of a call's time is saved
         context.features = served.users.of(call)
+        if version is not None and context.features is None:  # so that no call with events waits for a source, or fails with it
+            return dataclasses.replace(request, feature_version=("source", version))
         if version is None and context.features is not None and not prepare:
             context.used = context.features  # what the call brings counts, whatever was prepared for its user
             leaves = b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(context.features))

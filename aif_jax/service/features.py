@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 
 from aif_jax.connectors.features import DAMAGE, Fetch, Record, clock, encoded
-from aif_jax.encoding.encoder import Encoder
+from aif_jax.encoding.encoder import Encoder, LaterEvents
+from aif_jax.encoding.times import in_unit
 from aif_jax.service.calls import BadCall, Call
 from aif_jax.serving import Request
 from aif_jax.types import UserFeatures
@@ -34,9 +35,19 @@ class UserSource:
         self.encoder, self._reads = encoder, reads
 
     def of(self, call: Call) -> UserFeatures | None:
-        """Return features that a call brings; None where it brings an id alone. Raises BadCall."""
+        """Return features that a call brings; None where it brings an id alone, perhaps with a time. Raises BadCall."""
         self._expect_user(call.user)
-        return None if call.record is None and call.events is None else self._raw(call)
+        record = self._record(call)
+        try:
+            if record is not None:
+                return encoded(self.encoder, record, clock(self.encoder) if call.now is None else call.now)
+            if call.now is not None:
+                in_unit(call.now, "now", unit=self.encoder.columns.time_unit)
+            return None
+        except DAMAGE as error:
+            text = str(error)
+            part = next((name for name in PARTS if text.startswith((f"{name}: ", f"{name}, "))), "")
+            raise BadCall(PARTS.get(part, "events"), text[len(part) + 2 :] if part else text) from None
 
     async def fetch(self, request: Request) -> UserFeatures:
         """Return the engine's `features`: those of the call, else those of the source; BadCall without both."""
@@ -51,8 +62,8 @@ class UserSource:
         try:
             context.used = await reads.encode(context.call.user, self.encoder, now)
         except DAMAGE as error:
-            if now is not None and str(error).startswith("now: "):
-                raise BadCall("now", f"expected a time in the unit of the events, got {now!r:.80}") from None
+            if now is not None and isinstance(error, LaterEvents):
+                raise BadCall("now", f"expected a time after the user's events, got {now}; {error}") from None
             raise SourceError(f"feature source: {error}") from error
         return context.used
 
@@ -67,8 +78,10 @@ class UserSource:
         if user == "" and known.raw[0] != "":  # raw ids ascend
             raise BadCall("user", "expected the user's id, got an empty text; send the session's id for a visitor without one")
 
-    def _raw(self, call: Call) -> UserFeatures:
-        """Return the features of a record and events, of which a call may leave out none that the model reads."""
+    def _record(self, call: Call) -> Record | None:
+        """Return the record and events of a call, of which it may leave out none that the model reads; None of an id alone."""
+        if call.record is None and call.events is None:
+            return None
         columns = self.encoder.columns
         wanted = [*columns.user_attributes, *columns.user_floats]
         if call.record is None and wanted:
@@ -80,14 +93,6 @@ class UserSource:
         if name in record:
             given = record[name].tolist() if isinstance(record[name], np.ndarray) else record[name]
             if given not in (call.user, [call.user]):
-                raise BadCall(
-                    "record", f"column {name!r}: expected {call.user!r:.80}, the call's user, got {given!r:.80}; leave it out"
-                )
-        identity = {name: call.user} if columns.user_id else {}
-        moment = clock(self.encoder) if call.now is None else call.now
-        try:
-            return encoded(self.encoder, Record({**record, **identity}, call.events), moment)
-        except DAMAGE as error:
-            text = str(error)
-            part = next((name for name in PARTS if text.startswith((f"{name}: ", f"{name}, "))), "")
-            raise BadCall(PARTS.get(part, "events"), text[len(part) + 2 :] if part else text) from None
+                text = f"column {name!r}: expected {call.user!r:.80}, the call's user, got {given!r:.80}; leave it out"
+                raise BadCall("record", text)
+        return Record({**record, name: call.user} if columns.user_id else record, call.events)

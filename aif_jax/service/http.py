@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from aif_jax.checks import Fields, expect, expect_types
 from aif_jax.service.calls import MAX_VALUES, BadCall, Failure, parse, problem_of
-from aif_jax.service.core import METHODS, Service, explain
+from aif_jax.service.core import Service, explain
 from aif_jax.serving.metrics import Part, prometheus_text
 
 
@@ -60,6 +60,7 @@ class Response(NamedTuple):
 
 
 READ, CALL = "GET, HEAD", "POST"
+CALLS = ("rank", "score", "prepare", "explain", "infer")  # at the end of a path
 Headers = dict[bytes, bytes]
 Route = tuple[str, Callable[..., Any]]
 """Methods of a path, as the header `allow` has them, and what answers: () -> Response, or async Headers, body -> Response."""
@@ -116,8 +117,7 @@ class App:
         expect(token != "", "token", "None or some text", "an empty text")
         self._service, self._find, self._where, self._flying = service, find, where, 0
         self._token = None if token is None else token.encode()
-        names = (*METHODS, "explain")
-        self._routes: dict[str, Route] = {f"/v1/{name}": (CALL, functools.partial(self._called, name)) for name in names}
+        self._routes: dict[str, Route] = {f"/v1/{name}": (CALL, functools.partial(self._called, name)) for name in CALLS[:-1]}
         for root in ("", PLAIN):
             self._routes[f"{root}/health/live"] = READ, lambda: Response(encode({"live": True}))
             self._routes[f"{root}/health/ready"] = READ, self._ready
@@ -142,8 +142,14 @@ class App:
                     body = await self._body(headers, receive)
                     unread = False
                     response = await _unless_left(handler(headers, body), receive)
+                code = "OK"
             except Exception as error:
-                response = refusal(error, path)
+                problem = problem_of(error)
+                if problem.code == "INTERNAL":  # the service is at fault
+                    logger.error("a call failed: %s", error, exc_info=error)
+                code, response = problem.code, refusal(problem, path)
+            if (method := path.rpartition("/")[2]) in CALLS:
+                self._service.calls[method, code] += 1
             shown = [(b"content-type", response.kind.encode()), (b"content-length", str(len(response.body)).encode())]
             shown += [*response.headers, *([(b"connection", b"close")] if unread else [])]
             await send({"type": "http.response.start", "status": response.status, "headers": shown})
@@ -219,7 +225,7 @@ async def _unless_left(work: Awaitable[Response], receive: Any) -> Response:
 
     async def watch() -> None:
         await receive()  # the body was read, so nothing comes until the caller leaves
-        leaving.reschedule(0)
+        leaving.reschedule(0)  # a moment in the past: cancels the work now
 
     leaving = asyncio.timeout(None)
     try:
@@ -235,11 +241,8 @@ async def _unless_left(work: Awaitable[Response], receive: Any) -> Response:
         raise
 
 
-def refusal(error: Exception, path: str) -> Response:
+def refusal(problem: Failure, path: str) -> Response:
     """Return how an error is answered."""
-    problem = problem_of(error)
-    if problem.code == "INTERNAL":  # the service is at fault
-        logger.error("a call failed: %s", error, exc_info=error)
     headers = problem.headers
     if problem.retry_after is not None:  # HTTP has whole seconds
         headers += ((b"retry-after", str(max(1, round(problem.retry_after))).encode()),)

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol v2 over REST, with the extension for binary
+"""The Open Inference Protocol v2 over REST, with the extension for binary tensor data:
 
 | input | type and shape | |
 |---|---|---|
@@ -167,7 +167,7 @@ def values_from(listed: Any, data: bytes, most: int) -> dict[str, Values]:
     """Return the values of tensors of one axis by name; those with `binary_data_size` are in the data, one after the other."""
     values: dict[str, Values] = {}
     start, room = 0, 2 * most  # texts
-    for name, entry in tensors(listed, "tensors").items():
+    for name, entry in tensors(listed, "inputs").items():
         kind, shape = entry.get("datatype"), entry.get("shape")
         if not isinstance(kind, str) or not (kind in DTYPES or kind == "BYTES"):
             raise BadCall(name, f"expected a datatype among {', '.join(DTYPES)}, BYTES, got {kind!r:.40}")

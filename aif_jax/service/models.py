@@ -41,7 +41,7 @@ class SavedIndex(NamedTuple):
 
 
 def newest(root: Path, folder: str) -> Path | None:
-    """Return the newest snapshot for the export in `folder`, or of every version; None where the job has written none yet."""
+    """Return the newest snapshot in the export's own folder, else in that of every version; None where there is none yet."""
     for place in (root / folder, root):
         if is_complete(place):
             return place
@@ -51,7 +51,7 @@ def newest(root: Path, folder: str) -> Path | None:
 
 
 def newer(root: Path, folder: str, before: SavedIndex | None, trained: Trained) -> tuple[ItemIndex, SavedIndex] | None:
-    """Return the newest `ItemIndex` of a model, None for none but the one before. Raises what `ItemIndex.load` raises."""
+    """Return a model's newest `ItemIndex`; None where there is none, or only the one before. Raises as `ItemIndex.load`."""
     path = newest(root, folder)
     if path is None or (before is not None and path == before.path):
         return None

@@ -91,28 +91,24 @@ async def run(service: Service, where: Listening, token: str | None = None) -> N
 
     For a process that does nothing else: the signals are those of the service.
     """
-    task, told = asyncio.current_task(), False
-    assert task is not None
+    stop = asyncio.timeout(None)
 
     def end() -> None:
-        nonlocal told
-        if not told:
+        if stop.when() is None:
             logger.info("draining")
-            told = True
-            task.cancel()
+            stop.reschedule(0)  # a moment in the past: cancels what runs below
 
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, end)
     try:
-        async with service, listening(service, where, token) as addresses:
+        async with stop, service, listening(service, where, token) as addresses:
             with contextlib.suppress(OSError):  # nobody reads it any more: no reason not to serve
                 print(json.dumps({"ready": True, **addresses}) + "\n", end="", flush=True)
             logger.info("ready: %s", addresses)
             await asyncio.Event().wait()
-    except asyncio.CancelledError:
-        if not told:
+    except TimeoutError:
+        if not stop.expired():
             raise
-        task.uncancel()
 
 
 def bind(host: str, port: int) -> socket.socket:

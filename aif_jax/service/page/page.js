@@ -116,7 +116,8 @@ function drawTimeline(spans) {
     const drawn = own.map(([stage, start, end]) => [
       start / length, (end - start) / length, stage === "wait_user" ? "wait" : side, `${stage} ${milliseconds(end - start)}`,
     ]);
-    return row(name, drawn, own.length ? milliseconds(seconds) : "from the cache");
+    const none = spans.some((span) => span[0] === "wait_user") ? "late or failed" : "from the cache";
+    return row(name, drawn, own.length ? milliseconds(seconds) : none);
   });
   const axis = element("div", "", "axis");
   axis.append(...[0, 0.25, 0.5, 0.75, 1].map((share) => element("span", milliseconds(share * length))));
