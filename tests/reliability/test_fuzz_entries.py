@@ -263,7 +263,7 @@ class Loose:
 
 def expected_history(events: Any, now: int, loose: Loose) -> list[np.ndarray]:
     """item, action, age, mask [4], from raw events, by the table in the docstring of `Encoder`."""
-    rows: list[tuple[int, int, int]] = []
+    rows: list[tuple[int, int, int, int]] = []
     if events is not None:
         columns = [events["item"], events["time"], events["event"]]
         if len({len(column) for column in columns}) > 1:
@@ -275,9 +275,9 @@ def expected_history(events: Any, now: int, loose: Loose) -> list[np.ndarray]:
             row = ITEMS.index(item) + 1 if is_integer(item) and item in ITEMS else 0
             action = ACTIONS.index(event) + 1 if isinstance(event, str) and event in ACTIONS else 0
             if time < now:
-                rows.append((time, row, action))
+                rows.append((time, int(item) if is_integer(item) else 0, action, row))
     rows = sorted(rows, reverse=True)[: ENCODER.length]
-    time, item, action = np.array([*rows, *[(now, 0, 0)] * (ENCODER.length - len(rows))]).T
+    time, _, action, item = np.array([*rows, *[(now, 0, 0, 0)] * (ENCODER.length - len(rows))]).T
     mask = np.arange(ENCODER.length) < len(rows)
     return [item.astype(np.int32), action.astype(np.int32), (now - time).astype(np.float32), mask]
 
