@@ -136,11 +136,14 @@ async def empty_engine(seconds: float) -> tuple[float, float]:
     """Return requests a second and CPU seconds a request of an engine whose compiled functions give one answer to all."""
     world, answers = World(items=300), dict[Any, Any]()
     made = Model.drawn(world, aif.presets.two_tower(world.schema, short_length=8, width=8))
+
+    def known(call):
+        return lambda *given: answers.get(call) or answers.setdefault(call, call(*given))
+
     async with Engine(made, 8, 8, {"budget": 1.0}) as service:
         version, rank = service.engine._current, service.rank
-        for functions in (version.user, version.snapshot[2]):
-            for shape, call in functions.items():
-                functions[shape] = lambda *given, call=call: answers.get(call) or answers.setdefault(call, call(*given))
+        version.user, programs = known(version.user), version.snapshot.programs
+        programs |= {bucket: known(call) for bucket, call in programs.items()}
         service.rank = lambda asked: rank(asked._replace(delays=Delays(0.0, 0.0)))
         _, load = [await services.closed_loop(service, "new", 16, of) for of in (0.0, seconds)]
     return load.requests / load.seconds, load.cpu_seconds / load.requests

@@ -280,7 +280,7 @@ class Compiled:
         self.made = made
         programs = Programs(made.model, max_k=k)
         self._user = programs.user(made.params)
-        side, config = UserSide(self.user(0), 0.0), ServingConfig(buckets=tuple(sorted(sizes)), max_k=k)
+        side, config = UserSide(self.user(0), 0.0), ServingConfig(buckets=tuple(sorted(sizes)), max_k=k, batch_size=1)
         self._snapshot = build_snapshot(programs, made.params, side, made.index, config, orders_of(made.config, "bid", {}))
 
     def user(self, number: int) -> Any:
@@ -289,14 +289,14 @@ class Compiled:
 
     def state(self, words: np.ndarray) -> Any:
         """Return the state of packed features, ready on the device."""
-        return jax.block_until_ready(self._user(words[None])[0])
+        return jax.block_until_ready(self._user(words[None], np.int32(1))[0])
 
     def best(self, rows: np.ndarray, state: Any, *, size: int | None = None) -> TopCandidates:
         """Return the best of rows of the index, padded to a size."""
         size = size or len(rows)
         inputs = self._snapshot.inputs([rows], [None], LOGIT, size)
-        packed, _ = self._snapshot.run([UserSide(state, 0.0)], size, inputs)
-        return self._snapshot.best(packed)[0]
+        packed, _ = self._snapshot.run([UserSide(state, 0.0)], inputs)
+        return self._snapshot.best(packed, 1)[0]
 
 
 class Runtime:

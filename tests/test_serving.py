@@ -148,13 +148,15 @@ async def test_batched_requests_get_the_answers_of_single_ones(world):
         assert by_bid.scores.min() > 0
 
 
-async def test_requests_that_wait_for_a_thread_share_its_runs(world):
+async def test_requests_that_wait_for_a_thread_share_its_runs(world, monkeypatch):
+    runs, run = [], Snapshot.run
+    monkeypatch.setattr(Snapshot, "run", lambda self, users, inputs: runs.append(len(users)) or run(self, users, inputs))
     hold, begun = threading.Event(), threading.Event()
     index = WatchedIndex(world.index, lambda ids: begun.set() or hold.wait(20))  # the first look-up takes until `hold` is set
     async with world.engine(batch_size=4, score_threads=1, buckets=(32,), index=index) as engine:
         engine.candidates = world.ids[:20]
         await asyncio.gather(*[engine.prepare(Request(user=name, feature_version=1)) for name in range(7)])
-        before = engine.metrics()["counters"]["transfers_device_to_host"]
+        runs.clear()
         running = [asyncio.create_task(engine.rank(Request(user=0, feature_version=1), 5))]
         await until(begun.is_set)
         running += [asyncio.create_task(engine.rank(Request(user=name, feature_version=1), 5)) for name in range(1, 7)]
@@ -162,14 +164,13 @@ async def test_requests_that_wait_for_a_thread_share_its_runs(world):
         hold.set()
         for name, answer in enumerate(await asyncio.gather(*running)):
             expect(world, answer, name, world.ids[:20], 5)
-        runs = engine.metrics()["counters"]["transfers_device_to_host"] - before
-        assert runs == 4  # of one, which had nobody to wait for, of four, and of the two that are left
+        assert runs == [1, 4, 2]  # of one, which had nobody to wait for, of four, and of the two that are left
 
 
 async def test_a_thread_is_woken_once_for_all_that_waits_and_the_loops_thread_runs_no_call(world, monkeypatch):
     threads, hold = [], threading.Event()
     index = WatchedIndex(world.index, lambda ids: threads.append(threading.current_thread()) or hold.wait(20))
-    async with world.engine(index=index, score_threads=1) as engine:
+    async with world.engine(index=index, score_threads=1, batch_size=1) as engine:
         await engine.prepare(Request(user=3, feature_version=1))
         woken, calls = [], engine._scoring._calls
         counted = SimpleNamespace(put=lambda on: woken.append(True) or calls.put(on), get=calls.get)
@@ -232,7 +233,7 @@ async def test_users_who_wait_for_a_thread_share_a_call_and_get_the_states_of_si
             if name != 5:
                 expect(world, answers[name], name, world.ids[:20], 5)
         assert answers[5].degraded and "failed: TypeError: UserFeatures: expected" in answers[5].reason
-        assert calls == [1, 4, 1, 1, 1]  # the three that are left go one by one: no place of a call is computed for nothing
+        assert calls == [1, 4, 3]
 
 
 async def test_a_state_is_cached_by_user_and_feature_version_and_computed_once_at_a_time(world):
@@ -541,23 +542,24 @@ async def test_items_without_a_finite_score_are_counted_and_left_out(world):
         assert metrics["counters"]["non_finite_scores"] == 12 and metrics["failed"] == {"NonFiniteScores": 2}
 
 
-def test_a_batch_gives_the_same_one_by_one_and_together(world):
-    """The first is the form for CPUs, the second that for other devices."""
-    packed, bits = [], []
-    for one_by_one in (True, False):
-        programs = Programs(world.model, max_k=8)
-        programs.one_by_one = one_by_one
-        words = [pack(world.user(name)) for name in (3, 7)]
-        config = ServingConfig(buckets=(32,), max_k=8, batch_size=2)
-        users = [UserSide(state, 0.0) for state in programs.user(world.params, 2)(np.stack(words))]
-        rows = [np.arange(20, dtype=np.int32), np.arange(9, 25, dtype=np.int32)]
-        orders = orders_of(world.model.config, "bid", {})
-        snapshot = build_snapshot(programs, world.params, users[0], world.index, config, orders)
-        best, logits = snapshot.run(users, 32, snapshot.inputs(rows, [None, None], LOGIT, 32))
-        packed.append([part.positions.tolist() for part in snapshot.best(best)])
-        bits.append(np.asarray(logits))
-    assert packed[0] == packed[1]
-    np.testing.assert_allclose(bits[0], bits[1], rtol=1e-5, atol=1e-6)
+def test_a_request_gets_the_same_bits_in_every_place_of_a_batch(world):
+    programs, config = Programs(world.model, max_k=8), ServingConfig(buckets=(32,), max_k=8, batch_size=3)
+    words, count = [pack(world.user(name)) for name in (3, 7, 8)], np.int32
+    states = programs.user(world.params, 3)
+    users = [UserSide(state, 0.0) for state in states(np.stack(words), count(3))]
+    alone = states(np.stack(words[1:] + words[:1]), count(1))[0]
+    assert all((one == other).all() for one, other in zip(*map(jax.tree.leaves, (alone, users[1].state)), strict=True))
+    snapshot = build_snapshot(programs, world.params, users[0], world.index, config, orders_of(world.model.config, "bid", {}))
+    rows = [np.arange(20, dtype=np.int32), np.arange(9, 25, dtype=np.int32), np.arange(3, dtype=np.int32)]
+    found = {}
+    for places in ([0], [1], [2], [0, 1], [1, 0], [2, 1, 0]):
+        inputs = snapshot.inputs([rows[place] for place in places], [None] * len(places), LOGIT, 32)
+        best, logits = snapshot.run([users[place] for place in places], inputs)
+        for place, top, bits in zip(places, snapshot.best(best, len(places)), np.asarray(logits), strict=False):
+            first = found.setdefault(place, (top, bits))
+            assert (bits == first[1]).all() and all(
+                (one == other).all() for one, other in zip(top[:3], first[0][:3], strict=True)
+            )
 
 
 INLINE = """

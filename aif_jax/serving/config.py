@@ -1,4 +1,4 @@
-"""Static configuration of the engine, and the candidate counts and batch sizes that it compiles for."""
+"""Static configuration of the engine, and the candidate counts that it compiles for."""
 
 import dataclasses
 import math
@@ -7,11 +7,6 @@ from typing import Any
 
 from aif_jax.checks import Fields, expect_types
 from aif_jax.scores import Order
-
-
-def batch_sizes(largest: int) -> tuple[int, ...]:
-    """Return compiled batch sizes: 1 and `largest`; sizes between them bring no more requests a second, and compile as long."""
-    return (1, largest) if largest > 1 else (1,)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,8 +32,7 @@ class ServingConfig(Fields):
       user_threads: user functions computed at once.
       score_threads: interactions computed at once.
       batch_size: users whose states are computed together, and requests of one bucket that are scored together, at most. Only
-        those that wait for a thread anyway share a call, so a lone request never waits. 1 switches batching off; others
-        compile twice as many programs.
+        those that wait for a thread anyway share a call, so a lone request never waits. 1 switches batching off.
       bid: name of the side column (`Columns.side`) with the bid; candidates may bring their own bids.
       orders: JAX functions by name, such as {"value": lambda p, bid: p["conversion"] * bid + 0.1 * p["like"]}, of calibrated
         probabilities [C] by objective and the bid [C], see `aif_jax.scores`; requests choose one by name. "bid" is there by
@@ -64,7 +58,7 @@ class ServingConfig(Fields):
     max_hung: int = 64
     user_threads: int = 2
     score_threads: int = 2
-    batch_size: int = 1
+    batch_size: int = 8
     bid: str = "bid"
     orders: Mapping[str, Order] = dataclasses.field(default_factory=dict)
     order: str = "logit"

@@ -22,7 +22,7 @@ import numpy as np
 from aif_jax.checks import expect
 from aif_jax.scores import Order
 from aif_jax.serving.callables import TimeLimitedCall
-from aif_jax.serving.config import ServingConfig, batch_sizes
+from aif_jax.serving.config import ServingConfig
 from aif_jax.serving.metrics import Metrics
 from aif_jax.serving.programs import LOGIT, Orders, Programs, orders_of
 from aif_jax.serving.requests import (
@@ -105,8 +105,7 @@ class AsyncPreRanker:
         self._orders = self._orders_of(config.orders)
         self._orders.expect(config.order, given=True)
         self._users = UserStates(self._programs, config, self._features, self._metrics)
-        sizes = batch_sizes(config.batch_size)
-        self._scoring = Batches("aif-score", config.score_threads, sizes, self._programs.full, prepare=look_up, run=score)
+        self._scoring = Batches("aif-score", config.score_threads, config.batch_size, look_up, score)
 
     def __repr__(self) -> str:
         version = self._current.name[:12] if self._current else "not started"

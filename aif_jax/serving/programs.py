@@ -30,6 +30,7 @@ from aif_jax.types import Params
 
 logger = logging.getLogger(__name__)
 LOGIT, BID = "logit", "bid"
+COUNT = jax.ShapeDtypeStruct((), np.int32)
 NO_BID = math.nan
 """Stands for the bid of a candidate that brings none: the side value in its item's row is used."""
 
@@ -94,39 +95,36 @@ class Programs:
         self.compiles: Counter[str] = Counter()
         self.transfers: Counter[str] = Counter()
         self.warm_seconds = 0.0  # of the slowest scoring function, once warm
-        self.one_by_one = jax.default_backend() == "cpu"  # its caches hold the arrays of one request of a batch
-        # The least share of a compiled size that must be filled: one by one, a place to spare costs as much as a request.
-        self.full = 1.0 if self.one_by_one else 0.75
         self._compiled: dict[Any, Callable[..., Any]] = {}
         self._lock = threading.Lock()
 
-    def user(self, params: Params, count: int = 1) -> Callable[[Any], tuple[Any, ...]]:
-        """Return the compiled user function of these parameters for `count` users.
+    def user(self, params: Params, size: int = 1) -> Callable[..., tuple[Any, ...]]:
+        """Return the compiled user function of these parameters for up to `size` users.
 
-        Packed features int32 [count, n] -> states, each of them one array.
+        (packed features int32 [size, n], count of users []) -> states, each of them one array.
         """
         specs = user_specs(self.model.config.schema, length=self.model.config.history_length)
-        packed = jax.ShapeDtypeStruct((count, sum(spec.size for spec in jax.tree.leaves(specs))), np.int32)
+        packed = jax.ShapeDtypeStruct((size, sum(spec.size for spec in jax.tree.leaves(specs))), np.int32)
 
-        def users(params, packed):
+        def users(params, packed, count):
             def user(words):
                 return codec.pack(self.model.user(params, unpack(words, specs)))
 
-            states = self._each(user, packed)
-            return tuple(jax.tree.map(itemgetter(place), states) for place in range(count))
+            states = each(user, count, packed)
+            return tuple(jax.tree.map(itemgetter(place), states) for place in range(size))
 
-        return self._get("user", users, params, (packed,))
+        return self._get("user", users, params, (packed, COUNT))
 
     def score(
         self, params: Params, states: tuple[Any, ...], index: Any, bucket: int, orders: Orders
     ) -> Callable[..., tuple[jax.Array, jax.Array]]:
-        """Return compiled interaction, gather, orders and top-k of these parameters for `len(states)` requests of one bucket.
+        """Return compiled interaction, gather, orders and top-k of these parameters for `len(states)` requests of a bucket.
 
-        (states, table, rows [b, bucket], bids [b, bucket], order []) -> (int32 [b, (2 + T) k + 1], logits [b, bucket] or
-        [b, bucket, T]).
+        (states, table, rows [b, bucket], bids [b, bucket], order [], count of requests []) ->
+        (int32 [b, (2 + T) k + 1], logits [b, bucket] or [b, bucket, T]).
         """
         shapes = [jax.ShapeDtypeStruct((len(states), bucket), dtype) for dtype in (np.int32, np.float32)]
-        arguments = (states, index.shapes, *shapes, jax.ShapeDtypeStruct((), np.int32))
+        arguments = (states, index.shapes, *shapes, COUNT, COUNT)
         return self._get("score", self._score_fn(index.decode, bucket, orders), params, arguments, static=orders)
 
     def _score_fn(self, decode: Callable[..., Any], bucket: int, orders: Orders) -> Callable[..., Any]:
@@ -153,24 +151,16 @@ class Programs:
             non_finite = jnp.sum(known & (value == -jnp.inf), dtype=jnp.int32)
             return jnp.concatenate([*as_bits, positions, non_finite[None]]), logits
 
-        def score(params, states, table, rows, bids, order):
-            stacked = jax.tree.map(lambda *words: jnp.stack(words), *states)
-            return self._each(lambda state, rows, bids: one(params, state, table, rows, bids, order), stacked, rows, bids)
+        def score(params, states, table, rows, bids, order, count):
+            states = jax.tree.map(lambda *words: jnp.stack(words), *states)
+            return each(lambda state, rows, bids: one(params, state, table, rows, bids, order), count, states, rows, bids)
 
         return score
-
-    def _each(self, function: Callable[..., Any], *batches: Any) -> Any:
-        """Return `function` of every entry [b, ...] of some batches; of a lone one without a loop."""
-        if jax.tree.leaves(batches)[0].shape[0] == 1:
-            return jax.tree.map(lambda leaf: leaf[None], function(*jax.tree.map(itemgetter(0), batches)))
-        if self.one_by_one:
-            return jax.lax.map(lambda entry: function(*entry), batches)
-        return jax.vmap(function)(*batches)
 
     def _get(
         self, kind: str, function: Callable[..., Any], params: Params, arguments: Any, *, static: Any = None
     ) -> Callable[..., Any]:
-        """Return compiled `function(params, *arguments)`, bound to the parameters; those that it does not read stay outside."""
+        """Return compiled `function(params, *arguments)`, bound to the parameters; JAX drops those that it does not read."""
         leaves, tree = jax.tree.flatten((params, arguments))
         key = (kind, tree, static, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
         with self._lock:
@@ -181,3 +171,18 @@ class Programs:
                 self.compiles[kind] += 1
                 logger.info("compiled %s function %d in %.1f s", kind, self.compiles[kind], time.perf_counter() - start)
         return functools.partial(self._compiled[key], params)
+
+
+def each(function: Callable[..., Any], count: Any, *batches: Any) -> Any:
+    """Return `function` of the first `count` entries of batches [size, ...]; what stands in other places has no meaning.
+
+    One by one: so empty places cost nothing, and a CPU's caches hold the arrays of one request.
+    """
+    size, function = len(jax.tree.leaves(batches)[0]), jax.jit(function)  # so that it is traced once
+
+    def step(place, results):
+        result = function(*jax.tree.map(itemgetter(place), batches))
+        return jax.tree.map(lambda whole, part: whole.at[place].set(part), results, result)
+
+    shapes = jax.eval_shape(function, *jax.tree.map(itemgetter(0), batches))
+    return jax.lax.fori_loop(0, count, step, jax.tree.map(lambda of: jnp.zeros((size, *of.shape), of.dtype), shapes))

@@ -40,21 +40,20 @@ class Batches:
     So batches form only where all threads are busy, and a lone task never waits for others.
 
     Args:
-      sizes: numbers of tasks that one call can have, ascending from 1.
-      full: the share of a size that tasks must fill at least; copies of the first one fill up the rest.
+      most: the most tasks that one call can have.
       prepare: the work of one task on the host. What it raises is the outcome of that task alone.
-      run: `run(tasks, prepared)` -> a result for each, of one of the sizes.
+      run: `run(tasks, prepared)` -> a result for each.
 
     Attributes:
       seconds: mean seconds of a thread that a task takes, over the number of threads: how fast a queue gets shorter.
     """
 
     def __init__(
-        self, name: str, threads: int, sizes: Sequence[int], full: float,
-        prepare: Callable[[Any], Any], run: Callable[[list[Any], list[Any]], Sequence[Any]],
+        self, name: str, threads: int, most: int, prepare: Callable[[Any], Any],
+        run: Callable[[list[Any], list[Any]], Sequence[Any]],
     ):  # fmt: skip
         self.seconds = 0.0
-        self._sizes, self._full, self._prepare, self._run = sizes, full, prepare, run
+        self._most, self._prepare, self._run = most, prepare, run
         self._threads = [threading.Thread(target=self._work, name=f"{name}_{n}", daemon=True) for n in range(threads)]
         self._calls = SimpleQueue[bool]()  # True lets a thread work, False ends it
         self._lock = threading.Lock()  # of the two below
@@ -105,14 +104,10 @@ class Batches:
         with self._lock:
             waiting = [each for each in self._waiting if not each.future.done()]  # without those that were given up
             batch = [each for each in waiting if each.key == waiting[0].key]
-            batch = batch[: self._size_for(len(batch))]
+            batch = batch[: self._most]
             self._waiting = [each for each in waiting if each not in batch]
             self._working -= not batch
             return batch
-
-    def _size_for(self, count: int) -> int:
-        """Return the largest size that so many tasks fill."""
-        return next((size for size in reversed(self._sizes) if count >= self._full * size), 0)
 
     def _outcomes(self, batch: list[WaitingTask]) -> list[tuple[asyncio.Future[Any], Any]]:
         """Return the results of tasks of one key, or exceptions."""
@@ -122,16 +117,13 @@ class Batches:
                 ready.append((each.future, each.task, self._prepare(each.task)))
             except Exception as error:
                 outcomes.append((each.future, error))
-        while ready:
-            size = self._size_for(len(ready))
-            part, ready = ready[:size], ready[size:]
-            futures, tasks, prepared = map(list, zip(*part, strict=True))
-            copies = size - len(part)
+        if ready:
+            futures, tasks, prepared = map(list, zip(*ready, strict=True))
             try:
-                results = self._run(tasks + tasks[:1] * copies, prepared + prepared[:1] * copies)
+                results = self._run(tasks, prepared)
             except Exception as error:
-                results = [error] * size
-            outcomes += zip(futures, results, strict=False)
+                results = [error] * len(ready)
+            outcomes += zip(futures, results, strict=True)
         return outcomes
 
     def _hand_out(self) -> None:
@@ -172,25 +164,28 @@ class Snapshot(NamedTuple):
 
     index: Any
     orders: Orders
-    programs: dict[tuple[int, int], Callable[..., Any]]  # by requests in a batch, and bucket
-    no_bids: dict[tuple[int, int], jax.Array]  # float32 [b, bucket] of `NO_BID`, on the device, as most requests bring none
+    programs: dict[int, Callable[..., Any]]  # by bucket, for up to b requests
+    no_bids: dict[int, jax.Array]  # float32 [b, bucket] of `NO_BID`, on the device, as most requests bring none
     branches: dict[str, jax.Array]  # int32 [] of each order, on the device
+    counts: list[jax.Array]  # int32 [] 0 to b, on the device
     outputs: int  # T
     transfers: Counter[str]
 
     def inputs(self, rows: list[np.ndarray], bids: list[Any], order: str, bucket: int) -> tuple[Any, Any, Any]:
-        """Return rows [b, bucket], bids [b, bucket] and order [] of b requests; arrays on the host go up with the call."""
-        words = self.count_up(filled(rows, bucket, np.int32(UNKNOWN)))
+        """Return rows [b, bucket], bids [b, bucket] and order [] of up to b requests; arrays on the host go up with a call."""
+        none, branch = self.no_bids[bucket], self.branches[order]
+        words = self.count_up(filled(rows, none.shape, np.int32(UNKNOWN)))
         if order == LOGIT or all(each is None for each in bids):
-            return words, self.no_bids[len(rows), bucket], self.branches[order]
-        prices = filled([() if each is None else each for each in bids], bucket, np.float32(NO_BID))
-        return words, self.count_up(prices), self.branches[order]
+            return words, none, branch
+        prices = filled([() if each is None else each for each in bids], none.shape, np.float32(NO_BID))
+        return words, self.count_up(prices), branch
 
-    def run(self, users: list[UserSide], bucket: int, inputs: tuple[Any, Any, Any]) -> tuple[jax.Array, jax.Array]:
-        """Return the packed best and all logits, not ready yet."""
-        program = self.programs[len(users), bucket]
+    def run(self, users: list[UserSide], inputs: tuple[Any, Any, Any]) -> tuple[jax.Array, jax.Array]:
+        """Return the packed best and all logits, not ready yet; places behind those of the users have no meaning."""
+        (size, bucket), count = inputs[0].shape, len(users)
+        states = tuple(user.state for user in users + users[:1] * (size - count))
         with jax.transfer_guard_host_to_device("allow"), self.index.reading() as table:  # the inputs are meant to go up
-            return program(tuple(user.state for user in users), table, *inputs)
+            return self.programs[bucket](states, table, *inputs, self.counts[count])
 
     def download(self, value: jax.Array) -> np.ndarray:
         """Return an array on the host."""
@@ -200,10 +195,10 @@ class Snapshot(NamedTuple):
         self.transfers["device_to_host_bytes"] += array.nbytes
         return array
 
-    def best(self, packed: jax.Array) -> list[TopCandidates]:
-        """Return scores, logits, positions and count of each request, of the int32 [b, (2 + T) k + 1] that a program packs."""
+    def best(self, packed: jax.Array, count: int) -> list[TopCandidates]:
+        """Return the best of the first `count` requests, of the int32 [b, (2 + T) k + 1] that a program packs."""
         found = []
-        for values in self.download(packed):
+        for values in self.download(packed)[:count]:
             k = (len(values) - 1) // (2 + self.outputs)
             scores, logits, positions = values[:k], values[k : -1 - k], values[-1 - k : -1]
             shaped = logits.view(np.float32) if self.outputs == 1 else logits.view(np.float32).reshape(k, self.outputs)
@@ -225,16 +220,17 @@ class Version:
     packer: UserPacker
     encoding: str  # version of the encoder that its features must come from, "" where none is known
     params: Any
-    user: dict[int, Callable[..., Any]]  # compiled, by users in a batch
+    user: Callable[..., Any]  # compiled, for up to b users
     unknown: UserSide  # the unknown user: to compile for, and to answer with
     snapshot: Snapshot
     probabilities: Callable[[np.ndarray], dict[str, np.ndarray]]  # of logits, on the host
 
     def states(self, words: list[np.ndarray]) -> tuple[Any, ...]:
-        """Return states, not ready yet, of a compiled number of users."""
-        packed = self.snapshot.count_up(np.stack(words))
+        """Return the states of some users, not ready yet."""
+        count, counts = len(words), self.snapshot.counts
+        packed = self.snapshot.count_up(np.stack(words + words[:1] * (len(counts) - 1 - count)))
         with jax.transfer_guard_host_to_device("allow"):  # the features are meant to go up
-            return self.user[len(words)](packed)
+            return self.user(packed, counts[count])[:count]
 
 
 @dataclasses.dataclass(eq=False)
@@ -287,20 +283,20 @@ def score(jobs: list[PendingRequest], rows: list[np.ndarray]) -> Any:
     snapshot, bucket, start = jobs[0].snapshot, jobs[0].bucket, time.perf_counter()
     inputs = snapshot.inputs(rows, [job.candidates.bids for job in jobs], jobs[0].order, bucket)
     uploaded = time.perf_counter()
-    packed, logits = snapshot.run([job.user for job in jobs], bucket, inputs)
+    packed, logits = snapshot.run([job.user for job in jobs], inputs)
     packed.block_until_ready()
     scored = time.perf_counter()
-    results = snapshot.download(logits) if jobs[0].whole else snapshot.best(packed)
+    results = snapshot.download(logits)[: len(jobs)] if jobs[0].whole else snapshot.best(packed, len(jobs))
     spans = Span("upload", start, uploaded), Span("score", uploaded, scored), Span("fetch", scored, time.perf_counter())
-    for job in set(jobs):  # a batch may be filled up with copies
+    for job in jobs:
         job.timeline.clocked += spans
     return results
 
 
-def filled(values: Sequence[Any], size: int, fill: Any) -> np.ndarray:
-    """Return new array [b, size] of rows that start with `values` [n] and end with `fill`, in memory that JAX may keep."""
-    rows = np.full((len(values), size), fill)
-    for row, some in zip(rows, values, strict=True):
+def filled(values: Sequence[Any], shape: tuple[int, int], fill: Any) -> np.ndarray:
+    """Return a new array of rows that start with `values` [n] and end with `fill`, in memory that JAX may keep."""
+    rows = np.full(shape, fill)
+    for row, some in zip(rows, values, strict=False):
         row[: len(some)] = some
     return rows
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from aif_jax.checks import check_encoding
 from aif_jax.serving.callables import TimeLimitedCall, described
-from aif_jax.serving.config import ServingConfig, batch_sizes
+from aif_jax.serving.config import ServingConfig
 from aif_jax.serving.metrics import Metrics, UnknownCounts, count_unknown
 from aif_jax.serving.programs import Programs
 from aif_jax.serving.requests import DeadlineExceeded, Span
@@ -176,8 +176,7 @@ class UserStates:
         self._config = config
         self._features = features
         self._metrics = metrics
-        sizes = batch_sizes(config.batch_size)
-        self.batches = Batches("aif-user", config.user_threads, sizes, programs.full, prepare=pack_user, run=compute_states)
+        self.batches = Batches("aif-user", config.user_threads, config.batch_size, pack_user, compute_states)
         self._serving: str | None = None  # version whose states are cached
         self._computed = 1.0  # share of the latest requests whose state was not in the cache
 

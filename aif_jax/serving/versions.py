@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 import time
 from typing import Any
 
@@ -15,7 +14,7 @@ from aif_jax.features import UserPacker, behaviours, empty_user
 from aif_jax.output import track
 from aif_jax.schema import Schema
 from aif_jax.scores import GROUP, probabilities
-from aif_jax.serving.config import ServingConfig, batch_sizes
+from aif_jax.serving.config import ServingConfig
 from aif_jax.serving.programs import LOGIT, NO_BID, Orders, Programs
 from aif_jax.serving.requests import NonFiniteScores
 from aif_jax.serving.scoring import Snapshot, UserSide, Version
@@ -39,12 +38,11 @@ def build_version(programs: Programs, trained: Trained, index: Any, config: Serv
     on_host = functools.partial(probabilities, calibration, objectives=model_config.objectives, xp=np)
     params = jax.device_put(params)
     schema, length = model_config.schema, model_config.history_length
-    user = {count: programs.user(params, count) for count in batch_sizes(config.batch_size)}
-    packer = UserPacker(schema, length)
+    user, packer = programs.user(params, config.batch_size), UserPacker(schema, length)
 
     def state_of(features: UserFeatures) -> UserSide:
         with jax.transfer_guard_host_to_device("allow"):
-            return UserSide(user[1](packer(features)[None])[0], 0.0)
+            return UserSide(user(np.stack([packer(features)] * config.batch_size), np.int32(1))[0], 0.0)
 
     unknown, probe = state_of(empty_user(schema, length=length)), state_of(probe_user(schema, length))
     snapshot = build_snapshot(programs, params, unknown, index, config, orders)
@@ -61,26 +59,27 @@ def build_version(programs: Programs, trained: Trained, index: Any, config: Serv
 def _non_finite(snapshot: Snapshot, side: UserSide, count: int, order: str, config: ServingConfig) -> int:
     """Return how many of the first `count` items have no finite value by an order that needs no bids of candidates."""
     bucket = config.buckets[0]
-    packed, _ = snapshot.run([side], bucket, snapshot.inputs([np.arange(count)], [None], order, bucket))
-    return snapshot.best(packed)[0].non_finite
+    packed, _ = snapshot.run([side], snapshot.inputs([np.arange(count)], [None], order, bucket))
+    return snapshot.best(packed, 1)[0].non_finite
 
 
 def build_snapshot(
     programs: Programs, params: Any, user: UserSide, index: Any, config: ServingConfig, orders: Orders
 ) -> Snapshot:
-    """Return a snapshot with the functions of every bucket and batch size, compiled and warmed up where they are new."""
-    sizes = list(itertools.product(batch_sizes(config.batch_size), config.buckets))
-    no_bids = {size: jax.device_put(np.full(size, NO_BID, np.float32)) for size in sizes}
+    """Return a snapshot with the functions of every bucket, compiled and warmed up where they are new."""
+    size = config.batch_size
+    no_bids = {bucket: jax.device_put(np.full((size, bucket), NO_BID, np.float32)) for bucket in config.buckets}
     branches = {order: jax.device_put(np.int32(branch)) for branch, order in enumerate((LOGIT, *orders.names))}
-    snapshot = Snapshot(index, orders, {}, no_bids, branches, programs.model.config.outputs, programs.transfers)
-    for count, bucket in track(sizes, label="engine", unit="programs"):
+    counts = [jax.device_put(np.int32(count)) for count in range(size + 1)]
+    snapshot = Snapshot(index, orders, {}, no_bids, branches, counts, programs.model.config.outputs, programs.transfers)
+    for bucket in track(config.buckets, label="engine", unit="programs"):
         before = programs.compiles["score"]
-        snapshot.programs[count, bucket] = programs.score(params, (user.state,) * count, index, bucket, orders)
+        snapshot.programs[bucket] = programs.score(params, (user.state,) * size, index, bucket, orders)
         if programs.compiles["score"] > before:
-            inputs = snapshot.inputs([np.zeros(0, np.int32)] * count, [None] * count, LOGIT, bucket)
-            jax.block_until_ready(snapshot.run([user] * count, bucket, inputs))
+            inputs = snapshot.inputs([np.zeros(0, np.int32)], [None], LOGIT, bucket)
+            jax.block_until_ready(snapshot.run([user], inputs))
             start = time.perf_counter()
-            jax.block_until_ready(snapshot.run([user] * count, bucket, inputs))
+            jax.block_until_ready(snapshot.run([user], inputs))
             programs.warm_seconds = max(programs.warm_seconds, time.perf_counter() - start)
     return snapshot
 

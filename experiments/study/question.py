@@ -273,9 +273,7 @@ def met_items(on: Slice) -> np.ndarray:
     return pairs.contains(np.arange(len(on.requests.rows))[:, None], on.requests.rows)
 
 
-def evaluate(
-    trial: Trial, part: Part, model: aif.PreRanker, params: Params, data: datasets.StudyData
-) -> dict[str, ByUser]:
+def evaluate(trial: Trial, part: Part, model: aif.PreRanker, params: Params, data: datasets.StudyData) -> dict[str, ByUser]:
     """Return metrics by user: `gauc` of the data's kind of candidates, and of both kinds; `met` against met items; hit rates.
 
     `gauc_trained` and `hr100_trained` are of the requests whose item has a training event, as every sampled negative has: a

@@ -61,7 +61,7 @@ async def test_requests_neither_trace_nor_transfer_in_secret(world, forbidden):
 
 
 async def test_what_crosses_between_host_and_device_is_rows_and_k_answers(world):
-    async with world.engine(buckets=(64,)) as engine:
+    async with world.engine(buckets=(64,), batch_size=1) as engine:
         await engine.rank(Request(user=3, feature_version=1), 8)
         before = engine.metrics()["counters"]
         await engine.rank(Request(user=3, feature_version=1), 8)
