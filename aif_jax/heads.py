@@ -84,8 +84,7 @@ class Head:
       ...         gate = nn.sigmoid(nn.Dense(features.shape[-1])(features))
       ...         return nn.Dense(1)(nn.relu(nn.Dense(self.width)(gate * features)))
       >>> schema = aif.Schema(item_attributes=(aif.Attribute(name="item", size=9), aif.Attribute(name="category", size=3)))
-      >>> model = aif.build(aif.presets.aif(schema, head=Gated(width=16)))
-      >>> model.config.to_json()["head"]
+      >>> aif.presets.aif(schema, head=Gated(width=16)).to_json()["head"]
       {'head': 'Gated', 'width': 16}
     """
 
@@ -125,8 +124,7 @@ class Mlp(Head):
     widths: tuple[int, ...] = (64, 32)
 
     def __post_init__(self):
-        fits = len(self.widths) > 0 and min(self.widths) >= 1
-        expect(fits, "Mlp.widths", "at least one width, each at least 1", self.widths)
+        expect(self.widths and min(self.widths) >= 1, "Mlp.widths", "at least one width, each at least 1", self.widths)
 
     def init(self, key: jax.Array, widths: Widths, outputs: int) -> Params:
         """Return `first`: a kernel [w, H] for each feature and a bias [H], scaled by the fan-in; `rest`: layers above it."""

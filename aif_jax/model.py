@@ -63,7 +63,6 @@ class PreRanker(NamedTuple):
     joint: Callable[[Params, UserFeatures, ItemFeatures], jax.Array]
 
     def __repr__(self) -> str:
-        """Return which functions it is made of, and the config."""
         named = [f"{part}={name_of(getattr(self, part))}" for part in ("user", "item", "interaction")]
         return f"PreRanker({', '.join(named)}, config={self.config!r})"
 
@@ -76,12 +75,10 @@ def build(config: Config) -> PreRanker:
     """Return the pre-ranker of a config: the same one for the same config, so that its programs are compiled once in a process.
 
     Example:
-      >>> import jax, numpy as np, aif_jax as aif
+      >>> import aif_jax as aif
       >>> schema = aif.Schema(item_attributes=(aif.Attribute(name="item", size=9), aif.Attribute(name="category", size=3)))
-      >>> catalogue = aif.Catalogue.from_items(schema, range(10, 18), ids={"category": [1, 2] * 4})
-      >>> model = aif.build(aif.presets.aif(schema))
-      >>> sorted(model.init(jax.random.key(0), catalogue))
-      ['blocks', 'embedding', 'fitted', 'head', 'item', 'user']
+      >>> aif.build(aif.presets.aif(schema)) is aif.build(aif.presets.aif(schema))
+      True
     """
     expected = "a config of `build`; give the model that assemble(config, ...) makes, as model="
     expect(not config.assembled, "build", expected, f"one of `assemble` with {', '.join(config.assembled)}")
@@ -118,6 +115,9 @@ def assemble(config: Config, *, user: Component | layers.Module = USER, item: Co
         keys = dict(zip(("embedding", "user", "item", "head", "blocks"), jax.random.split(key, 5), strict=True))
         block_keys = jax.random.split(keys["blocks"], max(1, len(config.blocks)))
         blocks = {block.name: block.init(k, config) for k, block in zip(block_keys, config.blocks, strict=False)}
+        for name, trained in blocks.items():
+            alone = not trained.keys() & fitted.get(name, {}).keys()
+            expect(alone, f"block {name!r}", "other names in what `init` returns than in `fit`'s", sorted(trained))
         return {
             "embedding": layers.embedding_init(keys["embedding"], config.schema, config.width),
             "user": user.init(keys["user"], config),

@@ -95,17 +95,19 @@ class Block:
         nearline   item(params, item) of ONE item      -> rows.blocks[name]; a table's -> rows.fitted[name of the table]
         per user   user(params, user) of ONE user      -> state.blocks[name], while retrieval runs
         real time  score(params, state, rows, kernels) -> HeadInputs: one user, C candidates
-        training   training_logit(params, display_positions)      -> added to logits [B, C] or [B, C, T]; optional
+        training   training_logit(params, display_positions)      -> added to the logits; optional
 
     `params` is what `init` and `fit` returned, in one dict. `widths` names the features of a pair that the block gives to the
-    head; `score` returns the sum of feature @ `kernels[name]`, each [width, H]. For a head without `first_layer`
-    (Flax) the kernels are slices of an identity, so the same code returns the block's features, next to each other. States and
-    rows are pytrees of arrays.
+    head; `score` returns the sum of feature @ `kernels[name]`, each [width, H]. For a head without `first_layer`, such as every
+    Flax module, the kernels are slices of an identity, so the same code returns the block's features, next to each other.
+    States and rows are pytrees of arrays. A history may have fewer places than the config says (in training by buckets), in an
+    export a symbol for their number: slice by its shape.
 
     Attributes:
-      training_logit: method for what training alone adds to the logits; `display_positions` int32 [B, C] as in `Batch`.
+      training_logit: method for what training alone adds to the logits, [B, C], or [B, C, T] for T objectives, by
+        `display_positions` int32 [B, C] as in `Batch`: data without `Columns.position` are refused.
       per_item: names of the arrays of `fit` with a row for each item, which follow it into a newer vocabulary; () for none.
-        There, fitted arrays that may be such are refused where it is unset, trained ones always: fit these, or read embeddings.
+        Unset, a fitted array with as many rows as items is refused there. A trained one always is: fit it, or read embeddings.
 
     `user` and `item` may read embeddings of the features' ids, `user.params["embedding"][attribute][ids]`: of an array, or of
     `layers.Rows` in training. A block that reads others trains with `sparse=()`, see `train.make_step`: else these are NaN.
@@ -146,7 +148,7 @@ class Block:
         return ()
 
     def least_history(self, config: Config) -> int:
-        """Return the least length of an export's histories: n for a block that computes shorter ones by other operations."""
+        """Return the least length of an export's histories: whatever is as long must take the same code."""
         return 1
 
     def check(self, config: Config) -> None:
@@ -201,7 +203,7 @@ def with_table(params: Params, table: Any, block: Block, *, config: Config) -> t
     table, block, config=config)`, then `fit(model, data, start=start)`. A refresh has the table of `Block.fit` again.
 
     Args:
-      table: float32 of the shape that "table" of the block has in `params`; for a new block, that `fit` gives for no items.
+      table: float32 of the shape that "table" of the block has in `params`, or of a new block in what `fit` returns.
       block: added, unless the model has one of its name; one with trained parameters must have been there in training.
       config: config of `params`.
 
@@ -219,7 +221,8 @@ def with_table(params: Params, table: Any, block: Block, *, config: Config) -> t
     fitted: Any = config.find(block.name)
     config = config if fitted else config.replace(blocks=(*config.blocks, block))
     others = params["fitted"].get(block.name, {})
-    made = others or jax.eval_shape(lambda: (fitted or block).fit(empty_items(config.schema), config, seed=0))
+    items = empty_items(config.schema, config.schema.table_sizes["item"])
+    made = others or jax.eval_shape(lambda: (fitted or block).fit(items, config, seed=0))
     checks.expect("table" in made, f"{type(block).__name__}.fit", 'an array "table"', sorted(made))
     checks.expect_finite(checks.expect_array(table, "table", dtype=np.float32, shape=made["table"].shape), "table")
     return params | {"fitted": params["fitted"] | {block.name: others | {"table": jnp.asarray(table)}}}, config

@@ -149,7 +149,7 @@ class Pipeline:
         expect(fits, "Pipeline.buckets", f"ascending lengths from 1 to history_length={longest}", lengths)
         check_encoding("Pipeline.dataset", expected=self.config.schema.encoding, got=self.dataset.encoding)
         placed = not self.config.reads_display_positions or self.dataset.display_positions is not None
-        expect(placed, "Pipeline.dataset", "the places of shown items for PositionBias", "none; name Columns.position")
+        expect(placed, "Pipeline.dataset", "the places of shown items, for a `training_logit`", "none; name Columns.position")
         positions = expect_integers(self.positions, "Pipeline.positions", size=len(self.dataset.log))
         object.__setattr__(self, "positions", positions)
         least = f"at least one batch of batch_size={self.batch_size} to train on"

@@ -3,7 +3,7 @@
     user         one user, history axis l
     item         N items, axis n
     interaction  one state and C rows, axis c (and l where a state carries the whole history)
-    probability  logits of C candidates to calibrated probabilities, axis c; of calibrated models, and of several objectives
+    probability  logits of C candidates to calibrated probabilities, axis c; if calibrated, with several objectives, or orders
     order_NAME   probabilities and bids of C candidates to what they are ranked by, axis c; for each order
 
 Dataclasses are flattened to names such as "history.item". Parameters and inputs that a function does not read are left out of

@@ -73,8 +73,7 @@ class ServingConfig(Fields):
 
 WAY_OUT = 'such as {"value": lambda p, bid: p["click"] * bid}; a service has those that its model was exported with'
 CHECKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-    ("buckets", lambda sizes: len(sizes) > 0 and min(sizes) >= 1, "at least one size of 1 or more"),
-    ("buckets", lambda sizes: list(sizes) == sorted(set(sizes)), "ascending sizes"),
+    ("buckets", lambda sizes: sizes and sizes[0] >= 1 and list(sizes) == sorted(set(sizes)), "ascending sizes of 1 or more"),
     ("max_k max_pending max_hung user_threads score_threads batch_size", lambda count: count >= 1, "an integer of at least 1"),
     ("reserve cache_bytes prepare_ttl drain_timeout", lambda value: 0 <= value < math.inf, "0 or more"),
     ("budget callable_timeout max_stale", lambda v: v is None or 0 < v < math.inf, "None or more than 0 seconds"),

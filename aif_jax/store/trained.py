@@ -116,7 +116,7 @@ def check_params(model: PreRanker, params: Params, name: str = "params") -> None
     expected = _expected(model.init, tree, tuple(map(np.shape, leaves)))
     shapes = {path: str(list(np.shape(leaf))) for path, leaf in leaves_by_path(params).items()}
     if lines := differences(shapes, expected, source=name):
-        raise ValueError(f"{name}: expected parameters of this model, see warm_start, got others:\n{listed(lines)}")
+        raise ValueError(f"{name}: expected parameters of this model (warm_start, per_item), got others:\n{listed(lines)}")
 
 
 @functools.lru_cache(maxsize=16)

@@ -13,7 +13,7 @@ from aif_jax import blocks, heads, layers, train
 from aif_jax.blocks import PositionBias, signatures
 from aif_jax.blocks.block import UserView, own
 from aif_jax.blocks.signatures import Signatures
-from aif_jax.data.pipeline import make_batch
+from aif_jax.data.pipeline import Pipeline, make_batch
 from aif_jax.refreshing.warm import forget_ids
 from aif_jax.train import losses
 from aif_jax.train.evaluate import predict
@@ -235,6 +235,9 @@ def test_places_are_those_of_the_request_in_the_log(tmp_path):
     assert columns.of("events").keys() == aif.Columns().of("events").keys()  # serving needs none
     plain = aif.read(tmp_path / "events.csv", items=items, columns=aif.Columns(), progress=False)
     assert plain.display_positions is None and "position" not in aif.Columns().to_json()
+    given = dict(dataset=plain, positions=[first], source=None, batch_size=1, epochs=1)
+    message = "expected the places of shown items, for a `training_logit`, got none; name Columns.position"
+    refused(ValueError, message, Pipeline, config=demo.config(schema=plain.schema, blocks=(PositionBias(),)), **given)
     with pytest.raises(ValueError, match="Dataset.display_positions: expected those of shown items, got None; give Columns"):
         plain.display_positions_of([first], rows[:1])
     fewer = forget_ids(data, 20)  # item 3 goes, whose place stays with the event

@@ -194,6 +194,12 @@ class TwoArrays(blocks.Block):
         return {self.table: jnp.asarray(items.ids["category"], jnp.float32), "centres": jnp.ones(3)}
 
 
+def test_trained_and_fitted_arrays_have_different_names(monkeypatch):
+    monkeypatch.setattr(TwoArrays, "init", lambda self, key, config: {"centres": jnp.ones(2)})
+    message = r"block 'two_arrays': expected other names in what `init` returns than in `fit`'s, got \['centres'\]"
+    refused(ValueError, message, demo.build, blocks=(TwoArrays(),))
+
+
 def test_a_table_leaves_the_other_arrays_of_its_block():
     model, params = demo.build(blocks=(TwoArrays(),))
     table = np.arange(model.config.schema.table_sizes["item"], dtype=np.float32)
@@ -201,6 +207,8 @@ def test_a_table_leaves_the_other_arrays_of_its_block():
     assert config == model.config
     np.testing.assert_array_equal(changed["fitted"]["two_arrays"]["table"], table)
     np.testing.assert_array_equal(changed["fitted"]["two_arrays"]["centres"], np.ones(3))
+    new, _ = with_table({"fitted": {}}, table, TwoArrays(), config=demo.config(blocks=()))
+    np.testing.assert_array_equal(new["fitted"]["two_arrays"]["table"], table)
     other = demo.config(blocks=(TwoArrays("other"),))
     for there in ({}, aif.fit_tables(other, demo.catalogue())):
         expected = r'TwoArrays.fit: expected an array "table", got \[\'centres\', \'other\'\]'
