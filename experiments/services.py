@@ -21,6 +21,7 @@ from aif_jax import Dataset, ItemIndex
 from aif_jax.features import UserPacker, pack, unpack, user_specs
 from aif_jax.serving import AsyncPreRanker, Request, ServingConfig, Timeline
 from aif_jax.serving.programs import COMPILER_OPTIONS, LOGIT, Programs, orders_of
+from aif_jax.serving.requests import Span
 from aif_jax.serving.scoring import TopCandidates, UserSide
 from aif_jax.serving.versions import build_snapshot
 from aif_jax.store.codec import Storage
@@ -248,7 +249,7 @@ class Sequential:
         """Return one request."""
         timeline, delays = Timeline(), asked.delays
         await Delays.wait(delays.features)  # features and retrieval at once
-        timeline.add("features", timeline.arrival, time.perf_counter())
+        timeline.clocked.append(Span("features", timeline.arrival, time.perf_counter()))
         await Delays.wait(delays.retrieval - delays.features)
         there = time.perf_counter()
         compute = asyncio.get_running_loop().run_in_executor(self._threads, self._compute, asked.number)
@@ -256,8 +257,7 @@ class Sequential:
         end = time.perf_counter()
         spans = {"retrieval": (timeline.arrival, there), "queue": (there, began), "lookup": (began, found)}
         spans |= {"score": (found, end), "critical": (there, end), "total": (timeline.arrival, end)}
-        for stage, (start, stop) in spans.items():
-            timeline.add(stage, start, stop)
+        timeline.clocked += [Span(stage, *seconds) for stage, seconds in spans.items()]
         return Served(ids, logits, timeline)
 
     def _compute(self, number: int) -> tuple[np.ndarray, np.ndarray, float, float]:

@@ -1,6 +1,7 @@
 """The service over HTTP: JSON, errors, limits, the life cycle of versions."""
 
 import asyncio
+import contextlib
 import dataclasses
 import functools
 import json
@@ -264,6 +265,31 @@ def test_a_call_ends_with_its_caller():
             assert client.score(**ANN, candidates=IDS)["mask"].all()
 
 
+def test_a_call_that_is_cut_off_is_told_to_go_elsewhere_and_counted(tmp_path, caplog):
+    """By the end of its version, by that of the service, and by that while its body comes."""
+    exports().copied(tmp_path)
+    publish(tmp_path, ["one"])
+    body = json.dumps({"user": "ann", "candidates": IDS.tolist(), "k": 5}).encode()
+    head = f"POST /v1/rank HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    source, config = Slow(), dataclasses.replace(SERVING, drain_timeout=0.6, callable_timeout=None)
+    with contextlib.ExitStack() as end:
+        with running(tmp_path, source=source, config=config, keep=1) as service:
+            cut = end.enter_context(service.connect(head.encode() + body))
+            until(lambda: source.started)
+            publish(tmp_path, ["two"])
+            answers = [cut.recv(1 << 16).decode()]
+            callers = [end.enter_context(service.connect(head.encode() + part)) for part in (body, body[:9])]
+            until(lambda: len(source.started) == 2)
+        answers += [caller.recv(1 << 16).decode() for caller in callers]
+    assert [answer[9:12] for answer in answers] == ["503"] * 3 and service.service.calls == {("rank", "UNAVAILABLE"): 3}
+    errors = [json.loads(answer.partition("\r\n\r\n")[2])["error"] for answer in answers]
+    assert [error["message"].partition("no answer before the ")[2] for error in errors] == [
+        "engine closed",
+        *["service ended"] * 2,
+    ]
+    assert "Traceback" not in caplog.text and "Exception in ASGI" not in caplog.text
+
+
 def test_errors_name_the_field(client):
     codes = {400: "INVALID_ARGUMENT", 412: "FAILED_PRECONDITION", 504: "DEADLINE_EXCEEDED"}
     texts = np.array(["a"], np.dtypes.StringDType())
@@ -447,7 +473,8 @@ def test_metrics_are_scraped(client, monkeypatch):
     calls = {(s.labels["method"], s.labels["code"]): s.value for s in families["aif_calls"].samples}
     assert calls["rank", "OK"] >= 1 and calls["score", "INVALID_ARGUMENT"] and calls["infer", "INVALID_ARGUMENT"]
     assert calls["explain", "INTERNAL"] == 1 and not {method for method, _ in calls} - set(front.CALLS)
-    assert families["aif_answered"].samples[0].labels["version"] == exports().index["one"].version[:12]
+    labels = {"version": exports().index["one"].version[:12], "folder": "one"}
+    assert families["aif_answered"].samples[0].labels == labels
     assert families["aif_model_age_seconds"].samples[0].value > 0
     assert {s.labels["stage"] for s in families["aif_stage_seconds"].samples} >= {"user", "score", "total"}
 
@@ -487,6 +514,21 @@ def test_publishing_under_load_fails_no_call_and_mixes_no_version(tmp_path):
         old = one.score(**ANN, candidates=IDS, version="one")
         assert old["version"] == world.index["one"].version
         assert len(service.service.models.held) == 2
+
+
+def test_two_exports_of_one_model_have_series_each_and_one_export_has_none_twice(tmp_path):
+    """By version and folder; held once more by its digest, an export that no call could name is retired."""
+    digest = exports().copied(tmp_path).digests["one"]
+    shutil.copytree(tmp_path / "one", tmp_path / "newer")
+    publish(tmp_path, ["one"])
+    with running(tmp_path, keep=4) as service, service.client() as client:
+        for held, entry in enumerate(("newer", ExportEntry("newer", digest), ExportEntry("one", digest)), start=2):
+            publish(tmp_path, [entry])
+            until(lambda held=held: service.service.models.publishes == held)
+        lines = [
+            line.rpartition(" ")[0] for line in client.request("GET", "/metrics")[2].decode().splitlines() if line[0] != "#"
+        ]
+        assert len(set(lines)) == len(lines) and [each.name for each in service.service.models.held] == ["one", "newer"]
 
 
 def test_a_broken_version_is_not_published(tmp_path):

@@ -460,12 +460,14 @@ async def test_shutdown_drains_and_refuses_what_is_new(world):
     await refused_later(EngineClosed, "starts once", engine.__aenter__())
 
 
-async def test_shutdown_cancels_what_does_not_drain(world):
+async def test_shutdown_ends_what_does_not_drain(world):
     async with world.engine(drain_timeout=0.05) as engine:
         engine.retrieval_delay = 30.0
-        running = asyncio.create_task(engine.rank(3, 5))
+        running = [asyncio.create_task(engine.rank(3, 5, budget=budget)) for budget in (None, 20.0)]
         await asyncio.sleep(0.01)
-    await refused_later(asyncio.CancelledError, "", running)
+    for request in running:
+        await refused_later(EngineClosed, "retrieval: no answer before the engine closed", request)
+    assert engine.metrics()["failed"] == {"EngineClosed": 2} and "cancelled" not in engine.metrics()["counters"]
 
 
 async def test_wrong_questions_get_plain_answers(world):

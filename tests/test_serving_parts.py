@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from aif_jax.serving import Timeline, prometheus_text
 from aif_jax.serving.metrics import BOUNDS, Histogram, Metrics
+from aif_jax.serving.requests import Span
 from aif_jax.serving.scoring import UserSide
 from aif_jax.serving.users import ENTRY_BYTES, LEAF_BYTES, SingleFlight, StateCache, StateKey
 from experiments.services import draw
@@ -179,11 +180,9 @@ def test_prometheus_text_is_read_back_by_the_client_library():
 @pytest.mark.lane("experiments")
 def test_timeline_has_stages_and_draws(tmp_path):
     pytest.importorskip("matplotlib", reason="the extra 'experiments' is not installed")
-    timeline = Timeline(arrival=100.0)
-    timeline.add("retrieval", 100.0, 100.010)
-    timeline.add("score", 100.010, 100.013)
+    timeline = Timeline(100.0, [Span("retrieval", 100.0, 100.010), Span("score", 100.010, 100.013)])
     assert timeline.stages() == {"retrieval": pytest.approx(0.010), "score": pytest.approx(0.003)}
-    timeline.add("critical", 100.010, 100.013)
+    timeline.clocked.append(Span("critical", 100.010, 100.013))
     draw({"one": timeline, "two": timeline}, tmp_path / "timeline.png", title="two requests")
     assert (tmp_path / "timeline.png").read_bytes()[:4] == b"\x89PNG"
 

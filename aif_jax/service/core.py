@@ -30,7 +30,7 @@ class Reply:
 
     Attributes:
       method: "rank", "score" or "prepare".
-      call: with the time that raw events were encoded by, where there are observers.
+      call: as it came; where there are observers and it brought raw values, `now` is filled in.
       served: version that answered.
       answer: `Ranking` or `Scores`; None of "prepare".
       order: name of the order of a ranking, "" otherwise.
@@ -64,7 +64,7 @@ class Service:
     """Answers calls with the versions of a folder: `async with Service(models) as service: await service.answer("rank", call)`.
 
     Args:
-      observers: whoever wants to know of calls that were answered, such as a log: `observe(reply)` gets a
+      observers: whoever wants to know of rankings and scores that were answered, such as a log: `observe(reply)` gets a
         `Reply`, returns at once and raises nothing.
     """
 
@@ -117,6 +117,11 @@ class Service:
         return reply
 
     def _request(self, call: Call, served: LoadedModel, *, prepare: bool = False) -> Request:
+        """Return what the engine gets of a call; its feature version is the key of the state.
+
+        The caller's for features that it brings; ("source", version) for what is read from the source, else a call with events
+        would join that read; a digest of the features for a call without version, else it would find what `prepare` left.
+        """
         if call.now is None and self.observers and (call.record is not None or call.events is not None):
             call = dataclasses.replace(call, now=clock(served.users.encoder))  # as the log will say
         context, version = Context(call), call.feature_version
@@ -127,7 +132,7 @@ class Service:
         if version is not None and served.engine.holds_state(request):
             return request  # the feature version says that nothing is new: a tenth of a call's time is saved
         context.features = served.users.of(call)
-        if version is not None and context.features is None:  # so that no call with events waits for a source, or fails with it
+        if version is not None and context.features is None:
             return dataclasses.replace(request, feature_version=("source", version))
         if version is None and context.features is not None and not prepare:
             context.used = context.features  # what the call brings counts, whatever was prepared for its user
@@ -140,7 +145,7 @@ MAX_EXPLAINED = 100  # rows that are explained
 
 
 async def explain(service: Service, call: Call) -> dict[str, Any]:
-    """Return the answer of "rank", its spans, and what each block contributed to each logit.
+    """Return the answer of "rank", its spans, and what each block contributed to the logit of the first objective.
 
     The contributions are computed from the features that call or source brought: none where an earlier call's state answered.
     """

@@ -106,13 +106,6 @@ def publish(root: str | Path, entries: Sequence[ExportEntry | str]) -> None:
         partial.chmod(0o644)
 
 
-def path_of(root: Path, entry: ExportEntry) -> Path:
-    """Return the export of an entry; ValueError for a link, which could lead out of the root."""
-    path = root / entry.folder
-    expect(not entry.folder or not path.is_symlink(), str(path), "a folder", "a link")
-    return path
-
-
 def mirror(store: SnapshotStore, folder: str | Path) -> str:
     """Fetch what is current in a store, verified, and name it in the folder's file `current`; returns its name.
 

@@ -14,17 +14,18 @@ from typing import Any, NamedTuple
 from aif_jax.checks import Fields, expect, expect_types
 from aif_jax.service.calls import MAX_VALUES, BadCall, Failure, parse, problem_of
 from aif_jax.service.core import Service, explain
+from aif_jax.serving import EngineClosed
 from aif_jax.serving.metrics import Part, prometheus_text
 
 
 def service_text(service: Service) -> str:
-    """Return the metrics of a service in the Prometheus text format; those of engines have the label `version`."""
+    """Return the metrics of a service in the Prometheus text format; those of engines say of which version and folder."""
     models = service.models
     counters = {"publishes": models.publishes, "publish_failures": models.failures}
     for observer in service.observers:
         counters |= getattr(observer, "counters", {})
     flags = {"ready": service.unready is None, "problem": models.problem is not None}
-    parts: list[Part] = [({"version": held.version[:12]}, held.engine.metrics()) for held in reversed(models.held)]
+    parts: list[Part] = [({"version": held.version[:12], "folder": held.name}, held.engine.metrics()) for held in models.held]
     parts += [({"method": method, "code": code}, {"counters": {"calls": n}}) for (method, code), n in service.calls.items()]
     for held in models.status():
         labels = {"version": held["version"][:12], "folder": held["folder"]}
@@ -77,7 +78,8 @@ class Listening(Fields):
       port: port of HTTP; 0 takes a free one.
       max_bytes: bytes of one call.
       body_seconds: seconds from the head of a call to the end of its body.
-      max_candidates: candidates of one call, excluded ids, and events (at most 65,536); twice as many texts in its tensors.
+      max_candidates: the most candidates, the most excluded ids and the most events (these never over 65,536) of one call; in
+        tensors (/v2) the texts of all inputs together may be twice as many.
       drain_delay: seconds between the end of readiness and the end of listening, for load balancers to notice; calls in flight
         may take `ServingConfig.drain_timeout` after that.
       keep_alive: seconds after which an idle HTTP connection is closed: longer than a load balancer keeps one, or its calls
@@ -143,8 +145,10 @@ class App:
                     unread = False
                     response = await _unless_left(handler(headers, body), receive)
                 code = "OK"
-            except Exception as error:
-                problem = problem_of(error)
+            except (Exception, asyncio.CancelledError) as error:
+                ended = isinstance(error, asyncio.CancelledError)  # by uvicorn, which waits for no call longer
+                unread = unread and not ended  # nor for a body
+                problem = problem_of(EngineClosed("no answer before the service ended") if ended else error)
                 if problem.code == "INTERNAL":  # the service is at fault
                     logger.error("a call failed: %s", error, exc_info=error)
                 code, response = problem.code, refusal(problem, path)

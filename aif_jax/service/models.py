@@ -23,7 +23,7 @@ from aif_jax.index import ItemIndex, inspect
 from aif_jax.index.writer import snapshots
 from aif_jax.scores import objective_names
 from aif_jax.service.calls import Call, Failure, affinity_key
-from aif_jax.service.current import CURRENT, ExportEntry, mirror, path_of, read_current
+from aif_jax.service.current import CURRENT, ExportEntry, mirror, read_current
 from aif_jax.service.features import UserSource
 from aif_jax.serving import AsyncPreRanker, EngineClosed, ServingConfig
 from aif_jax.store.sealed import MANIFEST, is_complete
@@ -205,8 +205,7 @@ class Models:
 
     def status(self) -> list[dict[str, Any]]:
         """Return what is in memory, for the page and for metrics; a version that callers may only name has the share None."""
-        shares = {served: served.entry.share for served in self.serving}
-        return [served.status() | {"share": shares.get(served)} for served in self.held]
+        return [each.status() | {"share": each.entry.share if each in self.serving else None} for each in self.held]
 
     async def _follow(self, what: str, step: Callable[[], Awaitable[Any]]) -> None:
         """Take one thing over again and again; while that fails, it alone is tried less often."""
@@ -228,39 +227,41 @@ class Models:
         return True
 
     async def _swap(self) -> None:
-        """Serve the versions that should, all of them or none, unless they do."""
+        """Serve what `current` names, all of it or nothing new; does nothing where it serves already."""
         entries = await asyncio.to_thread(read_current, self.root)
         if entries == [served.entry for served in self.serving]:
             return
-        known = {served.entry[:2]: served for served in self.held}
-        read = {entry[:2]: await asyncio.to_thread(self._restore, entry) for entry in entries if entry[:2] not in known}
+        known = {served.entry._replace(share=0.0): served for served in self.held}
+        wanted = [entry._replace(share=0.0) for entry in entries]
+        read = {entry: await asyncio.to_thread(self._restore, entry) for entry in wanted if entry not in known}
         loaded: list[LoadedModel] = []
         try:
-            for entry in entries:
-                loaded.append(known.get(entry[:2]) or await self._load(entry, read[entry[:2]]))
+            for entry in wanted:
+                loaded.append(known.get(entry) or await self._load(entry, read[entry]))
         except BaseException:
             await asyncio.gather(*(served.engine.close() for served in loaded if served not in self.held))
             raise
         for served, entry in zip(loaded, entries, strict=True):
-            served.entry = entry  # another share
+            served.entry = entry  # with its share
             logger.info("version %s of %s serves", served.version[:12], served.name)
         self.publishes += 1
-        keep = max(self._keep, len(loaded))
-        held = loaded + [served for served in self.held if served not in loaded]
-        self.serving, self.held, old = loaded, held[:keep], held[keep:]
+        named = {(served.name, served.version) for served in loaded}  # by which no call gets at what was held before
+        held = loaded + [served for served in self.held if (served.name, served.version) not in named]
+        before, self.serving, self.held = self.held, loaded, held[: max(self._keep, len(loaded))]
         for follower in self._index_followers:
             follower.cancel()
         if (root := self._index) is not None:
             steps = [(f"index {served.name}", functools.partial(served.take_index, root)) for served in loaded]
             self._index_followers = [asyncio.create_task(self._follow(*step)) for step in steps]
-        for served in old:
+        for served in set(before).difference(self.held):
             task = asyncio.create_task(served.engine.close())
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
 
     def _restore(self, entry: ExportEntry) -> RestoredModel:
         """Return what a folder holds, read and compared with its checksums; nothing is compiled. Raises as `start`."""
-        path = path_of(self.root, entry)
+        path = self.root / entry.folder
+        expect(not entry.folder or not path.is_symlink(), str(path), "a folder", "a link")  # which could lead out of the root
         try:
             restored = restore(path, sha256=entry.sha256)
         except ExportError as error:
@@ -272,7 +273,7 @@ class Models:
     async def _load(self, entry: ExportEntry, restored: RestoredModel) -> LoadedModel:
         """Return a version ready to serve: compared with its golden outputs, compiled, warmed up, with its newest index."""
         before, trained = self.held[0] if self.held else None, restored.trained
-        exported = (path_of(self.root, entry) / MANIFEST).stat().st_mtime
+        exported = (self.root / entry.folder / MANIFEST).stat().st_mtime
         await asyncio.to_thread(restored.check_golden)
         config = dataclasses.replace(self.config, orders={**restored.orders, **self.config.orders})
         same = before is not None and before.restored.trained.config == trained.config and before.engine.config == config
@@ -283,7 +284,7 @@ class Models:
         name, objectives = entry.folder or self.root.name, objective_names(trained.config.objectives)
         served = LoadedModel(name, trained.version, objectives, entry, restored, engine, users, exported)
         if self._index is not None:
-            await self._try(f"index {served.name}", functools.partial(served.take_index, self._index))
-            if served.index_from is None:
+            there = await self._try(f"index {served.name}", functools.partial(served.take_index, self._index))
+            if there and served.index_from is None:
                 logger.warning("%s: expected a snapshot for %s, got none; its export's index serves", self._index, served.name)
         return served

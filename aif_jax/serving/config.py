@@ -38,7 +38,7 @@ class ServingConfig(Fields):
         probabilities [C] by objective and the bid [C], see `aif_jax.scores`; requests choose one by name. "bid" is there by
         itself: the probability of the first objective times the bid.
       order: order of requests that choose none: "logit", that of the first objective, or a name among the orders.
-      drain_timeout: how long shutdown waits for requests before it cancels them.
+      drain_timeout: how long shutdown waits for requests before it ends them with `EngineClosed`.
 
     Raises:
       ValueError: names the field, what was expected and what came.

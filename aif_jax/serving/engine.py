@@ -34,6 +34,7 @@ from aif_jax.serving.requests import (
     Ranking,
     Request,
     Scores,
+    Span,
     Timeline,
     expect_budget,
 )
@@ -87,12 +88,11 @@ class AsyncPreRanker:
     ):
         self.config = config = config or ServingConfig()
         self.model = model = trained.model
-        self._first: tuple[Trained, Any] | None = (trained, index)
         self._current: Version | None = None
         self._versions: weakref.WeakSet[Version] = weakref.WeakSet()
         self._publishing = asyncio.Lock()
         self._open = False
-        self._pending: set[asyncio.Task[Any]] = set()  # of callers that wait for an answer
+        self._pending: set[asyncio.Timeout] = set()  # of requests that wait for an answer
         self._empty = asyncio.Event()  # none is pending
         self._empty.set()
         self._features = TimeLimitedCall("features", features, config)
@@ -102,8 +102,9 @@ class AsyncPreRanker:
             mine, theirs = (model.config, config), (compiled_from.model.config, compiled_from.config)
             expect(mine == theirs, "AsyncPreRanker compiled_from", f"an engine of the same model and config {mine}", theirs)
         self._programs = Programs(model, max_k=config.max_k) if compiled_from is None else compiled_from._programs
-        self._orders = self._orders_of(config.orders)
-        self._orders.expect(config.order, given=True)
+        orders = orders_of(model.config, config.bid, config.orders)
+        orders.expect(config.order, given=True)
+        self._first: tuple[Trained, Any, Orders] | None = (trained, index, orders)
         self._users = UserStates(self._programs, config, self._features, self._metrics)
         self._scoring = Batches("aif-score", config.score_threads, config.batch_size, look_up, score)
 
@@ -126,8 +127,8 @@ class AsyncPreRanker:
         """
         if self._first is None:
             raise EngineClosed("an engine starts once: make a new one")
-        (trained, index), self._first = self._first, None
-        self._serve(await self._built(trained, index, self._orders))
+        first, self._first = self._first, None
+        await self._serve(*first)
         self._metrics.scorings.append(self._programs.warm_seconds)  # until requests tell
         self._scoring.start()
         self._users.batches.start()
@@ -138,7 +139,7 @@ class AsyncPreRanker:
         await self.close()
 
     async def close(self) -> None:
-        """Drain: refuses new requests, waits for those in flight, cancels what is left after `drain_timeout` seconds.
+        """Drain: refuses new requests, waits for those in flight, ends with EngineClosed what `drain_timeout` seconds leave.
 
         Calls of `features` and `retrieval` that never return are left behind; they keep neither `close` nor the process.
         """
@@ -146,8 +147,9 @@ class AsyncPreRanker:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.config.drain_timeout):
                 await self._empty.wait()
-        for task in self._pending:
-            task.cancel()
+        for limit in self._pending:
+            if not limit.expired():
+                limit.reschedule(0)  # now, by a moment that no budget leads to
         await self._empty.wait()
         await self._users.close()
         await asyncio.to_thread(self._scoring.close)
@@ -169,11 +171,11 @@ class AsyncPreRanker:
         same = trained.config.to_json() == self.model.config.to_json()
         expect(same, "publish", f"a model of the engine's config {self.model.config!r}", repr(trained.config))
         async with self._publishing:
-            known = self._orders if orders is None else self._orders_of(orders)
-            known.expect(self.config.order, given=True)
-            version = await self._built(trained, index, known)
-            self._orders = known
-            self._serve(version)
+            known = self._require_open().snapshot.orders
+            if orders is not None:
+                known = orders_of(self.model.config, self.config.bid, orders)
+                known.expect(self.config.order, given=True)
+            version = await self._serve(trained, index, known)
             self._metrics.counters["publishes"] += 1
             return version.name
 
@@ -190,16 +192,12 @@ class AsyncPreRanker:
             version.snapshot = await asyncio.to_thread(next_snapshot, self._programs, version, index, self.config)
             self._metrics.counters["index_updates"] += 1
 
-    async def _built(self, trained: Trained, index: Any, orders: Orders) -> Version:
-        return await asyncio.to_thread(build_version, self._programs, trained, index, self.config, orders)
-
-    def _orders_of(self, given: Mapping[str, Order]) -> Orders:
-        return orders_of(self.model.config, self.config.bid, given)
-
-    def _serve(self, version: Version) -> None:
+    async def _serve(self, trained: Trained, index: Any, orders: Orders) -> Version:
+        version = await asyncio.to_thread(build_version, self._programs, trained, index, self.config, orders)
         self._versions.add(version)
         self._current = version
         self._users.serve(version.name)
+        return version
 
     # requests
 
@@ -218,7 +216,7 @@ class AsyncPreRanker:
         Raises:
           Overloaded: the engine holds `max_pending` requests, or more work than the budget leaves time for.
           DeadlineExceeded: a stage did not end within the budget, or retrieval within `callable_timeout`.
-          EngineClosed: not started, draining or closed.
+          EngineClosed: not started, draining or closed, or closed before the answer was there.
           CallableError: retrieval raised what would end or cancel others, or has too many calls that never returned.
           NonFiniteScores: there are known candidates, and the scores of all of them are NaN or infinite.
           TypeError: ids of a wrong kind, or of both kinds.
@@ -245,7 +243,8 @@ class AsyncPreRanker:
     async def prepare(self, request: Any) -> None:
         """Compute a user's state ahead of a request that is known to come, and cache it; raises as `rank` without `fallback`.
 
-        With a feature version, requests of that version use it; without one, the user's without one, for `prepare_ttl` seconds.
+        Requests of the same feature version use it; if it has none, the user's requests that have none use it for `prepare_ttl`
+        seconds.
         """
         await self._answered(request, None, "user side", self._users.prepare)
 
@@ -275,11 +274,9 @@ class AsyncPreRanker:
             counters["refused"] += 1
             raise Overloaded(refusal)
         deadline = None if budget is None else timeline.arrival + budget
-        job = PendingRequest(request, version, version.snapshot, version.unknown, timeline, budget, deadline, waiting_for)
+        job = PendingRequest(request, version, timeline, budget, deadline, waiting_for)
         limit = asyncio.timeout(None if deadline is None else deadline - time.perf_counter())
-        task = asyncio.current_task()
-        assert task is not None
-        self._pending.add(task)
+        self._pending.add(limit)
         self._empty.clear()
         try:
             async with limit:
@@ -288,16 +285,19 @@ class AsyncPreRanker:
             counters["cancelled"] += 1
             raise
         except Exception as error:
-            late = limit.expired() and isinstance(error, TimeoutError)
-            self._metrics.failed[DeadlineExceeded.__name__ if late else type(error).__name__] += 1
-            if late:
-                raise DeadlineExceeded(f"{job.waiting_for}: no answer within the budget of {budget} s") from error
-            raise
+            if not (limit.expired() and isinstance(error, TimeoutError)):
+                self._metrics.failed[type(error).__name__] += 1
+                raise
+            kind = DeadlineExceeded if limit.when() else EngineClosed  # which `close` lets expire at 0
+            self._metrics.failed[kind.__name__] += 1
+            if kind is EngineClosed:
+                raise EngineClosed(f"{job.waiting_for}: no answer before the engine closed") from error
+            raise DeadlineExceeded(f"{job.waiting_for}: no answer within the budget of {budget} s") from error
         finally:
             for stage, seconds in timeline.stages().items():
                 if stage not in ("features", "user"):  # `UserStates` counts these, once for all that share a state
                     self._metrics.stages[stage].observe(seconds)
-            self._pending.remove(task)
+            self._pending.remove(limit)
             if not self._pending:
                 self._empty.set()
         counters["answered"] += 1
@@ -326,7 +326,7 @@ class AsyncPreRanker:
         try:
             if candidates is None and not job.whole and self._retrieval is not None:
                 candidates = await self._retrieval(job.request)
-                job.timeline.add("retrieval", job.timeline.arrival, time.perf_counter())
+                job.timeline.clocked.append(Span("retrieval", job.timeline.arrival, time.perf_counter()))
             job.candidates_there = time.perf_counter()
             self._take_candidates(job, candidates)
             job.user = await self._users.state_or_fallback(job, user)
@@ -421,8 +421,7 @@ class AsyncPreRanker:
 def _about(job: PendingRequest, non_finite: int) -> dict[str, Any]:
     """Return the fields that every answer carries."""
     now, timeline = time.perf_counter(), job.timeline
-    timeline.add("critical", job.candidates_there, now)
-    timeline.add("total", timeline.arrival, now)
+    timeline.clocked += Span("critical", job.candidates_there, now), Span("total", timeline.arrival, now)
     return {
         "version": job.version.name,
         "non_finite": non_finite,

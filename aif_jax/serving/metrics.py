@@ -90,10 +90,10 @@ class Metrics:
         """Seconds within which nine of ten recent requests were scored: one late request counts for little."""
         return sorted(self.scorings)[round(0.9 * (len(self.scorings) - 1))]
 
-    def observe_unknown(self, known: UnknownCounts) -> None:
+    def observe_unknown(self, unknown: UnknownCounts) -> None:
         """Count the events and attributes of one user's features, and those that the model does not know."""
         names = ("history_events", "unknown_events", "unknown_actions", "unknown_attributes")
-        for name, count in zip(names, known, strict=True):
+        for name, count in zip(names, unknown, strict=True):
             self.counters[name] += count
 
     def values(self) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """The compiled functions of an engine, and what they rank by.
 
 All is compiled ahead of time for exact shapes, so a request can neither trace nor transfer anything that is not written down.
-It uploads the user features, int32 rows [bucket] and, where candidates carry bids, float32 bids [bucket]; it downloads k
-scores, k logits (of each objective), k positions and a count.
+For b = batch_size requests, however many came, a call uploads user features int32 [b, n], or rows int32 [b, bucket] and, where
+candidates carry bids, bids float32 [b, bucket]; it downloads int32 [b, (2 + T) min(max_k, bucket) + 1]: the scores, logits (of
+T objectives) and positions of the best, and a count; or, where all are to come back, logits float32 [b, bucket] or [.., T].
 """
 
 import functools

@@ -140,10 +140,6 @@ class Timeline:
     arrival: float = dataclasses.field(default_factory=time.perf_counter)
     clocked: list[Span] = dataclasses.field(default_factory=list)
 
-    def add(self, stage: str, start: float, end: float) -> None:
-        """Note a stage; start and end by the clock of `time.perf_counter`."""
-        self.clocked.append(Span(stage, start, end))
-
     @property
     def spans(self) -> list[Span]:
         """Stages with their seconds since the arrival."""
@@ -168,7 +164,8 @@ class Answer:
       reason: why, in words; None otherwise.
       stand_in: "stale state" or "unknown user", whose answer this is because the user's own state was late or failed; None
         otherwise.
-      state_age: seconds since the fetch of the features that the user state was made from; None for the unknown user.
+      state_age: seconds since the fetch of the features that the user state was made from; None where the unknown user stands
+        in for a late or failed user side.
       timeline: when each stage ran.
     """
 
@@ -240,7 +237,7 @@ class DeadlineExceeded(TimeoutError):
 
 
 class EngineClosed(RuntimeError):
-    """The engine has not started, is draining, or has shut down."""
+    """The engine has not started, is draining, or has shut down, perhaps before an answer was there."""
 
 
 class CallerError(ValueError):

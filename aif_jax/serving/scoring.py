@@ -147,7 +147,7 @@ class UserSide(NamedTuple):
 
     state: Any
     since: float  # fetch of its features, by time.perf_counter; 0.0 for the unknown user
-    known: UnknownCounts = UnknownCounts()  # how much of them the model knows
+    unknown: UnknownCounts = UnknownCounts()  # what of them the model does not know
 
 
 class TopCandidates(NamedTuple):
@@ -239,13 +239,13 @@ class PendingRequest:
 
     request: Request
     version: Version  # of the model, for the whole request
-    snapshot: Snapshot  # that scores: its version's latest when the request goes to scoring
-    user: UserSide  # whose state scores
     timeline: Timeline
     budget: float | None  # seconds from arrival to answer; None for no limit
     deadline: float | None  # by `time.perf_counter`
     waiting_for: str  # the stage that a missed deadline is reported as
     whole: bool = False  # all logits come back, not the best
+    snapshot: Snapshot = dataclasses.field(init=False)  # that scores: its version's latest when the request goes to scoring
+    user: UserSide = dataclasses.field(init=False)  # whose state scores
     candidates: Candidates = dataclasses.field(init=False)
     candidates_there: float = 0.0  # when they came
     rows: np.ndarray = dataclasses.field(init=False)  # int32 [C] of candidates, UNKNOWN or EXCLUDED: there nothing is scored

@@ -234,7 +234,7 @@ class UserStates:
                 left = max(job.deadline - min(reserve, job.budget / 2) - start, 0.0)
             job.waiting_for = "user side"
             await asyncio.wait([task], timeout=left)
-            job.timeline.add("wait_user", start, time.perf_counter())
+            job.timeline.clocked.append(Span("wait_user", start, time.perf_counter()))
         late = not task.done() or task.cancelled()  # cancelled: never, while somebody waits for it
         error = DeadlineExceeded("user side: not ready within the budget") if late else task.exception()
         if error is None:
@@ -260,7 +260,7 @@ class UserStates:
 
     def _marked(self, job: PendingRequest, side: UserSide) -> UserSide:
         """Return the same state; the answer says so where the model knows too little of its history."""
-        if warning := side.known.warning(self._config.max_unknown):
+        if warning := side.unknown.warning(self._config.max_unknown):
             job.reason, job.degraded = warning, "unknown history"
         return side
 
@@ -273,13 +273,13 @@ class UserStates:
             fetch = Span("features", start, time.perf_counter())
             stages["features"].observe(fetch.end - fetch.start)
         try:
-            state, known, span = await self.batches.submit(id(version), (version, features))
+            state, unknown, span = await self.batches.submit(id(version), (version, features))
         except Exception as error:
             self._features.note(error)  # features that do not fit the model
             raise
         stages["user"].observe(span.end - span.start)
-        self._metrics.observe_unknown(known)
-        side = UserSide(state, start, known)
+        self._metrics.observe_unknown(unknown)
+        side = UserSide(state, start, unknown)
         if version.name == self._serving:
             self.cache.put(key, side)
         return side, [fetch, span]
@@ -306,4 +306,4 @@ def compute_states(
     states = tasks[0][0].states([words for words, _ in packed])
     jax.block_until_ready(states[0])  # all come from one program
     span = Span("user", began, time.perf_counter())
-    return [(state, known, span) for state, (_, known) in zip(states, packed, strict=True)]
+    return [(state, unknown, span) for state, (_, unknown) in zip(states, packed, strict=True)]

@@ -55,12 +55,12 @@ function row(name, spans, figure) {
   return made;
 }
 
-const answered = {};  // by version: answers at the look before, and when that was
+const answered = {};  // by version and folder: answers at the look before, and when that was
 
 function rateOf(model) {
-  const now = performance.now();
-  const [count, then] = answered[model.version] || [model.answered, now];
-  answered[model.version] = [model.answered, now];
+  const [now, name] = [performance.now(), `${model.version} ${model.folder}`];
+  const [count, then] = answered[name] || [model.answered, now];
+  answered[name] = [model.answered, now];
   return now > then ? (1000 * (model.answered - count)) / (now - then) : 0;
 }
 
