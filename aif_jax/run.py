@@ -192,6 +192,7 @@ class Run:
         """Return the item index of a catalogue; arguments as for `ItemIndex.build`.
 
         `items` is the path of the items file that training read, or of a newer one; a `Catalogue`; or raw values by column.
+        With `Columns.item_statistics` file and raw values must have their columns, see `Dataset.statistic_columns`.
         """
         return ItemIndex.build(self.trained, items, **options)
 

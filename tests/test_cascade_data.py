@@ -59,6 +59,9 @@ def test_lines_become_requests(plain, caplog):
     assert made.labels["ranker"][0, :2].tolist() == [3, 2] and np.isnan(made.labels["ranker"][0, 2:]).all()
     assert made.labels["click"][1, 0] == 1 and len(made) == 2
     assert repr(made).startswith("Cascade(2 requests of up to 1,024 candidates: 2 exposed, 2 ranked, 0 pre_ranked, 1 retrieved")
+    no_requests = Cascade(positions=made.positions[:0], rows=made.rows[:0], stage=made.stage[:0], labels={})
+    digests = {each.digest for each in (plain, known, dataclasses.replace(plain, cascade=no_requests))}
+    assert len(digests) == 3  # forgetting all of its users leaves a cascade without requests
     few = aif.read_cascade({name: values[:6] for name, values in LINES.items()}, plain, candidates=2)
     assert few.cascade.rows.shape == (2, 2) and few.cascade.stage[0].tolist() == [0, 1]
 
@@ -107,6 +110,8 @@ def test_wrong_cascades_are_refused(plain):
     refused(ValueError, f"^cascade, row 3, {twice}$", aif.read_cascade, six | {"item": [7, 9, 9, 8, 7, 8]}, plain)
     both = rf"^cascade, row 4, {twice}\n.* row 6, .* 7 twice .*'ann'\n\(2 problems in all"
     refused(ValueError, both, aif.read_cascade, six | {"item": [7, 9, 8, 9, 7, 7]}, plain)
+    none = "cascade: expected a known item, at the user and time of an event, got none in 1 lines"
+    refused(ValueError, none, aif.read_cascade, {name: values[4:5] for name, values in LINES.items()}, plain)
     good = aif.read_cascade({name: values[1:2] for name, values in LINES.items()}, plain, candidates=2).cascade
     for change, message in (
         ({"positions": np.array([1], np.int32)}, "Cascade.positions: expected dtype int64"),

@@ -12,6 +12,7 @@ from aif_jax.readers import check
 EVENTS = "user,item,time\n1,7,10\n1,8,20\n2,7,5\n2,7,6\n3,8,9\n3,7,11\n"
 ITEMS = "item,category\n7,tea\n8,cup\n"
 USERS = "user,age\n1,.5\n2,.25\n3,1\n"
+NO_INTEGERS = "these look like numbers that are no 64-bit integers; name the column in Columns.text to keep it text"
 LONG = "user,item,time\n" + "".join(f"{user},7,{user}\n" for user in range(1, 150_000)) + "x,7,150000\n"
 """A column that begins with a block of integers is one of integers; what comes later is named, not made text of all."""
 
@@ -111,10 +112,14 @@ def test_torn_parquet(folder):
     (dict(items="item,category\nseven,tea\neight,cup\n"), None, [("wrong type", None, "item", "text")]),  # of two kinds
     (dict(events="user,item,time\n1,07,10\n1,7,20\n", items="item,category\n07,tea\n7,cup\n"), None, []),  # two text ids
     (dict(events="user,item,time\n1,07,10\n1,7,20\n"), None, [("wrong type", 2, "item", "'07'")]),
+    (dict(events="user,item,time\n10e4,7,10\n"), None, [("wrong type", None, "user", f"double ({NO_INTEGERS})")]),
+    (dict(events="user,item,time\n10e4,7,10\n"), Columns(text=("user",)), []),
     (dict(events=LONG), None, [("wrong type", 150_001, "user", "'x'")]),
     (dict(events=LONG), Columns(text=("user",)), []),
     (dict(events="user,item,time,event\n1,7,10,view\n1,8,20,\n"), Columns(action="event"), [("null", 3, "event", "nothing")]),
-], ids=["unit", "two kinds", "text with zeros", "integers with zeros", "text after integers", "text", "null"])  # fmt: skip
+], ids=[
+    "unit", "two kinds", "text with zeros", "integers with zeros", "floats", "floats kept", "text after", "text", "null",
+])  # fmt: skip
 def test_units_and_kinds_of_ids(folder, files, columns, problems):
     write(folder, **files)
     assert found(folder, columns=columns) == problems

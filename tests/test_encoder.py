@@ -158,7 +158,8 @@ LISTS = [[1, 2], [3], [4]]
     ("sku", [[1], [2], [3]], ValueError, "events, column 'sku': expected one value in each row, got shape [3, 1]"),
     ("at", NOW, ValueError, f"column 'at': expected a list of values, got {NOW}"),
     ("at", [1.5, 2.5, 3.5], TypeError, "events, column 'at': expected integer times in 's' or datetime64, got dtype float64"),
-    ("at", np.array([1, "NaT", 3], "datetime64[s]"), ValueError, "expected a time, got none (NaT) at position [1]"),
+    ("at", np.array([1, "NaT", 3], "datetime64[s]"), ValueError, "expected a time, got none at position [1]"),
+    ("at", pa.array([1, None, 3]), ValueError, "events, column 'at': expected a time, got none at position [1]"),
     ("at", [1, 2], ValueError, "events: expected columns of one length, got {'sku': 3, 'at': 2, 'event': 3}"),
     ("at", LISTS, TypeError, "events, column 'at': expected integer times in 's' or datetime64, got lists of several lengths"),
     ("at", [[NOW]] * 3, ValueError, "events, column 'at': expected one time in each row, got shape [3, 1]"),
@@ -186,6 +187,7 @@ def test_a_wrong_value_is_named_by_its_column(column, value, error, message):
     (("4", "2"), np.array([2, 4, 3], np.int8), [2, 1, 0]),  # a command line names integers as text
     ((4, 2), np.array(["2", "4", "04"]), [2, 1, 0]),
     (("view", "buy"), [1, 2], [0, 0]),
+    (("07", "--1"), [7, -1], [0, 0]),  # which name no integers
     ((), ["wish", "look"], [2, 0]),  # those of the vocabulary
 ])  # fmt: skip
 def test_actions_in_the_order_of_the_columns(actions, raw, expected):
@@ -276,6 +278,12 @@ def test_events_of_everybody_are_refused(form):
     refused(ValueError, "expected rows of user 'bob' alone, got 2 of 4 of others", made, None, table(ALL), NOW)
     assert len(rows(made(None, table(alone), NOW))) == 2
     assert rows(made(BOB, {name: [] for name in ALL}, NOW)) == []
+
+
+def test_an_unknown_item_may_have_a_long_id_whether_or_not_it_ties():
+    known = {name: Vocabulary(["a"]) for name in ("user", "item", "category")}
+    events = {"user": ["a"] * 2, "item": ["x" * 1100, "a"], "time": [NOW - 20, NOW - 20]}
+    assert rows(encoder(Columns(), known, 0)({"user": "a"}, events, NOW)) == [(0, 1, 20.0), (1, 1, 20.0)]
 
 
 def test_ids_of_users_that_are_text_may_come_as_numbers():

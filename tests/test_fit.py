@@ -205,7 +205,7 @@ def test_a_figure_that_the_slice_does_not_define_is_refused_before_training(data
     apart = dataclasses.replace(data, log=aif.EventLog(data.log.user, data.log.item, liked, data.log.time))
     settings = FitSettings(
         task=Impressions(candidates=1, threshold=2), first_validation=int(np.quantile(data.log.time, 0.8)), first_test=2**40,
-        loss="", optimizer="", k=None, keep_best="auc",
+        repeats=True, loss="", optimizer="", k=None, keep_best="auc",
     )  # fmt: skip
     validation(small, apart, settings)
     with pytest.raises(ValueError, match="got 'gauc_mean': none of its .* of both labels .gauc: of one user.; give"):
@@ -219,7 +219,7 @@ def test_a_run_follows_its_data_where_nobody_comes_back(data, small, tmp_path):
     given = FIT | dict(epochs=1)
     made = fit(small, once, out=out, **given)
     assert fit(small, once, out=out, **given).metrics == made.metrics  # goes on with the run, which is done
-    refused(ValueError, "data.digest: expected .*, the cursor has", fit, small, data, out=out, **given)
+    refused(ValueError, "fit.repeats: expected True, the run has False", fit, small, data, out=out, **given)
     positions, source = held_out(once, made.settings, "test")
     sample = np.arange(len(positions))[:, None]
     assert not SeenPairs(data, positions).contains(sample, source(positions, BatchKey(0, 0, 0)).rows[:, 1:]).any()

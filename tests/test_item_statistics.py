@@ -1,6 +1,7 @@
 """Item statistics: as of a moment, never from the future, the same in training, evaluation, encoder and index."""
 
 import dataclasses
+import datetime
 import functools
 import importlib
 import json
@@ -16,6 +17,7 @@ from aif_jax.data.events import EventLog
 from aif_jax.data.negatives import NegativeSampler, item_counts
 from aif_jax.data.pipeline import Pipeline
 from aif_jax.data.statistics import ItemStatistics
+from aif_jax.encoding.times import PER_SECOND, TimeUnit
 from aif_jax.index import ItemIndex
 from aif_jax.readers import encode_items
 from aif_jax.refreshing import forget_ids
@@ -198,14 +200,14 @@ def test_a_table_of_items_without_them_is_refused_with_the_way_out(tmp_path):
 ACTIONS = ("shown", "click")
 
 
-def by_action() -> aif.Dataset:
+def by_action(unit: TimeUnit = "s") -> aif.Dataset:
     """Item 1: shown an hour before and clicked half an hour before 2 h; item 2: shown twice at 0 h; item 3: never."""
     half = HOUR // 2
     table = {
         "user": [1, 1, 2, 2, 1], "item": [1, 1, 2, 2, 2], "what": ["shown", "click", "shown", "shown", "click"],
-        "time": [START + HOUR, START + 3 * half, START, START, START + 4 * half],
+        "time": PER_SECOND[unit] * np.array([START + HOUR, START + 3 * half, START, START, START + 4 * half]),
     }  # fmt: skip
-    columns = aif.Columns(action="what", actions=ACTIONS, item_statistics=(HOUR,))
+    columns = aif.Columns(action="what", actions=ACTIONS, item_statistics=(HOUR,), time_unit=unit)
     return aif.read(table, items={"item": [1, 2, 3], "category": [1, 1, 2]}, columns=columns, progress=False)
 
 
@@ -217,6 +219,8 @@ def test_actions_are_counted_apart_with_the_rate_of_each():
         "events_so_far_shown", "events_half_life_3600_shown", "events_rate_shown", "events_so_far_click",
         "events_half_life_3600_click", "events_rate_click", "since_first_event", "since_last_event",
     ]  # fmt: skip
+    for moment in (time * 1000 + 999, datetime.datetime.fromtimestamp(time, datetime.UTC)):
+        jax.tree.map(np.testing.assert_array_equal, by_action("ms").statistic_columns([1, 2, 3, 9], moment), found)
     half = 2**-0.5
     log1p = {
         "events_so_far_shown": [1, 2], "events_half_life_3600_shown": [0.5, 0.5], "events_so_far_click": [1, 0],

@@ -105,7 +105,7 @@ def test_the_next_refresh_begins_where_this_one_ended_and_a_repeated_one_does_no
     again = world.refresh(store, world.events(5), items=world.items(5), out=store, **(world.OPTIONS | {"progress": True}))
     assert again.status == "nothing new" and SnapshotStore(store).current() == made.name
     until = FitSettings.from_json(made.report["train"]["settings"]).first_validation
-    assert f"trained until {iso_text(until)}" in capsys.readouterr().err
+    assert f"new from {iso_text(until)}" in capsys.readouterr().err
     (tmp_path / "other").mkdir()
     of_elsewhere = made.trained.replace(settings=None)
     with pytest.raises(ArgumentError, match="refresh since: expected the moment from which events .* got None; give it"):
@@ -344,14 +344,16 @@ def test_inputs_are_checked_before_an_unfinished_job_is_dropped(run, tmp_path):
 @pytest.mark.lane("standing")
 def test_new_items_stay_unseen_in_a_refresh_of_a_model_with_id_dropout(tmp_path):
     """Items without an event score as the unknown item; one that the served model has learned keeps its row."""
-    first = world.first(None, id_dropout=0.3, epochs=1).with_unseen_items(world.data(4))
+    once = dataclasses.replace(world.data(4), repeats=False)  # which the events do not show: the refresh takes it from the run
+    first = world.first(None, once, id_dropout=0.3, epochs=1).with_unseen_items(once)
     days = world.events(5)
     known = (days["item"] < 100 + world.ITEMS - world.NEW) & (days["item"] != 100)  # no event of the new items
     table = {name: column[known & (days["time"] >= world.START + world.DAY)] for name, column in days.items()}
     made = refreshed(first.trained, table, tmp_path / "store", gate=REFUSING)
     rows = np.asarray(made.trained.params["embedding"]["item"])
     assert made.report["additions"]["additions"] == ["unseen items"]
-    assert FitSettings.from_json(made.trained.settings).id_dropout == 0.3
+    settings = FitSettings.from_json(made.trained.settings)
+    assert settings.id_dropout == 0.3 and settings.repeats is False and world.data(4).repeats
     assert (rows[-world.NEW :] == rows[0]).all() and (rows[1 : -world.NEW] != rows[0]).any(1).all()
 
 
@@ -476,7 +478,7 @@ def test_a_warm_start_keeps_the_rows_of_old_ids(run, newer):
         old, new = (np.asarray(params["embedding"][name]) for params in (run.params, warm.params))
         assert np.array_equal(new[rows], old) and len(new) == len(after) and np.isfinite(new).all()
     given: dict[str, Any] = {"earlier": run.trained, "progress": False}
-    assert aif.read(world.events(4), items=world.items(4), **given).encoder is run.encoder
+    assert aif.read(world.events(4), items=world.items(4), **given).encoding == run.trained.encoding
     with pytest.raises(ValueError, match="encoder, 'item': expected every id of the model's"):
         warm_start(warm, run.encoder, world.data(4).catalogue)
     named = [{**table, "item": [f"i{item}" for item in table["item"]]} for table in (world.events(5), world.items(5))]

@@ -188,7 +188,7 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
     (lambda: svd_factors([1], [1.5], size=9), TypeError, "item: expected integers"),
     # columns, vocabularies, hashes
     (lambda: Columns(time_unit="min"), "Columns.time_unit: expected 's' or 'ms' or 'us' or 'ns', got 'min'"),
-    (lambda: Columns(item_attributes="brand"), "Columns.item_attributes: expected a tuple of column names, got 'brand'"),
+    (lambda: Columns(item_attributes="brand"), "Columns.item_attributes: expected tuple[str, ...], got 'brand'"),
     (lambda: Columns(item_attributes=("item",)),
      "expected attributes of different names, none of them user, item, category, action"),
     (lambda: Columns(behaviour_fields=("brand",)), "Columns.behaviour_fields: expected names among item_attributes"),

@@ -71,8 +71,10 @@ def test_dates_of_64_bits_and_far_ones():
 
 
 @pytest.mark.parametrize(("value", "error", "message"), [
-    ([None, NOON], TypeError, "at: expected integer times in 's' or datetime64, got dtype object"),
-    ([None, "2022-05-06"], ValueError, r"at: expected a time, got None at position \[0\]"),
+    ([None, NOON], ValueError, r"at: expected a time, got none at position \[0\]"),
+    ([None, "2022-05-06"], ValueError, r"at: expected a time, got none at position \[0\]"),
+    ([[NOON, 1.5], [NOON, None]], ValueError, r"at: expected a time, got none at position \[1, 1\]"),
+    (None, ValueError, "at: expected a time, got none$"), (2**70, TypeError, "got dtype object"),
     (["2022-05-06", "yesterday"], ValueError, "at: expected a date and time in ISO form such as .*, got 'yesterday'"),
     ("2022-05-06.5", ValueError, "in ISO form"), ("2022-05-06T12:00:00.", ValueError, "in ISO form"),
     ("1651838400", ValueError, "in ISO form"), (True, TypeError, "got dtype bool"), (1.5, TypeError, "got dtype float64"),

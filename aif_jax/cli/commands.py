@@ -139,7 +139,7 @@ def index_build(*, checkpoint: Path, items: str, out: Path, storage: Storage = "
 
     Args:
       checkpoint: folder of a checkpoint or an export, or the --out of train.
-      items: Parquet, CSV or TSV file or folder with the columns that training read.
+      items: Parquet, CSV or TSV file or folder with the columns that training read and, if any, those of item_statistics.
       out: folder of the new index; must not exist.
       storage: storage of vectors: float32 (exact), bfloat16, or int8 with a scale for each row.
       batch_size: items in one run of the item function. Rows may differ in the last bit between two batch sizes.

@@ -52,18 +52,18 @@ class ValkeyFeatures(FeatureSource):
         return Record(known, columns, None if count is None else int(count))
 
     def _events(self, events: list[bytes], key: str) -> dict[str, list[Any]]:
+        names = [name for name in self.columns.of("events", serving=True) if name != self.columns.user]
         try:
             listed = json.loads(b"[" + b",".join(events) + b"]")
             expect(len(listed) == len(events), "events", "one JSON object each", listed)
-            names = [name for name in self.columns.of("events") if name != self.columns.user]
             columns = {name: [event[name] for event in listed] for name in names}
             for name, values in columns.items():
                 kinds = set(map(type, values))
                 good = kinds == {int} or (kinds == {str} and name != self.columns.time)
                 expect(good, f"column {name!r}", "integers or text, of one kind; times are integers", values)
         except (ValueError, TypeError, LookupError, RecursionError) as error:
-            expected = f"JSON objects with {list(self.columns.of('events'))[1:]}"
-            raise ValueError(f"{key}: expected {expected}, got others, the last {events[-1][:80]!r}: {error!r:.200}") from error
+            got = f"others, the last {events[-1][:80]!r}: {error!r:.200}"
+            raise ValueError(f"{key}: expected JSON objects with {names}, got {got}") from error
         return columns
 
 

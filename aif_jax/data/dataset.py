@@ -11,11 +11,11 @@ import numpy as np
 from aif_jax.catalogue import Catalogue
 from aif_jax.checks import check_encoding, expect, expect_array, expect_finite, expect_integers, expect_names, expect_range
 from aif_jax.data.cascade import Cascade
-from aif_jax.data.events import COLUMNS, EventLog, repeated_share
+from aif_jax.data.events import COLUMNS, EventLog, ranges, repeated_share
 from aif_jax.data.statistics import ItemStatistics
 from aif_jax.encoding.columns import Columns
 from aif_jax.encoding.encoder import Encoder
-from aif_jax.encoding.times import in_unit
+from aif_jax.encoding.times import in_unit, seconds_of
 from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.features import behaviours
 from aif_jax.schema import Schema
@@ -149,7 +149,7 @@ class Dataset:
             "items": self.catalogue.items,
             "users": [self.user_ids, self.user_floats],
             "display_positions": self.display_positions,
-            "cascade": cascade and [cascade.positions, cascade.rows, cascade.stage, dict(cascade.labels)],
+            "cascade": None if cascade is None else [cascade.positions, cascade.rows, cascade.stage, dict(cascade.labels)],
         }
         leaves = {path: dataclasses.astuple(digest(leaf)) for path, leaf in leaves_by_path(arrays).items()}
         parts = [leaves, encoder and encoder.version, self.users.digest, self.items.digest, bool(self.repeats)]
@@ -198,9 +198,8 @@ class Dataset:
         log, at = self.log, np.asarray(positions)
         first = log.history_end(at)
         lengths = log.request_end(at) - first
-        sample = np.repeat(np.arange(len(at)), lengths)
-        event = np.arange(len(sample)) + np.repeat(first - np.cumsum(lengths) + lengths, lengths)
-        shown = sample * len(self.catalogue) + log.item[event]
+        event = ranges(first, lengths)
+        shown = np.repeat(np.arange(len(at)), lengths) * len(self.catalogue) + log.item[event]
         order = np.lexsort((self.display_positions[event], shown))
         wanted = np.arange(len(at))[:, None] * len(self.catalogue) + rows
         found = order[np.searchsorted(shown[order], wanted, side="right") - 1]
@@ -223,7 +222,7 @@ class Dataset:
         return dataclasses.replace(features, floats=np.concatenate([known, self.statistics.at(rows, times)], -1))
 
     def statistic_columns(self, ids: Any, time: Any) -> dict[str, np.ndarray]:
-        """Return item statistics of raw ids [n] as of `time`: columns of a table of raw items, for index updates and jobs.
+        """Return item statistics of raw ids [n] as of `time`, a `datetime` or in `Columns.time_unit`: for a table of raw items.
 
         Column name to float32 [n], see `Columns.item_statistics`; {} where the schema has none. An unknown id has no event.
 
@@ -238,7 +237,7 @@ class Dataset:
         """
         if self.statistics is None:
             return {}
-        floats = self.statistics.at(self.items.encode(ids), in_unit(time, "time"))
+        floats = self.statistics.at(self.items.encode(ids), seconds_of(time, "time", unit=self.columns.time_unit))
         return dict(zip(self.schema.statistics, floats.T, strict=True))
 
     def history_end(self, positions: np.ndarray) -> np.ndarray:

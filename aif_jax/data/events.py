@@ -158,6 +158,11 @@ def repeated_share(log: EventLog) -> float:
     return repeated / events if events else 0.0
 
 
+def ranges(start: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Return the positions of all ranges, one after the other, int64 [sum of lengths]."""
+    return np.arange(lengths.sum()) + np.repeat(start - np.cumsum(lengths) + lengths, lengths)
+
+
 def _column(given: Any, name: str, limits: tuple[int, int]) -> np.ndarray:
     """Return integers [n] in `limits` with the dtype of their column."""
     array, (low, high) = np.asarray(given), limits

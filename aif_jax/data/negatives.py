@@ -9,6 +9,7 @@ import numpy as np
 
 from aif_jax.checks import BLOCK, expect, expect_array, expect_finite, expect_integers
 from aif_jax.data.dataset import Dataset
+from aif_jax.data.events import ranges
 from aif_jax.data.order import NEGATIVES, BatchKey
 
 POWER = 0.75
@@ -52,7 +53,7 @@ class SeenPairs:
         start, last = log.offsets[users], np.zeros(len(users), np.int64)
         np.maximum.at(last, self._owner, self._end)
         lengths = last - start
-        places = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths - start, lengths)
+        places = ranges(start, lengths)
         pairs = _pair(np.repeat(np.arange(len(users)), lengths), log.item[places])
         order = np.argsort(pairs)
         pairs = pairs[order]
@@ -158,10 +159,7 @@ class NegativeSampler:
         return rows
 
     def log_q(self, rows: Any, draws: int) -> np.ndarray:
-        """Return log(draws * probability) of each row, float32: the `log_q` of `losses.listwise_softmax` for its draws.
-
-        Args:
-          draws: n, how many rows were drawn for the list.
+        """Return log(draws * probability) of rows, float32: the `log_q` of `losses.listwise_softmax` for so many draws a list.
 
         Example:
           >>> np.exp(NegativeSampler([0, 1, 16]).log_q([1, 2], 9)).round(4).tolist()

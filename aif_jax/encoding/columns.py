@@ -46,7 +46,8 @@ class Columns(Fields):
       item_floats: numbers of an item.
       item_statistics: half-lives in seconds of `ItemStatistics`, how popular an item is as of a sample's time, which then are
         float features of items; () for none. Several `actions` are counted apart, with the rate of each. `read` computes them
-        from the events. Tables of items that an index is made of hold them as of its refresh, see `Dataset.statistic_columns`.
+        from the events. A table of items for an index must have these columns, as of the moment when the index is made:
+        `Dataset.statistic_columns` gives them.
       side: numbers of an item that the engine gets to see and the network does not, such as a bid.
       content: a column of lists of numbers, the content embedding.
       behaviour_fields: among `item_attributes`, those by which a behaviour is embedded too, after item and category (SIM may
@@ -94,8 +95,6 @@ class Columns(Fields):
             value = getattr(self, field.name)
             if isinstance(value, list):  # from JSON or a command line
                 object.__setattr__(self, field.name, tuple(value))
-            elif isinstance(field.default, tuple) and not isinstance(value, tuple):
-                raise ValueError(f"Columns.{field.name}: expected a tuple of column names, got {value!r}")
         expect_types(self)
         several = "at least 2 (item_attributes are for single values)"
         expect(self.bag_length >= 2, "Columns.bag_length", several, self.bag_length)
@@ -124,9 +123,9 @@ class Columns(Fields):
         expected = f"actions among Columns.actions {self.actions}"
         expect(chosen <= known, "Columns.history_actions", expected, self.history_actions)
 
-    def of(self, file: TableName, *, computed: bool = True) -> dict[str, Kind]:
-        """Return kinds of columns by name: those that serving is given or, not `computed`, those in the files of training."""
-        left_out = {"events": (self.position,)} if computed else {"items": self.statistics}  # files have no statistics yet
+    def of(self, file: TableName, *, serving: bool) -> dict[str, Kind]:
+        """Return kinds of columns by name; `serving`: with item statistics, without the display position; else the reverse."""
+        left_out = {"events": (self.position,)} if serving else {"items": self.statistics}  # which `read` computes
         return {name: kind for name, kind in self._listed(file) if name not in left_out.get(file, ())}
 
     def vocabularies(self, file: TableName) -> dict[str, str]:
@@ -150,7 +149,7 @@ class Columns(Fields):
 
     @property
     def statistics(self) -> tuple[str, ...]:
-        """The columns of item statistics in a table of items that an index is made of."""
+        """The columns of item statistics, which a table of items for an index must have."""
         return statistic_names(self.item_statistics, self.statistic_actions)
 
     @property

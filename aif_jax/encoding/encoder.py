@@ -7,6 +7,7 @@ import functools
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ from aif_jax.checks import ArgumentError, expect
 from aif_jax.encoding.columns import Columns
 from aif_jax.encoding.raw import column_of, expect_1d, float_of, names_in, select
 from aif_jax.encoding.times import PER_SECOND, history_order, in_unit
-from aif_jax.encoding.vocabulary import Vocabulary, as_ids, new_rows
+from aif_jax.encoding.vocabulary import WHOLE, Vocabulary, as_ids, new_rows
 from aif_jax.export.consume.ids import ids_by_name
 from aif_jax.features import behaviours
 from aif_jax.schema import Attribute, Schema
@@ -108,12 +109,6 @@ class Encoder:
     def with_length(self, length: int) -> Encoder:
         """Return the same encoder for histories of `length` places; the version stays."""
         return dataclasses.replace(self, length=length)
-
-    def with_vocabularies(self, vocabularies: Mapping[str, Vocabulary]) -> Encoder:
-        """Return the encoder with other vocabularies; itself if they are equal."""
-        if dict(vocabularies) == dict(self.vocabularies):
-            return self
-        return dataclasses.replace(self, vocabularies=vocabularies)
 
     def user(self, user: Mapping[str, Any] | None, events: Any, now: Any) -> UserFeatures:
         """Return features of ONE user at the moment of a request: NumPy arrays with `length` places of history.
@@ -237,7 +232,7 @@ class Encoder:
     def _listed_actions(self) -> dict[str, tuple[Vocabulary, np.ndarray]]:
         """For text and for integers: the vocabulary of `Columns.actions`, and the action of each of its rows."""
         numbers: dict[Any, int] = {str(value): number for number, value in enumerate(self.columns.actions, start=1)}
-        integers: dict[Any, int] = {int(text): number for text, number in numbers.items() if text.lstrip("-").isdecimal()}
+        integers: dict[Any, int] = {int(text): number for text, number in numbers.items() if re.match(WHOLE, text)}
         return {
             kind: (Vocabulary(list(listed)), np.array([0, *(listed[value] for value in sorted(listed))], np.int32))
             for kind, listed in (("strings", numbers), ("integers", integers))
@@ -294,7 +289,7 @@ class Encoder:
         if columns.action is not None:
             action = expect_1d(self.action_rows(select(raw[columns.action], at)), f"events, column {columns.action!r}")
         time = time[at]
-        order = history_order(time, item, action, ids=lambda at: as_ids(select(values, at), name))
+        order = history_order(time, item, action, ids=lambda at: as_ids(select(values, at), name, short=False))
         latest = slice(None, -self.length - 1, -1)
         item, action, time = (values[order][latest] for values in (item, action, time))
         return item, action, time if per_second == 1 else time // per_second

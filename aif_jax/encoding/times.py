@@ -39,18 +39,17 @@ def in_unit(times: Any, name: str, *, unit: TimeUnit = "s") -> np.ndarray:
     if kind in "iu":
         expect_plausible(array, name, unit=unit)
         return array.astype(np.int64, copy=False)
-    if kind in "OUT" and all(isinstance(value, str | datetime.date | None) for value in array.flat):
-        missing = np.array([value is None for value in array.flat]).reshape(array.shape)
+    if kind in "OM":
+        missing = np.isnat(array) if kind == "M" else np.reshape([value is None for value in array.flat], array.shape)
         if missing.any():
-            raise ValueError(f"{name}: expected a time, got None {_place(missing)}".rstrip())
+            raise ValueError(f"{name}: expected a time, got none {_place(missing)}".rstrip())
+    if kind in "OUT" and all(isinstance(value, str | datetime.date) for value in array.flat):
         nanoseconds, step = [_nanoseconds(value, name) for value in array.flat], PER_SECOND["ns"] // PER_SECOND[unit]
         whole = np.array([value // PER_SECOND["ns"] for value in nanoseconds]).reshape(array.shape)
         expect_plausible(whole, name, unit="s", dated=True)
         return np.array([value // step for value in nanoseconds], np.int64).reshape(array.shape)
     if kind != "M":
         raise TypeError(f"{name}: expected integer times in {unit!r} or datetime64, got dtype {array.dtype.name}")
-    if np.isnat(array).any():
-        raise ValueError(f"{name}: expected a time, got none (NaT) {_place(np.isnat(array))}".rstrip())
     expect_plausible(array.astype("datetime64[s]").astype(np.int64), name, unit="s", dated=True)
     return array.astype(f"datetime64[{unit}]").astype(np.int64)
 

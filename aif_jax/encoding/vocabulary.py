@@ -14,6 +14,7 @@ IdKind: TypeAlias = Literal["integers", "strings"]
 
 NESTED = {list, tuple, np.ndarray}
 MOST_CHARACTERS = 1024  # of an id of text, where requests and indexes take ids
+WHOLE = r"^(0|-?[1-9][0-9]{0,17}|-?[1-8][0-9]{18})$"  # integers as text, each in one spelling: "07" is none
 SPREAD = 4  # a direct table holds at most this many places for each id
 
 

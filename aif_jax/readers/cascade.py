@@ -9,7 +9,7 @@ import numpy as np
 from aif_jax.checks import expect
 from aif_jax.data.cascade import STAGES, from_columns
 from aif_jax.data.dataset import Dataset
-from aif_jax.encoding.columns import Columns, Kind
+from aif_jax.encoding.columns import Kind
 from aif_jax.encoding.times import PER_SECOND
 from aif_jax.readers.read import encode_columns, encode_listed
 from aif_jax.readers.tables import SKIPPED, LoadedTable, Problems, Source, read_table
@@ -62,6 +62,7 @@ def read_cascade(
     cascade, without, cut = from_columns(
         data.log, user=users, time=time, rows=rows, stage=codes, labels=named_labels, candidates=candidates
     )
+    expect(len(cascade), str(lines.label), "a known item, at the user and time of an event", f"none in {lines.count:,} lines")
     lost = int(np.count_nonzero((rows == 0) | (users == 0)))
     if without or lost:
         logger.warning(
@@ -114,9 +115,8 @@ def _lines(
     """Return a table of lines with the columns `kinds`, and the user row, item row and time in seconds of each line."""
     columns, problems = data.columns, Problems()
     ids = (columns.user, columns.item)
-    reading = Columns(time_unit=columns.time_unit, text=tuple(name for name in columns.text if name in ids))
     every: dict[str, Kind] = {**dict.fromkeys(ids, "id"), columns.time: "time", **kinds}
-    lines = read_table(source, every, problems, columns=reading, name=name)
+    lines = read_table(source, every, problems, columns=columns, name=name)
     _, (users,) = encode_columns("user", [(lines, columns.user)], given=data.users)
     _, (rows,) = encode_columns("item", [(lines, columns.item)], given=data.items)
     problems.expect_none(*SKIPPED)

@@ -88,7 +88,14 @@ def read(
     if earlier is not None:
         expect(encoder is None, "encoder", "none with earlier=, whose encoder it is", encoder)
         encoder = earlier.need_encoder("read earlier")
-    columns = _options(columns, users, encoder, unknown)
+    expect(unknown in ("error", "skip"), "unknown", "'error' or 'skip'", repr(unknown))
+    if encoder is not None:
+        expect(columns in (None, encoder.columns), "columns", f"those of the encoder, {encoder.columns}, or none", columns)
+        columns = encoder.columns
+    if columns is None:
+        raise ValueError("columns: expected Columns, or an encoder that has them, got neither; give columns=")
+    named = (*columns.user_attributes, *columns.user_floats)
+    expect(users is not None or not named, "users", f"a file, because Columns names user columns {named}", None)
     problems = Problems()
     sources: dict[TableName, Source | None] = {"events": events, "items": items, "users": users}
     with hidden(not progress):
@@ -114,7 +121,7 @@ def read(
             },
         )
     if earlier is not None:
-        encoder = encoder.with_vocabularies(tables.vocabularies)
+        encoder = dataclasses.replace(encoder, vocabularies=tables.vocabularies)
     user_ids, user_floats = _users(tables, encoder)
     ordered = events_of(tables, columns)
     log, display_positions = ordered.log, None
@@ -155,7 +162,7 @@ def read_items(
     `read`; nothing is checked across blocks, such as ids that repeat. `statistics` gives item statistics of raw ids [n] by
     column, such as `Dataset.statistic_columns` of a moment; None where they are columns of the items.
     """
-    problems, kinds = Problems(), encoder.columns.of("items", computed=statistics is None)
+    problems, kinds = Problems(), encoder.columns.of("items", serving=statistics is None)
     for batch in batches(items, list(kinds), problems, name="items"):
         table = LoadedTable(batch.file, kinds, encoder.columns, problems)
         table.add(batch)
@@ -175,7 +182,7 @@ def encode_items(items: Source, encoder: Encoder, *, problems: Problems | None =
       ([8, 99], [2, 0], [1, 0], [[1.0], [0.0]])
     """
     problems = problems or Problems()
-    table = read_table(items, encoder.columns.of("items"), problems, columns=encoder.columns, name="items")
+    table = read_table(items, encoder.columns.of("items", serving=True), problems, columns=encoder.columns, name="items")
     if not table.count:
         problems.expect_none("no rows")
         return np.zeros(0, np.int64), dataclasses.replace(empty_items(encoder.schema), encoding=encoder.version)
@@ -225,10 +232,11 @@ def read_tables(
 ) -> Tables:
     """Read every table once: known ids are those of the file of items or users, else of the events.
 
-    With an `encoder` its ids are the known ones; with `grow` those of both, except for actions.
+    With an `encoder` its ids are the known ones; with `grow` those of both, except for actions. `sources` are in the order
+    events, items, users: the last one with a vocabulary names its ids.
     """
     tables: dict[TableName, LoadedTable] = {
-        name: read_table(source, columns.of(name, computed=False), problems, columns=columns, name=name)
+        name: read_table(source, columns.of(name, serving=False), problems, columns=columns, name=name)
         for name, source in sources.items()
         if source is not None
     }
@@ -381,7 +389,7 @@ def suspicions_of(tables: Tables, columns: Columns, events: Events) -> Iterator[
     same = (user[1:] == user[:-1]) & (events.time[1:] == events.time[:-1])
     if columns.time in table.rounded and same.any():
         got = f"finer than Columns.time_unit={columns.time_unit!r}, to which times are rounded down: {int(same.sum()):,} of"
-        got = f"{got} {count:,} events share the time of another of their user, ordered by item; a finer unit keeps their order"
+        got = f"{got} {count:,} events have the time of their user's one before, ordered by item; a finer unit keeps the order"
         yield Suspicion(kind="rounded time", file=file, column=columns.time, got=got)
     for bags in tables.tables.values():
         for column, cut in bags.cut.items():
@@ -401,18 +409,6 @@ def suspicions_of(tables: Tables, columns: Columns, events: Events) -> Iterator[
                 got = f"far {side} {end:.6g}: {int(far.sum()):,} of {len(values):,} values, such as {worst(values):.6g}"
                 got = f"{got}; the first is in {table.locate(int(rows[np.argmax(far)]))}"
                 yield Suspicion(kind="outlier", file=table.label.name, column=name, got=got)
-
-
-def _options(columns: Columns | None, users: Source | None, encoder: Encoder | None, unknown: str) -> Columns:
-    """Check the options of `read`; returns the columns."""
-    expect(unknown in ("error", "skip"), "unknown", "'error' or 'skip'", repr(unknown))
-    known = columns if encoder is None else encoder.columns
-    if known is None:
-        raise ValueError("columns: expected Columns, or an encoder that has them, got neither; give columns=")
-    expect(columns in (None, known), "columns", f"those of the encoder, {known}, or none", columns)
-    named = (*known.user_attributes, *known.user_floats)
-    expect(users is not None or not named, "users", f"a file, because Columns names user columns {named}", None)
-    return known
 
 
 def _by_row(rows: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:

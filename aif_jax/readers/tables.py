@@ -23,13 +23,12 @@ import numpy as np
 from aif_jax.checks import expect, needs_extra
 from aif_jax.encoding.columns import CODED, Columns, Kind
 from aif_jax.encoding.times import earliest, likely_unit, quoted, rescaled, wrong_unit
-from aif_jax.encoding.vocabulary import IdKind, id_array
+from aif_jax.encoding.vocabulary import WHOLE, IdKind, id_array
 from aif_jax.output import track
 
 SUFFIXES = (".parquet", ".csv", ".tsv", ".csv.gz", ".tsv.gz")
 ROWS = 1 << 16  # of a batch
 MERGE_AT = 1 << 20  # distinct values of batches that are merged at a time
-WHOLE = r"^(0|-?[1-9][0-9]{0,17}|-?[1-8][0-9]{18})$"  # integers as text, each in one spelling: "07" is none
 PRESENT = ("id", "action")  # coded kinds where null is wrong
 STATISTIC = r"events_(so_far|half_life_\d+|rate)(_.*)?|since_(first|last)_event"  # names of `schema.statistic_names`
 MISSING_TIME = np.iinfo(np.int64).min
@@ -64,7 +63,7 @@ class File:
         return self.name
 
     def numbers(self, places: np.ndarray) -> np.ndarray:
-        """Return row numbers, 1 for the first, by their places 0, 1, ... among those that the parser read."""
+        """Return row numbers of places among the rows read: 1, 3, 4, 6 of the places 0, 1, 2, 3 with rows 2 and 5 broken."""
         before = np.array(self.broken, int) - np.arange(len(self.broken))  # rows read up to each broken one, plus 1
         return places + 1 + np.searchsorted(before, places + 1, side="right")
 
@@ -440,9 +439,8 @@ def expected_type(type_: Any, kind: Kind, *, parsed: bool, named: bool) -> str:
     integer = test.is_integer(value) or (boolean and kind != "time")
     words = is_text(value) or empty or (parsed and (not number or named))  # text may look like dates
     numbers = ((parsed or empty or integer or number) and not listed, "numbers")
-    names = (
-        (words or integer) and not listed and not (boolean and kind == "id")
-    )  # booleans can be an attribute, and name nobody
+    # booleans can be an attribute, and name nobody
+    names = (words or integer) and not listed and not (boolean and kind == "id")
     bag = parsed or is_text(value) or empty or (listed and integer)
     fits, expected = {
         "vector": (listed and (empty or integer or number), "lists of numbers (in text files give the content by itself)"),
@@ -538,7 +536,8 @@ class LoadedTable:
         self.rounded: set[str] = set()  # "time" columns with times that are finer than `Columns.time_unit`
         self.cut: collections.Counter[str] = collections.Counter()  # bags of more values than are kept, by column
         self._arrays: dict[str, list[np.ndarray]] = {name: [] for name, kind in kinds.items() if kind not in CODED}
-        self._files: list[tuple[File, int, int]] = []  # with the first row here, and its place in the file
+        # file, its first row in this table, place of that row in the file: above 0 where the table is a later block of it
+        self._files: list[tuple[File, int, int]] = []
         self._fitting: set[str] = set()  # columns of the current file whose type is right
 
     def add(self, batch: TableBatch) -> None:
@@ -600,8 +599,10 @@ class LoadedTable:
         expected = expected_type(value, kind, parsed=batch.file.is_text, named=name in self.columns.text)
         if expected:
             lost = kind in CODED and (test.is_floating(value) or test.is_decimal(value))
-            hint = " (pandas makes floats of integers where one is missing)" if lost else ""
-            self.problems.add("wrong type", batch.file, None, name, expected, f"{type_}{hint}")
+            why = "pandas makes floats of integers where one is missing"
+            if batch.file.is_text:
+                why = "these look like numbers that are no 64-bit integers; name the column in Columns.text to keep it text"
+            self.problems.add("wrong type", batch.file, None, name, expected, f"{type_} ({why})" if lost else str(type_))
         return not expected
 
     def _add_codes(self, cells: Cells, kind: Kind) -> None:
@@ -621,7 +622,7 @@ class LoadedTable:
         codes.add(coded)
 
     def _spans(self) -> Iterator[tuple[tuple[File, int, int], int]]:
-        """Return the entries of `_files`, each with the first row here after its own."""
+        """Return the entries of `_files`, each with the row at which it ends."""
         return zip(self._files, [start for _, start, _ in self._files[1:]] + [self.count], strict=False)
 
 

@@ -20,7 +20,8 @@ class RefreshConfig(Fields):
     Attributes:
       unknown: what to do with events of items that are neither in the items file nor known to the served model: leave them out
         of training, or raise an error, see `read`.
-      since: the moment from which events are new, a date or number; None: where the served model's training ended.
+      since: the moment from which events are new, a date or number; None: the end of the validation slice of the served
+        model's run, or of the training of its refresh.
       forget: days without an event after which an item, a user, or an attribute value that came with them alone loses its row
         and is unknown to the new model; None: all keep theirs. Before the events reach back that far, nothing is forgotten. An
         item or user that is new gets a row with its first event.
@@ -34,8 +35,8 @@ class RefreshConfig(Fields):
         of the days the gate needs 130 to 340, of different users.
       k: k of HR@k, for tasks that rank the catalogue.
       fixed: (first moment, first moment after) of an earlier period that both models are judged on too. No refresh trains on it
-        from now on, replayed or not; None: that of the served model's refresh, of its run the validation span. Where the events
-        no longer hold `GateConfig.users` users of it, the hours that the served model's own gate judged it on.
+        from now on, replayed or not. None: the period that the served model's refresh used, or of a run its validation slice;
+        if the events hold fewer than `GateConfig.users` users of it, the newest hours that the served model's gate judged on.
       gate: bounds of the gate.
       platforms: what the export is compiled for, see `export.save`.
       keep: exports that stay in the store.

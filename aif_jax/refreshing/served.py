@@ -1,4 +1,4 @@
-"""The served model and the record of its training: until when, on which task, and the periods that it was judged on."""
+"""The served model and the record of its training: from which moment samples are new, task, periods that it was judged on."""
 
 import dataclasses
 import tempfile
@@ -19,17 +19,19 @@ from aif_jax.train.tasks import Task
 def training_record(trained: Trained) -> dict[str, Any]:
     """Return the record of a model's training, from the settings of its run.
 
-    `until`: end of the training events, and `task`, None for unknown; `periods`: [from, before] that it was judged on and never
+    `since`: the moment from which samples are new: the end of a run's validation slice, of a refresh the end of its training;
+    `task`, and `repeats` of its data: all three None for unknown; `periods`: [from, before] that it was judged on and never
     trained on, the next one to judge on first; `newest`: the latest event that it was judged on, -1 for none; `id_dropout`.
     """
-    record: dict[str, Any] = {"until": None, "newest": -1, "task": None, "periods": [], "id_dropout": 0.0}
+    record: dict[str, Any] = {"since": None, "newest": -1, "task": None, "repeats": None, "periods": [], "id_dropout": 0.0}
     if trained.settings is None or "first_validation" not in trained.settings:
         return record
     settings = FitSettings.from_json(trained.settings, "settings of the served model")
-    record |= {"until": settings.first_test, "task": task_record(settings.task), "id_dropout": settings.id_dropout}
+    record |= {name: getattr(settings, name) for name in ("repeats", "id_dropout")}
+    record |= {"since": settings.first_test, "task": task_record(settings.task)}
     if settings.without is not None:  # trained by a refresh, which judged it on that period, and on what came last
         last = [settings.first_test, settings.newest + 1]
-        record |= {"until": settings.first_validation, "newest": settings.newest, "periods": [list(settings.without), last]}
+        record |= {"since": settings.first_validation, "newest": settings.newest, "periods": [list(settings.without), last]}
     elif settings.validates:
         record["periods"] = [[settings.first_validation, settings.first_test]]
     return record
@@ -41,7 +43,7 @@ def task_record(task: Task) -> dict[str, Any]:
 
 
 def open_served(current: Trained | str | Path, since: Any, task: Task | None) -> tuple[Trained, dict[str, Any]]:
-    """Return the served model and its record, with the task and `since`, the moment from which events are new.
+    """Return the served model and its record, with the task and `since` as given or as recorded.
 
     Raises:
       FileNotFoundError: no served model. ArgumentError: no moment; another task than the model's.
@@ -62,7 +64,7 @@ def open_served(current: Trained | str | Path, since: Any, task: Task | None) ->
     other = known is not None and given not in (None, known)
     expect(not other, "refresh task", f"that of the served model, {known}", f"{given}; leave it out", error=ArgumentError)
     unit = trained.need_encoder("refresh").columns.time_unit
-    since = record["until"] if since is None else seconds_of(since, "since", unit=unit)
+    since = record["since"] if since is None else seconds_of(since, "since", unit=unit)
     if since is None:
         expected = "the moment from which events are new, because the served model does not say until when it was trained"
         out = "give it, such as --since 2026-05-06; a model that refresh, fit or `aif-jax add` wrote says it"

@@ -24,6 +24,7 @@ from aif_jax.readers.tables import Source
 from aif_jax.refreshing.config import RefreshConfig
 from aif_jax.refreshing.gate import Requests, judge, measure, volume
 from aif_jax.refreshing.job import Job
+from aif_jax.refreshing.served import training_record
 from aif_jax.refreshing.warm import forget_ids, warm_start
 from aif_jax.run import fit
 from aif_jax.scores import GROUP, with_calibration
@@ -63,7 +64,7 @@ class Refresh:
     @functools.cached_property
     def data(self) -> Dataset:
         """The data that both models are judged on, under vocabularies with the ids of the served model and the new ones."""
-        options: dict[str, Any] = {"unknown": self.config.unknown}
+        options: dict[str, Any] = {"unknown": self.config.unknown, "repeats": training_record(self.served)["repeats"]}
         return read(self.events, items=self.items, users=self.users, earlier=self.served, **options)
 
     @functools.cached_property
@@ -115,8 +116,8 @@ class Refresh:
         """Return the served model as a checkpoint: what is current elsewhere may move meanwhile."""
         trained, record = self.opened()
         checkpoint.save(folder / MODEL, trained)
-        until = "" if record["until"] is None else f", trained until {iso_text(record['until'])}"
-        return record | {"version": trained.version, "line": f"version {trained.version[:12]}{until}"}
+        line = f"version {trained.version[:12]}, new from {iso_text(record['since'])}"
+        return record | {"version": trained.version, "line": line}
 
     def read_data(self, _: Path) -> dict[str, Any]:
         """Return digest and sizes of the data, whether anything is new, and the earlier period to judge on."""
@@ -245,7 +246,7 @@ class Refresh:
     def export(self, folder: Path, trained: Trained | None = None) -> dict[str, Any]:
         """Export the new model, or another, with the index of the items file and the item statistics after the last event."""
         trained, target = trained or self.trained, folder / EXPORT
-        today = functools.partial(self.data.statistic_columns, time=int(self.data.log.time.max()) + 1)
+        today = functools.partial(self.data.statistic_columns, time=_moment(int(self.data.log.time.max()) + 1))
         rows = read_items(self.items, trained.need_encoder("refresh"), statistics=today)
         index = ItemIndex.build(trained, rows)
         export.save(target, trained, index, platforms=self.config.platforms)

@@ -60,7 +60,7 @@ def forget_ids(data: Dataset, since: int) -> Dataset:
     vocabularies = dict(before.vocabularies)
     for name, rows in kept.items():
         vocabularies[name] = Vocabulary(vocabularies[name].ids_of(np.setdiff1d(np.concatenate(rows), 0)))
-    encoder = before.with_vocabularies(vocabularies)
+    encoder = dataclasses.replace(before, vocabularies=vocabularies)
     places = {name: np.maximum(new_rows(before.vocabularies[name], encoder.vocabularies[name]), 0) for name in kept}
     item, user = places["item"][log.item], places["user"][log.user]
     known, features = user > 0, reencode(take(data.catalogue.items, items), before, encoder)

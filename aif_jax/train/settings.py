@@ -89,6 +89,7 @@ class FitSettings(FitConfig):
     Attributes:
       first_validation, first_test, since, without: moments in seconds.
       newest: the latest event of the data, in seconds; -1 for none.
+      repeats: whether users come back to items, as the data has it, see `Dataset`.
       loss, optimizer, teacher, start: names or digests of the arguments of `fit`; None for none.
     """
 
@@ -96,6 +97,7 @@ class FitSettings(FitConfig):
     first_validation: int
     first_test: int
     newest: int = -1
+    repeats: bool
     validation: None = None  # type: ignore[assignment]
     test: None = None  # type: ignore[assignment]
     since: int | None = None
