@@ -75,6 +75,8 @@ def logits(params: Params, given: Mapping[str, HeadInputs], item: jax.Array, *, 
     parts, first = list(given.values()), head.first_layer(trained)
     if first is None:
         features = jnp.concatenate([heads.joined([part], item) for part in parts], -1)
+        width = sum(sum(widths.values()) for widths in config.head_features.values())
+        expect(features.shape[1] == width, "HeadInputs of all blocks", f"features [C, {width}]", list(features.shape))
     else:
         features = heads.joined([HeadInputs(once=first.bias), *parts], item)
     made = head.apply(trained, features)

@@ -11,6 +11,7 @@ from aif_jax import blocks, heads, interaction, layers
 from aif_jax.blocks import HeadInputs
 from aif_jax.registry import HEADS
 from tests import demo, lanes
+from tests.refusals import refused
 
 WIDTHS = {"tower": {"user": 4, "item": 4, "product": 4}, "tiers": {"tiers": 3}, "silent": {}}
 HIDDEN = (6, 5)
@@ -137,6 +138,13 @@ def test_what_has_no_parameters_is_the_same_after_a_round_trip(name, tmp_path):
     opened = aif.open(tmp_path / "model", model=model)
     expected, got = (jax.jit(model.joint)(of, demo.user(model.config), demo.items(2)) for of in (params, opened.params))
     np.testing.assert_array_equal(got, expected)
+
+
+def test_features_that_a_block_declares_and_does_not_give_are_missed(monkeypatch):
+    model, params = demo.build(**demo.SMALL | {"head": Total(), "blocks": (blocks.SimTier(bits=32),)})
+    monkeypatch.setattr(blocks.SimTier, "score", lambda self, params, state, rows, kernels: HeadInputs())
+    given = (params, demo.user(model.config), demo.items(2))
+    refused(ValueError, r"HeadInputs of all blocks: expected features \[C, \d+\], got \[2, \d+\]", model.joint, *given)
 
 
 @pytest.mark.parametrize("candidates", [3, 40])

@@ -125,6 +125,22 @@ def test_a_block_says_which_of_its_arrays_are_per_item(model):
         grow_vocabulary(params | {"fitted": fitted}, "item", place, 60, jax.random.key(0), config=unsure)
 
 
+def test_trained_arrays_with_a_row_for_each_id_are_refused_where_its_vocabulary_changes(model, monkeypatch):
+    """Also where it stays as long, and not for an array that is as long by chance."""
+    _, params, _ = model
+    rows = {"rows": lambda config: config.schema.table_sizes["item"], "as_many": lambda config: ITEMS}
+    config = CONFIG.replace(blocks=(Codes(),))
+    message = "blocks, vocabulary 'item': expected no trained array with a row for each id, got one: fit it, or read embeddings"
+    for name, count in rows.items():
+        monkeypatch.setattr(Codes, "init", lambda self, key, config, count=count: {"of": jnp.ones(count(config))})
+        for size in (ITEMS, 60):
+            given = (params, "item", np.arange(ITEMS), size, jax.random.key(0))
+            if name == "rows":
+                refused(ValueError, message, grow_vocabulary, *given, config=config)
+            else:
+                grow_vocabulary(*given, config=config)
+
+
 COLUMNS = aif.Columns(
     content="embedding", user_id=True, item_attributes=("brand",), action="event", actions=("view", "buy"), scale=False
 )

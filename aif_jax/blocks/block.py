@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from aif_jax import checks, layers
-from aif_jax.blocks.signatures import Signatures
 from aif_jax.config import Config
 from aif_jax.features import empty_items
 from aif_jax.heads import BlockKernels, HeadInputs
@@ -64,7 +63,7 @@ class UserView:
         """Embeddings of the long history, float32 [L, D]; zeros for padding."""
         return self.embeddings[: self.config.long_length]
 
-    def values(self, table: Signatures, history: Behaviours) -> jax.Array:
+    def values(self, table: Any, history: Behaviours) -> jax.Array:
         """Return a fitted table's value for each place of a history, [S, ...]."""
         return layers.lookup(self.params["fitted"][table.name]["table"], jnp.asarray(history.item))
 
@@ -101,7 +100,7 @@ class Block:
     head; `score` returns the sum of feature @ `kernels[name]`, each [width, H]. For a head without `first_layer`, such as every
     Flax module, the kernels are slices of an identity, so the same code returns the block's features, next to each other.
     States and rows are pytrees of arrays. A history may have fewer places than the config says (in training by buckets), in an
-    export a symbol for their number: slice by its shape.
+    export a symbol for their number: cut what has a row for each place to the shape of `user.long.mask`.
 
     Attributes:
       training_logit: method for what training alone adds to the logits, [B, C], or [B, C, T] for T objectives, by
@@ -139,7 +138,7 @@ class Block:
         return re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__).lower()
 
     @property
-    def tables(self) -> tuple[Signatures, ...]:
+    def tables(self) -> tuple[Any, ...]:
         """Fitted objects that blocks share, `Signatures` or yours; what only this block fits is in `fit`.
 
         Each is hashable and has `name`, `check(config)`, `fit(items, config, *, seed)` with an array "table" [N, ...], and
@@ -148,7 +147,7 @@ class Block:
         return ()
 
     def least_history(self, config: Config) -> int:
-        """Return the least length of an export's histories: whatever is as long must take the same code."""
+        """Return the length from which on the code does not branch on the length: exports take no shorter history."""
         return 1
 
     def check(self, config: Config) -> None:
@@ -199,16 +198,17 @@ def own(params: Params, part: Any) -> Params:
 def with_table(params: Params, table: Any, block: Block, *, config: Config) -> tuple[Params, Config]:
     """Return parameters and config of the same model with this table as a block's, for an edit of yours, see `Run.edit`.
 
-    For a table that training reads too, such as statistics of the log: `start, _ = with_table(model.init(key, catalogue),
-    table, block, config=config)`, then `fit(model, data, start=start)`. A refresh has the table of `Block.fit` again.
+    For a table that training reads too, such as statistics of the log before the validation slice: `start, _ =
+    with_table(model.init(key, catalogue), table, block, config=config)`, then `fit(model, data, start=start)`. One with the
+    sample's own event is trusted too much, see `PureSvd`. A refresh trains with what `Block.fit` makes instead.
 
     Args:
-      table: float32 of the shape that "table" of the block has in `params`, or of a new block in what `fit` returns.
+      table: float32 of the shape that "table" of the block has in `params`, or of a new block in what `fit` returns of zeros.
       block: added, unless the model has one of its name; one with trained parameters must have been there in training.
       config: config of `params`.
 
     Raises:
-      TypeError, ValueError: a table other than finite float32 of the shape that the block fits; a block that fits none.
+      TypeError, ValueError: another table than finite float32 of that shape; a block without a table, or a new one with more.
 
     Example:
       >>> import aif_jax as aif
@@ -218,12 +218,12 @@ def with_table(params: Params, table: Any, block: Block, *, config: Config) -> t
       >>> config.blocks
       (DotProduct(), ItemOffset())
     """
-    fitted: Any = config.find(block.name)
-    config = config if fitted else config.replace(blocks=(*config.blocks, block))
+    there: Any = config.find(block.name)
+    config = config if there else config.replace(blocks=(*config.blocks, block))
     others = params["fitted"].get(block.name, {})
-    items = empty_items(config.schema, config.schema.table_sizes["item"])
-    made = others or jax.eval_shape(lambda: (fitted or block).fit(items, config, seed=0))
-    checks.expect("table" in made, f"{type(block).__name__}.fit", 'an array "table"', sorted(made))
+    made = others or (there or block).fit(empty_items(config.schema, config.schema.table_sizes["item"]), config, seed=0)
+    fits = "table" in made and (others or len(made) == 1)
+    checks.expect(fits, f"{type(block).__name__}.fit", 'an array "table", alone where params lack it', sorted(made))
     checks.expect_finite(checks.expect_array(table, "table", dtype=np.float32, shape=made["table"].shape), "table")
     return params | {"fitted": params["fitted"] | {block.name: others | {"table": jnp.asarray(table)}}}, config
 

@@ -174,11 +174,10 @@ class Snapshot(NamedTuple):
     def inputs(self, rows: list[np.ndarray], bids: list[Any], order: str, bucket: int) -> tuple[Any, Any, Any]:
         """Return rows [b, bucket], bids [b, bucket] and order [] of up to b requests; arrays on the host go up with a call."""
         none, branch = self.no_bids[bucket], self.branches[order]
-        words = self.count_up(filled(rows, none.shape, np.int32(UNKNOWN)))
+        padded = self.filled(rows, none.shape, np.int32(UNKNOWN))
         if order == LOGIT or all(each is None for each in bids):
-            return words, none, branch
-        prices = filled([() if each is None else each for each in bids], none.shape, np.float32(NO_BID))
-        return words, self.count_up(prices), branch
+            return padded, none, branch
+        return padded, self.filled([() if each is None else each for each in bids], none.shape, np.float32(NO_BID)), branch
 
     def run(self, users: list[UserSide], inputs: tuple[Any, Any, Any]) -> tuple[jax.Array, jax.Array]:
         """Return the packed best and all logits, not ready yet; places behind those of the users have no meaning."""
@@ -205,11 +204,14 @@ class Snapshot(NamedTuple):
             found.append(TopCandidates(scores.view(np.float32), shaped, positions, int(values[-1])))
         return found
 
-    def count_up(self, array: np.ndarray) -> np.ndarray:
-        """Return the same array, counted as one that goes up to the device with a call."""
+    def filled(self, values: Sequence[Any], shape: tuple[int, ...], fill: Any) -> np.ndarray:
+        """Return a new array of rows that start with `values` [n] and end with `fill`, counted as going up."""
+        rows = np.full(shape, fill)
+        for row, some in zip(rows, values, strict=False):
+            row[: len(some)] = some
         self.transfers["host_to_device"] += 1
-        self.transfers["host_to_device_bytes"] += array.nbytes
-        return array
+        self.transfers["host_to_device_bytes"] += rows.nbytes
+        return rows
 
 
 @dataclasses.dataclass(eq=False)
@@ -228,7 +230,7 @@ class Version:
     def states(self, words: list[np.ndarray]) -> tuple[Any, ...]:
         """Return the states of some users, not ready yet."""
         count, counts = len(words), self.snapshot.counts
-        packed = self.snapshot.count_up(np.stack(words + words[:1] * (len(counts) - 1 - count)))
+        packed = self.snapshot.filled(words, (len(counts) - 1, len(words[0])), np.int32(0))
         with jax.transfer_guard_host_to_device("allow"):  # the features are meant to go up
             return self.user(packed, counts[count])[:count]
 
@@ -291,14 +293,6 @@ def score(jobs: list[PendingRequest], rows: list[np.ndarray]) -> Any:
     for job in jobs:
         job.timeline.clocked += spans
     return results
-
-
-def filled(values: Sequence[Any], shape: tuple[int, int], fill: Any) -> np.ndarray:
-    """Return a new array of rows that start with `values` [n] and end with `fill`, in memory that JAX may keep."""
-    rows = np.full(shape, fill)
-    for row, some in zip(rows, values, strict=False):
-        row[: len(some)] = some
-    return rows
 
 
 def without_repeats(rows: np.ndarray, bids: np.ndarray | None) -> np.ndarray:

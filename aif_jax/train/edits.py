@@ -233,14 +233,18 @@ def grow_vocabulary(
     """
     table, kept = jnp.asarray(params["embedding"][name]), np.flatnonzero(rows >= 0)
     grown = jnp.std(table[kept]) * jax.random.normal(key, (size, *table.shape[1:]), table.dtype)
-    schema = config.schema
-    larger = {
-        field: tuple(dataclasses.replace(a, size=size) if a.name == name else a for a in getattr(schema, field))
-        for field in ("item_attributes", "user_attributes")
-    }
+    schema, fields = config.schema, ("item_attributes", "user_attributes")
+
+    def sized(size: int) -> tuple[Config, list[Any]]:
+        of = {f: tuple(dataclasses.replace(a, size=size) if a.name == name else a for a in getattr(schema, f)) for f in fields}
+        other = config.replace(schema=dataclasses.replace(schema, encoding="", **of))
+        return other, [jax.eval_shape(lambda key, block=block: block.init(key, other), key) for block in config.blocks]
+
+    (after, trained), expected = sized(size), "no trained array with a row for each id"
+    expect(trained == sized(size + 1)[1], f"blocks, vocabulary {name!r}", expected, "one: fit it, or read embeddings")
     embedding = params["embedding"] | {name: grown.at[rows[kept]].set(table[kept])}
     made = params | {"embedding": embedding, "fitted": _fitted(params["fitted"], name, size, rows, config)}
-    return made, config.replace(schema=dataclasses.replace(schema, encoding="", **larger))
+    return made, after
 
 
 def carry_over(trained: Trained, encoder: Encoder, *, key: jax.Array) -> Trained:

@@ -200,16 +200,20 @@ def test_trained_and_fitted_arrays_have_different_names(monkeypatch):
     refused(ValueError, message, demo.build, blocks=(TwoArrays(),))
 
 
-def test_a_table_leaves_the_other_arrays_of_its_block():
+def test_a_table_leaves_the_other_arrays_of_its_block(monkeypatch):
     model, params = demo.build(blocks=(TwoArrays(),))
     table = np.arange(model.config.schema.table_sizes["item"], dtype=np.float32)
     changed, config = with_table(params, table, TwoArrays(), config=model.config)
     assert config == model.config
     np.testing.assert_array_equal(changed["fitted"]["two_arrays"]["table"], table)
     np.testing.assert_array_equal(changed["fitted"]["two_arrays"]["centres"], np.ones(3))
+    monkeypatch.setattr(TwoArrays, "fit", lambda self, items, config, *, seed: {"table": np.log1p(items.ids["category"])})
     new, _ = with_table({"fitted": {}}, table, TwoArrays(), config=demo.config(blocks=()))
     np.testing.assert_array_equal(new["fitted"]["two_arrays"]["table"], table)
+    monkeypatch.undo()
+    alone = r"""TwoArrays.fit: expected an array "table", alone where params lack it, got \['centres', 'table'\]"""
+    refused(ValueError, alone, with_table, {"fitted": {}}, table, TwoArrays(), config=demo.config(blocks=()))
     other = demo.config(blocks=(TwoArrays("other"),))
     for there in ({}, aif.fit_tables(other, demo.catalogue())):
-        expected = r'TwoArrays.fit: expected an array "table", got \[\'centres\', \'other\'\]'
+        expected = r'TwoArrays.fit: expected an array "table", alone where params lack it, got \[\'centres\', \'other\'\]'
         refused(ValueError, expected, with_table, {"fitted": there}, table, other.blocks[0], config=other)
