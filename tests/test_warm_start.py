@@ -129,7 +129,7 @@ def test_trained_arrays_with_a_row_for_each_id_are_refused_where_its_vocabulary_
     """Also where it stays as long, and not for an array that is as long by chance."""
     _, params, _ = model
     rows = {"rows": lambda config: config.schema.table_sizes["item"], "as_many": lambda config: ITEMS}
-    config = CONFIG.replace(blocks=(Codes(),))
+    config = CONFIG.replace(blocks=(*CONFIG.blocks, Codes()))
     message = "blocks, vocabulary 'item': expected no trained array with a row for each id, got one: fit it, or read embeddings"
     for name, count in rows.items():
         monkeypatch.setattr(Codes, "init", lambda self, key, config, count=count: {"of": jnp.ones(count(config))})

@@ -233,6 +233,8 @@ def grow_vocabulary(
     """
     table, kept = jnp.asarray(params["embedding"][name]), np.flatnonzero(rows >= 0)
     grown = jnp.std(table[kept]) * jax.random.normal(key, (size, *table.shape[1:]), table.dtype)
+    embedding = params["embedding"] | {name: grown.at[rows[kept]].set(table[kept])}
+    made = params | {"embedding": embedding, "fitted": _fitted(params["fitted"], name, size, rows, config)}
     schema, fields = config.schema, ("item_attributes", "user_attributes")
 
     def sized(size: int) -> tuple[Config, list[Any]]:
@@ -242,8 +244,6 @@ def grow_vocabulary(
 
     (after, trained), expected = sized(size), "no trained array with a row for each id"
     expect(trained == sized(size + 1)[1], f"blocks, vocabulary {name!r}", expected, "one: fit it, or read embeddings")
-    embedding = params["embedding"] | {name: grown.at[rows[kept]].set(table[kept])}
-    made = params | {"embedding": embedding, "fitted": _fitted(params["fitted"], name, size, rows, config)}
     return made, after
 
 
