@@ -176,9 +176,7 @@ def onnx_programs(made: Model, features: list[list[np.ndarray]], counts: tuple[i
     rows = {count: torch.from_numpy(made.world.candidates(0, count)) for count in counts}
     find_state, best = session(state, user), {count: session(score, (each, *example)) for count, each in rows.items()}
     runtime = Runtime(
-        made,
-        lambda number: find_state(features[number % len(features)]),
-        lambda rows, values: best[len(rows)]([rows, *values]),
+        made, lambda number: find_state(features[number % len(features)]), lambda rows, values: best[len(rows)]([rows, *values])
     )
     return {"onnxruntime": runtime}
 

@@ -12,14 +12,7 @@ from hypothesis import strategies as st
 
 from aif_jax.catalogue import Catalogue
 from aif_jax.data import split as split_module
-from aif_jax.data.candidates import (
-    CandidateLists,
-    CandidateSource,
-    describe,
-    impressions,
-    retrieved,
-    sampled_negatives,
-)
+from aif_jax.data.candidates import CandidateLists, CandidateSource, describe, impressions, retrieved, sampled_negatives
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.events import COLUMNS, EventLog
 from aif_jax.data.negatives import POWER, NegativeSampler, SeenPairs, item_counts

@@ -117,8 +117,6 @@ def test_torn_parquet(folder):
     (dict(events=LONG), None, [("wrong type", 150_001, "user", "'x'")]),
     (dict(events=LONG), Columns(text=("user",)), []),
     (dict(events="user,item,time,event\n1,7,10,view\n1,8,20,\n"), Columns(action="event"), [("null", 3, "event", "nothing")]),
-], ids=[
-    "unit", "two kinds", "text with zeros", "integers with zeros", "floats", "floats kept", "text after", "text", "null",
 ])  # fmt: skip
 def test_units_and_kinds_of_ids(folder, files, columns, problems):
     write(folder, **files)

@@ -116,10 +116,7 @@ def test_what_does_not_fit_is_refused(data, student, teacher):
         refused(error, "teacher scores: ", distill.scores_of(made, data), at, np.ones((4, 2), np.int32))
     for given, wanted in (
         (popular, "fit teacher: expected a train.Teacher, got <function popular"),
-        (
-            Teacher(popular, candidates=lambda at: np.zeros((len(at), 0), np.int32)),
-            "retrieval: expected rows",
-        ),
+        (Teacher(popular, candidates=lambda at: np.zeros((len(at), 0), np.int32)), "retrieval: expected rows"),
         (Teacher("score"), "Teacher.ranker: expected data with a cascade"),
     ):
         refused(ValueError, wanted, fit, student, data, teacher=given, **GIVEN)

@@ -105,34 +105,24 @@ def test_interaction_equals_the_concatenated_head(name):
 
 @heads.head
 class Total(heads.Head):
-    """Has no parameters."""
-
     def apply(self, params, features):
         return features.sum(-1, keepdims=True)
 
 
 @heads.head
 class FlaxTotal(nn.Module):
-    """The same."""
-
     def __call__(self, features):
         return features.sum(-1, keepdims=True)
 
 
-class First(nn.Module):
-    """A tower without parameters."""
-
-    def __call__(self, inputs):
-        return inputs[..., :4]
-
-
+FIRST = nn.Sequential([lambda inputs: inputs[..., :4]])  # a tower
 WITHOUT = {"head": {"head": Total()}, "Flax head": {"head": FlaxTotal()}, "towers": {}}
 
 
 @pytest.mark.parametrize("name", WITHOUT)
 def test_what_has_no_parameters_is_the_same_after_a_round_trip(name, tmp_path):
     config = demo.config(**demo.SMALL | WITHOUT[name], item_content=False)
-    model = aif.build(config) if WITHOUT[name] else aif.assemble(config, user=First(), item=First())
+    model = aif.build(config) if WITHOUT[name] else aif.assemble(config, user=FIRST, item=FIRST)
     params = demo.init(model)
     aif.checkpoint.save(tmp_path / "model", aif.Trained(model, params))
     opened = aif.open(tmp_path / "model", model=model)
@@ -143,8 +133,8 @@ def test_what_has_no_parameters_is_the_same_after_a_round_trip(name, tmp_path):
 def test_features_that_a_block_declares_and_does_not_give_are_missed(monkeypatch):
     model, params = demo.build(**demo.SMALL | {"head": Total(), "blocks": (blocks.SimTier(bits=32),)})
     monkeypatch.setattr(blocks.SimTier, "score", lambda self, params, state, rows, kernels: HeadInputs())
-    given = (params, demo.user(model.config), demo.items(2))
-    refused(ValueError, r"HeadInputs of all blocks: expected features \[C, \d+\], got \[2, \d+\]", model.joint, *given)
+    message = r"HeadInputs of all blocks: expected features \[C, \d+\], got \[2, \d+\]"
+    refused(ValueError, message, model.joint, params, demo.user(model.config), demo.items(2))
 
 
 @pytest.mark.parametrize("candidates", [3, 40])

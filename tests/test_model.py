@@ -117,11 +117,7 @@ def test_assemble_takes_a_tower_of_your_own():
         return dataclasses.replace(state, vector=state.vector * params["user"]["scale"])
 
     config = demo.config(**demo.VARIANTS["two_tower"])
-    model = aif.assemble(
-        config,
-        user=aif.Component(own_init, own_user),
-        item=aif.Component(item.init, item.apply),
-    )
+    model = aif.assemble(config, user=aif.Component(own_init, own_user), item=aif.Component(item.init, item.apply))
     params, features, items = demo.init(model), demo.user(config), demo.items(3)
     plain = aif.build(config)
 

@@ -38,12 +38,7 @@ def pipeline(data, *, counted=None, **changes) -> Pipeline:
     return Pipeline(**given | changes)
 
 
-SHAPES = [
-    {},
-    {"buckets": (8, 16)},
-    {"positions": range(1199, 0, -1)},
-    {"positions": [*range(0, 1200, 2), *range(1, 1200, 2)]},
-]
+SHAPES = [{}, {"buckets": (8, 16)}, {"positions": range(1199, 0, -1)}, {"positions": [*range(0, 1200, 2), *range(1, 1200, 2)]}]
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -152,7 +152,7 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
     (lambda: record(blocks=[{"block": "Mine"}]),
      "block: expected one of ['Bea', ...'TargetAttention'...], got 'Mine'; import the module"),
     (lambda: record(blocks=[None]), "block: expected one of ...got None"),
-    (lambda: record(head=[64, 32]), "head: expected one of ...'LogitSum', 'Mlp'...got [64, 32]; give {\"head\": NAME, FIELD"),
+    (lambda: record(head=[64, 32]), "head: expected one of ...'Mlp'...got [64, 32]; give {\"head\": NAME, FIELD"),
     (lambda: HEADS.from_json({"head": "Mlp", "width": 9}), "head 'Mlp': expected fields among ['widths'], got ['width']"),
     (lambda: record(schema=None), "config"),
     (lambda: record(schema={"sharper": True}), "config"),

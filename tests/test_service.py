@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -128,16 +129,15 @@ def test_a_feature_source_knows_users_and_the_service_says_how_often_it_fails_an
     records = {"ann": Record({"user": "ann"}, recent), "torn": Record({"user": "torn"}, {"item": [17], "time": ["soon"]})}
     reads = []
 
-    class Source:
-        async def get(self, user):
-            reads.append(user)
-            if user == "down":
-                raise ConnectionError("down")
-            await asyncio.sleep(30 if user == "slow" else 0.3 if user == "ann" else 0)
-            return records.get(user)
+    async def get(user):
+        reads.append(user)
+        if user == "down":
+            raise ConnectionError("down")
+        await asyncio.sleep(30 if user == "slow" else 0.3 if user == "ann" else 0)
+        return records.get(user)
 
     config = dataclasses.replace(SERVING, callable_timeout=1.0)
-    with running(exports().root / "one", source=Source(), config=config) as service, service.client() as client:
+    with running(exports().root / "one", source=SimpleNamespace(get=get), config=config) as service, service.client() as client:
         whole = client.rank(user="ann", candidates=IDS, k=3)
         assert not whole["degraded"] and whole["stages"]["features"] > 0
         new = client.score(user="new", candidates=IDS)
@@ -167,14 +167,13 @@ def test_a_feature_source_knows_users_and_the_service_says_how_often_it_fails_an
 def test_a_damaged_record_is_no_fault_of_the_caller():
     records = {"torn": Record({"user": "torn"}, {"item": [17], "time": ["soon"]})}
 
-    class Source:
-        async def get(self, user):
-            if user == "wrong":
-                raise ValueError("a torn row")
-            return records[user]
+    async def get(user):
+        if user == "wrong":
+            raise ValueError("a torn row")
+        return records[user]
 
     config = dataclasses.replace(SERVING, fallback=False)
-    with running(exports().root / "one", source=Source(), config=config) as service, service.client() as client:
+    with running(exports().root / "one", source=SimpleNamespace(get=get), config=config) as service, service.client() as client:
         for user in ("torn", "wrong"):
             with pytest.raises(ServiceError, match="the service failed: SourceError") as refused:
                 client.rank(user=user, candidates=IDS, k=3)
@@ -187,11 +186,10 @@ def test_a_damaged_record_is_no_fault_of_the_caller():
 
 
 def test_a_wrong_time_is_the_callers_and_no_damage_of_the_record():
-    class Source:
-        async def get(self, user):
-            return Record({"user": "ann"}, EVENTS)
+    async def get(user):
+        return Record({"user": "ann"}, EVENTS)
 
-    with running(exports().root / "one", source=Source()) as service, service.client() as client:
+    with running(exports().root / "one", source=SimpleNamespace(get=get)) as service, service.client() as client:
         for now, call in ((1000 * NOW, client.prepare), (1000 * NOW, functools.partial(client.rank, candidates=IDS, k=3))):
             error = refusal(call, user="ann", now=now)
             assert (error.status, error.field) == (400, "now") and "expected a time before 2100" in str(error)
@@ -282,11 +280,8 @@ def test_a_call_that_is_cut_off_is_told_to_go_elsewhere_and_counted(tmp_path, ca
             until(lambda: len(source.started) == 2)
         answers += [caller.recv(1 << 16).decode() for caller in callers]
     assert [answer[9:12] for answer in answers] == ["503"] * 3 and service.service.calls == {("rank", "UNAVAILABLE"): 3}
-    errors = [json.loads(answer.partition("\r\n\r\n")[2])["error"] for answer in answers]
-    assert [error["message"].partition("no answer before the ")[2] for error in errors] == [
-        "engine closed",
-        *["service ended"] * 2,
-    ]
+    texts = [json.loads(answer.partition("\r\n\r\n")[2])["error"]["message"] for answer in answers]
+    assert [text.partition("no answer before the ")[2] for text in texts] == ["engine closed", "service ended", "service ended"]
     assert "Traceback" not in caplog.text and "Exception in ASGI" not in caplog.text
 
 
@@ -525,9 +520,8 @@ def test_two_exports_of_one_model_have_series_each_and_one_export_has_none_twice
         for held, entry in enumerate(("newer", ExportEntry("newer", digest), ExportEntry("one", digest)), start=2):
             publish(tmp_path, [entry])
             until(lambda held=held: service.service.models.publishes == held)
-        lines = [
-            line.rpartition(" ")[0] for line in client.request("GET", "/metrics")[2].decode().splitlines() if line[0] != "#"
-        ]
+        text = client.request("GET", "/metrics")[2].decode()
+        lines = [line.rpartition(" ")[0] for line in text.splitlines() if line[0] != "#"]
         assert len(set(lines)) == len(lines) and [each.name for each in service.service.models.held] == ["one", "newer"]
 
 

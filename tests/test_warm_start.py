@@ -125,20 +125,15 @@ def test_a_block_says_which_of_its_arrays_are_per_item(model):
         grow_vocabulary(params | {"fitted": fitted}, "item", place, 60, jax.random.key(0), config=unsure)
 
 
-def test_trained_arrays_with_a_row_for_each_id_are_refused_where_its_vocabulary_changes(model, monkeypatch):
+@pytest.mark.parametrize("size", [ITEMS, 60])
+def test_trained_arrays_with_a_row_for_each_id_are_refused_where_its_vocabulary_changes(model, monkeypatch, size):
     """Also where it stays as long, and not for an array that is as long by chance."""
-    _, params, _ = model
-    rows = {"rows": lambda config: config.schema.table_sizes["item"], "as_many": lambda config: ITEMS}
-    config = CONFIG.replace(blocks=(*CONFIG.blocks, Codes()))
+    config, given = CONFIG.replace(blocks=(*CONFIG.blocks, Codes())), (model[1], "item", np.arange(ITEMS), size)
+    monkeypatch.setattr(Codes, "init", lambda self, key, config: {"of": jnp.ones(ITEMS)})
+    grow_vocabulary(*given, jax.random.key(0), config=config)
+    monkeypatch.setattr(Codes, "init", lambda self, key, config: {"of": jnp.ones(config.schema.table_sizes["item"])})
     message = "blocks, vocabulary 'item': expected no trained array with a row for each id, got one: fit it, or read embeddings"
-    for name, count in rows.items():
-        monkeypatch.setattr(Codes, "init", lambda self, key, config, count=count: {"of": jnp.ones(count(config))})
-        for size in (ITEMS, 60):
-            given = (params, "item", np.arange(ITEMS), size, jax.random.key(0))
-            if name == "rows":
-                refused(ValueError, message, grow_vocabulary, *given, config=config)
-            else:
-                grow_vocabulary(*given, config=config)
+    refused(ValueError, message, grow_vocabulary, *given, jax.random.key(0), config=config)
 
 
 COLUMNS = aif.Columns(

@@ -107,10 +107,7 @@ def train(
 
 
 def add(
-    *parts: Literal["svd", "popularity", "calibration"],
-    run: Path,
-    files: Annotated[TrainingFiles, FLAGS],
-    out: Path,
+    *parts: Literal["svd", "popularity", "calibration"], run: Path, files: Annotated[TrainingFiles, FLAGS], out: Path
 ) -> Result:
     """Add to a trained model what is fitted after training, on the files of its training, and write the new run.
 

@@ -160,11 +160,7 @@ def score(model: PreRanker, params: Params, batch: Batch) -> jax.Array:
 
 
 def make_step(
-    model: PreRanker,
-    optimizer: optax.GradientTransformation,
-    *,
-    loss: LossFn,
-    sparse: tuple[str, ...] | None = None,
+    model: PreRanker, optimizer: optax.GradientTransformation, *, loss: LossFn, sparse: tuple[str, ...] | None = None
 ) -> StepFn:
     """Return the compiled training step of a model.
 
