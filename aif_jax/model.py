@@ -116,8 +116,7 @@ def assemble(config: Config, *, user: Component | layers.Module = USER, item: Co
         block_keys = jax.random.split(keys["blocks"], max(1, len(config.blocks)))
         blocks = {block.name: block.init(k, config) for k, block in zip(block_keys, config.blocks, strict=False)}
         for name, trained in blocks.items():
-            alone = not trained.keys() & fitted.get(name, {}).keys()
-            expect(alone, f"block {name!r}", "other names in what `init` returns than in `fit`'s", sorted(trained))
+            expect(not trained.keys() & fitted.get(name, {}).keys(), name, "`init` of other names than `fit`", sorted(trained))
         return {
             "embedding": layers.embedding_init(keys["embedding"], config.schema, config.width),
             "user": user.init(keys["user"], config),

@@ -211,20 +211,20 @@ def test_lists_of_numbers_that_begin_with_none_are_named(count):
     refused(ValueError, message, readers.read, events, **given)
 
 
-@pytest.mark.parametrize("text", [(), ("member", "kind")])
-def test_booleans_are_the_same_in_a_file_and_in_a_call(text):
-    """Of an action and of an attribute, as numbers and as text; and a column of items may have the name of the position's."""
+@pytest.mark.parametrize(("text", "written"), [((), bool), (("member", "kind"), bool), ((), lambda value: str(value).lower())])
+def test_booleans_are_the_same_in_a_file_and_in_a_call(text, written):
+    """As numbers, as text and as CSV has them; and a column of items may have the name of the position's."""
     kinds = [True, False, True, True, False]
-    events = {"user": [1, 1, 2, 2, 2], "item": [7, 8, 7, 8, 7], "time": [10, 20, 30, 40, 50], "kind": kinds, "rank": [1] * 5}
+    events = {"user": [1, 1, 2, 2, 2], "item": [7, 8, 7, 8, 7], "time": [10, 20, 30, 40, 50], "rank": [1] * 5}
     columns = Columns(action="kind", user_attributes=("member",), item_floats=("rank",), position="rank", text=text)
     items = {"item": [7, 8], "category": [1, 1], "rank": [0.5, 2.0]}
-    data = readers.read(events, items=items, users={"user": [1, 2], "member": [True, False]}, columns=columns)
+    users = {"user": [1, 2], "member": [written(True), written(False)]}
+    data = readers.read(events | {"kind": list(map(written, kinds))}, items=items, users=users, columns=columns)
     for user, (at, member) in {1: (slice(2), True), 2: (slice(2, 5), np.False_)}.items():
-        past = {name: events[name][at] for name in ("item", "time", "kind")}
+        past = {name: column[at] for name, column in (events | {"kind": kinds}).items()}
         features = data.encoder.user({"user": user, "member": member}, past, now=60)
         row, end = list(data.users.raw).index(user) + 1, len(past["time"])
-        log = data.log
-        np.testing.assert_array_equal(features.history.action[:end], log.action[log.user == row][::-1])
+        np.testing.assert_array_equal(features.history.action[:end], data.log.action[data.log.user == row][::-1])
         assert features.ids["member"] == data.user_ids["member"][row] > 0
     _, encoded = readers.encode_items(items, data.encoder)
     np.testing.assert_array_equal(encoded.floats, data.catalogue.features(np.array([1, 2])).floats)

@@ -54,7 +54,7 @@ class Fetch:
     Attributes:
       counters: records "found" and "missing", records that were "damaged", reads that "failed" otherwise, that a later request
         of the user did not share because they had run for a second ("overdue"), and that every request gave up ("abandoned").
-      seconds: latency of reads that ended, a `Histogram`.
+      seconds: latency of reads that returned, a `Histogram`.
     """
 
     def __init__(self, source: FeatureSource):

@@ -191,7 +191,7 @@ class Dataset:
     def display_positions_of(self, positions: Any, rows: np.ndarray) -> np.ndarray:
         """Return the place of candidates int [B, C] in the lists of samples int [B], int32; 0 if unknown or not shown.
 
-        A list is the events of one user at one time; of one that repeats the largest place. ValueError for data without any.
+        A list is a user's events of one time; an item that repeats has its largest place. ValueError for data without any.
         """
         if self.display_positions is None:
             raise ValueError("Dataset.display_positions: expected those of shown items, got None; give Columns.position")

@@ -303,12 +303,13 @@ class Encoder:
         return expect_1d(rows, where).reshape(())
 
     def _as_read(self, values: Any, column: str, name: str, where: str) -> Any:
-        """Return values as a file would give them: booleans are 0 and 1, no ids; in text columns all is text."""
+        """Return values as a file would give them: booleans are 0 and 1, in CSV "true" and "false", no ids; text stays text."""
         first = values[0] if len(values) else None
-        text = column in self.columns.text and (name not in self.vocabularies or self.vocabularies[name].kind == "strings")
+        strings = name in self.vocabularies and self.vocabularies[name].kind == "strings"
+        text = column in self.columns.text and (name not in self.vocabularies or strings)
         if isinstance(first, bool | np.bool_):
             expect(name not in ("user", "item"), where, "integers or strings as ids", "bool", error=TypeError)
-            return [str(bool(value)).lower() if text else int(value) for value in values]
+            return [str(bool(value)).lower() if text or strings else int(value) for value in values]
         return list(map(str, values)) if text and isinstance(first, int | np.integer) else values
 
 

@@ -133,7 +133,7 @@ def history_order(
 
     By time (integers of `in_unit`), ties by raw item id, then by action; histories read it backwards. Files, feature stores and
     callers deliver the events of one moment in any order: this gives all of them one history, whatever a vocabulary
-    knows. Rows of `item` ascend with the ids; `ids` gives the raw ids of some events, which order those of unknown items.
+    knows. Rows of `item` ascend with the ids, and order known items; else `ids` does, the raw ids of all events that are tied.
     """
     keys = [time] if user is None else [user, time]
     sorted_already = user is not None and not out_of_order(user, time).any()  # as files often are

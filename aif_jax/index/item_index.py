@@ -84,9 +84,8 @@ class ItemIndex:
     """A snapshot: which items there are, and their rows. Made by `ItemIndex.build`, never changed.
 
     `upsert` and `delete` return a new snapshot and leave this one as it is; they cost as much as the change, not as the
-    catalogue. Snapshots may be read from any thread; one thread at a time makes new ones, from the latest. (An older
-    one works too, at the cost of a copy of the whole table.) Raw ids are integers or strings; strings are stored as
-    two hashes, 96 bits.
+    catalogue. Snapshots may be read from any thread; one thread at a time makes new ones, from the latest. (An older one works
+    too, at the cost of a copy of the whole table.) Raw ids are integers or strings; strings are stored as two hashes, 96 bits.
 
     Attributes:
       trained: model whose item function makes the rows, with its parameters on the device.

@@ -67,7 +67,7 @@ def read(
         items file keep the features that the model knew (`Trained.items`), with the item statistics of today.
       unknown: for users, items, actions and categories that the encoder, the file of items or users, or `Columns.actions`
         lacks: "error", or "skip", which leaves out events of unknown users and lines of the items file with an unknown item.
-        Others, and any in bags, become row 0, and events with an unknown item are no positives. A warning counts them.
+        Others become row 0, and events with an unknown item are no positives; a warning counts them. In bags all are row 0.
       name: name of the data set; default: the name of the events file.
       repeats: whether users come back to items, see `Dataset`; None: as estimated from the events, see the log.
 
@@ -159,7 +159,7 @@ def read_items(
     """Read items as features, block by block in bounded memory: for an index of the whole catalogue.
 
     Yields raw ids [n], int64 or strings, and ItemFeatures [n]; items that the encoder does not know have row 0. Errors as
-    `read`; nothing is checked across blocks, such as ids that repeat. `statistics` gives item statistics of raw ids [n] by
+    `read` with unknown="skip", but for ids that repeat. `statistics` gives item statistics of raw ids [n] by
     column, such as `Dataset.statistic_columns` of a moment; None where they are columns of the items.
     """
     problems, kinds = Problems(), encoder.columns.of("items", serving=statistics is None)
@@ -287,8 +287,8 @@ def encode_columns(
         both = [each.raw for each in (given, newer) if each is not None and len(each.raw)]
         vocabulary = Vocabulary(np.concatenate(both)) if both else newer
     found = []
-    for (table, column), codes, (ids, fits) in zip(members, held, values, strict=True):
-        row_of = np.zeros(len(fits) + 1, np.int32)  # by code; the last one is code -1, no value
+    for (table, column), codes, (ids, fits) in zip(members, held, values, strict=True):  # `ids` are the codes that fit
+        row_of = np.zeros(len(fits) + 1, np.int32)  # by code, as all masks below; the last one is code -1, no value
         row_of[:-1][fits] = vocabulary.encode(ids)
         rows = row_of[codes.codes]
         found.append(rows.reshape(-1, table.columns.bag_length) if table.kinds[column] == "bag" else rows)

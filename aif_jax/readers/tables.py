@@ -486,7 +486,7 @@ class Codes:
         return self._merge().dictionary
 
     def of_kind(self, kind: IdKind) -> tuple[np.ndarray | list[str], np.ndarray]:
-        """Return the distinct values that are integers, or strings; and which of all those are, bool [distinct]."""
+        """Return the m distinct values of that kind, and which they are, bool [distinct] with m true."""
         distinct, integers = self.distinct, kind == "integers"
         if not is_text(distinct.type):
             return (distinct.to_numpy() if integers else []), np.full(len(distinct), integers)

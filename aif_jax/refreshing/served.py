@@ -19,9 +19,9 @@ from aif_jax.train.tasks import Task
 def training_record(trained: Trained) -> dict[str, Any]:
     """Return the record of a model's training, from the settings of its run.
 
-    `since`: the moment from which samples are new: the end of a run's validation slice, of a refresh the end of its training;
-    `task`, and `repeats` of its data: all three None for unknown; `periods`: [from, before] that it was judged on and never
-    trained on, the next one to judge on first; `newest`: the latest event that it was judged on, -1 for none; `id_dropout`.
+    `since` is the moment from which samples are new: the end of a run's validation slice, of a refresh the end of its training.
+    `task` and `repeats` of its data are None for unknown, as `since`. `periods` [from, before] it was judged and never trained
+    on; a refresh takes the first that the events hold. `newest` is the latest event that it was judged on, -1 for none.
     """
     record: dict[str, Any] = {"since": None, "newest": -1, "task": None, "repeats": None, "periods": [], "id_dropout": 0.0}
     if trained.settings is None or "first_validation" not in trained.settings:

@@ -143,7 +143,7 @@ class Refresh:
         counts = {}
         for first, after in self.job.records["current"]["periods"] if given is None else [given]:
             if first < self.forget:
-                continue  # what is known of later events alone
+                continue  # the new model does not know ids that have events before `forget` alone
             positions = self.task.positions(self.data, min_history=0, since=first, before=after)
             users = counts[f"{iso_text(first)} to {iso_text(after)}"] = len(np.unique(self.data.log.user[positions]))
             if users >= least:
@@ -176,7 +176,7 @@ class Refresh:
         return {"line": line, "settings": run.settings.to_json(), "samples": new, "replayed": len(trained) - new}
 
     def add(self, folder: Path) -> dict[str, Any]:
-        """Return SVD term, popularity correction and calibration, as far as the served model has them, fitted again."""
+        """Fit the edits again that the served model has, and with `id_dropout` the row of items without an event."""
         settings, old, task, data = self.settings, self.served, self.task, self.kept
         model, before, added, faults = self.model("train"), settings.first_validation, [], []
         if settings.id_dropout:

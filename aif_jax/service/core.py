@@ -117,10 +117,10 @@ class Service:
         return reply
 
     def _request(self, call: Call, served: LoadedModel, *, prepare: bool = False) -> Request:
-        """Return what the engine gets of a call; its feature version is the key of the state.
+        """Return what the engine gets of a call; its feature version is the key of the state:
 
-        The caller's for features that it brings; ("source", version) for what is read from the source, else a call with events
-        would join that read; a digest of the features for a call without version, else it would find what `prepare` left.
+        the call's, with features; ("source", its), with an id alone, so that no call with events joins a read of the source;
+        without one a digest of the features, but None of a `prepare` and of an id alone, which finds what that left.
         """
         if call.now is None and self.observers and (call.record is not None or call.events is not None):
             call = dataclasses.replace(call, now=clock(served.users.encoder))  # as the log will say
@@ -141,11 +141,11 @@ class Service:
         return request
 
 
-MAX_EXPLAINED = 100  # rows that are explained
+MAX_EXPLAINED = 100  # rows of the answer that are kept
 
 
 async def explain(service: Service, call: Call) -> dict[str, Any]:
-    """Return the answer of "rank", its spans, and what each block contributed to the logit of the first objective.
+    """Return the first rows of the answer of "rank", its spans, and what each block added to the first objective's logit.
 
     The contributions are computed from the features that call or source brought: none where an earlier call's state answered.
     """

@@ -81,7 +81,7 @@ class Listening(Fields):
       max_candidates: the most candidates, the most excluded ids and the most events (these never over 65,536) of one call; in
         tensors (/v2) the texts of all inputs together may be twice as many.
       drain_delay: seconds between the end of readiness and the end of listening, for load balancers to notice; calls in flight
-        may take `ServingConfig.drain_timeout` after that.
+        may take `ServingConfig.drain_timeout` after that, in whole seconds, at least 1.
       keep_alive: seconds after which an idle HTTP connection is closed: longer than a load balancer keeps one, or its calls
         meet connections that are being closed.
 
@@ -158,7 +158,7 @@ class App:
             shown += [*response.headers, *([(b"connection", b"close")] if unread else [])]
             await send({"type": "http.response.start", "status": response.status, "headers": shown})
             await send({"type": "http.response.body", "body": response.body, "more_body": unread})
-            if unread:  # a connection that is closed while bytes come takes the answer back from a caller who has not read it
+            if unread:  # closed with bytes unread, a connection is reset, and an answer that was not read yet is lost
                 room = self._where.max_bytes
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(LINGER):

@@ -245,7 +245,7 @@ class Models:
             served.entry = entry  # with its share
             logger.info("version %s of %s serves", served.version[:12], served.name)
         self.publishes += 1
-        named = {(served.name, served.version) for served in loaded}  # by which no call gets at what was held before
+        named = {(served.name, served.version) for served in loaded}  # `named` finds the first of two that share both
         held = loaded + [served for served in self.held if (served.name, served.version) not in named]
         before, self.serving, self.held = self.held, loaded, held[: max(self._keep, len(loaded))]
         for follower in self._index_followers:

@@ -45,7 +45,7 @@ from aif_jax.store.trained import Trained
 
 T = TypeVar("T")
 KINDS = {"i": "integers", "U": "strings", "T": "strings"}
-"""What item ids are, by the kind of their dtype, for messages."""
+"""What item ids are, by the kind of their dtype."""
 
 ADMITTED = 0.75
 """Share of a request's budget that earlier requests' queued work may use: the rest is for retrieval and its own work."""
@@ -244,7 +244,7 @@ class AsyncPreRanker:
         """Compute a user's state ahead of a request that is known to come, and cache it; raises as `rank` without `fallback`.
 
         Requests of the same feature version use it; if it has none, the user's requests that have none use it for `prepare_ttl`
-        seconds.
+        seconds, in which another `prepare` without one computes nothing.
         """
         await self._answered(request, None, "user side", self._users.prepare)
 
@@ -288,7 +288,7 @@ class AsyncPreRanker:
             if not (limit.expired() and isinstance(error, TimeoutError)):
                 self._metrics.failed[type(error).__name__] += 1
                 raise
-            kind = DeadlineExceeded if limit.when() else EngineClosed  # which `close` lets expire at 0
+            kind = DeadlineExceeded if limit.when() else EngineClosed  # 0, a moment in the past, is from `close`
             self._metrics.failed[kind.__name__] += 1
             if kind is EngineClosed:
                 raise EngineClosed(f"{job.waiting_for}: no answer before the engine closed") from error

@@ -37,7 +37,7 @@ NO_BID = math.nan
 
 
 class Orders(NamedTuple):
-    """The orders of an engine by name, hashable: every program computes each of them, and a request chooses one."""
+    """The orders of an engine by name, hashable: every program holds all of them, and runs the one that a request chooses."""
 
     names: tuple[str, ...]
     functions: tuple[Order, ...]

@@ -37,7 +37,7 @@ class StateKey(NamedTuple):
 class StateCache:
     """LRU cache of user states, used from one thread; `limit` in bytes of memory, ages in seconds.
 
-    No state older than `max_age` is read; one of an unknown feature version is read by `stale` alone after `unversioned_ttl`.
+    No state older than `max_age` is read. `get` reads one without feature version for `unversioned_ttl`, then `stale` does.
     """
 
     def __init__(self, limit: int, *, max_age: float | None = None, unversioned_ttl: float = 5.0):

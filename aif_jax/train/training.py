@@ -51,13 +51,14 @@ def plan(feed: Pipeline, settings: FitSettings) -> Iterator[str]:
     """Yield lines of text before a run: samples of each split and left out, new items, steps, lengths of histories."""
     data, task, least = feed.dataset, settings.task, settings.min_history
     unit = "events" if task.ranks_catalogue else "requests"
-    whole = len(task.positions(data, min_history=0, since=None, before=None))
+    replayed = int((data.log.time[feed.positions] < (settings.since or 0)).sum())
+    whole = len(task.positions(data, min_history=0, since=None, before=None)) - replayed
     inside = len(task.positions(data, min_history=0, since=settings.since, before=None))
     short = inside - len(task.positions(data, min_history=least, since=settings.since, before=None))
     validation, test = (len(task.positions(data, min_history=least, **settings.span(of))) for of in ("validation", "test"))
     evaluated = f" ({min(settings.requests, validation):,} evaluated)" if validation else ""
     yield (
-        f"{type(task).__name__}: of {whole:,} {unit} {len(feed.positions):,} to train on, {validation:,} for "
+        f"{type(task).__name__}: of {whole + replayed:,} {unit} {len(feed.positions):,} to train on, {validation:,} for "
         f"validation{evaluated} from {iso_text(settings.first_validation)}, {test:,} for the test from "
         f"{iso_text(settings.first_test)}; left out: {whole - inside:,} before the first moment (since), {short:,} with fewer "
         f"than {least} earlier events of the user (min_history)"

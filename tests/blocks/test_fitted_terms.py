@@ -206,7 +206,7 @@ def test_a_table_leaves_the_other_arrays_of_its_block(monkeypatch):
     np.testing.assert_array_equal(new["fitted"]["two_arrays"]["table"], table)
     monkeypatch.undo()
     monkeypatch.setattr(TwoArrays, "init", lambda self, key, config: {"centres": jnp.ones(2)})
-    message = r"block 'two_arrays': expected other names in what `init` returns than in `fit`'s, got \['centres'\]"
+    message = r"two_arrays: expected `init` of other names than `fit`, got \['centres'\]"
     refused(ValueError, message, demo.build, blocks=(TwoArrays(),))
     monkeypatch.undo()
     alone = r"""TwoArrays.fit: expected an array "table", alone where params lack it, got \['centres', 'table'\]"""
