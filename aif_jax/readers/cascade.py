@@ -37,7 +37,7 @@ def read_cascade(
     Example:
       >>> import aif_jax as aif
       >>> events = {"user": ["ann", "ann"], "item": [7, 8], "time": [10, 20]}
-      >>> data = aif.read(events, items={"item": [7, 8, 9], "category": ["tea", "cup", "tea"]}, columns=Columns())
+      >>> data = aif.read(events, items={"item": [7, 8, 9], "category": ["tea", "cup", "tea"]}, columns=aif.Columns())
       >>> lines = {"user": ["ann"] * 3, "item": [8, 9, 7], "time": [20] * 3, "stage": ["exposed", "ranked", "retrieved"]}
       >>> data = read_cascade(lines | {"score": [2.5, 1.5, float("nan")]}, data, labels={"score": "ranker"})
       >>> data.cascade
@@ -90,7 +90,7 @@ def read_candidates(source: Source, data: Dataset) -> np.ndarray:
     Example:
       >>> import aif_jax as aif
       >>> events = {"user": ["ann", "ann"], "item": [7, 8], "time": [10, 20]}
-      >>> data = aif.read(events, items={"item": [7, 8, 9], "category": ["tea", "cup", "tea"]}, columns=Columns())
+      >>> data = aif.read(events, items={"item": [7, 8, 9], "category": ["tea", "cup", "tea"]}, columns=aif.Columns())
       >>> read_candidates({"user": ["ann"] * 2, "item": [9, 7], "time": [20] * 2}, data).tolist()
       [[0, 0], [3, 1]]
     """
