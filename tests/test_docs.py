@@ -563,4 +563,4 @@ def test_site_builds_without_warnings(tmp_path):
     assert "user_attributes," not in page("api/your-files"), "names that share a line are taken apart"
     models = page("api/models")
     assert 'id="aif_jax.build"' in models and 'href="../api/train/#aif_jax.fit"' in page("tutorial_own_data")
-    assert "&gt;&gt;&gt; model = aif.build(aif.presets.aif(schema))" in re.sub(r"<[^>]+>", "", models)
+    assert "aif.build(aif.presets.aif(schema)) is aif.build(aif.presets.aif(schema))" in re.sub(r"<[^>]+>", "", models)
