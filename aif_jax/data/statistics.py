@@ -54,20 +54,16 @@ class ItemStatistics:
         times = np.broadcast_to(np.asarray(times, np.int64), rows.shape)
         kinds, values = self._apart or [self._all], []
         counts = np.stack([each.before(rows, times) for each in kinds], -1)
-        rates = _rates(counts, np.stack([np.searchsorted(each.times, times) for each in kinds], -1))
+        all_items = np.stack([np.searchsorted(each.times, times) for each in kinds], -1)
+        share = all_items / np.maximum(all_items.sum(-1, keepdims=True), 1)  # of an action, as items without events have it
+        rates = (counts + SMOOTHING * share) / (counts.sum(-1, keepdims=True) + SMOOTHING)
+        rates = np.log(np.divide(rates, share, out=np.ones_like(rates), where=share > 0))
         for place, each in enumerate(kinds):
             values += [np.log1p(counts[..., place, None]), np.log1p(each.decayed(rows, times))]
             values += [rates[..., place, None]] if self._apart else []
         hours = self._all.since(rows, times) / HOUR
         met = (self._all.before(rows, times) > 0) & (rows > 0)
         return np.where(met[..., None], np.concatenate([*values, np.log1p(hours)], -1) / SCALE, 0).astype(np.float32)
-
-
-def _rates(counts: np.ndarray, all_items: np.ndarray) -> np.ndarray:
-    """Return log rates [..., A] by action: smoothed rates of an item over the rates of all items, from event counts."""
-    share = all_items / np.maximum(all_items.sum(-1, keepdims=True), 1)
-    rate = (counts + SMOOTHING * share) / (counts.sum(-1, keepdims=True) + SMOOTHING)
-    return np.log(np.divide(rate, share, out=np.ones_like(rate), where=share > 0))
 
 
 class _Counts:

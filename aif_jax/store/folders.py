@@ -98,7 +98,11 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
             for path in (*(os.path.join(root, name) for name in files), root):
                 sync(path)
         expect_nothing(target)
-        os.rename(partial, target)
+        try:
+            os.rename(partial, target)
+        except OSError:  # another process had the name first, after the check
+            expect_nothing(target)
+            raise
         sync(target.parent)
 
 
