@@ -38,7 +38,8 @@ class PreRanker(NamedTuple):
       config: sizes and blocks.
       init: `(key, catalogue, *, seed=0, fitted=None) -> params`, a nested dict of float32 arrays: trained ones from the key,
         fitted ones from the catalogue. With `fitted`, what `fit_tables` returned before, nothing is fitted and the catalogue
-        may be None; `{}` gives the trained parameters alone. Raises ValueError where `fitted` is another config's.
+        may be None; `{}` gives the trained parameters alone. Raises ValueError where `fitted` has other tables, a group of no
+        block, or another number of items; other arrays of a block are taken as they are: `fit` alone knows their shapes.
       user: `(params, UserFeatures) -> UserState` of ONE user; off the critical path, while retrieval runs.
       item: `(params, ItemFeatures) -> ItemRow` of ONE item; nearline, over the catalogue.
       interaction: `(params, UserState, ItemRow [C]) -> logits`, float32 [C], or [C, T] for T objectives; the critical path.
@@ -187,7 +188,7 @@ def fit_tables(config: Config, catalogue: Catalogue, *, seed: int = 0) -> Params
 
 
 def _check_fitted(config: Config, fitted: Params) -> None:
-    """Raise ValueError for the fitted group of another config."""
+    """Raise ValueError for a fitted group of other tables or unknown blocks, or without a row for each item."""
     size, tables = config.schema.table_sizes["item"], {table.name for table in config.tables}
     wanted = {"fields"} | tables
     extra = fitted.keys() - wanted - {block.name for block in config.blocks} - {GROUP}

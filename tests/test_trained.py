@@ -53,7 +53,7 @@ def test_a_version_that_is_given_is_not_computed_and_goes_with_no_other_fields(t
 
 
 def test_parameters_of_another_size_are_refused_wherever_a_model_goes(trained, data):
-    """Ids beyond a smaller table would read its last row: nothing would fail, and nothing be right."""
+    """Ids beyond a smaller table would read row 0: nothing would fail, and nothing be right."""
     params, model = trained.params, trained.model
     rows, width = params["embedding"]["item"].shape
     smaller = params | {"embedding": {name: table[:-3] for name, table in params["embedding"].items()}}

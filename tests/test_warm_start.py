@@ -14,6 +14,7 @@ from aif_jax.blocks import Block, LshDin
 from aif_jax.checks import EncodingMismatch, VersionMismatch
 from aif_jax.encoding.vocabulary import new_rows
 from aif_jax.index import ItemIndex
+from aif_jax.refreshing import warm_start, with_served_vocabulary
 from aif_jax.train.edits import carry_over, grow_vocabulary
 from tests import demo
 from tests.light import lightly_compiled
@@ -40,13 +41,9 @@ def catalogue(raw):
     """Categories and content that depend on the raw id alone."""
     raw = np.asarray(raw)
     content = np.stack([np.random.default_rng(number).normal(size=12) for number in raw]).astype(np.float32)
-    return aif.Catalogue.from_items(schema_of(len(raw) + 1), raw, ids={"category": raw % 5 + 1}, content=content)
-
-
-def schema_of(size):
-    """That schema with another number of items."""
-    item = aif.Attribute(name="item", size=size)
-    return dataclasses.replace(SCHEMA, item_attributes=(item, SCHEMA.item_attributes[1]))
+    item = aif.Attribute(name="item", size=len(raw) + 1)
+    schema = dataclasses.replace(SCHEMA, item_attributes=(item, SCHEMA.item_attributes[1]))
+    return aif.Catalogue.from_items(schema, raw, ids={"category": raw % 5 + 1}, content=content)
 
 
 @pytest.fixture(scope="module")
@@ -85,14 +82,6 @@ def test_a_grown_model_gives_old_items_the_rows_that_they_had(model):
     jax.tree.map(np.testing.assert_array_equal, expected, got)
 
 
-def test_fitted_values_are_fitted_again(model):
-    _, params, raw = model
-    grown, config = grow_vocabulary(params, "item", np.arange(ITEMS), ITEMS + 2, jax.random.key(0), config=CONFIG)
-    new = aif.fit_tables(config, catalogue(np.append(raw, [300, 301])))
-    shapes = jax.tree.map(jnp.shape, grown["fitted"])
-    assert jax.tree.map(jnp.shape, new) == shapes
-
-
 def test_a_field_that_grows_renames_its_ids(model):
     _, params, _ = model
     rows = np.array([0, 2, 4, 6, 7, 8])
@@ -117,12 +106,11 @@ def test_a_block_says_which_of_its_arrays_are_per_item(model):
     undeclared = dataclasses.make_dataclass("Undeclared", [], bases=(Block,), frozen=True)()
     unsure = CONFIG.replace(blocks=())
     object.__setattr__(unsure, "blocks", (undeclared,))
-    with pytest.raises(ValueError, match=r"block 'undeclared', per_item: expected names .* \['level', 'of/it'\] may be such"):
-        fitted = {
-            "fields": params["fitted"]["fields"],
-            "undeclared": {"level": jnp.ones(ITEMS), "of": {"it": jnp.ones(ITEMS)}, "scale": jnp.ones(3)},
-        }
-        grow_vocabulary(params | {"fitted": fitted}, "item", place, 60, jax.random.key(0), config=unsure)
+    fitted["undeclared"] = {"level": jnp.ones(ITEMS), "of": {"it": jnp.ones(ITEMS)}, "scale": jnp.ones(6)}
+    for name, size, doubtful in (("item", ITEMS, "'level', 'of/it'"), ("category", 6, "'scale'")):
+        message = rf"block 'undeclared', per_item: expected names .*; \[{doubtful}\] may have one for each '{name}'"
+        given = params | {"fitted": fitted}, name, np.arange(size), size + 10, jax.random.key(0)
+        refused(ValueError, message, grow_vocabulary, *given, config=unsure)
 
 
 @pytest.mark.parametrize("size", [ITEMS, 60])
@@ -263,5 +251,17 @@ def test_a_history_with_an_item_that_went_meets_no_newcomer(world):
 
 @pytest.mark.lane("standing")
 def test_other_encoders_are_refused(world):
+    """Of other columns; of other actions, as many as the model's."""
     other = aif.read(DAYS[1], items=CATALOGUES[1], columns=dataclasses.replace(COLUMNS, scale=True), progress=False)
-    refused(ValueError, "columns, actions and scales", carry_over, world.before, other.encoder, key=jax.random.key(0))
+    refused(ValueError, r"got other \['columns'\]", carry_over, world.before, other.encoder, key=jax.random.key(0))
+    days = DAYS[1], DAYS[1] | {"event": [name.replace("view", "cart") for name in DAYS[1]["event"]]}
+    columns = dataclasses.replace(COLUMNS, actions=())
+    known, renamed = (aif.read(day, items=CATALOGUES[1], columns=columns, progress=False) for day in days)
+    refused(ValueError, r"got other \['actions'\]", with_served_vocabulary, model_of(known.encoder, known), renamed.encoder)
+
+
+@pytest.mark.lane("standing")
+def test_where_all_tables_are_fitted_again_no_block_need_say_which_are_per_item(world, monkeypatch):
+    monkeypatch.setattr(Decay, "per_item", None)
+    refused(ValueError, "block 'decay', per_item", carry_over, world.before, world.encoder, key=jax.random.key(0))
+    warm_start(world.before, world.encoder, world.data.catalogue, forget=True)

@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from functools import cached_property
-from typing import Any, ClassVar, TypeVar, dataclass_transform
+from typing import Any, ClassVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from aif_jax import checks, layers
 from aif_jax.config import Config
 from aif_jax.features import empty_items
 from aif_jax.heads import BlockKernels, HeadInputs
-from aif_jax.registry import BLOCKS
+from aif_jax.registry import BLOCKS, Class
 from aif_jax.types import Behaviours, ItemFeatures, ItemRow, Params, UserFeatures, UserState
 
 
@@ -105,11 +105,13 @@ class Block:
     Attributes:
       training_logit: method for what training alone adds to the logits, [B, C], or [B, C, T] for T objectives, by
         `display_positions` int32 [B, C] as in `Batch`: data without `Columns.position` are refused.
-      per_item: names of the arrays of `fit` with a row for each item, which follow it into a newer vocabulary; () for none.
-        Unset, a fitted array with as many rows as items is refused there. A trained one always is: fit it, or read embeddings.
+      per_item: names of the arrays of `fit` with a row for each item, which follow it into a newer vocabulary (`carry_over`);
+        () for none. An array with a row for each category does not follow: give each item its value. Unset, a fitted array
+        with as many rows as the vocabulary is refused there. A trained one always is: fit it, or read embeddings.
 
     `user` and `item` may read embeddings of the features' ids, `user.params["embedding"][attribute][ids]`: of an array, or of
     `layers.Rows` in training. A block that reads others trains with `sparse=()`, see `train.make_step`: else these are NaN.
+    `layers.behaviour_fields` gives the categories of a history's items, `layers.lookup` rows of a fitted array.
 
     Example:
       >>> import jax, jax.numpy as jnp, aif_jax as aif
@@ -178,11 +180,8 @@ class Block:
         return HeadInputs()
 
 
-B = TypeVar("B", bound=type[Block])
-
-
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
-def block(cls: B) -> B:
+def block(cls: Class) -> Class:
     """Make a subclass of `Block` a frozen dataclass and register it under its class name; ValueError if another class has it.
 
     Fields are numbers, booleans, strings and tuples of these; a value of another type than its field says is a ValueError.

@@ -19,7 +19,7 @@ from aif_jax.encoding.encoder import Encoder, reencode
 from aif_jax.encoding.vocabulary import Vocabulary, new_rows
 from aif_jax.model import PreRanker, fit_tables
 from aif_jax.store.trained import Trained
-from aif_jax.train.edits import carry_over
+from aif_jax.train.edits import carry_over, expect_like
 from aif_jax.trees import take
 from aif_jax.types import ItemFeatures, Params, UserFeatures
 
@@ -108,7 +108,8 @@ def warm_start(trained: Trained, encoder: Encoder, catalogue: Catalogue, *, forg
         vocabulary = old.vocabularies[name]
         lacks = vocabulary.raw[new_rows(vocabulary, encoder.vocabularies[name])[1:] < 0]
         expect(forget or not len(lacks), f"encoder, {name!r}", "every id of the model's", f"none of {lacks[:5].tolist()}")
-    carried = carry_over(trained, encoder, key=jax.random.key(seed))
+    bare = trained.replace(params=trained.params | {"fitted": {}})  # which is fitted again
+    carried = carry_over(bare, encoder, key=jax.random.key(seed))
     fitted = fit_tables(carried.config, catalogue, seed=seed)
     return carried.replace(params=carried.params | {"fitted": fitted}, items=catalogue.items)
 
@@ -120,17 +121,16 @@ def with_served_vocabulary(trained: Trained, encoder: Encoder | None) -> Trained
 
     Args:
       trained: any model; one of `encoder` is returned as it is.
-      encoder: encoder of the features, with the same columns; None returns the model.
+      encoder: encoder of the features, with the same columns, scales and actions; None returns the model.
 
-    Raises ValueError: other columns, another width of content, or a model without an encoder.
+    Raises ValueError: other columns, scales or actions, another width of content, or a model without an encoder.
     """
     if encoder is None or trained.encoding == encoder.version:
         return trained
     own = trained.need_encoder("with_served_vocabulary")
-    expect(own.columns == encoder.columns, "encoder", f"those of the model, {own.columns}", encoder.columns)
+    expect_like(encoder, own)
     attributes = (*encoder.schema.item_attributes, *encoder.schema.user_attributes)
-    vocabularies = encoder.vocabularies
-    places = {a.name: np.maximum(new_rows(vocabularies[a.name], own.vocabularies[a.name]), 0) for a in attributes}
+    places = {a.name: np.maximum(new_rows(encoder.vocabularies[a.name], own.vocabularies[a.name]), 0) for a in attributes}
     rows = {a.name: np.pad(places[a.name], (0, a.size - len(places[a.name]))) for a in attributes}
     config = trained.config.replace(schema=encoder.schema)
     return Trained(map_ids(trained.model, config, encoder.version), trained.params | {ROWS: rows})

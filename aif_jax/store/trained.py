@@ -105,13 +105,12 @@ def model_of(config: Config, model: PreRanker | None = None) -> PreRanker:
 
 
 def check_params(model: PreRanker, params: Params, name: str = "params") -> None:
-    """Raise ValueError unless the parameters have the leaves, by path and shape, that the model's `init` makes.
+    """Raise ValueError unless the model's `init` takes the fitted group, and makes the other leaves, by path and shape.
 
-    Ids beyond a table that is too small would read its last row: nothing would fail, and nothing be right.
+    Ids beyond a table that is too small would read row 0: nothing would fail, and nothing be right.
     """
-    has = isinstance(params, Mapping) and "fitted" in params
-    got = sorted(params) if isinstance(params, Mapping) else type(params).__name__
-    expect(has, name, "the groups that `model.init` returns, 'fitted' among them", got)
+    groups = sorted(params) if isinstance(params, Mapping) else type(params).__name__
+    expect("fitted" in groups, name, "the groups that `model.init` returns, 'fitted' among them", groups)
     leaves, tree = jax.tree.flatten(params["fitted"])
     expected = _expected(model.init, tree, tuple(map(np.shape, leaves)))
     shapes = {path: str(list(np.shape(leaf))) for path, leaf in leaves_by_path(params).items()}
@@ -121,7 +120,7 @@ def check_params(model: PreRanker, params: Params, name: str = "params") -> None
 
 @functools.lru_cache(maxsize=16)
 def _expected(init: Callable[..., Params], tree: Any, shapes: tuple[tuple[int, ...], ...]) -> dict[str, str]:
-    """Return shapes by path of what `init` makes with a fitted group of these shapes; ValueError for one of another config."""
+    """Return shapes by path of what `init` makes with a fitted group of these shapes; raises as it."""
     fitted = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes])
     made = jax.eval_shape(lambda fitted: init(jax.random.key(0), None, fitted=fitted), fitted)
     return {path: str(list(leaf.shape)) for path, leaf in leaves_by_path(made).items()}
@@ -144,7 +143,7 @@ class Trained:
 
     Raises:
       EncodingMismatch: an encoder other than that of the model's data.
-      ValueError: an encoder of other features than the model's, or parameters of other paths or shapes than the model's.
+      ValueError: an encoder of other features, trained parameters of other paths or shapes, a fitted group that `init` refuses.
 
     Example:
       >>> import jax, aif_jax as aif

@@ -36,7 +36,7 @@ from aif_jax.encoding.encoder import Encoder
 from aif_jax.encoding.vocabulary import new_rows
 from aif_jax.metrics.entries import weighted_entries
 from aif_jax.model import rebuilt
-from aif_jax.scores import GROUP, chains, with_calibration
+from aif_jax.scores import chains, with_calibration
 from aif_jax.store.trained import Trained
 from aif_jax.train.evaluate import labels_of, list_scores, sampled_before
 from aif_jax.trees import leaves_by_path
@@ -247,12 +247,21 @@ def grow_vocabulary(
     return made, after
 
 
+def expect_like(encoder: Encoder, own: Encoder) -> None:
+    """Raise ValueError unless an encoder has the columns, scales and actions of a model's own one; its ids may be others."""
+    actions = [each.vocabularies.get("action") for each in (encoder, own)]
+    parts = ("columns", encoder.columns, own.columns), ("scales", encoder.scales, own.scales), ("actions", *actions)
+    others = [name for name, got, expected in parts if got != expected]
+    expect(not others, "encoder", "the columns, scales and actions of the model's", f"other {others}; derive it from that one")
+
+
 def carry_over(trained: Trained, encoder: Encoder, *, key: jax.Array) -> Trained:
     """Return the model under the vocabularies of a newer encoder: ids that both know keep the values of their rows.
 
     Rows of new ids get a Gaussian embedding with the standard deviation of the old table, and the values of the unknown item in
-    every table of `params["fitted"]`, until you fit the tables on the new catalogue and run the edits again. A field's value
-    that is gone becomes unknown in the fields of all items. Build indexes from the result: its version is another.
+    every table of `params["fitted"]`, until you fit the tables on the new catalogue and run the edits again. Fitted arrays
+    without a row for each item stay as they are, see `Block.per_item`. A field's value that is gone becomes unknown in the
+    fields of all items. Build indexes from the result: its version is another.
 
     Args:
       trained: model of the encoder before, not changed.
@@ -260,13 +269,10 @@ def carry_over(trained: Trained, encoder: Encoder, *, key: jax.Array) -> Trained
 
     Raises:
       ValueError: a model without an encoder or one of `assemble`, whose functions this cannot build; an encoder of other
-        columns, actions or scales; a block with trained arrays that have a row for each item, or that does not say which of
-        its fitted ones have (`Block.per_item`).
+        columns, actions or scales; a block whose trained arrays have a row for each id, or whose fitted may: see `per_item`.
     """
     before, params, config = trained.need_encoder("carry_over"), trained.params, trained.config
-    same = before.columns == encoder.columns and before.scales == encoder.scales
-    same = same and before.vocabularies.get("action") == encoder.vocabularies.get("action")
-    expect(same, "encoder", "the columns, actions and scales of the model's encoder", "others; derive it from that one")
+    expect_like(encoder, before)
     sizes = config.schema.table_sizes
     for number, (name, after) in enumerate(encoder.vocabularies.items()):
         old = before.vocabularies[name]
@@ -288,18 +294,17 @@ def _fitted(fitted: Params, name: str, size: int, place: np.ndarray, config: Con
         return jnp.broadcast_to(values[:1], (size, *values.shape[1:])).at[place[kept]].set(values[kept])
 
     fields = fitted.get("fields", {})
+    names: dict[str, Any] = {"fields": fields} | {table.name: ("table",) for table in config.tables}
+    for block in config.blocks:
+        names[block.name] = block.per_item or ()
+        leaves = leaves_by_path(fitted.get(block.name, {})) if block.per_item is None else {}
+        doubtful = sorted(path for path, array in leaves.items() if np.shape(array)[:1] == place.shape)
+        expected = "names of the fitted arrays with a row for each item, () if no array has a row for each id"
+        expect(not doubtful, f"block {block.name!r}, per_item", expected, f"None; {doubtful} may have one for each {name!r}")
     if name != "item":
-        moved = {name: jnp.asarray(np.maximum(place, 0), jnp.int32)[fields[name]]} if name in fields else {}
-        return {**fitted, "fields": {**fields, **moved}}
-    names: dict[str, Any] = {block.name: block.per_item for block in config.blocks} | {GROUP: (), "fields": tuple(fields)}
-    names |= {table.name: ("table",) for table in config.tables}
-
-    def moved_group(group: str, values: Params) -> Params:
-        per_item = names.get(group)
-        if per_item is None:
-            doubtful = sorted(path for path, array in leaves_by_path(values).items() if np.shape(array)[:1] == place.shape)
-            expected, got = "names of the fitted arrays with a row for each item, () for none", f"None; {doubtful} may be such"
-            expect(not doubtful, f"block {group!r}, per_item", expected, got)
-        return {leaf: grow(array) if leaf in per_item else array for leaf, array in values.items()} if per_item else values
-
-    return {group: moved_group(group, values) for group, values in fitted.items()}
+        moved = jnp.asarray(np.maximum(place, 0), jnp.int32)
+        return {**fitted, "fields": {**fields, name: moved[fields[name]]}} if name in fields else fitted
+    return {
+        group: {leaf: grow(array) if leaf in names.get(group, ()) else array for leaf, array in values.items()}
+        for group, values in fitted.items()
+    }
