@@ -52,9 +52,14 @@ def inputs(params: Params, state: UserState, rows: ItemRow, *, config: Config) -
     if "tower" in kernels:
         given["tower"] = towers(kernels["tower"], jnp.asarray(state.vector), jnp.asarray(rows.vector))
     for block in config.blocks:
-        term = block.score(own(params, block), state, rows, kernels.get(block.name, {}))
-        expect(isinstance(term, HeadInputs), f"{block.name}.score", "HeadInputs", type(term).__name__, error=TypeError)
-        given[block.name] = term
+        parts, name = kernels.get(block.name, {}), f"{block.name}.score"
+        term = given[block.name] = block.score(own(params, block), state, rows, parts)
+        expect(isinstance(term, HeadInputs), name, "HeadInputs", type(term).__name__, error=TypeError)
+        features = (term.once, term.item, *(right for _, right in term.pairs), term.rest)
+        shapes = [list(jnp.shape(feature)) for feature in features if not isinstance(feature, float)]
+        width = next((kernel.shape[1] for kernel in parts.values()), 0)  # H, which a sum would broadcast to
+        fits = all(shape[-1:] == [width] for shape in shapes) and (shapes or not parts or first is not None)
+        expect(fits, name, f"features times the kernels of {list(parts)}, [..., {width}]", f"shapes {shapes}")
     return given
 
 
@@ -75,8 +80,6 @@ def logits(params: Params, given: Mapping[str, HeadInputs], item: jax.Array, *, 
     parts, first = list(given.values()), head.first_layer(trained)
     if first is None:
         features = jnp.concatenate([heads.joined([part], item) for part in parts], -1)
-        width = sum(sum(widths.values()) for widths in config.head_features.values())
-        expect(features.shape[1] == width, "HeadInputs of all blocks", f"features [C, {width}]", list(features.shape))
     else:
         features = heads.joined([HeadInputs(once=first.bias), *parts], item)
     made = head.apply(trained, features)

@@ -21,9 +21,9 @@ def aif(schema: Schema, **changes: Any) -> Config:
     """Return the AIF model: the block list that the study recommends; README's figures are of this one.
 
     Matching statistics of every behaviour field over the long history, BEA over the short one, linear attention with softmax
-    keys over the long one, and dot products added to the logit. With a longer `long_length` the cost in real time grows by
-    the binary searches of the matching statistics alone. SIM and SimTier are not in it: next to matching statistics SIM added
-    little, SimTier lost quality on Taobao, and they were the two most expensive blocks (docs/results.md).
+    keys over the long one, and dot products added to the logit. In real time only the matching statistics grow with
+    `long_length`: by their binary searches and, up to L = C, by products with the head's kernel. SIM and SimTier are left
+    out: next to matching statistics SIM added little, SimTier lost quality on Taobao, and both cost most (docs/results.md).
 
     Args:
       schema: the features.

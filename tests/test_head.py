@@ -130,11 +130,13 @@ def test_what_has_no_parameters_is_the_same_after_a_round_trip(name, tmp_path):
     np.testing.assert_array_equal(got, expected)
 
 
-def test_features_that_a_block_declares_and_does_not_give_are_missed(monkeypatch):
-    model, params = demo.build(**demo.SMALL | {"head": Total(), "blocks": (blocks.SimTier(bits=32),)})
-    monkeypatch.setattr(blocks.SimTier, "score", lambda self, params, state, rows, kernels: HeadInputs())
-    message = r"HeadInputs of all blocks: expected features \[C, \d+\], got \[2, \d+\]"
-    refused(ValueError, message, model.joint, params, demo.user(model.config), demo.items(2))
+def test_a_block_that_does_not_give_its_features_times_the_kernels_is_named(monkeypatch):
+    """Also where a sum would broadcast them to all units of the head."""
+    for head, rest, got in ((Total(), 0.0, r"8\], got shapes \[\]"), (heads.Mlp(HIDDEN), np.ones((2, 1)), r"6\], .*\[2, 1")):
+        model, params = demo.build(**demo.SMALL | {"head": head, "blocks": (blocks.SimTier(bits=32),)})
+        monkeypatch.setattr(blocks.SimTier, "score", lambda *given, rest=rest: HeadInputs(rest=rest))
+        message = r"sim_tier.score: expected features times the kernels of \['tiers'\], \[..., " + got
+        refused(ValueError, message, model.joint, params, demo.user(model.config), demo.items(2))
 
 
 @pytest.mark.parametrize("candidates", [3, 40])

@@ -36,8 +36,8 @@ class LinearMemory(Block):
     deviation f_i A / (sqrt(K) n) apart: the same information, better conditioned.
 
     - Paper: the linear form of DIN (arXiv 1706.06978) as in AIF's LSH-DIN (2511.12934); trained keys are ours.
-    - Cost: user side K x D x L; in real time f is affine in the item vector, so A enters the kernel of the item vector:
-      [C, D] x [D, H], independent of L and K.
+    - Cost: user side K x D x L; in real time f is affine in the item vector, so A enters the kernel of the item vector once a
+      request, [D, K] x [K, D]; the product of the candidates, [C, D] x [D, H], is independent of K. Nothing depends on L.
     - When: long histories; softmax keys rank best.
 
     Attributes:
@@ -105,53 +105,48 @@ def sum_softmax_trained(key: Params, values: jax.Array, mask: jax.Array) -> Summ
     """Return `sum_softmax` of dense keys for training, with a hand-written gradient: a batch of users transposes nothing, and
     padding is left out, see `layers.fold_events`. Values float32 [L, D], zeros where masked.
     """
-    sums, weight = _weighted(key["kernel"], key["bias"], values, mask)
+    sums, weight = _weighted(key, values, mask)
     count = mask.sum().astype(values.dtype)
     scale = count / jnp.where(weight > 0, weight, 1)  # an empty history has weight 0; its gradient must stay finite
     return Summed(moments=(sums * scale[None, :]).T, total=values.sum(0), count=count)
 
 
 @jax.custom_vjp
-def _weighted(kernel: jax.Array, bias: jax.Array, values: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _weighted(key: Params, values: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return sum_j w_j v_j^T [D, K] and sum_j w_j [K] for w = exp(key - max key); the maximum cancels in their quotient."""
-    return _weighted_forward(kernel, bias, values, mask)[0]
+    return _weighted_forward(key, values, mask)[0]
 
 
-def _weighted_forward(kernel: jax.Array, bias: jax.Array, values: jax.Array, mask: jax.Array) -> tuple[Any, Any]:
+def _weighted_forward(key: Params, values: jax.Array, mask: jax.Array) -> tuple[Any, Any]:
     def add(shared: Any, own: Any, chunk: Any, total: Any) -> tuple[Any, None]:
         (values, mask), (highest, sums, weight) = chunk, total
-        keys = jnp.where(mask[:, None], _keys(shared, values), jnp.finfo(values.dtype).min)
+        keys = jnp.where(mask[:, None], layers.dense(shared, values), jnp.finfo(values.dtype).min)
         higher = jnp.maximum(highest, keys.max(0))  # the maximum so far: sums of earlier chunks are scaled to it
         scale, weights = jnp.exp(highest - higher), _weights(keys, mask, higher)
         return (higher, sums * scale[None, :] + jnp.einsum("lk,ld->dk", weights, values), weight * scale + weights.sum(0)), None
 
-    none = jnp.zeros_like(bias)
-    start = none + jnp.finfo(bias.dtype).min, jnp.zeros_like(kernel), none
-    (highest, *made), _ = layers.fold_events(add, (kernel, bias), None, (values, mask), mask, start)
-    return tuple(made), (kernel, bias, values, mask, highest)
+    none = jnp.zeros_like(key["bias"])
+    start = none + jnp.finfo(none.dtype).min, jnp.zeros_like(key["kernel"]), none
+    (highest, *made), _ = layers.fold_events(add, key, None, (values, mask), mask, start)
+    return tuple(made), (key, values, mask, highest)
 
 
 def _weighted_backward(saved: Any, cotangent: Any) -> tuple[Any, ...]:
-    kernel, bias, values, mask, highest = saved
+    key, values, mask, highest = saved
 
     def add(shared: Any, own: Any, chunk: Any, total: Any) -> tuple[Any, jax.Array]:
         (values, mask), (highest, of_sums, of_weight) = chunk, own  # of_sums [D, K], of_weight [K]
-        weights = _weights(_keys(shared, values), mask, highest)  # again: costs more to keep than to compute
+        weights = _weights(layers.dense(shared, values), mask, highest)  # again: costs more to keep than to compute
         of_keys = weights * (values @ of_sums + of_weight[None, :])
-        of_values = weights @ of_sums.T + of_keys @ shared[0].T
-        return (total[0] + values.T @ of_keys, total[1] + of_keys.sum(0)), of_values
+        of_values = weights @ of_sums.T + of_keys @ shared["kernel"].T
+        return {"kernel": total["kernel"] + values.T @ of_keys, "bias": total["bias"] + of_keys.sum(0)}, of_values
 
-    start = jnp.zeros_like(kernel), jnp.zeros_like(bias)
-    own = highest, *cotangent
-    (of_kernel, of_bias), of_values = layers.fold_events(add, (kernel, bias), own, (values, mask), mask, start)
-    return of_kernel, of_bias, of_values, None
+    start, own = jax.tree.map(jnp.zeros_like, key), (highest, *cotangent)
+    of_key, of_values = layers.fold_events(add, key, own, (values, mask), mask, start)
+    return of_key, of_values, None
 
 
 _weighted.defvjp(_weighted_forward, _weighted_backward)
-
-
-def _keys(key: tuple[jax.Array, jax.Array], values: jax.Array) -> jax.Array:
-    return values @ key[0] + key[1][None, :]
 
 
 def _weights(keys: jax.Array, mask: jax.Array, highest: jax.Array) -> jax.Array:

@@ -38,8 +38,8 @@ class Signatures:
     bits: int = 64
 
     def __post_init__(self):
-        if self.bits % WORD or not WORD <= self.bits <= 256:
-            raise ValueError(f"signature bits: expected a multiple of 32 from 32 to 256, got {self.bits}")
+        fits = self.bits % WORD == 0 and WORD <= self.bits <= 256
+        expect(fits, "signature bits", "a multiple of 32 from 32 to 256", self.bits)
 
     @property
     def name(self) -> str:
@@ -78,8 +78,7 @@ def fit_projection(content: np.ndarray, *, bits: int, seed: int = 0) -> jax.Arra
     """
     rows = np.asarray(content, np.float64)
     rows = rows[np.any(rows != 0, axis=1)]
-    if len(rows) < 2:
-        raise ValueError(f"fit_projection: expected at least 2 rows with content, got {len(rows)}")
+    expect(len(rows) >= 2, "fit_projection", "at least 2 rows with content", len(rows))
     rng = np.random.default_rng(seed)
     width = rows.shape[1]
     values, vectors = np.linalg.eigh(rows.T @ rows / len(rows))
