@@ -281,7 +281,7 @@ def test_what_is_fitted_after_training_is_added_from_the_command_line(folder, tm
     pq.write_table(pa.table(events), tmp_path / "events.parquet")
     given = ["--events", tmp_path / "events.parquet", *files(folder)[2:]]
     words = [*given, *FLAGS, "--out", tmp_path / "run", *SMALL, "--batch-size", 64, "--epochs", 3]
-    words += ["--learning-rate", 0.03, "--quiet"]
+    words += ["--learning-rate", 0.03, "--no-repeats", "--quiet"]
     assert run("train", *words)[0] == 0
     before = aif.open(tmp_path / "run").version
     add = ["--run", tmp_path / "run", *given, "--quiet", "--out"]
@@ -289,7 +289,7 @@ def test_what_is_fitted_after_training_is_added_from_the_command_line(folder, tm
     assert told["added"] == ["svd", "popularity", "calibration"]
 
     trained = aif.Run.load(tmp_path / "run")
-    data = aif.read(given[1], items=folder / "items", users=folder / "users.csv", encoder=trained.encoder)
+    data = aif.read(given[1], items=folder / "items", users=folder / "users.csv", encoder=trained.encoder, repeats=False)
     bare = dataclasses.replace(trained, folder=None)
     wanted = bare.with_svd(data).with_popularity_correction(data).calibrate(data, progress=False)
     served = aif.open(tmp_path / "served")

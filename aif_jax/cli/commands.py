@@ -123,7 +123,8 @@ def add(
     expect(parts, "add", f"some of {', '.join(ADDED)}", "none; name them", error=UsageError)
     expect_nothing(local(out, "--out"))
     made = Run.load(run)
-    data = files.read(encoder=made.trained.need_encoder(str(run)))
+    repeats = made.settings.repeats if files.repeats is None else files.repeats
+    data = dataclasses.replace(files, repeats=repeats).read(encoder=made.trained.need_encoder(str(run)))
     added = [name for name in ADDED if name in parts]
     for part in added:
         made = ADDED[part](made, data)

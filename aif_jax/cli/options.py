@@ -55,7 +55,7 @@ class TrainingFiles(Files):
       unknown: for users, items, actions and categories that encoder, file of items or users, or `Columns.actions` lack: error,
         or skip, which leaves out events of unknown users and lines of the items file with an unknown item. Other values become
         row 0, as in serving, and events with an unknown item are no positives. A warning counts them.
-      repeats: whether users come back to items, see `Dataset`. Default: as estimated from the events, see the log.
+      repeats: whether users come back to items, see `Dataset`. Default: as estimated, see the log; in add as the run has it.
     """
 
     unknown: Literal["error", "skip"] = "error"

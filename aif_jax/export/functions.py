@@ -105,13 +105,13 @@ def export_function(
     def flat(given_params: Specs, given: Specs) -> dict[str, Any]:
         return named(function(nest(given_params), jax.tree.unflatten(treedef, [given[name] for name in specs])))
 
-    traced = jax.jit(flat).trace(params, specs)  # of which JAX drops what nothing reads only where no shape is symbolic
+    traced = jax.jit(flat).trace(params, specs)  # JAX drops unread arguments itself, but not where a shape is symbolic
     jaxpr, read = dce_jaxpr(traced.jaxpr.jaxpr, [True] * len(traced.jaxpr.out_avals))
     arguments = [("params", k) for k in sorted(params)] + [("inputs", k) for k in sorted(specs)]  # as JAX sorts dicts
     kept = set(itertools.compress(arguments, read))
     used_params = {k: params[k] for k in params if ("params", k) in kept}
     used = {k: specs[k] for k in specs if ("inputs", k) in kept}
-    if unread := _axes(specs) - _axes(used):  # once more with sizes in their place
+    if unread := _axes(specs) - _axes(used):  # JAX must solve for every axis from the inputs: export again with fixed sizes
         sized = _resized(specs, {axis: bounds[axis][0] for axis in unread})
         return export_function(function, jax.tree.unflatten(treedef, list(sized.values())), params, bounds, platforms)
     run = jaxpr_as_fun(ClosedJaxpr(jaxpr, traced.jaxpr.consts))

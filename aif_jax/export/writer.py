@@ -51,7 +51,6 @@ def save(
     Raises:
       FileExistsError: the folder exists.
       VersionMismatch: the index is of other parameters or another encoder.
-      EncodingMismatch: an encoder other than that of the model's data.
       ImportError: flatbuffers is not installed.
 
     Example:
@@ -169,9 +168,8 @@ def _entries(function: str, specs: functions.Specs) -> list[dict[str, Any]]:
 
 def _axes(config: Config, bounds: functions.Bounds) -> dict[str, Any]:
     """Return bounds and compiled sizes of every axis."""
-    least = bounds["c"][0]
     sizes = {
-        "c": [size for size in (1 << i for i in range(6, 15)) if size >= least],
+        "c": [size for size in (1 << i for i in range(6, 15)) if size >= bounds["c"][0]],
         "l": [config.history_length],
         "n": [1, 64, 4096],
     }
