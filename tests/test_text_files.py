@@ -62,12 +62,9 @@ def test_a_byte_order_mark_encodings_and_quotes(tmp_path):
 
 
 @pytest.mark.parametrize(("text", "line", "message"), [  # text, line, the rest of the message
-    ("1,2,3,pv\n1,2,3\n", 2, "wrong number of fields: expected 4, got 3 in '1,2,3'"),
     ("1,2,3,pv\n1,2\n3,pv,1,2,3,pv\n", 2, "wrong number of fields: expected 4, got 2 in '1,2'"),
-    ("-1,2,3,pv\n", 1, "column 'user': negative id: expected 0 or more, got -1"),
     ("1,,3,pv\n", 1, "column 'change': null: expected a value in every row, got nothing"),
     ("1,2,3,pv\n1,2,3.4.5,pv\n", 2, "column 'rating': wrong type: expected a number, got '3.4.5'"),
-    ("1,2,1e300,pv\n", 1, "column 'rating': not finite: expected a finite number, got inf"),
 ])  # fmt: skip
 def test_wrong_values_are_named_by_line(tmp_path, text, line, message):
     path = tmp_path / "bad.csv"
@@ -75,11 +72,10 @@ def test_wrong_values_are_named_by_line(tmp_path, text, line, message):
     refused(ValueError, f"^{re.escape(f'{path}, line {line + 1}')}.*{re.escape(message)}", loaded, path, KINDS)
 
 
-def test_an_empty_and_a_missing_file_are_named(tmp_path):
+def test_an_empty_file_is_named(tmp_path):
     (tmp_path / "bad.csv").write_text("")
     message = "unreadable file: expected text with a header in utf8, got ArrowInvalid: Empty CSV file"
     refused(ValueError, message, loaded, tmp_path / "bad.csv", {"a": "id"})
-    refused(FileNotFoundError, r"no\.csv: expected a file", loaded, tmp_path / "no.csv", {"a": "id"})
 
 
 def test_blocks_are_bounded(tmp_path):

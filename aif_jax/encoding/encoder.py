@@ -26,6 +26,7 @@ from aif_jax.types import Behaviours, ItemFeatures, UserFeatures
 MOST_PLACES = 1 << 22  # of a history or a bag, so that a record from elsewhere cannot ask for all memory
 CLIP_RANGE = 5  # outliers are further from the median than so many times the 5 % or 95 % quantile is
 FEWEST = 20  # with fewer values in a column none is an outlier
+SPELLINGS = (["false", "true"], ["False", "True"], ["FALSE", "TRUE"])  # of booleans in CSV, and of Arrow's as text
 
 
 class LaterEvents(ValueError):
@@ -279,7 +280,7 @@ class Encoder:
         kept = time < now * per_second  # an event in the same second would tie with a sample
         if self.engaged is not None:
             kept &= np.isin(self.action_rows(raw[str(columns.action)]), self.engaged)
-        if np.count_nonzero(kept) > self.length:  # with all of the oldest kept moment: ties are ordered
+        if np.count_nonzero(kept) > self.length:  # the newest, and what ties with the oldest: `history_order` chooses
             kept &= time >= np.partition(time[kept], -self.length)[-self.length]
         at = slice(None) if kept.all() else np.flatnonzero(kept)
         name = f"events, column {columns.item!r}"
@@ -303,13 +304,19 @@ class Encoder:
         return expect_1d(rows, where).reshape(())
 
     def _as_read(self, values: Any, column: str, name: str, where: str) -> Any:
-        """Return values as a file would give them: booleans are 0 and 1, in CSV "true" and "false", no ids; text stays text."""
+        """Return values as a file would give them: booleans are 0 and 1, or spelled as the files did, no ids; text stays text.
+
+        Raises TypeError for booleans that are no text of the files, or text in several spellings.
+        """
+        known = self.vocabularies[name] if name in self.vocabularies else self._listed_actions["strings"][0]
         first = values[0] if len(values) else None
-        strings = name in self.vocabularies and self.vocabularies[name].kind == "strings"
-        text = column in self.columns.text and (name not in self.vocabularies or strings)
         if isinstance(first, bool | np.bool_):
             expect(name not in ("user", "item"), where, "integers or strings as ids", "bool", error=TypeError)
-            return [str(bool(value)).lower() if text or strings else int(value) for value in values]
+            found = [pair for pair in SPELLINGS if known.kind == "strings" and known.encode(pair).any()]
+            expect(len(found) < 2, where, "text, because the files spell booleans in several ways", "bool", error=TypeError)
+            pair = found[0] if found else [0, 1]
+            return [pair[bool(value)] if isinstance(value, bool | np.bool_) else value for value in values]
+        text = column in self.columns.text and known.kind == "strings"
         return list(map(str, values)) if text and isinstance(first, int | np.integer) else values
 
 

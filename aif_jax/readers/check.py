@@ -68,7 +68,7 @@ def check(
     |---|---|
     | duplicate event | the same user, item, action and time in several rows; half of all where a file is there twice |
     | future event | an event later than today |
-    | rounded time | events of one user that only parts of `Columns.time_unit` tell apart, and whose order is lost |
+    | rounded time | times finer than `Columns.time_unit`, and events of one user that are equal in it: an order may be lost |
     | cut bag | bags with more values than `Columns.bag_length` keeps |
     | outlier | a float far outside of all others, such as a price of 1e12; of 20 values or more, scales clip it |
 

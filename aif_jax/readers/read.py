@@ -257,9 +257,8 @@ def read_tables(
         for (name, _), rows_of_table in zip(places, found, strict=True):
             rows[name][vocabulary] = rows_of_table
     vocabularies = {name: known.get(name, Vocabulary([])) for name in vocabulary_names(columns)}
-    for file, which in (("items", "item"), ("users", "user")):
+    for file, which, column in (("items", "item", columns.item_id), ("users", "user", columns.user_record_id)):
         if file in tables:
-            column = columns.item_id if which == "item" else columns.user_record_id
             _note_duplicates(tables[file], column, which, rows[file][which], vocabularies[which])
     if columns.position is not None:
         shown = tables["events"].array(columns.position)
@@ -316,11 +315,8 @@ def _kind(members: list[Codes], *, as_text: bool) -> IdKind:
     """Return whether a vocabulary is of integers or of text."""
     members = [codes for codes in members if codes.type is not None]
     typed = [codes.type == "int64" for codes in members if not codes.parsed]
-    if as_text:
-        return "strings"
-    if typed:
-        return "integers" if any(typed) else "strings"
-    return "integers" if not members or any(codes.looks_whole for codes in members) else "strings"
+    whole = any(typed) if typed else not members or any(codes.looks_whole for codes in members)
+    return "integers" if whole and not as_text else "strings"
 
 
 def encode_listed(name: str, table: LoadedTable, column: str, listed: Sequence[Any]) -> np.ndarray:
@@ -389,7 +385,7 @@ def suspicions_of(tables: Tables, columns: Columns, events: Events) -> Iterator[
     same = (user[1:] == user[:-1]) & (events.time[1:] == events.time[:-1])
     if columns.time in table.rounded and same.any():
         got = f"finer than Columns.time_unit={columns.time_unit!r}, to which times are rounded down: {int(same.sum()):,} of"
-        got = f"{got} {count:,} events have the time of their user's one before, ordered by item; a finer unit keeps the order"
+        got = f"{got} {count:,} events have the time of their user's one before, ordered by item; a finer unit may part them"
         yield Suspicion(kind="rounded time", file=file, column=columns.time, got=got)
     for bags in tables.tables.values():
         for column, cut in bags.cut.items():
