@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import datetime
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,10 +18,11 @@ from aif_jax.data.negatives import SeenPairs
 from aif_jax.data.order import BatchKey
 from aif_jax.data.split import split_by_time, time_cuts
 from aif_jax.run import Run
+from aif_jax.train.baselines import baseline_scores
 from aif_jax.train.loop import JsonLines
 from aif_jax.train.settings import FitConfig, FitSettings
 from aif_jax.train.tasks import Cascaded, Impressions, NextItem
-from aif_jax.train.training import held_out, resolve_settings, validation
+from aif_jax.train.training import evaluation_options, held_out, plan, resolve_settings, training_positions, validation
 from experiments.datasets.synthetic import synthetic_world
 from tests import demo
 from tests.demo import FIT, fit, same
@@ -184,7 +186,6 @@ def test_a_run_without_a_validation_slice_keeps_the_last_checkpoint(data, small)
 
 @pytest.mark.parametrize("wrong, message", [
     ({"epochs": 0}, "FitConfig.epochs: expected at least 1, got 0"),
-    ({"requests": 0}, "FitConfig.requests: expected at least 1, got 0"),
     ({"validation": 0.0}, "FitConfig.keep_best: expected None without a validation slice, got 'gauc'"),
     ({"keep_best": "hr@100"}, r"FitConfig.keep_best: expected one of \['auc', .*'hr@10', 'ndcg@10'\], got 'hr@100'"),
     ({"validation": 0.9, "test": 0.2}, "expected validation \\+ test below 1"),
@@ -210,8 +211,7 @@ def test_a_figure_that_the_slice_does_not_define_is_refused_before_training(data
     validation(small, apart, settings)
     with pytest.raises(ValueError, match="got 'gauc_mean': none of its .* of both labels .gauc: of one user.; give"):
         validation(small, apart, dataclasses.replace(settings, keep_best="gauc_mean"))
-    with pytest.raises(ValueError, match="got 'auc': none of its .* of both labels .*; give keep_best='log_loss'"):
-        validation(small, seen, settings)
+    refused(ValueError, "got 'auc': none of its .* labels .*; give keep_best='log_loss'", validation, small, seen, settings)
 
 
 def test_a_run_follows_its_data_where_nobody_comes_back(data, small, tmp_path):
@@ -227,7 +227,6 @@ def test_a_run_follows_its_data_where_nobody_comes_back(data, small, tmp_path):
     assert left_out != kept and left_out.inputs["repeats"] is False and kept.inputs["repeats"] is True
 
 
-DAY = 86_400
 TASKS = [NextItem(), Impressions(candidates=3, threshold=2), Cascaded()]
 
 
@@ -258,16 +257,29 @@ def test_shares_are_of_the_samples_of_the_task(listed, task):
     whole = task.positions(listed, min_history=0, since=None, before=None)
     times = listed.log.time[whole]
     settings = resolved(listed, task, test=0.2)
+    assert (None, settings.first_validation, settings.first_test) == time_cuts(times, test=0.2)
     held = [(times >= moment).mean() for moment in (settings.first_validation, settings.first_test)]
     assert held == pytest.approx([0.3, 0.2], abs=0.02)
     spans = [task.positions(listed, min_history=0, **settings.span(split)) for split in ("train", "validation", "test")]
     np.testing.assert_array_equal(np.sort(np.concatenate(spans)), whole)
 
 
-def test_a_next_item_is_split_by_its_events(listed):
-    settings = resolved(listed, NextItem())
-    assert (None, settings.first_validation, settings.first_test) == time_cuts(listed.log.time)
-    assert FitSettings.from_json(settings.to_json()) == settings
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: type(task).__name__)
+def test_a_plan_counts_every_sample_once(listed, task):
+    """Trained on, held out, or left out and why: with replays, an excluded span, and before 1970."""
+    log, later = listed.log, resolved(listed, task).first_test
+    early = dataclasses.replace(listed, log=aif.data.EventLog(log.user, log.item, log.action, log.time - later))
+    times = early.log.time[task.positions(early, min_history=0, since=None, before=0)]
+    first, start, end = (int(np.quantile(times, share)) for share in (0.2, 0.3, 0.4))
+    for given in ({}, {"without": (start, end)}, {"since": first, "replay": 0.1, "without": (start, end)}):
+        settings = resolved(early, task, min_history=3, **given)
+        feed = SimpleNamespace(dataset=early, positions=training_positions(early, settings))
+        numbers = re.findall(r"([\d,-]+) (?:events|requests|to|for|before|in|with)\b", next(plan(feed, settings)))
+        total, *parts = (int(number.replace(",", "")) for number in numbers[:7])
+        assert total == sum(parts) and len(parts) == 6 and min(parts) >= 0 and parts[0] == len(feed.positions)
+        assert [count > 0 for count in parts[3:5]] == ["since" in given, "without" in given]
+    baselines = evaluation_options(resolved(early, task), early, "test")["baselines"]  # the test begins at second 0
+    assert same(baselines, baseline_scores(early, before=0, thresholds=task.thresholds))
 
 
 @pytest.mark.parametrize(("given", "expected"), [
@@ -279,17 +291,11 @@ def test_a_next_item_is_split_by_its_events(listed):
     (dict(validation=15, test=np.int64(35)), (None, 15, 35)),
     (dict(validation=0.5, test=0, since=20), (20, 40, 51)),
     (dict(validation="1970-01-01T00:00:15", test=np.datetime64(35, "s")), (None, 15, 35)),
+    (dict(validation="1970-01-01T00:00:15", test=35_000, unit="ms"), (None, 15, 35)),
     (dict(validation=0.2, test=datetime.datetime.fromisoformat("1970-01-01T01:00:35+01:00")), (None, 30, 35)),
 ])  # fmt: skip
 def test_shares_and_moments_by_hand(given, expected):
     assert time_cuts(np.array([30, 10, 50, 20, 40]), **given) == expected
-
-
-def test_an_integer_is_in_the_unit_of_the_columns():
-    start = int(np.datetime64("2022-05-01", "s").astype(int))
-    times = start + DAY * np.arange(10)
-    assert time_cuts(times, test=1000 * (start + 5 * DAY), unit="ms")[2] == start + 5 * DAY
-    assert time_cuts(times, test="2022-05-06", unit="ms")[2] == start + 5 * DAY
 
 
 def test_a_run_by_dates_resumes_is_evaluated_and_says_its_samples(data, small, tmp_path, capsys, caplog):
@@ -304,12 +310,8 @@ def test_a_run_by_dates_resumes_is_evaluated_and_says_its_samples(data, small, t
         NextItem().positions(data, min_history=1, **run.settings.span(split)) for split in ("train", "validation", "test")
     )
     held = f"{len(validated):,} for validation (60 evaluated) from {validation}, {len(tested):,} for the test from {test}"
-    line, samples = (
-        f"NextItem: of {len(time):,} events {len(train):,} to train on, {held}",
-        len(train) + len(validated) + len(tested),
-    )
-    left = f"200 before the first moment (since), {len(time) - 200 - samples:,} with fewer than 1 earlier events of the user"
-    assert f"{line}; left out: {left} (min_history)\n" in said
+    line = f"NextItem: of {len(time):,} events {len(train):,} to train on, {held}"
+    assert f"{line}; left out: 200 before the first moment (since), 0 in the span excluded (without), " in said
     trained = np.unique(data.log.item[data.log.time < np.datetime64(validation, "s").astype(int)])
     (new,) = re.findall(r"validation: ([\d.]+)% of the requests are for an item without a training event", said)
     assert abs(float(new) / 100 - (~np.isin(data.log.item[validated], trained)).mean()) < 0.1  # of 60 of them

@@ -26,7 +26,7 @@ from aif_jax.types import Array, ItemFeatures, UserFeatures, record
 
 WINDOW = 16  # batches that are sorted by length together
 NAMED = 8  # positions of samples that a message names
-AHEAD = 2  # batches that wait for the step, at most; one more is being made
+AHEAD = 3  # batches that are ready or being made while a step runs, at most
 
 
 @record
@@ -137,8 +137,7 @@ class Pipeline:
     process_count: int = 1
 
     def __post_init__(self):
-        limits = dict(batch_size=1, epochs=1, seed=0, process_count=1)
-        for field, least in limits.items():
+        for field, least in dict(batch_size=1, epochs=1, seed=0, process_count=1).items():
             expect_integer(getattr(self, field), f"Pipeline.{field}", least=least)
         count = self.process_count
         expect(0 <= self.process_index < count, "Pipeline.process_index", f"0 to {count - 1}", self.process_index)
@@ -150,8 +149,7 @@ class Pipeline:
         check_encoding("Pipeline.dataset", expected=self.config.schema.encoding, got=self.dataset.encoding)
         placed = not self.config.reads_display_positions or self.dataset.display_positions is not None
         expect(placed, "Pipeline.dataset", "the places of shown items, for a `training_logit`", "none; name Columns.position")
-        positions = expect_integers(self.positions, "Pipeline.positions", size=len(self.dataset.log))
-        object.__setattr__(self, "positions", positions)
+        object.__setattr__(self, "positions", expect_integers(self.positions, "Pipeline.positions", size=len(self.dataset.log)))
         least = f"at least one batch of batch_size={self.batch_size} to train on"
         hint = "take a smaller one" if len(self.positions) else "see min_history, since and the splits"
         expect(self.steps_per_epoch >= 1, "samples", least, f"{len(self.positions)}; {hint}")
@@ -308,7 +306,7 @@ def to_device(
         return fed if fed is None or fed.batch is None else dataclasses.replace(fed, batch=place(fed.batch))
 
     with ThreadPoolExecutor(1, "aif_jax.prefetch") as pool:
-        ready = deque(pool.submit(make) for _ in range(AHEAD + 1))
+        ready = deque(pool.submit(make) for _ in range(AHEAD))
 
         def ordered() -> Iterator[PrefetchedBatch]:
             while (fed := ready.popleft().result()) is not None:

@@ -76,7 +76,8 @@ def time_cuts(
     shares = [part for part in parts.values() if isinstance(part, float)]
     expect(sum(shares) < 1, "validation, test", "validation + test below 1", f"{validation} + {test}")
 
-    def first_of_last(count: float) -> int:  # the earliest second t with more than len(times) - count samples at or before t
+    def first_of_last(count: float) -> int:
+        """Return the first second of a last part of at least `count` samples; all samples of one second stay together."""
         low, high = int(times.min()), int(times.max())
         return low + bisect.bisect_right(range(low, high + 1), len(times) - round(count), key=lambda t: _count(times, t + 1))
 

@@ -14,6 +14,7 @@ from aif_jax.registry import from_plain
 from aif_jax.train.tasks import TASKS, NextItem, Task
 
 LOWER_IS_BETTER = ("log_loss", "calibration_error")
+SPLITS = ("train", "validation", "test")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -143,9 +144,9 @@ class FitSettings(FitConfig):
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{where}: expected the record of a run, got another: {error!r}; restore it") from error
 
-    def span(self, split: str) -> dict[str, int | None]:
-        """Return the first second of a slice, "train", "validation" or "test", and the first after it."""
-        names, moments = ("train", "validation", "test"), (self.since, self.first_validation, self.first_test, None)
-        expect(split in names, "split", f"one of {list(names)}", repr(split))
-        place = names.index(split)
+    def span(self, split: str) -> dict[str, Any]:
+        """Return the first second of a slice, "train", "validation" or "test", and the first after it; None for no bound."""
+        moments = self.since, self.first_validation, self.first_test, None
+        expect(split in SPLITS, "split", f"one of {list(SPLITS)}", repr(split))
+        place = SPLITS.index(split)
         return {"since": moments[place], "before": moments[place + 1]}

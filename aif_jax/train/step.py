@@ -69,18 +69,19 @@ def _threads() -> tuple[ThreadPoolExecutor, ...]:
 def _at_once(f: Callable[[int], Any], count: int, threads: Sequence[ThreadPoolExecutor]) -> list[Any]:
     """Return [f(0), ..., f(count - 1)], dispatched by this thread and others in turn."""
     first = f(0)  # compiles
-    others = {i: threads[i % (len(threads) + 1) - 1].submit(f, i) for i in range(1, count) if i % (len(threads) + 1)}
-    return [first, *(others[i].result() if i in others else f(i) for i in range(1, count))]
+    workers = {i: i % (len(threads) + 1) for i in range(1, count)}  # 0: this thread
+    others = {i: threads[worker - 1].submit(f, i) for i, worker in workers.items() if worker}
+    return [first, *(others[i].result() if i in others else f(i) for i in workers)]
 
 
 def loss_and_gradient(
     scores_of: Callable[[Any, Batch], jax.Array], params: Any, batch: Batch, loss: LossFn, *, part: int | None,
     share: tuple[Any, int] = (0, 1),
 ) -> tuple[jax.Array, Any]:  # fmt: skip
-    """Return the loss [] of B samples and its gradient like `params`, any pytree of `scores_of`, whole for None.
+    """Return the loss [] of B samples and its gradient like `params`, any pytree that `scores_of` takes.
 
-    A `Loss` may be taken in parts of `part` samples; with `share` (first, count) only the parts first,
-    first + count, ... are summed; first is int32 [].
+    `part=None` takes the batch whole, a number a `Loss` in parts of so many samples; with `share` (first, count) only the parts
+    first, first + count, ... are summed; first is int32 [].
     """
     if part is None:
         correction = {} if batch.log_q is None else {"log_q": batch.log_q}

@@ -38,7 +38,7 @@ from aif_jax.train.distillation import Teacher
 from aif_jax.train.evaluate import BASELINE, evaluate, labels_of, order_figures
 from aif_jax.train.loop import JsonLines, LogFn, Saving, loop, resume
 from aif_jax.train.optimizers import default_optimizer
-from aif_jax.train.settings import LOWER_IS_BETTER, FitConfig, FitSettings
+from aif_jax.train.settings import LOWER_IS_BETTER, SPLITS, FitConfig, FitSettings
 from aif_jax.train.step import FITTED, LossFn, TrainState, init_state, make_step
 from aif_jax.train.tasks import TASKS, Impressions, Task
 from aif_jax.trees import differences, listed
@@ -49,19 +49,19 @@ logger = logging.getLogger(__name__)
 
 def plan(feed: Pipeline, settings: FitSettings) -> Iterator[str]:
     """Yield lines of text before a run: samples of each split and left out, new items, steps, lengths of histories."""
-    data, task, least = feed.dataset, settings.task, settings.min_history
+    data, task, least, since = feed.dataset, settings.task, settings.min_history, settings.since
     unit = "events" if task.ranks_catalogue else "requests"
-    replayed = int((data.log.time[feed.positions] < (settings.since or 0)).sum())
-    whole = len(task.positions(data, min_history=0, since=None, before=None)) - replayed
-    inside = len(task.positions(data, min_history=0, since=settings.since, before=None))
-    short = inside - len(task.positions(data, min_history=least, since=settings.since, before=None))
-    validation, test = (len(task.positions(data, min_history=least, **settings.span(of))) for of in ("validation", "test"))
+    total, later = (len(task.positions(data, min_history=0, since=first, before=None)) for first in (None, since))
+    train, validation, test = (len(task.positions(data, min_history=least, **settings.span(split))) for split in SPLITS)
+    replayed = 0 if since is None else int((data.log.time[feed.positions] < since).sum())
+    early, short = total - later - replayed, later - train - validation - test
+    excluded = train + replayed - len(feed.positions)
     evaluated = f" ({min(settings.requests, validation):,} evaluated)" if validation else ""
     yield (
-        f"{type(task).__name__}: of {whole + replayed:,} {unit} {len(feed.positions):,} to train on, {validation:,} for "
+        f"{type(task).__name__}: of {total:,} {unit} {len(feed.positions):,} to train on, {validation:,} for "
         f"validation{evaluated} from {iso_text(settings.first_validation)}, {test:,} for the test from "
-        f"{iso_text(settings.first_test)}; left out: {whole - inside:,} before the first moment (since), {short:,} with fewer "
-        f"than {least} earlier events of the user (min_history)"
+        f"{iso_text(settings.first_test)}; left out: {early:,} before the first moment (since), {excluded:,} in the span "
+        f"excluded (without), {short:,} with fewer than {least} earlier events of the user (min_history)"
     )
     if task.ranks_catalogue and (validation or test):
         split = "validation" if validation else "test"
@@ -268,8 +268,7 @@ def held_out(data: Dataset, settings: FitSettings, split: str, *, requests: int 
     expect(len(positions) > 0, split, f"a sample with {least} earlier events of its user", f"none in {span}")
     if requests is not None and requests < len(positions):
         positions = np.sort(np.random.default_rng(0).choice(positions, requests, replace=False))
-    before = span["since"] if span["since"] is not None else settings.first_validation
-    return positions, task.source(data, before=before, held_out=True)
+    return positions, task.source(data, before=span["since"], held_out=True)
 
 
 def validation(model: PreRanker, data: Dataset, settings: FitSettings) -> Callable[[TrainState], dict[str, float]]:
@@ -300,9 +299,8 @@ def validation(model: PreRanker, data: Dataset, settings: FitSettings) -> Callab
 
 def evaluation_options(settings: FitSettings, data: Dataset, split: str) -> dict[str, Any]:
     """Return options of `evaluate` that follow from a run; baselines are as of the first moment of the slice."""
-    before, task = settings.span(split)["since"], settings.task
-    baselines = baseline_scores(data, before=before or settings.first_validation, thresholds=task.thresholds)
-    return {"k": settings.k, "calibration_negatives": task.calibration_negatives, "baselines": baselines}
+    baselines = baseline_scores(data, before=settings.span(split)["since"], thresholds=settings.task.thresholds)
+    return {"k": settings.k, "calibration_negatives": settings.task.calibration_negatives, "baselines": baselines}
 
 
 def expect_resumable(folder: Path, settings: FitSettings) -> None:
