@@ -84,8 +84,7 @@ def append(client: Any, user: int | str, events: dict[str, list], *, prefix: str
     name = f"{prefix}:{{{'s' if isinstance(user, str) else 'i'}:{user}}}"
     if listed := [json.dumps(dict(zip(events, row, strict=True))) for row in zip(*events.values(), strict=True)]:
         with client.pipeline(transaction=True) as pipe:
-            pipe.rpush(f"{name}:events", *listed).ltrim(f"{name}:events", -length, -1)
-            pipe.incrby(f"{name}:count", len(listed)).execute()
+            pipe.rpush(f"{name}:events", *listed).ltrim(f"{name}:events", -length, -1).execute()
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """What the job of the index writes between two exports: newer indexes."""
 
+import asyncio
 import os
 
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 from aif_jax.index import IndexWriter
 from aif_jax.index.writer import snapshots
 from aif_jax.readers import encode_items
-from aif_jax.service.models import newer, newest
+from aif_jax.service.models import Models, newer, newest
+from tests.refusals import refused_later
 from tests.service_world import ANN, exports, running, until
 
 pytestmark = pytest.mark.lane("standing")
@@ -53,6 +55,16 @@ def test_a_problem_at_the_start_is_forgotten_once_it_is_over(tmp_path, monkeypat
     with running(exports().root / "one", index=tmp_path / "index") as service:
         until(lambda: service.service.models.held[0].index_from is not None and service.service.models.problem is None)
         assert service.service.models.failures == 1 and "got none" not in caplog.text  # there was one
+
+
+async def test_what_fails_is_tried_no_more_often_than_it_is_polled(tmp_path, monkeypatch):
+    waits = iter([60.0, 60.0])
+
+    async def sleep(seconds):
+        assert seconds == next(waits)
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    await refused_later(RuntimeError, "StopIteration", Models(tmp_path, poll=60.0)._follow("nothing", None))
 
 
 def test_what_fails_delays_nothing_else(tmp_path, monkeypatch):

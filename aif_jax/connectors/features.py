@@ -6,7 +6,7 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 from aif_jax.encoding.encoder import Encoder, LaterEvents
@@ -22,12 +22,10 @@ class Record(NamedTuple):
     Attributes:
       attributes: values by column of the users file; None if the store has none.
       events: the last events by column of the events file, in any order; None for none.
-      version: changes with every event, for `Request.feature_version`; None if unknown.
     """
 
     attributes: Mapping[str, Any] | None = None
     events: Any = None
-    version: Hashable = None
 
 
 class FeatureSource(Protocol):
@@ -36,7 +34,6 @@ class FeatureSource(Protocol):
     async def get(self, user: int | str) -> Record | None:
         """Return the record of a user, None if unknown. Raises ValueError for one that is torn or foreign, and what its client
         raises."""
-        ...
 
 
 SHARED = 1.0  # seconds since its start in which a read is shared: one that takes longer may hang
@@ -109,7 +106,7 @@ class Fetch:
 
 def encoded(encoder: Encoder, record: Record | None, now: Any) -> UserFeatures:
     """Return the features of a record, those of the unknown user without one."""
-    attributes, events, _ = record or Record()
+    attributes, events = record or Record()
     none = isinstance(events, Mapping) and not events
     return encoder.user(attributes, None if none else events, now)
 

@@ -2,7 +2,6 @@
 
 PREFIX:{i:7}:profile    JSON object: raw values of user 7 by column of the users file
 PREFIX:{i:7}:events     list of the last events, one JSON object each: raw values by column of the events file, without the user
-PREFIX:{i:7}:count      events so far, those among them that were trimmed
 
 Times are integers in `Columns.time_unit`. A user whose id is text has `s:` in place of `i:`.
 """
@@ -32,24 +31,21 @@ class ValkeyFeatures(FeatureSource):
     async def get(self, user: int | str) -> Record | None:
         """Read a user, as `FeatureSource.get`. Raises ValueError that names the key of what is no JSON of this store."""
         keys = keys_of(self._prefix, user)
-        async with self._client.pipeline(transaction=True) as pipe:  # so that the version is that of the events
-            pipe.get(keys[0]).lrange(keys[1], -self.length, -1).get(keys[2])
+        async with self._client.pipeline(transaction=True) as pipe:  # so that both are of one moment
+            pipe.get(keys[0]).lrange(keys[1], -self.length, -1)
             answers = await pipe.execute(raise_on_error=False)
         for answer, key in zip(answers, keys, strict=True):
             if isinstance(answer, Exception):
                 expect("WRONGTYPE" not in str(answer), key, "a value of this store", f"another: {answer}")
                 raise answer
-        profile, events, count = answers
+        profile, events = answers
         if profile is None and not events:
             return None
         try:
             known = None if profile is None else {} | json.loads(profile)  # of an object alone
         except (ValueError, TypeError, RecursionError) as error:
             raise ValueError(f"{keys[0]}: expected a JSON object, got {profile!r:.80}: {error}") from error
-        if count is not None and not count.isdigit():
-            raise ValueError(f"{keys[2]}: expected the number of events so far, got {count[:80]!r}")
-        columns = self._events(events, keys[1]) if events else None
-        return Record(known, columns, None if count is None else int(count))
+        return Record(known, self._events(events, keys[1]) if events else None)
 
     def _events(self, events: list[bytes], key: str) -> dict[str, list[Any]]:
         names = [name for name in self.columns.of("events", serving=True) if name != self.columns.user]
@@ -67,7 +63,7 @@ class ValkeyFeatures(FeatureSource):
         return columns
 
 
-def keys_of(prefix: str, user: int | str) -> tuple[str, str, str]:
-    """Return keys of profile, events and count, on one node of a cluster; the integer 7 and the string "7" are two users."""
+def keys_of(prefix: str, user: int | str) -> tuple[str, str]:
+    """Return keys of profile and events, on one node of a cluster; the integer 7 and the string "7" are two users."""
     name = f"{prefix}:{{{'s' if isinstance(user, str) else 'i'}:{user}}}"
-    return f"{name}:profile", f"{name}:events", f"{name}:count"
+    return f"{name}:profile", f"{name}:events"

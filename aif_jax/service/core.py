@@ -1,4 +1,4 @@
-"""`Service`: calls in, answers out; knows versions, limits and observers, and nothing of networks."""
+"""`Service`: calls in, answers out; knows versions and observers, and nothing of networks."""
 
 from __future__ import annotations
 
@@ -117,10 +117,15 @@ class Service:
         return reply
 
     def _request(self, call: Call, served: LoadedModel, *, prepare: bool = False) -> Request:
-        """Return what the engine gets of a call; its feature version is the key of the state:
+        """Return what the engine gets of a call, the feature version, which is the key of the user's state, among it:
 
-        the call's, with features; ("source", its), with an id alone, so that no call with events joins a read of the source;
-        without one a digest of the features, but None of a `prepare` and of an id alone, which finds what that left.
+        | the call brings | feature version |
+        |---|---|
+        | one whose state is held | the call's; nothing is encoded |
+        | one, with features | the call's |
+        | one, with an id alone | ("source", the call's), so that no call with features joins a read of the source |
+        | none, with features | a digest of them; None in a `prepare` |
+        | none, with an id alone | None, which finds what a `prepare` left |
         """
         if call.now is None and self.observers and (call.record is not None or call.events is not None):
             call = dataclasses.replace(call, now=clock(served.users.encoder))  # as the log will say

@@ -52,7 +52,8 @@ class UserSource:
     async def fetch(self, request: Request) -> UserFeatures:
         """Return the engine's `features`: those of the call, else those of the source; BadCall without both."""
         context: Context = request.context
-        context.used = self.of(context.call) if context.features is None else context.features  # None: a state was there before
+        # features not read yet: an id alone, or `_request` of core.py met a state that has expired since
+        context.used = self.of(context.call) if context.features is None else context.features
         if context.used is not None:
             return context.used
         if (reads := self._reads) is None:

@@ -208,11 +208,11 @@ class Models:
         return [each.status() | {"share": each.entry.share if each in self.serving else None} for each in self.held]
 
     async def _follow(self, what: str, step: Callable[[], Awaitable[Any]]) -> None:
-        """Take one thing over again and again; while that fails, it alone is tried less often."""
+        """Take one thing over again and again; while it fails, it alone is tried less often, up to `MAX_WAIT` seconds apart."""
         wait = self._poll
         while True:
             await asyncio.sleep(wait)
-            wait = self._poll if await self._try(what, step) else min(2 * wait, MAX_WAIT)
+            wait = self._poll if await self._try(what, step) else min(2 * wait, max(MAX_WAIT, self._poll))
 
     async def _try(self, what: str, step: Callable[[], Awaitable[Any]]) -> bool:
         """Take one thing over; note a failure and return False."""

@@ -22,7 +22,7 @@ class ServingConfig(Fields):
       reserve: least time kept back for scoring when the engine decides that the user part is late; it keeps back more where
         recent requests needed more, at most half the budget.
       fallback: answer with a stale state, or an unknown user's, when the user part is late or fails; False raises instead.
-      max_stale: the oldest user state that an answer may use, counted from the fetch of its features; None: no bound.
+      max_stale: the oldest user state that a request may read, counted from the fetch of its features; None: no bound.
       max_unknown: largest share, 0 to 1, of a history's events with an unknown item or action; above it an answer is marked
         `degraded`, from 5 events on. None: never.
       cache_bytes: bound of the state cache; 0 keeps nothing.
@@ -77,8 +77,7 @@ CHECKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("max_k max_pending max_hung user_threads score_threads batch_size", lambda count: count >= 1, "an integer of at least 1"),
     ("reserve cache_bytes prepare_ttl drain_timeout", lambda value: 0 <= value < math.inf, "0 or more"),
     ("budget callable_timeout max_stale", lambda v: v is None or 0 < v < math.inf, "None or more than 0 seconds"),
-    ("orders", lambda orders: isinstance(orders, Mapping), f"functions f(p, bid) by name, {WAY_OUT}"),
-    ("orders", lambda orders: all(map(callable, orders.values())), f"functions f(p, bid) by name, {WAY_OUT}"),
+    ("orders", lambda f: isinstance(f, Mapping) and all(map(callable, f.values())), f"functions f(p, bid) by name, {WAY_OUT}"),
     ("max_unknown", lambda share: share is None or 0 <= share <= 1, "None or a share from 0 to 1"),
 )
 """Names of fields, what each must be, and the words for it."""
