@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
 import aif_jax as aif
+from aif_jax.encoding.times import FLOOR
 from aif_jax.readers import encode_items
 from tests import demo, writer_world
 from tests.reliability import coded, damaged
@@ -269,7 +270,7 @@ def expected_history(events: Any, now: int, loose: Loose) -> list[np.ndarray]:
         if len({len(column) for column in columns}) > 1:
             raise MustRefuse("columns of several lengths")
         for item, time, event in zip(*columns, strict=True):
-            if not is_integer(time) or not -(2**62) <= time <= 4_102_444_800 or time > now + 60:
+            if not is_integer(time) or not FLOOR <= time <= 4_102_444_800 or time > now + 60:
                 raise MustRefuse(f"the time {time!r}")
             loose.seen |= not is_integer(item) or not isinstance(event, str)
             row = ITEMS.index(item) + 1 if is_integer(item) and item in ITEMS else 0
@@ -311,7 +312,7 @@ def check_encoder_user(world: Any, data: Any) -> None:
     now = data.draw(st.sampled_from([NOW, NOW, NOW, NOW, np.int64(NOW)]) | rare)
     loose, refuse = Loose(), True
     with contextlib.suppress(MustRefuse):
-        if not is_integer(now) or not -(2**62) <= now <= 4_102_444_800:
+        if not is_integer(now) or not FLOOR <= now <= 4_102_444_800:
             raise MustRefuse("the time of the request")
         history = expected_history(events, int(now), loose)
         floats = np.zeros(1, np.float32)
@@ -503,7 +504,7 @@ def check_read(world: Any, data: Any) -> None:
             return True
         repeated = len(set(items["item"])) < 3 or len(set(users["user"])) < len(people)
         lost = not set(events["item"]) <= set(items["item"]) or not set(events["user"]) <= set(users["user"])
-        times = all(is_integer(value, low=-(2**62), high=4_102_444_801) for value in events["time"])
+        times = all(is_integer(value, low=FLOOR, high=4_102_444_801) for value in events["time"])
         return repeated or lost or not times
 
     try:
