@@ -39,7 +39,7 @@ SEQUENTIAL = {"sequential": "aif", "exact": "exact"}
 """Services without an engine, and the model of each."""
 STAGES = {
     "features": "features", "user": "user part", "wait_user": "wait for it", "queue": "wait for a thread",
-    "lookup": "find inputs", "upload": "copy in", "score": "score, top k", "fetch": "copy out",
+    "lookup": "find inputs", "score": "score, top k", "fetch": "copy out",
 }  # fmt: skip
 """Stages of a request, and what the picture calls them."""
 

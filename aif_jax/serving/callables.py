@@ -21,7 +21,6 @@ from aif_jax.serving.requests import CallableError, CallerError, DeadlineExceede
 logger = logging.getLogger(__name__)
 QUIET = 60.0  # seconds between two log lines on errors of one type of one callable
 GRACE = 1.0  # seconds that a cancelled task may take to clean up before it counts as hung
-YEAR = 3e7  # seconds: no limit
 
 
 class TimeLimitedCall:
@@ -31,7 +30,7 @@ class TimeLimitedCall:
     behind: with `max_hung` of them, calls fail.
 
     Attributes:
-      errors: how many of its calls failed, by type of the error.
+      errors: how many of its calls failed, or gave what the user function failed on, by type of the error.
     """
 
     def __init__(self, name: str, function: Callable[[Any], Any], config: ServingConfig):
@@ -41,6 +40,8 @@ class TimeLimitedCall:
         self._on_loop = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
         self._timeout = config.callable_timeout
         self._max_hung = config.max_hung
+        self._running: dict[asyncio.Future[Any], float] = {}  # calls in time, oldest first, and when each is late
+        self._timer: asyncio.TimerHandle | None = None  # for the oldest
         self._left: dict[asyncio.Future[Any], float] = {}  # calls without a caller, and when each counts as hung
         self.errors: Counter[str] = Counter()
         self._logged: dict[str, tuple[float, int]] = {}  # by type: when its last line was, and how many errors there were then
@@ -59,21 +60,29 @@ class TimeLimitedCall:
         loop = asyncio.get_running_loop()
         outcome = loop.create_future()
         task = loop.create_task(self._contained(outcome, request))
-        timer = loop.call_later(YEAR if self._timeout is None else self._timeout, self._expire, outcome)
+        if self._timeout is not None:
+            self._running[outcome] = loop.time() + self._timeout
+            self._timer = self._timer or loop.call_later(self._timeout, self._expire)
         try:
             result, error = await outcome
         finally:
-            timer.cancel()
+            self._running.pop(outcome, None)
             self._leave(task)
         if error is not None:
             self.note(error)
             raise error
         return result
 
-    def _expire(self, outcome: asyncio.Future[Any]) -> None:
-        if not outcome.done():
-            late = f"{self.name}: no answer within callable_timeout={self._timeout} s"
-            outcome.set_result((None, DeadlineExceeded(late)))
+    def _expire(self) -> None:
+        """Fail the calls whose time is over, and come back for the oldest of the others: one timer for all."""
+        loop, self._timer = asyncio.get_running_loop(), None
+        for outcome, end in list(self._running.items()):
+            if end > loop.time():
+                self._timer = loop.call_at(end, self._expire)
+                return
+            if not outcome.done():
+                late = f"{self.name}: no answer within callable_timeout={self._timeout} s"
+                outcome.set_result((None, DeadlineExceeded(late)))
 
     def note(self, error: BaseException) -> None:
         """Count an error by its type; log the first of a type, and then one in `QUIET` seconds.

@@ -38,7 +38,7 @@ from aif_jax.serving.requests import (
     Timeline,
     expect_budget,
 )
-from aif_jax.serving.scoring import Batches, PendingRequest, Version, look_up, score
+from aif_jax.serving.scoring import Batches, PendingRequest, Version, score
 from aif_jax.serving.users import StateKey, UserStates
 from aif_jax.serving.versions import build_version, check_version, next_snapshot
 from aif_jax.store.trained import Trained
@@ -106,7 +106,7 @@ class AsyncPreRanker:
         orders.expect(config.order, given=True)
         self._first: tuple[Trained, Any, Orders] | None = (trained, index, orders)
         self._users = UserStates(self._programs, config, self._features, self._metrics)
-        self._scoring = Batches("aif-score", config.score_threads, config.batch_size, look_up, score)
+        self._scoring = Batches("aif-score", config.score_threads, config.batch_size, score)
 
     def __repr__(self) -> str:
         version = self._current.name[:12] if self._current else "not started"
@@ -227,8 +227,7 @@ class AsyncPreRanker:
             expect(False, "rank k", f"1 to max_k={self.config.max_k}", repr(k))
         if candidates is None and self._retrieval is None:
             expect(False, "rank", "an engine with a retrieval callable", "none; pass candidates=")
-        waiting_for = "retrieval" if candidates is None else "candidates"
-        return await self._answered(request, budget, waiting_for, lambda job: self._ranking(job, candidates, int(k)))
+        return await self._answered(request, budget, lambda job: self._ranking(job, candidates, int(k)))
 
     async def score(self, request: Any, candidates: Any, *, budget: float | None = None) -> Scores:
         """Return logits of candidates that the caller has, all of them, in their order.
@@ -238,7 +237,7 @@ class AsyncPreRanker:
 
         Raises what `rank` raises.
         """
-        return await self._answered(request, budget, "candidates", lambda job: self._scores(job, candidates))
+        return await self._answered(request, budget, lambda job: self._scores(job, candidates))
 
     async def prepare(self, request: Any) -> None:
         """Compute a user's state ahead of a request that is known to come, and cache it; raises as `rank` without `fallback`.
@@ -246,7 +245,7 @@ class AsyncPreRanker:
         Requests of the same feature version use it; if it has none, the user's requests that have none use it for `prepare_ttl`
         seconds, in which another `prepare` without one computes nothing.
         """
-        await self._answered(request, None, "user side", self._users.prepare)
+        await self._answered(request, None, self._users.prepare)
 
     def holds_state(self, request: Request) -> bool:
         """Return whether a request sent now would use the state of an earlier one, so that its features are not read."""
@@ -261,9 +260,7 @@ class AsyncPreRanker:
             raise EngineClosed("the engine is not serving: not started, draining, or closed")
         return self._current
 
-    async def _answered(
-        self, request: Any, budget: float | None, waiting_for: str, work: Callable[[PendingRequest], Awaitable[T]]
-    ) -> T:
+    async def _answered(self, request: Any, budget: float | None, work: Callable[[PendingRequest], Awaitable[T]]) -> T:
         """Return what comes of a request in time, or refuse it at once, and count what became of it; raises as `rank`."""
         version, counters, timeline = self._require_open(), self._metrics.counters, Timeline()
         expect_budget(budget, "budget")
@@ -274,7 +271,7 @@ class AsyncPreRanker:
             counters["refused"] += 1
             raise Overloaded(refusal)
         deadline = None if budget is None else timeline.arrival + budget
-        job = PendingRequest(request, version, timeline, budget, deadline, waiting_for)
+        job = PendingRequest(request, version, timeline, budget, deadline)
         limit = asyncio.timeout(None if deadline is None else deadline - time.perf_counter())
         self._pending.add(limit)
         self._empty.clear()
@@ -325,6 +322,7 @@ class AsyncPreRanker:
         user = self._users.join(job)  # the cached state, or its computation, which runs while retrieval does
         try:
             if candidates is None and not job.whole and self._retrieval is not None:
+                job.waiting_for = "retrieval"
                 candidates = await self._retrieval(job.request)
                 job.timeline.clocked.append(Span("retrieval", job.timeline.arrival, time.perf_counter()))
             job.candidates_there = time.perf_counter()
@@ -333,6 +331,9 @@ class AsyncPreRanker:
         finally:
             self._users.leave(job, user)
         job.waiting_for, job.submitted, job.snapshot = "scoring", time.perf_counter(), job.version.snapshot
+        for name, ids in (("candidates", job.candidates.ids), ("Request.exclude", job.request.exclude)):
+            if ids is not None and len(ids) and job.snapshot.index.kind not in (None, KINDS[ids.dtype.kind]):
+                expect(False, name, f"{job.snapshot.index.kind} as the index has", KINDS[ids.dtype.kind], error=TypeError)
         try:
             return await self._scoring.submit((id(job.snapshot), job.bucket, job.order, job.whole), job)
         finally:  # late requests count too: otherwise the reserve would never grow
@@ -341,16 +342,13 @@ class AsyncPreRanker:
     def _take_candidates(self, job: PendingRequest, found: Any) -> None:
         """Give a request its candidates, their bucket and the order that ranks them; raises as `rank`."""
         job.candidates = found if isinstance(found, Candidates) else Candidates(found)
-        ids, exclude, buckets = job.candidates.ids, job.request.exclude, self.config.buckets
+        ids, buckets = job.candidates.ids, self.config.buckets
         if len(ids) > buckets[-1]:
             expect(False, "candidates", f"at most {buckets[-1]}, the last of ServingConfig.buckets", len(ids))
         job.bucket = buckets[bisect.bisect_left(buckets, len(ids))]
         job.order = self.config.order if job.request.order is None else job.request.order
         if job.order != LOGIT:
             job.version.snapshot.orders.expect(job.order, given=job.candidates.bids is not None)
-        kind = KINDS[ids.dtype.kind] if len(ids) else job.version.snapshot.index.kind
-        if kind is not None and exclude is not None and len(exclude) and KINDS[exclude.dtype.kind] != kind:
-            expect(False, "Request.exclude", f"{kind} as the candidates are", KINDS[exclude.dtype.kind], error=TypeError)
 
     async def _ranking(self, job: PendingRequest, candidates: Any, k: int) -> Ranking:
         """Return the best k candidates; NonFiniteScores where the scores of all known ones are NaN or infinite."""

@@ -1,9 +1,10 @@
 """The compiled functions of an engine, and what they rank by.
 
 All is compiled ahead of time for exact shapes, so a request can neither trace nor transfer anything that is not written down.
-For b = batch_size requests, however many came, a call uploads user features int32 [b, n], or rows int32 [b, bucket] and, where
-candidates carry bids, bids float32 [b, bucket]; it downloads int32 [b, (2 + T) min(max_k, bucket) + 1]: the scores, logits (of
-T objectives) and positions of the best, and a count; or, where all are to come back, logits float32 [b, bucket] or [.., T].
+For b = batch_size requests, however many came, a call uploads user features int32 [b, n], or rows int32 [b, bucket] and, for an
+order by bids that candidates carry, bids float32 [b, bucket]; it downloads int32 [b, (2 + T) min(max_k, bucket) + 1]: the
+scores, logits (of T objectives) and positions of the best, and a count; or, where all are to come back, logits float32
+[b, bucket] or [.., T].
 """
 
 import functools

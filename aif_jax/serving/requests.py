@@ -129,8 +129,8 @@ class Timeline:
     """When each stage of one request ran.
 
     Stages: `features` (your callable) and `user` (upload and user function); `retrieval`; then, with the candidates there,
-    `wait_user` (the user side was not ready yet), `queue` (for a scoring thread), `lookup`, `upload`, `score` (interaction and
-    top-k on the device), `fetch` (of the results); `critical` (candidates there -> answer ready) and `total`.
+    `wait_user` (the user side was not ready yet), `queue` (for a scoring thread), `lookup`, `score` (upload, interaction,
+    top-k), `fetch` (of the results); `critical` (candidates there -> answer ready) and `total`.
 
     Attributes:
       arrival: time of `time.perf_counter` at which the request arrived, in seconds.

@@ -41,19 +41,15 @@ class Batches:
 
     Args:
       most: the most tasks that one call can have.
-      prepare: the work of one task on the host. What it raises is the outcome of that task alone.
-      run: `run(tasks, prepared)` -> a result for each.
+      run: `run(tasks)` -> a result for each. Where it raises, each task is tried alone, so none fails with another.
 
     Attributes:
       seconds: mean seconds of a thread that a task takes, over the number of threads: how fast a queue gets shorter.
     """
 
-    def __init__(
-        self, name: str, threads: int, most: int, prepare: Callable[[Any], Any],
-        run: Callable[[list[Any], list[Any]], Sequence[Any]],
-    ):  # fmt: skip
+    def __init__(self, name: str, threads: int, most: int, run: Callable[[list[Any]], Sequence[Any]]):
         self.seconds = 0.0
-        self._most, self._prepare, self._run = most, prepare, run
+        self._most, self._run = most, run
         self._threads = [threading.Thread(target=self._work, name=f"{name}_{n}", daemon=True) for n in range(threads)]
         self._calls = SimpleQueue[bool]()  # True lets a thread work, False ends it
         self._lock = threading.Lock()  # of the two below
@@ -87,7 +83,7 @@ class Batches:
                 thread.join()
 
     def _work(self) -> None:
-        """Compute, in a thread, whenever it is called, until nothing waits; it counts as free before its last answer leaves."""
+        """Compute, in a thread, whenever it is called, until nothing waits."""
         while self._calls.get():
             batch = self._take()
             while batch:
@@ -101,6 +97,7 @@ class Batches:
                         loop.call_soon_threadsafe(self._hand_out)
 
     def _take(self) -> list[WaitingTask]:
+        """Return the next batch. Where nothing waits, the thread counts as free from then on: before its last answer leaves."""
         with self._lock:
             waiting = [each for each in self._waiting if not each.future.done()]  # without those that were given up
             batch = [each for each in waiting if each.key == waiting[0].key]
@@ -111,20 +108,13 @@ class Batches:
 
     def _outcomes(self, batch: list[WaitingTask]) -> list[tuple[asyncio.Future[Any], Any]]:
         """Return the results of tasks of one key, or exceptions."""
-        ready, outcomes = [], list[tuple[asyncio.Future[Any], Any]]()
-        for each in batch:
-            try:
-                ready.append((each.future, each.task, self._prepare(each.task)))
-            except Exception as error:
-                outcomes.append((each.future, error))
-        if ready:
-            futures, tasks, prepared = map(list, zip(*ready, strict=True))
-            try:
-                results = self._run(tasks, prepared)
-            except Exception as error:
-                results = [error] * len(ready)
-            outcomes += zip(futures, results, strict=True)
-        return outcomes
+        try:
+            results = self._run([each.task for each in batch])
+        except Exception as error:
+            if len(batch) > 1:
+                return [outcome for each in batch for outcome in self._outcomes([each])]
+            results = [error]
+        return [(each.future, result) for each, result in zip(batch, results, strict=True)]
 
     def _hand_out(self) -> None:
         """Give, on the loop, every task that is done its outcome."""
@@ -244,7 +234,7 @@ class PendingRequest:
     timeline: Timeline
     budget: float | None  # seconds from arrival to answer; None for no limit
     deadline: float | None  # by `time.perf_counter`
-    waiting_for: str  # the stage that a missed deadline is reported as
+    waiting_for: str = "user side"  # what a missed deadline is reported as
     whole: bool = False  # all logits come back, not the best
     snapshot: Snapshot = dataclasses.field(init=False)  # that scores: its version's latest when the request goes to scoring
     user: UserSide = dataclasses.field(init=False)  # whose state scores
@@ -261,45 +251,46 @@ class PendingRequest:
     stand_in: str | None = None  # whose state scores in place of the user's own
 
 
-def look_up(job: PendingRequest) -> np.ndarray:
-    """Look up a request's candidates, in a thread; return the rows to score. Raises TypeError for ids of another kind."""
-    began, exclude, lookup = time.perf_counter(), job.request.exclude, job.snapshot.index.lookup
-    rows = lookup(job.candidates.ids)[0]
-    if exclude is not None and len(exclude):
-        excluded = lookup(exclude)[0]
-        rows = np.where(np.isin(rows, excluded[excluded >= 0]), np.int32(EXCLUDED), rows)
-    known = np.sort(rows[rows >= 0])
-    job.rows, job.unknown = rows, int(np.count_nonzero(rows == UNKNOWN))
-    job.excluded = len(rows) - len(known) - job.unknown
-    if not job.whole and (known[1:] == known[:-1]).any():
-        rows = without_repeats(rows, job.candidates.bids)
-    job.timeline.clocked += Span("queue", job.submitted, began), Span("lookup", began, time.perf_counter())
-    return rows
+def look_up(jobs: list[PendingRequest]) -> None:
+    """Look up the candidates of requests of one snapshot, all at once, and those that each request excludes."""
+    lookup, start = jobs[0].snapshot.index.lookup, 0
+    given = [job.candidates.ids for job in jobs if len(job.candidates.ids)]  # an empty array may be of the other kind
+    rows = lookup(np.concatenate(given))[0] if given else np.zeros(0, np.int32)
+    for job in jobs:
+        job.rows = rows[start : start + len(job.candidates.ids)]
+        start += len(job.rows)
+        if job.request.exclude is not None and len(job.request.exclude):
+            excluded = lookup(job.request.exclude)[0]
+            job.rows[np.isin(job.rows, excluded[excluded >= 0])] = EXCLUDED
+        job.unknown, job.excluded = (int(np.count_nonzero(job.rows == of)) for of in (UNKNOWN, EXCLUDED))
 
 
-def score(jobs: list[PendingRequest], rows: list[np.ndarray]) -> Any:
-    """Score requests of one snapshot, bucket and order, in a thread, which waits for the device.
+def score(jobs: list[PendingRequest]) -> Any:
+    """Look up and score requests of one snapshot, bucket and order, in a thread, which waits for the device.
 
     Returns `TopCandidates` of each, or all logits float32 [b, bucket] or [b, bucket, T] where they were to come back.
     """
-    snapshot, bucket, start = jobs[0].snapshot, jobs[0].bucket, time.perf_counter()
-    inputs = snapshot.inputs(rows, [job.candidates.bids for job in jobs], jobs[0].order, bucket)
-    uploaded = time.perf_counter()
+    snapshot, bucket, began = jobs[0].snapshot, jobs[0].bucket, time.perf_counter()
+    look_up(jobs)
+    inputs = snapshot.inputs([job.rows for job in jobs], [job.candidates.bids for job in jobs], jobs[0].order, bucket)
+    if not jobs[0].whole:
+        leave_out_repeats(inputs[0], jobs)
+    found = time.perf_counter()
     packed, logits = snapshot.run([job.user for job in jobs], inputs)
     packed.block_until_ready()
     scored = time.perf_counter()
     results = snapshot.download(logits)[: len(jobs)] if jobs[0].whole else snapshot.best(packed, len(jobs))
-    spans = Span("upload", start, uploaded), Span("score", uploaded, scored), Span("fetch", scored, time.perf_counter())
+    spans = Span("lookup", began, found), Span("score", found, scored), Span("fetch", scored, time.perf_counter())
     for job in jobs:
-        job.timeline.clocked += spans
+        job.timeline.clocked += Span("queue", job.submitted, began), *spans
     return results
 
 
-def without_repeats(rows: np.ndarray, bids: np.ndarray | None) -> np.ndarray:
-    """Return rows int32 [C] of candidates with -1 for those that repeat another: the first of the highest bid is left."""
-    keys = (np.arange(len(rows)), rows) if bids is None else (np.arange(len(rows)), -bids, rows)
-    order = np.lexsort(keys)
-    once = np.full_like(rows, UNKNOWN)
-    first = order[np.flatnonzero(np.diff(rows[order], prepend=EXCLUDED))]
-    once[first] = rows[first]
-    return once
+def leave_out_repeats(rows: np.ndarray, jobs: list[PendingRequest]) -> None:
+    """Score every item once a request: in rows [b, bucket], -1 stands for what repeats another of a higher or equal bid."""
+    ordered = np.sort(rows[: len(jobs)])
+    for place in np.flatnonzero(((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any(1)):
+        own, bids = jobs[place].rows, jobs[place].candidates.bids
+        order = np.lexsort((np.arange(len(own)), own) if bids is None else (np.arange(len(own)), -bids, own))
+        repeats = order[np.flatnonzero(np.diff(own[order], prepend=EXCLUDED - 1) == 0)]
+        rows[place, repeats] = UNKNOWN

@@ -10,7 +10,6 @@ from collections.abc import Callable, Coroutine, Hashable
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from aif_jax.checks import check_encoding
 from aif_jax.serving.callables import TimeLimitedCall, described
@@ -176,7 +175,7 @@ class UserStates:
         self._config = config
         self._features = features
         self._metrics = metrics
-        self.batches = Batches("aif-user", config.user_threads, config.batch_size, pack_user, compute_states)
+        self.batches = Batches("aif-user", config.user_threads, config.batch_size, compute_states)
         self._serving: str | None = None  # version whose states are cached
         self._computed = 1.0  # share of the latest requests whose state was not in the cache
 
@@ -202,7 +201,7 @@ class UserStates:
         self._metrics.counters["cache_misses" if cached is None else "cache_hits"] += 1
         if cached is not None:
             return cached
-        running = self.running.get(key) is not None  # without a feature version: of `prepare`
+        running = self.running.get(key) is not None  # without a feature version, only `prepare` computes under this key
         self._metrics.counters["cache_joins"] += running
         if running or prepare or request.feature_version is not None:
             return self.running.join(key, lambda: self._make(job, version, key))
@@ -275,7 +274,7 @@ class UserStates:
         try:
             state, unknown, span = await self.batches.submit(id(version), (version, features))
         except Exception as error:
-            self._features.note(error)  # features that do not fit the model
+            self._features.note(error)  # mostly features that do not fit the model
             raise
         stages["user"].observe(span.end - span.start)
         self._metrics.observe_unknown(unknown)
@@ -285,25 +284,18 @@ class UserStates:
         return side, [fetch, span]
 
 
-def pack_user(task: tuple[Version, UserFeatures]) -> tuple[np.ndarray, UnknownCounts]:
-    """Return the features of a user as words int32 [n], and counts of unknown ids.
-
-    Raises EncodingMismatch, or as `check_user_features`.
-    """
-    version, features = task
-    check_encoding("UserFeatures", expected=version.encoding, got=getattr(features, "encoding", ""))
-    return version.packer(features), count_unknown(features)
-
-
-def compute_states(
-    tasks: list[tuple[Version, UserFeatures]], packed: list[tuple[np.ndarray, UnknownCounts]]
-) -> list[tuple[Any, UnknownCounts, Span]]:
+def compute_states(tasks: list[tuple[Version, UserFeatures]]) -> list[tuple[Any, UnknownCounts, Span]]:
     """Return the states on the device of users of one version, in a thread, which waits for the device.
 
     Waiting here keeps a backlog in our queue, where requests can be cancelled, not ahead of interactions on the device.
+    Raises EncodingMismatch, or as `check_user_features`.
     """
-    began = time.perf_counter()
-    states = tasks[0][0].states([words for words, _ in packed])
+    version, packed = tasks[0][0], []
+    for _, features in tasks:
+        check_encoding("UserFeatures", expected=version.encoding, got=getattr(features, "encoding", ""))
+        packed.append(version.packer(features))
+    unknown = [count_unknown(features) for _, features in tasks]
+    began, states = time.perf_counter(), version.states(packed)
     jax.block_until_ready(states[0])  # all come from one program
     span = Span("user", began, time.perf_counter())
-    return [(state, unknown, span) for state, (_, unknown) in zip(states, packed, strict=True)]
+    return [(state, counts, span) for state, counts in zip(states, unknown, strict=True)]

@@ -3,7 +3,7 @@
 
 const LANES = [
   ["user side", "user", ["features", "user"]],
-  ["interaction", "interaction", ["wait_user", "queue", "lookup", "upload", "score", "fetch"]],
+  ["interaction", "interaction", ["wait_user", "queue", "lookup", "score", "fetch"]],
   ["critical path", "whole", ["critical"]],
 ];
 const SIDE = { ...Object.fromEntries(LANES.flatMap(([, side, stages]) => stages.map((stage) => [stage, side]))), total: "whole" };
