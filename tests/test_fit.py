@@ -188,7 +188,6 @@ def test_a_run_without_a_validation_slice_keeps_the_last_checkpoint(data, small)
     ({"epochs": 0}, "FitConfig.epochs: expected at least 1, got 0"),
     ({"validation": 0.0}, "FitConfig.keep_best: expected None without a validation slice, got 'gauc'"),
     ({"keep_best": "hr@100"}, r"FitConfig.keep_best: expected one of \['auc', .*'hr@10', 'ndcg@10'\], got 'hr@100'"),
-    ({"validation": 0.9, "test": 0.2}, "expected validation \\+ test below 1"),
     ({"task": Impressions(candidates=1, threshold=9)}, r"threshold: expected an action row in \[2, 3\): 1 is 1, 2 is 2, got 9"),
     ({"min_history": 500}, "samples: expected at least one batch of batch_size=64 to train on, got 0; see min_history"),
 ])  # fmt: skip

@@ -221,8 +221,7 @@ def test_booleans_are_the_same_in_a_file_and_in_a_call(tmp_path, text, actions, 
             csv(tmp_path, **{name: "\n".join([",".join(table), *rows])})
         given = {name: tmp_path / f"{name}.csv" for name in given}
     data = readers.read(**given, items=items, columns=columns)
-    assert data.log.action.tolist() == data.encoder.action_rows(kinds).tolist()
-    assert set(data.log.action.tolist()) == {1, 2}
+    assert data.log.action.tolist() == data.encoder.action_rows(kinds).tolist() in ([2, 1, 2, 2, 1], [1, 2, 1, 1, 2])
     for user, (at, vip) in {1: (slice(2), True), 2: (slice(2, 5), np.False_)}.items():
         past = {name: column[at] for name, column in (events | {"kind": kinds}).items()}
         features = data.encoder.user({"user": user, "vip": vip}, past, now=60)
