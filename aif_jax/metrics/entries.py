@@ -221,9 +221,8 @@ def _checked(scores: Any, labels: Any, where: Any) -> tuple[np.ndarray, np.ndarr
 
 def _refuse(wrong: np.ndarray, values: np.ndarray, name: str, expected: str) -> None:
     if wrong.any():
-        place = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
-        index = [int(i) for i in place]
-        raise ValueError(f"{name}: expected {expected}, got {values[place]} at {index} ({int(wrong.sum())} such entries)")
+        index = [int(place) for place in np.unravel_index(int(np.argmax(wrong)), wrong.shape)]
+        raise ValueError(f"{name}: expected {expected}, got {values[*index]} at {index} ({int(wrong.sum())} such entries)")
 
 
 def _broadcast(value: np.ndarray, name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -301,11 +300,10 @@ def ranker_recall_at_k(scores: Any, ranker_scores: Any, *, k: int, top: int | No
 def _top_k(scores: np.ndarray, valid: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return for lists [B, C]: bool above the k-th highest score, bool tied with it, and how many ties are in the top k [B]."""
     expect_integer(k, "k", least=1)
-    columns = scores.shape[1]
-    if not columns:
+    if not scores.size:
         return valid, valid, np.zeros(len(scores), np.int64)
     # A partition, not a sort: linear in C, which counts when C is the whole catalogue.
-    lowest = max(columns - k, 0)
+    lowest = max(scores.shape[1] - k, 0)
     threshold = np.partition(scores, lowest, axis=1)[:, lowest, None]
     above, tied = valid & (scores > threshold), valid & (scores == threshold)
     return above, tied, np.minimum(k - above.sum(axis=1), tied.sum(axis=1))

@@ -5,6 +5,7 @@ users with replacement (Efron 1979; for search metrics Sakai 2006). Two models a
 """
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -135,12 +136,11 @@ def paired_intervals(
 ) -> dict[str, Interval]:
     """Return `paired_interval` of the metrics that both have by name, over the same draws."""
     names, found = [name for name in metrics if name in others], {}
+    compared = np.divide if ratio else np.subtract
     means = _resampled([of[name] for name in names for of in (metrics, others)])
     for name, ours, theirs in zip(names, means[::2], means[1::2], strict=True):
-        metric, other = metrics[name], others[name]
         with np.errstate(divide="ignore", invalid="ignore"):
-            value = np.float64(metric.mean) / other.mean if ratio else np.float64(metric.mean) - other.mean
-            drawn = ours / theirs if ratio else ours - theirs
+            value, drawn = compared(metrics[name].mean, others[name].mean), compared(ours, theirs)
         found[name] = Interval(float(value), *_bounds(drawn))
     return found
 
@@ -148,25 +148,27 @@ def paired_intervals(
 def _resampled(metrics: list[ByUser]) -> np.ndarray:
     """Return means float64 [metrics, DRAWS], all over the same draws of users, or of random groups of many."""
     users = np.unique(np.concatenate([metric.users for metric in metrics])) if metrics else np.zeros(0, np.int64)
-    random, size = np.random.default_rng(0), min(len(users), GROUPS)
-    group = np.arange(len(users)) if len(users) <= GROUPS else random.permutation(len(users)) % GROUPS
-    means, sums = np.full((len(metrics), DRAWS), np.nan), np.zeros((2, len(metrics), size))
+    group, times = _draws(len(users), size := min(len(users), GROUPS))
+    sums = np.zeros((2, len(metrics), size))
     for row, metric in enumerate(metrics):
         at = group[np.searchsorted(users, metric.users)]
-        for of, values in zip(sums, (metric.values * metric.weights, metric.weights), strict=True):
-            of[row] = np.bincount(at, values, size)
-    for start in range(0, DRAWS if size else 0, CHUNK):
-        some = range(start, min(start + CHUNK, DRAWS))
-        times = np.stack([np.bincount(random.integers(0, size, size), minlength=size) for _ in some]).astype(np.float64)
-        with np.errstate(divide="ignore", invalid="ignore"):  # no user of a metric may be drawn; a log-loss may be infinite
-            value, weight = sums @ times.T
-            means[:, start : start + len(some)] = np.where(weight > 0, value / weight, np.nan)
-    return means
+        sums[:, row] = [np.bincount(at, values, size) for values in (metric.values * metric.weights, metric.weights)]
+    with np.errstate(divide="ignore", invalid="ignore"):  # no user of a metric may be drawn; a log-loss may be infinite
+        some = np.split(times, range(CHUNK, DRAWS, CHUNK))
+        value, weight = np.concatenate([sums @ each.astype(np.float64).T for each in some], axis=2)
+        return np.where(weight > 0, value / weight, np.nan)
+
+
+@lru_cache(maxsize=4)  # drawing takes longer than all the rest
+def _draws(users: int, groups: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the group of each user, and how often each group is drawn, uint8 [DRAWS, groups]."""
+    random = np.random.default_rng(0)
+    group = np.arange(users) if users <= groups else random.permutation(users) % groups
+    draws = (random.integers(0, max(1, groups), groups) for _ in range(DRAWS))
+    return group, np.stack([np.bincount(drawn, minlength=groups).astype(np.uint8) for drawn in draws])
 
 
 def _bounds(drawn: np.ndarray) -> tuple[float, float]:
     drawn = drawn[np.isfinite(drawn)]
-    if not len(drawn):
-        return float("nan"), float("nan")
-    low, high = np.quantile(drawn, [0.025, 0.975])
+    low, high = np.quantile(drawn, [0.025, 0.975]) if len(drawn) else (np.nan, np.nan)
     return float(low), float(high)

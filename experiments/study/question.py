@@ -19,7 +19,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -506,20 +506,20 @@ def report(results: Path) -> str:
     for record in found.values():
         key = (record["dataset"], record["split"], f"epochs={record['epochs']}", f"{record['learning_rate']:g}")
         groups.setdefault((*key, record["model"]), []).append(record)
+    of = cache(lambda key, metric: pooled(results, found, groups[key], metric))
     for key, runs in sorted(groups.items()):
         lines.append(f"{', '.join(key[:-1])}: {key[-1]} ({len(runs)} seeds)")
         for metric in METRICS:
             if not known(found, runs, metric):
                 continue
-            ours, name = pooled(results, found, runs, metric), named(metric, found, runs[0])
+            ours, name = of(key, metric), named(metric, found, runs[0])
             spread = np.std([record["figures"][name] for record in runs], ddof=1) if len(runs) > 1 else float("nan")
             inside = metrics.user_interval(ours)
             lines.append(f"  {name} {inside.value:.4f} [{inside.low:.4f}, {inside.high:.4f}] seeds ±{spread:.4f}")
             for other in (BASE, WITH_MATCHING):
                 theirs = groups.get((*key[:-1], other), [])
                 if theirs and key[-1] != other and known(found, theirs, metric):
-                    base = pooled(results, found, theirs, metric)
-                    gap = metrics.paired_interval(ours, base, ratio=metric.startswith("hr"))
+                    gap = metrics.paired_interval(ours, of((*key[:-1], other), metric), ratio=metric.startswith("hr"))
                     lines.append(f"     against {other}: {gap.value:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]")
     return "\n".join(lines)
 
