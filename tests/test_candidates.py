@@ -277,8 +277,7 @@ def test_a_list_that_must_avoid_nearly_everything_still_gets_the_right_rows():
     rows = sampler.sample(1, 20_000, avoid=[1], key=DRAW)
     np.testing.assert_allclose(np.bincount(rows[0], minlength=4) / 20_000, [0, 0, 0.25, 0.75], atol=0.02)
     met = SeenPairs(two_users(), [1, 2])  # items 1, and 1 and 2
-    rows = NegativeSampler([0, 1, 1, 0, 0, 0, 0]).sample(2, 3, seen=met, key=DRAW)
-    assert rows.tolist() == [[2, 2, 2], [0, 0, 0]]
+    assert NegativeSampler([0, 1, 1, 0, 0, 0, 0]).sample(2, 3, seen=met, key=DRAW).tolist() == [[2, 2, 2], [0, 0, 0]]
 
 
 def test_no_negatives_and_nothing_seen_are_no_errors():

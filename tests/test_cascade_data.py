@@ -138,8 +138,7 @@ def test_lists_have_so_many_of_each_stage(data):
     starts = np.cumsum([0, *counts.values()])
     for (name, count), start in zip(counts.items(), starts, strict=False):
         part = slice(start, start + count)
-        there = lists.rows[:, part] > 0
-        assert (lists.labels["stage"][:, part][there] == STAGES.index(name)).all()
+        assert (lists.labels["stage"][:, part][lists.rows[:, part] > 0] == STAGES.index(name)).all()
         for request, rows in enumerate(lists.rows[:, part]):
             own, kept = cascade.rows[request][cascade.stage[request] == STAGES.index(name)], rows[rows > 0]
             assert len(kept) == min(count, np.count_nonzero(own)) == len(set(kept)) and set(kept) <= set(own)
@@ -209,8 +208,7 @@ def test_evaluation_says_what_share_of_the_rankers_top_is_kept():
     }  # fmt: skip
     data = aif.read(events, items=items, columns=aif.Columns(), repeats=True, progress=False)
     data = aif.read_cascade(lines | {"click": [1.0, 0.0] * 7}, data, labels=("ranker", "click"), candidates=6)
-    config = demo.config(schema=data.schema, objectives=("click",), **demo.SMALL)
-    model = aif.build(config)
+    model = aif.build(demo.config(schema=data.schema, objectives=("click",), **demo.SMALL))
     params = demo.init(model, items=data.catalogue)
     by_row = np.array([0, 9, 1, 8, 7, 6, 0.5])  # keeps items 1, 3, 4 of the first request and 1, 5, 2 of the second
     given = dict(k=None, candidates=sources.logged(data), baselines={"row": by_row}, progress=False)

@@ -300,8 +300,7 @@ def test_what_is_fitted_after_training_is_added_from_the_command_line(folder, tm
 
     assert "expected a new folder" in run("add", "svd", *add, tmp_path / "served")[2]
     assert run("add", "svd", *add, tmp_path / "other")[0] == 0
-    other = aif.open(tmp_path / "other")
-    assert [block.name for block in other.config.blocks] == ["dot_product", "pure_svd"]
+    assert [block.name for block in aif.open(tmp_path / "other").config.blocks] == ["dot_product", "pure_svd"]
     told = json.loads(run.told("add", "calibration", *add, tmp_path / "last"))
     assert told == {"out": str(tmp_path / "last"), "added": ["calibration"], "version": aif.open(tmp_path / "last").version}
     assert aif.open(tmp_path / "run").version == before != told["version"]

@@ -193,8 +193,7 @@ def test_sorts_by_user_and_time_and_keeps_the_order_of_ties():
 @given(logs(), st.lists(st.tuples(st.integers(0, 5), st.integers(-5, 8)), min_size=1, max_size=10))
 def test_requests_at_any_time_see_strictly_earlier_events_only(log, requests):
     users, times = np.array(requests).T
-    ends = log.history_end_at(users, times)
-    for user, time, end in zip(users, times, ends, strict=True):
+    for user, time, end in zip(users, times, log.history_end_at(users, times), strict=True):
         earlier = int(np.sum((log.user == user) & (log.time < time)))
         assert end == log.offsets[user] + earlier
 

@@ -566,6 +566,7 @@ def test_users_are_split_between_versions(tmp_path):
         status = json.loads(client.request("GET", "/status.json")[2])
         assert {model["folder"]: model["share"] for model in status["models"]} == {"one": pytest.approx(0.7), "two": 0.3}
         assert {model["version"]: model["answered"] for model in status["models"]} == Counter(2 * list(versions.values()))
+        assert len({served.engine._programs for served in service.service.models.held}) == 1  # compiled once
         assert status["codes"] == {"OK": 120} and status["timeline"]["version"] == versions[59]
         assert all(0 < model["stages"]["total"]["p50"] <= model["stages"]["total"]["p99"] for model in status["models"])
     with running(tmp_path / "two") as service, service.client() as client:

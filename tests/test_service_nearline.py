@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import threading
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from aif_jax.index import IndexWriter
 from aif_jax.index.writer import snapshots
 from aif_jax.readers import encode_items
-from aif_jax.service.models import Models, newer, newest
+from aif_jax.service.models import LoadedModel, Models, newer, newest
 from tests.refusals import refused_later
 from tests.service_world import ANN, exports, running, until
 
@@ -18,12 +19,11 @@ pytestmark = pytest.mark.lane("standing")
 
 def test_a_newer_index_is_taken_over(tmp_path):
     world, directory = exports(), tmp_path / "index"
-    index = world.index["one"]
     ids, features = encode_items({"item": [99], "category": ["tea"], "bid": [1.5]}, world.encoder)
     with running(world.root / "one", index=directory) as service, service.client() as client:
         assert service.service.models.problem is None  # the job has written nothing yet
         assert client.score(**ANN, candidates=np.array([99]))["mask"].tolist() == [False]
-        with IndexWriter.start(directory, index) as writer:
+        with IndexWriter.start(directory, world.index["one"]) as writer:
             writer.upsert(ids, features, position=41)
         until(lambda: client.score(**ANN, candidates=np.array([99]))["mask"].all())
         metrics = client.request("GET", "/metrics")[2].decode()
@@ -55,6 +55,15 @@ def test_a_problem_at_the_start_is_forgotten_once_it_is_over(tmp_path, monkeypat
     with running(exports().root / "one", index=tmp_path / "index") as service:
         until(lambda: service.service.models.held[0].index_from is not None and service.service.models.problem is None)
         assert service.service.models.failures == 1 and "got none" not in caplog.text  # there was one
+
+
+async def test_a_start_that_is_cut_off_leaves_no_thread(tmp_path, monkeypatch):
+    cut_off = asyncio.get_running_loop().create_future()
+    cut_off.cancel()
+    monkeypatch.setattr(LoadedModel, "take_index", lambda *_: cut_off)
+    with pytest.raises(asyncio.CancelledError):
+        await Models(exports().root / "one", index=tmp_path).start()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(("aif-score", "aif-user"))]
 
 
 async def test_what_fails_is_tried_no_more_often_than_it_is_polled(tmp_path, monkeypatch):

@@ -154,10 +154,10 @@ def _weights(keys: jax.Array, mask: jax.Array, highest: jax.Array) -> jax.Array:
 
 
 def mean(history: Summed) -> jax.Array:
-    """Return b / n [D]: the part that is the same for every candidate; zeros for an empty history."""
+    """Return total / count [D]: the part that is the same for every candidate; zeros for an empty history."""
     return jnp.asarray(history.total) / jnp.maximum(jnp.asarray(history.count), 1)
 
 
 def scale(history: Summed) -> jax.Array:
-    """Return 1 / (sqrt(K) n), the scale of the deviation."""
+    """Return 1 / (sqrt(K) count), the scale of the deviation."""
     return 1 / (math.sqrt(history.moments.shape[0]) * jnp.maximum(jnp.asarray(history.count), 1))

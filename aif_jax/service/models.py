@@ -237,7 +237,9 @@ class Models:
         loaded: list[LoadedModel] = []
         try:
             for entry in wanted:
-                loaded.append(known.get(entry) or await self._load(entry, read[entry]))
+                loaded.append(known.get(entry) or await self._load(entry, read[entry], [*self.held, *loaded]))
+                if entry not in known and self._index is not None:
+                    await self._begin_with_newest(loaded[-1], self._index)
         except BaseException:
             await asyncio.gather(*(served.engine.close() for served in loaded if served not in self.held))
             raise
@@ -270,21 +272,20 @@ class Models:
         expect(restored.index is not None, str(path), "an export with an index", "one without; add --index")
         return restored
 
-    async def _load(self, entry: ExportEntry, restored: RestoredModel) -> LoadedModel:
-        """Return a version ready to serve: compared with its golden outputs, compiled, warmed up, with its newest index."""
-        before, trained = self.held[0] if self.held else None, restored.trained
+    async def _load(self, entry: ExportEntry, restored: RestoredModel, others: list[LoadedModel]) -> LoadedModel:
+        """Return a version ready to serve: compared with its golden outputs, compiled unless one of `others` was, warmed up."""
+        trained = restored.trained
         exported = (self.root / entry.folder / MANIFEST).stat().st_mtime
         await asyncio.to_thread(restored.check_golden)
         config = dataclasses.replace(self.config, orders={**restored.orders, **self.config.orders})
-        same = before is not None and before.restored.trained.config == trained.config and before.engine.config == config
+        alike = (one.engine for one in others if one.restored.trained.config == trained.config and one.engine.config == config)
         users = UserSource(trained.need_encoder(entry.folder).with_length(trained.config.history_length), self.reads)
-        like = before.engine if before is not None and same else None
-        engine = AsyncPreRanker(trained, restored.index, features=users.fetch, config=config, compiled_from=like)
+        engine = AsyncPreRanker(trained, restored.index, features=users.fetch, config=config, compiled_from=next(alike, None))
         await engine.__aenter__()
         name, objectives = entry.folder or self.root.name, objective_names(trained.config.objectives)
-        served = LoadedModel(name, trained.version, objectives, entry, restored, engine, users, exported)
-        if self._index is not None:
-            there = await self._try(f"index {served.name}", functools.partial(served.take_index, self._index))
-            if there and served.index_from is None:
-                logger.warning("%s: expected a snapshot for %s, got none; its export's index serves", self._index, served.name)
-        return served
+        return LoadedModel(name, trained.version, objectives, entry, restored, engine, users, exported)
+
+    async def _begin_with_newest(self, served: LoadedModel, root: Path) -> None:
+        """Let a version serve the newest index of a nearline job, where there is one and it can be read."""
+        if await self._try(f"index {served.name}", functools.partial(served.take_index, root)) and served.index_from is None:
+            logger.warning("%s: expected a snapshot for %s, got none; its export's index serves", root, served.name)

@@ -62,7 +62,7 @@ async def listening(service: Service, where: Listening, token: str | None = None
     """Serve a service that has started; yields its address by protocol, and drains at the end of the block.
 
     Raises:
-      ImportError: uvicorn or httptools is missing; names the extra.
+      ImportError: a package of the extra `service` is missing; names the extra.
       OSError: the port is taken.
     """
     uvicorn, _ = server_packages()

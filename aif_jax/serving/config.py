@@ -23,8 +23,8 @@ class ServingConfig(Fields):
         recent requests needed more, at most half the budget.
       fallback: answer with a stale state, or an unknown user's, when the user part is late or fails; False raises instead.
       max_stale: the oldest user state that a request may read, counted from the fetch of its features; None: no bound.
-      max_unknown: largest share, 0 to 1, of a history's events with an unknown item or action; above it an answer is marked
-        `degraded`, from 5 events on. None: never.
+      max_unknown: largest share, 0 to 1, of a history's events with an unknown item, and of those with an unknown action; above
+        it an answer is marked `degraded`, from 5 events on. None: never.
       cache_bytes: bound of the state cache; 0 keeps nothing.
       prepare_ttl: how long a state made by `prepare` without a feature version may be used by later requests.
       callable_timeout: longest life of one call of `features` or `retrieval`; None: no limit.

@@ -221,7 +221,7 @@ class AsyncPreRanker:
           NonFiniteScores: there are known candidates, and the scores of all of them are NaN or infinite.
           TypeError: ids of a wrong kind, or of both kinds.
           ValueError: k or budget out of range; an order that the engine lacks, or one of bids without them.
-          Exception: whatever retrieval raised, or without `fallback` features.
+          Exception: whatever retrieval raised and, where `fallback` is false, `features`.
         """
         if not (isinstance(k, int | np.integer) and 1 <= k <= self.config.max_k):
             expect(False, "rank k", f"1 to max_k={self.config.max_k}", repr(k))

@@ -23,7 +23,7 @@ class Request:
       user: who asks; key of the state cache.
       budget: seconds from arrival to answer; None takes the engine's.
       feature_version: changes whenever the user's features change; requests with the same (user, feature_version) share one
-        state. None: the state is for this request alone, unless `prepare` made it, and stands in where a later one is late.
+        state. None: the state is for this request alone, unless `prepare` made it, and a stand-in where a later one fails.
       order: by "logit", by "bid" (calibrated probability x bid), or by a name among `ServingConfig.orders`; None takes the
         engine's.
       exclude: item ids that are not ranked, such as items that the user has met: integers or strings, as the candidates are;

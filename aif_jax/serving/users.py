@@ -163,7 +163,7 @@ class SingleFlight:
             task.exception()  # seen here too, so that nobody is warned of an error that no request waits for any more
 
 
-_FOR_STALE_USE = object()  # feature version of states that only a late user side may fall back to
+_FOR_STALE_USE = object()  # feature version of states that are read only where a later one is late or fails
 
 
 class UserStates:
@@ -294,8 +294,7 @@ def compute_states(tasks: list[tuple[Version, UserFeatures]]) -> list[tuple[Any,
     for _, features in tasks:
         check_encoding("UserFeatures", expected=version.encoding, got=getattr(features, "encoding", ""))
         packed.append(version.packer(features))
-    unknown = [count_unknown(features) for _, features in tasks]
     began, states = time.perf_counter(), version.states(packed)
     jax.block_until_ready(states[0])  # all come from one program
     span = Span("user", began, time.perf_counter())
-    return [(state, counts, span) for state, counts in zip(states, unknown, strict=True)]
+    return [(state, count_unknown(features), span) for state, (_, features) in zip(states, tasks, strict=True)]

@@ -256,8 +256,7 @@ def test_the_bias_is_added_in_training_alone(objectives, monkeypatch):
     np.testing.assert_array_equal(served, expected)
     places = np.array([[1, 2], [2, 3], [3, 9], [0, 1], [0, 0], [1, 1]], np.int32)
     added = np.concatenate([np.zeros_like(bias), bias])[np.array([[0, 2], [2, 3], [3, 3], [0, 0], [0, 0], [0, 0]])]
-    found = part.training_logit(moved["blocks"][part.name], places)
-    np.testing.assert_array_equal(found, added)
+    np.testing.assert_array_equal(part.training_logit(moved["blocks"][part.name], places), added)
 
     squared = losses.term(losses.entries)(lambda scores, labels, where, log_q: jnp.square(scores))
     loss = (lambda scores, labels, *, where: jnp.square(scores).mean()) if objectives else squared

@@ -95,8 +95,7 @@ def test_users_encoded_online_equal_users_encoded_offline(data, form):
 
 
 def test_items_encoded_online_equal_items_encoded_offline(data, tmp_path):
-    rows = np.arange(1, len(data.catalogue))
-    offline = data.catalogue.features(rows)
+    offline = data.catalogue.features(np.arange(1, len(data.catalogue)))
     table = {name: [values[i] for i in np.random.default_rng(2).permutation(ITEMS)] for name, values in RAW["items"].items()}
     pq.write_table(pa.table(table), tmp_path / "items.parquet")
     (from_file,) = read_items(tmp_path / "items.parquet", data.encoder)

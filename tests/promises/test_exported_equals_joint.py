@@ -54,8 +54,7 @@ class Case(NamedTuple):
             params, config = blocks.with_table(params, table, blocks.ItemOffset(), config=config)
         if "calibration" in self.additions:
             scores = rng.normal(size=400)
-            labels = rng.random(400) < 1 / (1 + np.exp(-scores))
-            scale, bias = platt(scores, labels)
+            scale, bias = platt(scores, rng.random(400) < 1 / (1 + np.exp(-scores)))
             params = aif_scores.with_calibration(params, {"scale": scale, "bias": bias})
         return aif.build(config), params
 
