@@ -156,6 +156,13 @@ def logs_as_before() -> Iterator[None]:
         ours.setLevel(levels[1])
 
 
+@pytest.fixture(autouse=True)
+def programs_stay(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scripts of experiments drop programs, as studies of days must; small ones find those of their other models again."""
+    if lanes.lane_of(request.node) == "experiments":
+        monkeypatch.setattr(jax, "clear_caches", lambda: None)
+
+
 @pytest.fixture
 def lightly() -> Iterator[None]:
     """Compiles lightly for a test of numbers whose file tests what is shipped."""

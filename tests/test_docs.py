@@ -30,7 +30,6 @@ import pytest
 import aif_jax as aif
 from aif_jax.cli import doctor
 from tests import service_world
-from tests.light import lightly_compiled
 from tests.test_datasets import release
 
 pytestmark = pytest.mark.lane("docs")
@@ -48,11 +47,6 @@ RUN_ELSEWHERE = {
     "pyright": ".ci/run",
 }
 """Modules of commands that no test runs by their name, and what runs them instead."""
-LIGHT_PAGES = (
-    "from_pytorch", "how_to_diagnose", "how_to_refresh", "scale_training", "scale_catalogue", "tutorial_index", "connectors",
-    "tutorial_impressions", "tutorial_own_data", "tutorial_own_tower", "tutorial_ranker", "tutorial_train", "which_config",
-)  # fmt: skip
-"""Pages about training and the index; those about serving and export run as shipped."""
 PRINTED = {"scale_training": r"^[1-9]\d* steps"}
 """What a page prints that its text relies on, number by number."""
 SHOW_OUTPUTS = re.compile(r"tutorial_|connectors|which_config|scale|how_to_join")
@@ -136,21 +130,20 @@ def test_page_runs(page, tmp_path, monkeypatch, capsys):
     """Blocks share their state from top to bottom; then the page's commands run where its files are."""
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "page"}
-    with lightly_compiled() if page.stem in LIGHT_PAGES else contextlib.nullcontext():
-        printed = ""
-        for block, shown in blocks_and_outputs(page):
-            exec(compile(block, str(page), "exec"), namespace)
-            output = capsys.readouterr().out
-            if shown or (shown is not None and SHOW_OUTPUTS.match(page.stem)):
-                assert fits(shown, output), f"{page.name} shows\n{shown}\nand its block prints\n{output}\n{block}"
-            printed += output
-        assert re.search(PRINTED.get(page.stem, ""), printed)
-        for command in shell_lines(page):
-            if not re.search(r"\b[A-Z]{3,}\b|^pip ", command):  # no placeholder such as DIR
-                code, printed = run(*split(command))
-                assert code == 0, f"{command}: exit code {code}\n{printed}"
-        for script in re.findall(r"\((clients/python/\w+\.py)\)", page.read_text(encoding="utf-8")):
-            runpy.run_path(str(page.parent / script))
+    printed = ""
+    for block, shown in blocks_and_outputs(page):
+        exec(compile(block, str(page), "exec"), namespace)
+        output = capsys.readouterr().out
+        if shown or (shown is not None and SHOW_OUTPUTS.match(page.stem)):
+            assert fits(shown, output), f"{page.name} shows\n{shown}\nand its block prints\n{output}\n{block}"
+        printed += output
+    assert re.search(PRINTED.get(page.stem, ""), printed)
+    for command in shell_lines(page):
+        if not re.search(r"\b[A-Z]{3,}\b|^pip ", command):  # no placeholder such as DIR
+            code, printed = run(*split(command))
+            assert code == 0, f"{command}: exit code {code}\n{printed}"
+    for script in re.findall(r"\((clients/python/\w+\.py)\)", page.read_text(encoding="utf-8")):
+        runpy.run_path(str(page.parent / script))
     namespace.clear()
     gc.collect()  # a client of tritonclient ends in the thread that made it
 
@@ -172,7 +165,6 @@ def test_outputs_are_compared(tmp_path):
     assert not [case for case in wrong if fits(*case)]
 
 
-@lightly_compiled()
 def test_readme_block_runs(capsys):
     (block,) = fences(ROOT / "README.md", "python")
     exec(compile(block, "README.md", "exec"), {"__name__": "page"})
@@ -218,7 +210,6 @@ def small_movielens(folder: Path) -> Path:
     return release(folder, ratings, {item: (f"Film {item} ({1950 + item % 60})", genres[item % 4]) for item in range(1, 121)})
 
 
-@lightly_compiled()
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs(path, tmp_path, monkeypatch):
     """Every cell, with less data: outputs of the stored kinds, and of generated data the stored text but for the numbers."""

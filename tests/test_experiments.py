@@ -20,7 +20,6 @@ from experiments import benchmarks, common, cost, kernels, plots, quickstart, ra
 from experiments.datasets.synthetic import synthetic_world
 from experiments.study import calibration, datasets, question, records, storage
 from tests.conftest import child_environment
-from tests.light import lightly_compiled
 from tests.refusals import refused
 from tests.test_progress import Terminal
 
@@ -251,7 +250,6 @@ def test_requests_a_second_are_the_most_within_the_bound_interpolated_to_it():
     assert tables.title("C=1000, L=512") == "1,000 candidates, 512 events"
 
 
-@lightly_compiled()
 def test_a_calibration_is_measured_on_events_that_did_not_fit_it(tmp_path, capsys):
     """The script on a tiny world: the same requests before and after, other probabilities, the figure drawn from its record."""
     calibration.main(["--smoke", "--quiet", "--work", str(tmp_path / "work"), "--json", str(tmp_path / "record.json")])

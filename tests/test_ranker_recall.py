@@ -207,8 +207,10 @@ def test_ranker_recall(tmp_path):
 
 
 @pytest.mark.parametrize("ranker", ["trees", "sequence"])
-def test_rankers_of_other_families(tmp_path, ranker):
+def test_rankers_of_other_families(tmp_path, monkeypatch, ranker):
     """Each has scores of its own, from files when they are there, and the same models that nobody taught."""
+    monkeypatch.setattr(trees, "TREES", 30)
+    monkeypatch.setattr(sequence, "LENGTH", 16)  # shorter than most histories
     data = datasets.load("smoke")
     world = cascade.world_of(data, "validation", ranker, tmp_path / "work")
     again = cascade.world_of(data, "validation", ranker, tmp_path / "work")
