@@ -156,11 +156,10 @@ def logs_as_before() -> Iterator[None]:
         ours.setLevel(levels[1])
 
 
-@pytest.fixture(autouse=True)
-def programs_stay(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scripts of experiments drop programs, as studies of days must; small ones find those of their other models again."""
-    if lanes.lane_of(request.node) == "experiments":
-        monkeypatch.setattr(jax, "clear_caches", lambda: None)
+@pytest.fixture
+def programs_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Studies drop programs after each model, as they run for days; small ones find those of their other models again."""
+    monkeypatch.setattr(jax, "clear_caches", lambda: None)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from experiments.peers.judge import Lists
 from experiments.study import datasets, question, records, rules
 from tests.refusals import refused
 
-pytestmark = pytest.mark.lane("experiments")
+pytestmark = [pytest.mark.lane("experiments"), pytest.mark.usefixtures("programs_stay")]
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from experiments.study import datasets, models, question, retrieval, sequence, t
 from tests.test_experiments import measured
 from tests.test_question import met_once
 
-pytestmark = pytest.mark.lane("experiments")
+pytestmark = [pytest.mark.lane("experiments"), pytest.mark.usefixtures("programs_stay")]
 
 
 def test_a_cut_by_hand():
