@@ -161,7 +161,7 @@ def parse(arguments: list[str] | None):
 def load(options) -> Dataset:
     """Return the synthetic world, a MovieLens folder, or a fetched release."""
     if options.smoke:
-        return synthetic_world(options.seed, users=60, items=200, topics=10, categories=10, events_per_user=60).dataset
+        return synthetic_world(options.seed, users=60, items=200, topics=10, categories=10, events_per_user=30).dataset
     if options.data is not None:
         return movielens.read(options.data, behaviour_fields=("year",))
     fetched = fetch.fetch_movielens(cache_dir=options.cache)
