@@ -239,27 +239,24 @@ def test_of_an_item_that_is_shown_twice_in_a_list_the_largest_place_counts():
     assert data.display_positions_of([0], np.array([[1, 2, 3, 0]])).tolist() == [[4, 8, 0, 0]]
 
 
-def test_what_a_dictionary_lists_and_no_row_has_is_no_id_and_large_integers_are_numbers():
+def test_what_a_dictionary_lists_and_no_row_has_is_no_id_and_booleans_and_large_integers_are_numbers():
     listed = pa.DictionaryArray.from_arrays([0, 1], ["a", "b", "c"])
-    items = {"item": listed, "category": [1, 1], "since": [1_600_000_000_000_000_001, 7]}
-    events, columns = {"user": [1, 1], "item": ["a", "b"], "time": [1, 2]}, Columns(item_floats=("since",))
+    items = {"item": listed, "category": [True, False], "shop": pa.array([7, 8], pa.uint8()), "since": [10**18 + 1, 7]}
+    events = {"user": [1, 1], "item": ["a", "b"], "time": [1, 2]}
+    columns = Columns(item_floats=("since",), item_attributes=("shop",), text=("shop",))
     data = readers.read(events, items=items, columns=columns)
     assert data.items.raw.tolist() == ["a", "b"] and np.ptp(data.catalogue.features(np.array([1, 2])).floats) > 1
+    assert data.catalogue.items.ids["category"].tolist() == [0, 2, 1]
+    assert data.encoder.vocabularies["shop"].raw.tolist() == ["7", "8"]
     refused(ValueError, "unknown item: .* got 'c'", readers.read, events | {"item": ["a", "c"]}, items=items, columns=columns)
+    nobody = pa.array(["ann", None]).dictionary_encode(null_encoding="encode")  # null is one of the values
+    assert readers.check(events | {"user": nobody}, columns=columns).totals == {"null": 1}
 
 
 def test_whole_numbers_of_19_digits_in_text_files_are_integers(tmp_path):
     csv(tmp_path, events="user,item,time\n1,1234567890123456789,10\n", items="item,category\n1234567890123456789,1\n7,1\n")
     data = readers.read(tmp_path / "events.csv", items=tmp_path / "items.csv", columns=Columns())
     assert data.items.raw.tolist() == [7, 1234567890123456789]
-
-
-def test_dictionaries_booleans_and_numbers_as_text():
-    items = {"item": pa.array(["a", "b"]).dictionary_encode(), "category": [True, False], "shop": pa.array([7, 8], pa.uint8())}
-    events, columns = {"user": [1, 1], "item": ["a", "b"], "time": [1, 2]}, Columns(item_attributes=("shop",), text=("shop",))
-    data = readers.read(events, items=items, columns=columns)
-    assert data.catalogue.items.ids["category"].tolist() == [0, 2, 1]
-    assert data.encoder.vocabularies["shop"].raw.tolist() == ["7", "8"]
 
 
 def test_tomorrows_files_keep_todays_rows():

@@ -46,8 +46,8 @@ def check(
       items: file or folder: one row for each item.
       users: file or folder: one row for each user.
       columns: which column is what: fields of `aif_jax.Columns` in a JSON file, or as JSON, such as '{"item": "sku"}'.
-      checkpoint: folder of a checkpoint or an export, or --out of train; values that its encoder lacks are problems, and its
-        columns are the default.
+      checkpoint: folder of a checkpoint or an export, or --out of train; values that its encoder lacks are problems, but in
+        bags, and its columns are the default.
       cap: problems of one kind that are listed; the rest is counted.
       strict: exit with 1 for suspicions too, not for problems alone.
       json: print the report as JSON.

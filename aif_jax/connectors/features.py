@@ -9,6 +9,9 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+
+from aif_jax.checks import expect
 from aif_jax.encoding.encoder import Encoder, LaterEvents
 from aif_jax.encoding.times import PER_SECOND, in_unit
 from aif_jax.serving.metrics import Histogram
@@ -20,7 +23,7 @@ class Record(NamedTuple):
     """One user as a feature store keeps them: raw values, never rows of a vocabulary.
 
     Attributes:
-      attributes: values by column of the users file; None if the store has none.
+      attributes: values by column of the users file, with or without the id; None if the store has none.
       events: the last events by column of the events file, in any order; None for none.
     """
 
@@ -66,7 +69,7 @@ class Fetch:
         moment = clock(encoder) if now is None else in_unit(now, "now", unit=encoder.columns.time_unit)
         record = await self.record(user)
         try:
-            return encoded(encoder, record, moment)
+            return encoded(encoder, user, record, moment)
         except DAMAGE as error:
             too_early = now is not None and isinstance(error, LaterEvents)  # no fault of the record
             self.counters["damaged"] += record is not None and not too_early
@@ -104,11 +107,18 @@ class Fetch:
         return record
 
 
-def encoded(encoder: Encoder, record: Record | None, now: Any) -> UserFeatures:
-    """Return the features of a record, those of the unknown user without one."""
-    attributes, events = record or Record()
-    none = isinstance(events, Mapping) and not events
-    return encoder.user(attributes, None if none else events, now)
+def encoded(encoder: Encoder, user: Any, record: Record | None, now: Any) -> UserFeatures:
+    """Return the features of a user's record, those of the unknown user without one; ValueError for another user's."""
+    if record is None:
+        return encoder.user(None, None, now)
+    columns, (attributes, events) = encoder.columns, record
+    if attributes is None:
+        attributes = dict.fromkeys((*columns.user_attributes, *columns.user_floats))
+    name, none = columns.user_record_id, isinstance(events, Mapping) and not events
+    given: Any = attributes.get(name, user)
+    same = np.ravel(given).tolist() == [user]
+    expect(same, f"user, column {name!r}", f"{user!r:.80}, the user's id", f"{given!r:.80}; leave it out")
+    return encoder.user({**attributes, name: user}, None if none else events, now)
 
 
 def clock(encoder: Encoder) -> int:

@@ -240,8 +240,7 @@ class Pipeline:
         cursor = {"epoch": epoch + last, "step": 0 if last else step + 1, "pipeline": self.description}
         fed = PrefetchedBatch(batch=None, positions=at, place=(epoch, step), cursor=cursor)
         key = BatchKey(self.seed, epoch, step)
-        parts: Any = self.source(samples, key)  # labels may be several by name, log_q may be None
-        rows, labels, log_q = jax.tree.map(lambda leaf: leaf[share] if np.ndim(leaf) > 1 else leaf, tuple(parts))
+        rows, labels, log_q = jax.tree.map(lambda leaf: leaf[share], self.source(samples, key))
         batch = make_batch(self.dataset, at, rows, labels, config=self.config, log_q=log_q, length=length)
         if not np.any(batch.where) and self.process_count == 1:
             return fed

@@ -48,6 +48,7 @@ class Encoder:
     | events in any order | the most recent first, ties as `times.history_order` has them: the order of arrival never matters |
     | an event in the same second as the request, or up to `max_skew` seconds later | left out, as in training |
     | an event later than that | ValueError: clocks or units differ |
+    | text where the vocabulary has integers | TypeError, though files may have "7" for 7 |
     | a time that cannot be in `Columns.time_unit` | ValueError with the likely unit |
     | more events than `length` | the most recent ones |
     | no events, no user | an empty history, the unknown user |
@@ -304,9 +305,9 @@ class Encoder:
         return expect_1d(rows, where).reshape(())
 
     def _as_read(self, values: Any, column: str, name: str, where: str) -> Any:
-        """Return values as a file would give them: booleans are 0 and 1, or spelled as the files did, no ids; text stays text.
+        """Return values as a file would give them: booleans as 0 and 1 or in their spelling, `Columns.text` as text.
 
-        Raises TypeError for booleans that are no text of the files, or text in several spellings.
+        Raises TypeError for booleans as ids of users or items, and for booleans that the files spell in several ways.
         """
         known = self.vocabularies[name] if name in self.vocabularies else self._listed_actions["strings"][0]
         first = values[0] if len(values) else None

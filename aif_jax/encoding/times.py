@@ -16,18 +16,18 @@ from aif_jax.encoding.vocabulary import id_array
 
 TimeUnit: TypeAlias = Literal["s", "ms", "us", "ns"]
 Moment: TypeAlias = int | float | str | datetime.datetime
-"""A moment in settings: an integer in `Columns.time_unit`, an ISO date or a `datetime`; or a share of samples, see there."""
+"""A moment in settings: an integer in `Columns.time_unit`, ISO date or `datetime`; or a share, see `FitConfig.validation`."""
 PER_SECOND: dict[str, int] = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 MODERN, LATEST = 100_000_000, 4_102_444_800  # 1973 and 2100 in seconds: a present-day time is between them
-FLOOR = -(2**62) // 10**9  # 1823 in seconds: from here on times and their differences fit nanoseconds
+FLOOR = -(2**62) // 10**9  # 1823 in seconds, the first time taken: times and their differences fit nanoseconds
 
 
 def in_unit(times: Any, name: str, *, unit: TimeUnit = "s") -> np.ndarray:
     """Return times of any shape as integers in `unit`, int64, finer ones rounded down: the form that is compared.
 
-    Arrays, JSON and stores come through here, and files through `Cells.times` with the same limits: integers in `unit`, or
-    `datetime64`, `datetime`, ISO text (UTC where they name no zone). TypeError for others, ValueError for a missing time or one
-    that cannot be in `unit`.
+    Arrays, JSON and stores come through here, files through `Cells.times` with the same limits. Takes integers in `unit`,
+    `datetime64`, `datetime` and ISO text (UTC where they name no zone). TypeError for others, ValueError for a missing time or
+    one that cannot be in `unit`.
     """
     try:
         array = np.asarray(times)
@@ -42,7 +42,7 @@ def in_unit(times: Any, name: str, *, unit: TimeUnit = "s") -> np.ndarray:
     if kind in "OM":
         missing = np.isnat(array) if kind == "M" else np.reshape([value is None for value in array.flat], array.shape)
         if missing.any():
-            raise ValueError(f"{name}: expected a time, got none {_place(missing)}".rstrip())
+            raise ValueError(f"{name}: expected a time, got none{_place(missing)}")
     if kind in "OUT" and all(isinstance(value, str | datetime.date) for value in array.flat):
         nanoseconds, step = [_nanoseconds(value, name) for value in array.flat], PER_SECOND["ns"] // PER_SECOND[unit]
         whole = np.array([value // PER_SECOND["ns"] for value in nanoseconds]).reshape(array.shape)
@@ -91,29 +91,23 @@ def expect_plausible(value: np.ndarray, name: str, *, unit: TimeUnit, dated: boo
     for wrong, expected in (
         (late, "before 2100"),
         (coarse, "that looks like no coarser unit"),
-        (ancient, f"of at least {earliest(unit)}"),
+        (ancient, f"of at least {FLOOR * PER_SECOND[unit]}"),
     ):
         if wrong.any():
             got = int(value[wrong].flat[0]) if value.ndim else int(value)
-            place = _place(wrong)
             looks = f", which looks like {likely_unit(got)!r}" if got > MODERN and not dated else ""
-            raise ValueError(f"{name}: expected a time {expected} in {unit!r}, got {got}{place and ' ' + place}{looks}")
+            raise ValueError(f"{name}: expected a time {expected} in {unit!r}, got {got}{_place(wrong)}{looks}")
 
 
 def wrong_unit(value: np.ndarray, *, unit: str, dated: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return which times (integers) are after 2100, which look like a coarser unit, which are before 1823."""
     late = np.asarray(value >= (LATEST + 1) * PER_SECOND[unit], bool)
-    ancient = np.asarray(value < earliest(unit), bool)
+    ancient = np.asarray(value < FLOOR * PER_SECOND[unit], bool)
     coarse = np.zeros_like(late)
     for other in PER_SECOND.values() if not dated else ():
         if other < PER_SECOND[unit]:
             coarse |= (value > MODERN * other) & (value < LATEST * other)
     return late, coarse, ancient
-
-
-def earliest(unit: str) -> int:
-    """Return first time that is taken, in `unit`: in 1823, so that every time and every difference of two fits nanoseconds."""
-    return FLOOR * PER_SECOND[unit]
 
 
 def quoted(value: int, unit: str, *, dated: bool) -> str:
@@ -132,8 +126,9 @@ def history_order(
     """Return THE order of one user's events or, given `user` [n], user by user: an index [n] that sorts them oldest first.
 
     By time (integers of `in_unit`), ties by raw item id, then by action; histories read it backwards. Files, feature stores and
-    callers deliver the events of one moment in any order: this gives all of them one history, whatever a vocabulary
-    knows. Rows of `item` ascend with the ids, and order known items; else `ids` does, the raw ids of all events that are tied.
+    callers deliver the events of one moment in any order: this gives all of them one history, whatever a vocabulary knows.
+    Rows of `item` ascend with the ids, and order known items; else `ids` does, the raw ids of all events that are tied. Both
+    keys give the same order, so it does not matter which one a call takes.
     """
     keys = [time] if user is None else [user, time]
     sorted_already = user is not None and not out_of_order(user, time).any()  # as files often are
@@ -186,4 +181,4 @@ def _date_of(number: int) -> str:
 def _place(wrong: np.ndarray) -> str:
     if not wrong.ndim:
         return ""
-    return f"at position {[int(at) for at in np.unravel_index(np.argmax(wrong), wrong.shape)]}"
+    return f" at position {[int(at) for at in np.unravel_index(np.argmax(wrong), wrong.shape)]}"

@@ -58,7 +58,7 @@ def check(
     | no rows, unreadable file | not a table, or an incomplete one |
     | null, not finite, negative id | a value that must be there, be finite, be 0 or more |
     | position | no whole number of 0 or more |
-    | unknown item, user, action, category | a value that the items or users file, `Columns.actions` or the encoder lacks |
+    | unknown item, user, action, category | a value that items, users, `Columns.actions` or the encoder lack; not in bags |
     | duplicate item, duplicate user | the same id twice |
     | time unit | a time that is implausible in the unit stated, such as milliseconds read as seconds |
 
@@ -67,7 +67,7 @@ def check(
     | suspicion | means |
     |---|---|
     | duplicate event | the same user, item, action and time in several rows; half of all where a file is there twice |
-    | future event | an event later than today |
+    | future event | an event more than 24 hours after now |
     | rounded time | times finer than `Columns.time_unit`, and events of one user that are equal in it: an order may be lost |
     | cut bag | bags with more values than `Columns.bag_length` keeps |
     | outlier | a float far outside of all others, such as a price of 1e12; of 20 values or more, scales clip it |
@@ -78,7 +78,7 @@ def check(
       events: Parquet, CSV or TSV, file or folder; a table in memory.
       items, users: likewise; None skips the checks that need them.
       columns: which column is what; default: the encoder's, or `Columns()`.
-      encoder: encoder of a trained model; values that its vocabularies lack are problems.
+      encoder: encoder of a trained model; values that its vocabularies lack are problems, but in bags.
       cap: problems of one kind that are listed; the rest is counted.
 
     Raises ImportError without pyarrow, FileNotFoundError, ValueError for wrong options or a file name of another kind.

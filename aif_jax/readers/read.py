@@ -1,7 +1,8 @@
 """Your own files as a `Dataset`: say which column is what, and read. Every file is read once.
 
 Distinct values become vocabularies, of users and items those of their file. Parquet says whether ids are integers or text; in
-CSV they are integers if the first values of any column of the vocabulary are all integers.
+CSV they are integers if the first values of any column of the vocabulary are all integers. Text "7" is read as 7 where
+another column of the vocabulary, or the encoder, has integers.
 """
 
 import dataclasses
@@ -32,7 +33,6 @@ from aif_jax.types import ItemFeatures
 
 logger = logging.getLogger(__name__)
 
-FLOATS: dict[str, TableName] = {"item": "items", "user": "users"}
 FAR = 100  # an outlier is outside of the bulk of a column by at least so many times the width of the bulk
 ALL_TWICE = 0.45  # share of duplicate events that a file read twice explains
 
@@ -67,7 +67,8 @@ def read(
         items file keep the features that the model knew (`Trained.items`), with the item statistics of today.
       unknown: for users, items, actions and categories that the encoder, the file of items or users, or `Columns.actions`
         lacks: "error", or "skip", which leaves out events of unknown users and lines of the items file with an unknown item.
-        Others become row 0, and events with an unknown item are no positives; a warning counts them. In bags all are row 0.
+        Others become row 0, and events with an unknown item are no positives; a warning counts them. Unknown values of a bag
+        are row 0 with either setting, never a problem, and not counted.
       name: name of the data set; default: the name of the events file.
       repeats: whether users come back to items, see `Dataset`; None: as estimated from the events, see the log.
 
@@ -216,10 +217,10 @@ class Tables:
 
     def float_columns(self, columns: Columns) -> Iterator[tuple[str, str, LoadedTable]]:
         """Yield ("item" or "user", column, table) of every float column that is there."""
-        names = {"item": (*columns.item_floats, *columns.side), "user": columns.user_floats}
-        for which, file in FLOATS.items():
-            if file in self.tables:
-                yield from ((which, name, self.tables[file]) for name in names[which])
+        for name in (*columns.item_floats, *columns.side) if "items" in self.tables else ():
+            yield "item", name, self.tables["items"]
+        for name in columns.user_floats if "users" in self.tables else ():
+            yield "user", name, self.tables["users"]
 
 
 def read_tables(
@@ -286,7 +287,7 @@ def encode_columns(
         both = [each.raw for each in (given, newer) if each is not None and len(each.raw)]
         vocabulary = Vocabulary(np.concatenate(both)) if both else newer
     found = []
-    for (table, column), codes, (ids, fits) in zip(members, held, values, strict=True):  # `ids` are the codes that fit
+    for (table, column), codes, (ids, fits) in zip(members, held, values, strict=True):  # `ids`: distinct values of the kind
         row_of = np.zeros(len(fits) + 1, np.int32)  # by code, as all masks below; the last one is code -1, no value
         row_of[:-1][fits] = vocabulary.encode(ids)
         rows = row_of[codes.codes]
@@ -380,7 +381,7 @@ def suspicions_of(tables: Tables, columns: Columns, events: Events) -> Iterator[
         yield Suspicion(kind="duplicate event", file=file, column=None, got=got)
     if future := int(np.count_nonzero(events.log.time > now + 86_400)):
         last = iso_text(events.log.time.max())
-        got = f"later than today, {iso_text(now)[:10]}: {future:,} of {count:,} events, the last at {last}"
+        got = f"more than 24 hours after now, {iso_text(now)}: {future:,} of {count:,} events, the last at {last}"
         yield Suspicion(kind="future event", file=file, column=columns.time, got=got)
     same = (user[1:] == user[:-1]) & (events.time[1:] == events.time[:-1])
     if columns.time in table.rounded and same.any():

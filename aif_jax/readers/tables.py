@@ -22,7 +22,7 @@ import numpy as np
 
 from aif_jax.checks import expect, needs_extra
 from aif_jax.encoding.columns import CODED, Columns, Kind
-from aif_jax.encoding.times import earliest, likely_unit, quoted, rescaled, wrong_unit
+from aif_jax.encoding.times import FLOOR, PER_SECOND, likely_unit, quoted, rescaled, wrong_unit
 from aif_jax.encoding.vocabulary import WHOLE, IdKind, id_array
 from aif_jax.output import track
 
@@ -380,7 +380,7 @@ class Cells(NamedTuple):
         values = values if arrow.types.is_uint64(values.type) else values.cast(arrow.int64())
         array, valid = values.fill_null(0).to_numpy(zero_copy_only=False), cells.valid()
         late, coarse, ancient = (bad & valid for bad in wrong_unit(array, unit=given, dated=dated))
-        least = f"times of at least {quoted(earliest(given), given, dated=dated)}"
+        least = f"times of at least {quoted(FLOOR * PER_SECOND[given], given, dated=dated)}"
         for bad, expected in ((late, "times before 2100"), (coarse, "times that look like no coarser unit"), (ancient, least)):
             text = "" if dated or bad is ancient else ", which looks like {!r}"
             got = (f"{quoted(v, given, dated=dated)}{text.format(likely_unit(int(v)))}" for v in array[bad])
@@ -398,8 +398,7 @@ class Cells(NamedTuple):
             values = values.cast(arrow.int64())
         if test.is_uint64(values.type):
             values = self.cast(arrow.int64(), "an integer below 2^63").values
-        plain = values.dictionary_decode() if test.is_dictionary(values.type) else values  # a dictionary may list unused ones
-        coded = plain.dictionary_encode()
+        coded = values.dictionary_encode()
         target = arrow.large_string() if text or is_text(coded.dictionary.type) else arrow.int64()
         return arrow.DictionaryArray.from_arrays(coded.indices.cast(arrow.int32()), coded.dictionary.cast(target))
 
@@ -410,8 +409,10 @@ class Cells(NamedTuple):
             values = values.cast(arrow.list_(arrow.string()))
         if is_text(values.type):
             values = compute.split_pattern(values, columns.bag_separator)
+        if arrow.types.is_dictionary(value := values.type.value_type):
+            values = values.cast(arrow.list_(value.value_type))
         if arrow.types.is_uint64(values.type.value_type):
-            values = self.cast(arrow.list_(arrow.int64()), "integers below 2^63").values
+            values = self._replace(values=values).cast(arrow.list_(arrow.int64()), "integers below 2^63").values
         first = compute.list_slice(values, 0, length, return_fixed_size_list=True)  # nulls where there are fewer
         lengths = values.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
         coded = self._replace(values=first.values).coded(text=self.column in columns.text)
@@ -549,7 +550,7 @@ class LoadedTable:
         self.count += count
         for name, kind in self.kinds.items():
             values = batch.columns.column(name) if name in self._fitting else pyarrow().nulls(count)
-            if pyarrow().types.is_dictionary(values.type) and (kind == "bag" or kind not in CODED):
+            if pyarrow().types.is_dictionary(values.type):  # which may list unused values, and null as one of them
                 values = values.dictionary_decode()
             noted = self.problems if name in self._fitting else Problems()  # that the type is wrong is said already
             cells = Cells(values, batch.start, batch.file, name, noted)

@@ -2,8 +2,6 @@
 
 import dataclasses
 
-import numpy as np
-
 from aif_jax.connectors.features import DAMAGE, Fetch, Record, clock, encoded
 from aif_jax.encoding.encoder import Encoder, LaterEvents
 from aif_jax.encoding.times import in_unit
@@ -40,7 +38,7 @@ class UserSource:
         record = self._record(call)
         try:
             if record is not None:
-                return encoded(self.encoder, record, clock(self.encoder) if call.now is None else call.now)
+                return encoded(self.encoder, call.user, record, clock(self.encoder) if call.now is None else call.now)
             if call.now is not None:
                 in_unit(call.now, "now", unit=self.encoder.columns.time_unit)
             return None
@@ -90,10 +88,4 @@ class UserSource:
             raise BadCall("record", f"expected values of {wanted}, which this model reads, got no record; {out}")
         if call.events is None:
             raise BadCall("events", "expected the user's events, got none; send {} for a user without events")
-        name, record = columns.user_record_id, call.record or {}
-        if name in record:
-            given = record[name].tolist() if isinstance(record[name], np.ndarray) else record[name]
-            if given not in (call.user, [call.user]):
-                text = f"column {name!r}: expected {call.user!r:.80}, the call's user, got {given!r:.80}; leave it out"
-                raise BadCall("record", text)
-        return Record({**record, name: call.user} if columns.user_id else record, call.events)
+        return Record(call.record, call.events)

@@ -8,6 +8,7 @@ import pytest
 from pyarrow import csv
 
 import aif_jax as aif
+from aif_jax.connectors.features import Record, encoded
 from aif_jax.data.split import split_by_time
 from aif_jax.readers import encode_items, read, read_items
 
@@ -76,7 +77,7 @@ def delivered(user: int, now: int, rng: np.random.Generator, form: str):
         history = pa.RecordBatch.from_arrays([pa.array(history[name], types[name]) for name in types], names=list(types))
     if form == "numpy":
         history = {name: np.array(values, np.int64 if name == "at" else str) for name, values in history.items()}
-    return {name: values[user - 500] for name, values in RAW["users"].items()}, history
+    return {name: RAW["users"][name][user - 500] for name in ("country", "age")}, history  # the request has the id
 
 
 @pytest.mark.parametrize("form", ["lists", "numpy", "arrow"])
@@ -88,8 +89,10 @@ def test_users_encoded_online_equal_users_encoded_offline(data, form):
     for i, position in enumerate(positions):
         user = int(data.users.raw[data.log.user[position] - 1])
         now = int(data.log.time[position]) * 1000 + int(rng.integers(0, 1000))
-        online = encoder(*delivered(user, now, rng, form), now)
+        record = Record(*delivered(user, now, rng, form))
+        online = encoded(encoder, user, record, now)
         assert online.encoding == offline.encoding == encoder.version
+        assert encoded(encoder, user, Record(None, record.events), now).ids["user"] == online.ids["user"] > 0
         for got, expected in zip(jax.tree.leaves(online), jax.tree.leaves(offline), strict=True):
             np.testing.assert_array_equal(got, expected[i], strict=True)
 
