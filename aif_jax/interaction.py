@@ -55,6 +55,8 @@ def inputs(params: Params, state: UserState, rows: ItemRow, *, config: Config) -
         parts, name = kernels.get(block.name, {}), f"{block.name}.score"
         term = given[block.name] = block.score(own(params, block), state, rows, parts)
         expect(isinstance(term, HeadInputs), name, "HeadInputs", type(term).__name__, error=TypeError)
+        flat = all(isinstance(part, float) or jnp.ndim(part) == 1 for part in (term.logit, term.offset))
+        expect(flat, name, "logit and offset [C]", f"shapes {jnp.shape(term.logit)} and {jnp.shape(term.offset)}")
         features = (term.once, term.item, *(right for _, right in term.pairs), term.rest)
         shapes = [list(jnp.shape(feature)) for feature in features if not isinstance(feature, float)]
         width = next((kernel.shape[1] for kernel in parts.values()), 0)  # H, which a sum would broadcast to

@@ -74,8 +74,7 @@ def test_of_a_long_request_the_furthest_stages_are_kept_then_the_order_of_the_li
     assert made.stage[0].tolist() == [0, 1, 1] and made.labels["x"][0].tolist() == pytest.approx([0.3, 0.2, 0.1])
     assert from_columns(plain.log, **given, candidates=4)[0].rows[0].tolist() == [4, 1, 2, 3]
     lines = {"user": ["ann"] * 3, "item": [9, 8, 7], "time": [20] * 3, "stage": ["exposed", "ranked", "ranked"]}
-    few = aif.read_cascade(lines, plain, candidates=2).cascade
-    assert few.rows.tolist() == [plain.items.encode([9, 8]).tolist()]
+    assert aif.read_cascade(lines, plain, candidates=2).cascade.rows.tolist() == [plain.items.encode([9, 8]).tolist()]
     assert "1 candidates of requests with more than candidates=2 are left out" in caplog.text
 
 

@@ -194,8 +194,7 @@ def test_sorts_by_user_and_time_and_keeps_the_order_of_ties():
 def test_requests_at_any_time_see_strictly_earlier_events_only(log, requests):
     users, times = np.array(requests).T
     for user, time, end in zip(users, times, log.history_end_at(users, times), strict=True):
-        earlier = int(np.sum((log.user == user) & (log.time < time)))
-        assert end == log.offsets[user] + earlier
+        assert end == log.offsets[user] + int(np.sum((log.user == user) & (log.time < time)))
 
 
 def arrays(log: EventLog) -> dict[str, np.ndarray]:

@@ -58,8 +58,7 @@ def test_behaviours_by_hand():
     mask = np.zeros((2, 3), bool)  # what is where the mask is false does not matter
     made = behaviours(np.full((2, 3), -7), np.full((2, 3), 2**20), np.full((2, 3), np.nan), mask)
     assert not any(leaf.any() for leaf in jax.tree.leaves(made))
-    negative = behaviours(np.int32([1]), np.int32([1]), np.float64([-3]), np.array([False]))
-    assert not np.signbit(negative.age).any()
+    assert not np.signbit(behaviours(np.int32([1]), np.int32([1]), np.float64([-3]), np.array([False])).age).any()
     item, action, age = np.ones((3, 4), np.int32), np.ones((3, 4), np.int32), np.ones((3, 4), np.float32)
     mask = np.ones((3, 8), bool)[:, ::2]
     made = behaviours(item, action, age, mask)

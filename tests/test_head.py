@@ -132,11 +132,15 @@ def test_what_has_no_parameters_is_the_same_after_a_round_trip(name, tmp_path):
 
 def test_a_block_that_does_not_give_its_features_times_the_kernels_is_named(monkeypatch):
     """Also where a sum would broadcast them to all units of the head."""
-    for head, rest, got in ((Total(), 0.0, r"8\], got shapes \[\]"), (heads.Mlp(HIDDEN), np.ones((2, 1)), r"6\], .*\[2, 1")):
+    features = r"features times the kernels of \['tiers'\], \[..., "
+    for head, given, message in (
+        (Total(), {}, features + r"8\], got shapes \[\]"),
+        (heads.Mlp(HIDDEN), {"rest": np.ones((2, 1))}, features + r"6\], .*\[2, 1"),
+        (heads.Mlp(HIDDEN), {"logit": np.ones((2, 1))}, r"logit and offset \[C\], got shapes \(2, 1\) and \(\)"),
+    ):  # fmt: skip
         model, params = demo.build(**demo.SMALL | {"head": head, "blocks": (blocks.SimTier(bits=32),)})
-        monkeypatch.setattr(blocks.SimTier, "score", lambda *given, rest=rest: HeadInputs(rest=rest))
-        message = r"sim_tier.score: expected features times the kernels of \['tiers'\], \[..., " + got
-        refused(ValueError, message, model.joint, params, demo.user(model.config), demo.items(2))
+        monkeypatch.setattr(blocks.SimTier, "score", lambda *_, given=given: HeadInputs(**given))
+        refused(ValueError, f"sim_tier.score: expected {message}", model.joint, params, demo.user(model.config), demo.items(2))
 
 
 @pytest.mark.parametrize("candidates", [3, 40])

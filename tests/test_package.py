@@ -272,8 +272,7 @@ except AttributeError as error:
 
 def test_the_door_loads_what_is_asked_for_alone(python):
     heavy = {"serving", "service", "neighbours", "export", "index", "train", "checkpoint", "data", "readers", "run", "engines"}
-    code = DOOR.replace("HEAVY", repr(heavy))
-    assert "no_such_name" in python(code)
+    assert "no_such_name" in python(DOOR.replace("HEAVY", repr(heavy)))
 
 
 def test_a_config_in_json_knows_the_blocks_without_a_model(python):

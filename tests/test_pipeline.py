@@ -127,8 +127,7 @@ def test_a_cursor_of_other_data_with_the_same_counts_is_refused(data, part):
     cursor = json.loads(json.dumps(next(base.batches()).cursor))
     other = pipeline(changed(data, part), source=mine, positions=base.positions)
     refused(ValueError, r"pipeline.data.digest: expected '\w{64}', the cursor has '\w{64}'", other.batches, cursor)
-    copy = dataclasses.replace(data)
-    assert pipeline(copy, source=mine).start(cursor) == (0, 1)
+    assert pipeline(dataclasses.replace(data), source=mine).start(cursor) == (0, 1)
 
 
 def test_what_is_no_cursor_is_refused(data):

@@ -99,8 +99,8 @@ class Block:
     `params` is what `init` and `fit` returned, in one dict. `widths` names the features of a pair that the block gives to the
     head; `score` returns the sum of feature @ `kernels[name]`, each [width, H]. For a head without `first_layer`, such as every
     Flax module, the kernels are slices of an identity, so the same code returns the block's features, next to each other.
-    States and rows are pytrees of arrays. A history may have fewer places than the config says (in training by buckets), in an
-    export a symbol for their number: cut what has a row for each place to the shape of `user.long.mask`.
+    States and rows are pytrees of arrays, rows without bfloat16. Histories may be shorter than the config says (in training by
+    buckets), of a symbol's length in exports: cut what has a row for each place to the shape of `user.long.mask`.
 
     Attributes:
       training_logit: method for what training alone adds to the logits, [B, C], or [B, C, T] for T objectives, by
@@ -149,7 +149,7 @@ class Block:
         return ()
 
     def least_history(self, config: Config) -> int:
-        """Return the length from which on the code does not branch on the length: exports take no shorter history."""
+        """Return the fewest places of a history in exports: K where the state has K of them (`x[:K]`), or code branches."""
         return 1
 
     def check(self, config: Config) -> None:

@@ -72,7 +72,7 @@ class RestoredModel:
     orders: Mapping[str, ExportedOrder] = dataclasses.field(default_factory=dict)
 
     def check_golden(self) -> float:
-        """Run user function and interaction of this model on the golden inputs; returns the largest difference.
+        """Run the functions of this model on the golden inputs; returns the largest difference.
 
         Raises ExportError for |got - golden| / max(1, |golden|) above 1e-4, or golden inputs that are not those of the model.
         """

@@ -23,6 +23,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.interpreters.partial_eval import dce_jaxpr
 
+from aif_jax.checks import expect
 from aif_jax.export.consume.files import ORDER, PROBABILITY
 from aif_jax.features import Leaf, behaviours, item_layout, item_specs, user_layout, user_specs
 from aif_jax.model import PreRanker
@@ -174,8 +175,10 @@ def _pair(model: PreRanker, params: Specs, bounds: Bounds) -> dict[str, Any]:
 
 
 def _axes(specs: Specs) -> set[str]:
-    """Return the names of the symbolic axes of arrays."""
-    return {str(dim) for spec in specs.values() for dim in spec.shape if not isinstance(dim, int)}
+    """Return the names of the symbolic axes of arrays; ValueError for a size that is computed from one."""
+    axes = {str(dim) for spec in specs.values() for dim in spec.shape if not isinstance(dim, int)}
+    expect(all(map(str.isalpha, axes)), "export", "sizes: numbers or axes", f"{sorted(axes)}; see `Block.least_history`")
+    return axes
 
 
 def _resized(specs: Specs, sizes: Mapping[str, Any]) -> Specs:
@@ -183,7 +186,7 @@ def _resized(specs: Specs, sizes: Mapping[str, Any]) -> Specs:
     return {k: jax.ShapeDtypeStruct(tuple(sizes.get(str(n), n) for n in s.shape), s.dtype) for k, s in specs.items()}
 
 
-ITEMS = 70  # more than the least candidate count, and no bucket
+ITEMS = 70  # no bucket
 
 
 def golden_case(model: PreRanker, params: Mapping[str, Any], orders: Mapping[str, Order]) -> dict[str, np.ndarray]:

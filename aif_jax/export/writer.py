@@ -136,7 +136,7 @@ def _function(target: Path, name: str, built: functions.ExportedFunction, schema
         "file": f"{name}.jax_export",
         "calling_convention_version": built.exported.calling_convention_version,
         "inputs": _inputs(name, built, schema),
-        "outputs": _entries(name, built.outputs),
+        "outputs": _entries(built.outputs),
         "ignored": list(built.ignored),
         "params": list(built.params),
     }
@@ -144,7 +144,7 @@ def _function(target: Path, name: str, built: functions.ExportedFunction, schema
 
 def _inputs(name: str, built: functions.ExportedFunction, schema: Schema) -> list[dict[str, Any]]:
     """Return inputs, those of features with the bounds of their layout."""
-    entries, layout = _entries(name, built.inputs), {"user": user_layout, "item": item_layout}.get(name)
+    entries, layout = _entries(built.inputs), {"user": user_layout, "item": item_layout}.get(name)
     leaves = {} if layout is None else functions.named(layout(schema))
     for entry in entries:
         leaf: Leaf | None = leaves.get(entry["name"])
@@ -156,14 +156,9 @@ def _inputs(name: str, built: functions.ExportedFunction, schema: Schema) -> lis
     return entries
 
 
-def _entries(function: str, specs: functions.Specs) -> list[dict[str, Any]]:
-    entries = []
-    for name, spec in specs.items():
-        shape = [dim if isinstance(dim, int) else str(dim) for dim in spec.shape]
-        if any(isinstance(dim, str) and not dim.isalpha() for dim in shape):
-            raise ValueError(f"{function} {name}: expected sizes that are numbers or axes, to be padded, got {shape}")
-        entries.append({"name": name, "shape": shape, "dtype": str(spec.dtype)})
-    return entries
+def _entries(specs: functions.Specs) -> list[dict[str, Any]]:
+    shapes = {name: [dim if isinstance(dim, int) else str(dim) for dim in spec.shape] for name, spec in specs.items()}
+    return [{"name": name, "shape": shape, "dtype": str(specs[name].dtype)} for name, shape in shapes.items()]
 
 
 def _axes(config: Config, bounds: functions.Bounds) -> dict[str, Any]:

@@ -267,7 +267,7 @@ class Models:
         try:
             restored = restore(path, sha256=entry.sha256)
         except ExportError as error:
-            raise ExportError(f"{path}: {error}") from error
+            raise ExportError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
         restored.trained.need_encoder(str(path))
         expect(restored.index is not None, str(path), "an export with an index", "one without; add --index")
         return restored

@@ -20,7 +20,7 @@ from aif_jax import blocks, heads, layers
 from aif_jax.blocks import MatchingStatistics, matching, sim
 from aif_jax.blocks.block import own
 from aif_jax.blocks.linear_memory import sum_softmax, sum_softmax_trained
-from aif_jax.export.functions import axis_bounds
+from aif_jax.export.functions import axis_bounds, export_all
 from aif_jax.trees import leaves_by_path
 from tests import demo, lanes
 from tests.blocks import parts
@@ -114,12 +114,15 @@ def test_inputs_of_the_head_are_those_of_the_definition(name):
         np.testing.assert_allclose(logit, dotted, rtol=1e-4, atol=1e-5)
 
 
-def test_an_exported_function_takes_the_places_that_count():
+def test_an_exported_function_takes_the_places_that_count(monkeypatch):
     config = demo.config()
     assert blocks.SimTier(length=9).least_history(config) == 9 < config.long_length
     assert blocks.SimTier(length=config.long_length).least_history(config) == blocks.SimTier().least_history(config) == 1
     model, params = demo.build(blocks=(blocks.SimTier(tiers=4, bits=32, length=9),))
     assert axis_bounds(model, leaves_by_path(params))["l"] == (9, config.history_length)
+    monkeypatch.setattr(blocks.SimTier, "least_history", lambda *_: 1)
+    with pytest.raises(ValueError, match="sizes: numbers or axes, got .*min.*see `Block.least_history`"):
+        export_all(model, leaves_by_path(params), axis_bounds(model, leaves_by_path(params)), platforms=("cpu",), orders={})
 
 
 def test_two_tower_is_a_dot_product_and_a_bias_and_does_not_see_the_long_history():
