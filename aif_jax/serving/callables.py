@@ -67,6 +67,9 @@ class TimeLimitedCall:
             result, error = await outcome
         finally:
             self._running.pop(outcome, None)
+            if not self._running and self._timer is not None:  # which would keep the engine alive
+                self._timer.cancel()
+                self._timer = None
             self._leave(task)
         if error is not None:
             self.note(error)

@@ -44,11 +44,8 @@ from aif_jax.serving.versions import build_version, check_version, next_snapshot
 from aif_jax.store.trained import Trained
 
 T = TypeVar("T")
-KINDS = {"i": "integers", "U": "strings", "T": "strings"}
-"""What item ids are, by the kind of their dtype."""
-
-ADMITTED = 0.75
-"""Share of a request's budget that earlier requests' queued work may use: the rest is for retrieval and its own work."""
+KINDS = {"i": "integers", "U": "strings", "T": "strings"}  # what item ids are, by the kind of their dtype
+ADMITTED = 0.75  # share of a budget that queued work of earlier requests may use: the rest is for the request's own
 
 
 class AsyncPreRanker:
