@@ -305,6 +305,6 @@ def _fitted(fitted: Params, name: str, size: int, place: np.ndarray, config: Con
         moved = jnp.asarray(np.maximum(place, 0), jnp.int32)
         return {**fitted, "fields": {**fields, name: moved[fields[name]]}} if name in fields else fitted
     return {
-        group: {leaf: grow(array) if leaf in names.get(group, ()) else array for leaf, array in values.items()}
+        group: {k: grow(v) if k in names[group] else v for k, v in values.items()} if names.get(group) else values
         for group, values in fitted.items()
     }
