@@ -209,7 +209,7 @@ class Run:
         The item function runs for every candidate, on the item features of training.
 
         Args:
-          user: raw id, or raw values by column of the users file; None for an unknown user.
+          user: raw id, or with user attributes or floats a mapping of column to raw value; None for an unknown user.
           events: raw events of this user by column; None for no events.
           candidates: raw item ids [C]; a repeated or unknown one is left out.
           k: how many, at least 1.

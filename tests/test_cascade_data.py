@@ -89,15 +89,15 @@ def test_a_csv_has_empty_values_where_the_log_does_not_know(plain, tmp_path):
 
 
 def test_a_line_that_comes_twice_is_named_as_its_file_has_it(tmp_path):
-    """Times in milliseconds, lines counted with the header."""
+    """Times in milliseconds."""
     rows = ["user,item,time,stage", "bob,7,30000,exposed", "ann,9,20001,exposed", "ann,8,20001,ranked", "ann,9,20500,ranked"]
     (tmp_path / "log.csv").write_text("\n".join(rows) + "\n")
     in_ms = {"time": [1000 * time for time in EVENTS["time"]]}
     data = aif.read(EVENTS | in_ms, items=ITEMS, columns=aif.Columns(time_unit="ms"))
-    message = r"log.csv, line 5, column 'item': duplicate item: .*, got 9 twice in the request of user 'ann'$"
+    message = r"log.csv, row 4 after the header, column 'item': duplicate item: .*, got 9 twice in the request of user 'ann'$"
     refused(ValueError, message, aif.read_cascade, tmp_path / "log.csv", data)
     (tmp_path / "log.csv").write_text("\n".join(rows).replace("8,20001,ranked", "8,20001,") + "\n")
-    message = r"log.csv, line 4, column 'stage': null: expected a value in every row, got nothing"
+    message = r"log.csv, row 3 after the header, column 'stage': null: expected a value in every row, got nothing"
     refused(ValueError, message, aif.read_cascade, tmp_path / "log.csv", data)
 
 

@@ -48,7 +48,7 @@ def folder(tmp_path):
     ("events", "user,item,time", "user,item,at", ("missing column", None, "time", "the columns 'user', 'item', 'at'")),
     ("events", "user,item,time", "user,item,item,time", ("missing column", None, "item", "more than one")),
     ("events", EVENTS, "user,item,time\n", ("no rows", None, None, "none")),
-    ("items", "8,cup", "7,cup", ("duplicate item", 3, "item", "7, which is in line 2 too")),
+    ("items", "8,cup", "7,cup", ("duplicate item", 3, "item", "7, which is in row 1 after the header too")),
     ("items", "8,cup", "-8,cup", ("negative id", 3, "item", "-8")),
     ("items", "8,cup", "x,cup", ("wrong type", 3, "item", "'x'")),
     ("items", "item,category", "id,category", ("missing column", None, "item", "the columns 'id', 'category'")),
@@ -56,7 +56,7 @@ def folder(tmp_path):
     ("users", "2,.25", "2,1e300", ("not finite", 3, "age", "inf")),
     ("users", "2,.25", "2,", ("null", 3, "age", "nothing")),
     ("users", "2,.25", "2,young", ("wrong type", 3, "age", "'young'")),
-    ("users", "2,.25", "1,.25", ("duplicate user", 3, "user", "1, which is in line 2 too")),
+    ("users", "2,.25", "1,.25", ("duplicate user", 3, "user", "1, which is in row 1 after the header too")),
 ])  # fmt: skip
 def test_one_wrong_row_or_header(folder, file, old, new, problem):
     text = {"events": EVENTS, "items": ITEMS, "users": USERS}[file]
@@ -77,7 +77,8 @@ def test_all_problems_of_a_file_at_once(folder):
         ("unknown item", 5, "item", "9"),
     ]
     (suspicion,) = check(folder / "events.csv", items=folder / "items.csv", columns=Columns()).suspicions
-    assert suspicion.kind == "duplicate event" and "1 of 5 events, such as line 8 (as line 7)" in suspicion.got
+    assert suspicion.kind == "duplicate event"
+    assert "1 of 5 events, such as row 7 after the header (as row 6 after the header)" in suspicion.got
 
 
 def test_parquet_tells_rows(tmp_path):
@@ -150,16 +151,19 @@ def test_a_file_that_is_repeated_in_a_folder_repeats_its_ids(folder):
         (folder / "items" / name).write_text(ITEMS)
     report = check(folder / "events.csv", items=folder / "items", columns=Columns())
     assert report.totals == {"duplicate item": 2}
-    assert report.problems[0].where.endswith("2.csv, line 2")
-    assert report.problems[0].got == f"7, which is in line 2 of {folder / 'items' / '1.csv'} too"
+    assert report.problems[0].where.endswith("2.csv, row 1 after the header")
+    assert report.problems[0].got == f"7, which is in row 1 after the header of {folder / 'items' / '1.csv'} too"
 
 
-def test_integers_beyond_64_bits(tmp_path):
+def test_integers_beyond_64_bits():
     users = pa.array([1, 2**63], pa.uint64())
-    pq.write_table(pa.table({"user": users, "item": [1, 1], "time": [1, 2]}), tmp_path / "e.parquet")
-    for events in (tmp_path / "e.parquet", {"user": users.dictionary_encode(), "item": [1, 1], "time": [1, 2]}):
-        (problem,) = check(events, columns=Columns()).problems
+    for given in (users, users.dictionary_encode()):
+        (problem,) = check({"user": given, "item": [1, 1], "time": [1, 2]}, columns=Columns()).problems
         assert str(problem).endswith(f"row 2, column 'user': wrong type: expected an integer below 2^63, got {2**63}")
+    bags = pa.array([[1]] * 3 + [[1, 2**63]] + [[1]] * 1000, pa.list_(pa.uint64()))
+    items = {"item": range(len(bags)), "category": [1] * len(bags), "tags": bags}
+    report = check({"user": [1], "item": [1], "time": [1]}, items=items, columns=Columns(item_bags=("tags",)))
+    assert report.totals == {"wrong type": 1} and str(report.problems[0]).startswith("items, row 4, column 'tags'")
 
 
 def test_files_of_a_folder_that_differ(tmp_path):
@@ -178,3 +182,8 @@ def test_files_of_a_folder_that_differ(tmp_path):
         ("3.parquet", "wrong type", "text"),
     ]
     assert list(report.rows.values()) == [2, 2, 1, 1]
+    (tmp_path / "items").mkdir()
+    for name, rows in {"1": "7,1,1|2", "2": "8,1,\n9,1,3|x|y\n10,1,z"}.items():
+        (tmp_path / "items" / f"{name}.csv").write_text(f"item,category,tags\n{rows}\n")
+    report = check({"user": [1], "item": [7], "time": [1]}, items=tmp_path / "items", columns=Columns(item_bags=("tags",)))
+    assert [(p.kind, p.row, p.got) for p in report.problems] == [("wrong type", 2, "'x'"), ("wrong type", 3, "'z'")]

@@ -138,7 +138,7 @@ def test_histories_equal_a_plain_loop(events, length, random):
 def test_a_missing_column_is_named():
     made = encoder()
     events = {name: EVENTS[name] for name in ("sku", "at")}
-    refused(ValueError, r"expected a column 'event', got \['sku', 'at'\]", made.user, None, events, NOW)
+    refused(ValueError, r"^events: expected a column 'event', got \['sku', 'at'\]", made.user, None, events, NOW)
     message = r"user: expected values of \['uid', 'country', 'age'\], got \['uid', 'country'\]"
     refused(ValueError, message, made.user, {"uid": "ann", "country": "DE"}, None, NOW)
     refused(ValueError, r"now: expected one time, got an array of shape \[2\]", made.user, None, None, [NOW, NOW])
@@ -148,14 +148,14 @@ LISTS = [[1, 2], [3], [4]]
 
 
 @pytest.mark.parametrize(("column", "value", "error", "message"), [
-    ("sku", "10", ValueError, "column 'sku': expected a list of values, got '10'"),
+    ("sku", "10", ValueError, "events, column 'sku': expected a list of values, got '10'"),
     ("sku", ["a", "b", "c"], TypeError, "events, column 'sku': expected integers like the vocabulary, got dtype <U1"),
     ("sku", [10, None, 30], TypeError, "got NoneType after int at position 1"),
     ("sku", [10.0, 20.0, 30.0], TypeError, "got dtype float64"),
     ("sku", [True] * 3, TypeError, "events, column 'sku': expected integers or strings as ids, got bool"),
     ("sku", LISTS, TypeError, "events, column 'sku': expected integers like the vocabulary, got list"),
     ("sku", [[1], [2], [3]], ValueError, "events, column 'sku': expected one value in each row, got shape [3, 1]"),
-    ("at", NOW, ValueError, f"column 'at': expected a list of values, got {NOW}"),
+    ("at", NOW, ValueError, f"events, column 'at': expected a list of values, got {NOW}"),
     ("at", [1.5, 2.5, 3.5], TypeError, "events, column 'at': expected integer times in 's' or datetime64, got dtype float64"),
     ("at", np.array([1, "NaT", 3], "datetime64[s]"), ValueError, "expected a time, got none at position [1]"),
     ("at", pa.array([1, None, 3]), ValueError, "events, column 'at': expected a time, got none at position [1]"),

@@ -18,7 +18,7 @@ NAMES = ("user", "change", "rating", "action")
 KINDS = {"user": "id", "change": "action", "rating": "float", "action": "action"}
 
 row = st.tuples(
-    st.integers(0, 10**18 - 1),
+    st.integers(0, 9 * 10**18 - 1),
     st.integers(-(10**17), 10**17),
     st.tuples(st.sampled_from(["", "-"]), st.integers(0, 10**4), st.sampled_from(["", ".", ".5", ".25", ".100000"])),
     st.sampled_from(["pv", "cart", "a:b"]),
@@ -56,26 +56,21 @@ def test_a_byte_order_mark_encodings_and_quotes(tmp_path):
     path = tmp_path / "movies.csv"
     path.write_text('id,title\n1,"Me, Myself ""and"" I"\n3,plain\n')
     assert loaded(path, {"title": "action"})["title"].tolist() == ['Me, Myself "and" I', "plain"]
-    path.write_bytes(b"id,title\n1,a\n2,\xff\n")
-    refused(ValueError, r"movies\.csv: unreadable file: expected text with a header in utf8, got", loaded, path,
-            {"title": "action"})  # fmt: skip
+    for text in (b"id,title\n1,a\n2,\xff\n", b""):
+        path.write_bytes(text)
+        message = r"movies\.csv: unreadable file: expected text with a header in utf8, got ArrowInvalid"
+        refused(ValueError, message, loaded, path, {"title": "action"})
 
 
-@pytest.mark.parametrize(("text", "line", "message"), [  # text, line, the rest of the message
+@pytest.mark.parametrize(("text", "row", "message"), [  # text, row, the rest of the message
     ("1,2,3,pv\n1,2\n3,pv,1,2,3,pv\n", 2, "wrong number of fields: expected 4, got 2 in '1,2'"),
-    ("1,,3,pv\n", 1, "column 'change': null: expected a value in every row, got nothing"),
+    ('1,2,3,"p\nv"\n1,,3,pv\n', 2, "column 'change': null: expected a value in every row, got nothing"),
     ("1,2,3,pv\n1,2,3.4.5,pv\n", 2, "column 'rating': wrong type: expected a number, got '3.4.5'"),
 ])  # fmt: skip
-def test_wrong_values_are_named_by_line(tmp_path, text, line, message):
+def test_wrong_values_are_named_by_row(tmp_path, text, row, message):
     path = tmp_path / "bad.csv"
     path.write_text(",".join(NAMES) + "\n" + text)
-    refused(ValueError, f"^{re.escape(f'{path}, line {line + 1}')}.*{re.escape(message)}", loaded, path, KINDS)
-
-
-def test_an_empty_file_is_named(tmp_path):
-    (tmp_path / "bad.csv").write_text("")
-    message = "unreadable file: expected text with a header in utf8, got ArrowInvalid: Empty CSV file"
-    refused(ValueError, message, loaded, tmp_path / "bad.csv", {"a": "id"})
+    refused(ValueError, f"^{re.escape(f'{path}, row {row} after the header')}.*{re.escape(message)}", loaded, path, KINDS)
 
 
 def test_blocks_are_bounded(tmp_path):

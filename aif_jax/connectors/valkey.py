@@ -48,7 +48,7 @@ class ValkeyFeatures(FeatureSource):
         return Record(known, self._events(events, keys[1]) if events else None)
 
     def _events(self, events: list[bytes], key: str) -> dict[str, list[Any]]:
-        names = [name for name in self.columns.of("events", serving=True) if name != self.columns.user]
+        names = [name for name in self.columns.of("events", position=False) if name != self.columns.user]
         try:
             listed = json.loads(b"[" + b",".join(events) + b"]")
             expect(len(listed) == len(events), "events", "one JSON object each", listed)

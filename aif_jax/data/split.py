@@ -77,8 +77,9 @@ def time_cuts(
     expect(sum(shares) < 1, "validation, test", "validation + test below 1", f"{validation} + {test}")
 
     def first_of_last(count: float) -> int:
-        """Return the first second of a last part of at least `count` samples; all samples of one second stay together."""
+        """Return the first second of a last part of `count` samples, rounded, or more: all of one second stay together."""
         low, high = int(times.min()), int(times.max())
+        # the first t such that more than n - count samples are at or before it: those from t on are the last count or more
         return low + bisect.bisect_right(range(low, high + 1), len(times) - round(count), key=lambda t: _count(times, t + 1))
 
     if isinstance(last := parts["test"], float):

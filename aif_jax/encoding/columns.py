@@ -123,9 +123,9 @@ class Columns(Fields):
         expected = f"actions among Columns.actions {self.actions}"
         expect(chosen <= known, "Columns.history_actions", expected, self.history_actions)
 
-    def of(self, file: TableName, *, serving: bool) -> dict[str, Kind]:
-        """Return kinds of columns by name; `serving`: with item statistics, without the display position; else the reverse."""
-        left_out = {"events": (self.position,)} if serving else {"items": self.statistics}  # which `read` computes
+    def of(self, file: TableName, *, statistics: bool = True, position: bool = True) -> dict[str, Kind]:
+        """Return kinds of columns by name, with or without the item `statistics` of items and the `position` of events."""
+        left_out = {"items": () if statistics else self.statistics, "events": () if position else (self.position,)}
         return {name: kind for name, kind in self._listed(file) if name not in left_out.get(file, ())}
 
     def vocabularies(self, file: TableName) -> dict[str, str]:

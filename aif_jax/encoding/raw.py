@@ -20,13 +20,13 @@ def names_in(table: Any) -> list[str]:
 
 
 def column_of(table: Any, name: str) -> Any:
-    """Return a column of a mapping or of an Arrow batch or table as a list or a NumPy array."""
+    """Return a column of events, a mapping or an Arrow batch or table, as a list or a NumPy array."""
     if name not in (present := names_in(table)):
-        raise ValueError(f"expected a column {name!r}, got {present}")
+        raise ValueError(f"events: expected a column {name!r}, got {present}")
     values = plain(table.column(name) if hasattr(table, "schema") else table[name])
     values = values if isinstance(values, list | np.ndarray) else np.asarray(values)
     if not (isinstance(values, list) or values.ndim):
-        raise ValueError(f"column {name!r}: expected a list of values, got {table[name]!r:.80}")
+        raise ValueError(f"events, column {name!r}: expected a list of values, got {table[name]!r:.80}")
     return values
 
 

@@ -58,7 +58,7 @@ def check(
     | no rows, unreadable file | not a table, or an incomplete one |
     | null, not finite, negative id | a value that must be there, be finite, be 0 or more |
     | position | no whole number of 0 or more |
-    | unknown item, user, action, category | a value that items, users, `Columns.actions` or the encoder lack; not in bags |
+    | unknown item, user, action, category | what the encoder, or else items, users, or `Columns.actions` lack; not in bags |
     | duplicate item, duplicate user | the same id twice |
     | time unit | a time that is implausible in the unit stated, such as milliseconds read as seconds |
 
@@ -78,7 +78,7 @@ def check(
       events: Parquet, CSV or TSV, file or folder; a table in memory.
       items, users: likewise; None skips the checks that need them.
       columns: which column is what; default: the encoder's, or `Columns()`.
-      encoder: encoder of a trained model; values that its vocabularies lack are problems, but in bags.
+      encoder: encoder of a trained model; values that its vocabularies lack are problems, but in bags; `items` may lack some.
       cap: problems of one kind that are listed; the rest is counted.
 
     Raises ImportError without pyarrow, FileNotFoundError, ValueError for wrong options or a file name of another kind.

@@ -62,13 +62,13 @@ def read(
       users: likewise, one row for each user; None if there is no table of users.
       columns: which column is what; left out with `encoder` and `earlier`.
       encoder: encoder of a trained model: rows and scales then mean the same as in its training. For a value that its
-        vocabularies lack see `unknown`.
+        vocabularies lack see `unknown`; its items that the items file lacks have no features, and a warning counts them.
       earlier: a trained model to go on with, see `refreshing.warm_start`: its encoder with the new ids. Items that left the
         items file keep the features that the model knew (`Trained.items`), with the item statistics of today.
-      unknown: for users, items, actions and categories that the encoder, the file of items or users, or `Columns.actions`
-        lacks: "error", or "skip", which leaves out events of unknown users and lines of the items file with an unknown item.
-        Others become row 0, and events with an unknown item are no positives; a warning counts them. Unknown values of a bag
-        are row 0 with either setting, never a problem, and not counted.
+      unknown: for what the encoder lacks, or without one the file of items or users, or `Columns.actions`: "error", or "skip".
+        Then an unknown user drops its event or line of users; an unknown item its line of items, while its event stays as row
+        0, never a positive; an unknown action or category is row 0. A warning counts these. Unknown values of a bag are row 0
+        with either setting, uncounted.
       name: name of the data set; default: the name of the events file.
       repeats: whether users come back to items, see `Dataset`; None: as estimated from the events, see the log.
 
@@ -163,7 +163,7 @@ def read_items(
     `read` with unknown="skip", but for ids that repeat. `statistics` gives item statistics of raw ids [n] by
     column, such as `Dataset.statistic_columns` of a moment; None where they are columns of the items.
     """
-    problems, kinds = Problems(), encoder.columns.of("items", serving=statistics is None)
+    problems, kinds = Problems(), encoder.columns.of("items", statistics=statistics is None)
     for batch in batches(items, list(kinds), problems, name="items"):
         table = LoadedTable(batch.file, kinds, encoder.columns, problems)
         table.add(batch)
@@ -183,7 +183,7 @@ def encode_items(items: Source, encoder: Encoder, *, problems: Problems | None =
       ([8, 99], [2, 0], [1, 0], [[1.0], [0.0]])
     """
     problems = problems or Problems()
-    table = read_table(items, encoder.columns.of("items", serving=True), problems, columns=encoder.columns, name="items")
+    table = read_table(items, encoder.columns.of("items"), problems, columns=encoder.columns, name="items")
     if not table.count:
         problems.expect_none("no rows")
         return np.zeros(0, np.int64), dataclasses.replace(empty_items(encoder.schema), encoding=encoder.version)
@@ -237,7 +237,7 @@ def read_tables(
     events, items, users: the last one with a vocabulary names its ids.
     """
     tables: dict[TableName, LoadedTable] = {
-        name: read_table(source, columns.of(name, serving=False), problems, columns=columns, name=name)
+        name: read_table(source, columns.of(name, statistics=False), problems, columns=columns, name=name)
         for name, source in sources.items()
         if source is not None
     }
@@ -274,30 +274,31 @@ def encode_columns(
 ) -> tuple[Vocabulary, list[np.ndarray]]:
     """Return the vocabulary of some columns and int32 rows of each in it; their codes are dropped.
 
-    Its ids: those of `given`; without it those of the items or users file (last in `members`), or of the events if there is
-    none; with `grow`, those of `given` and of that file.
+    Its ids: those of `given`; without it those of the last of `members` that has any, which is the file of items or users
+    where there is one; with `grow`, both.
     """
     held = [table.codes.pop(column) for table, column in members]
     kind = given.kind if given is not None else None
     kind = kind or _kind(held, as_text=any(column in table.columns.text for table, column in members))
-    values = [codes.of_kind(kind) for codes in held]
+    distinct = [codes.of_kind(kind) for codes in held]
     vocabulary = given
     if vocabulary is None or grow:
-        newer = Vocabulary(next((ids for ids, _ in reversed(values) if len(ids)), []))
+        newer = Vocabulary(next((ids for ids, _ in reversed(distinct) if len(ids)), []))
         both = [each.raw for each in (given, newer) if each is not None and len(each.raw)]
         vocabulary = Vocabulary(np.concatenate(both)) if both else newer
     found = []
-    for (table, column), codes, (ids, fits) in zip(members, held, values, strict=True):  # `ids`: distinct values of the kind
-        row_of = np.zeros(len(fits) + 1, np.int32)  # by code, as all masks below; the last one is code -1, no value
+    # `fits`, `negative`, `row_of` are by code (distinct value); `ids` the values that fit; `[codes.codes]` spreads over rows
+    for (table, column), codes, (ids, fits) in zip(members, held, distinct, strict=True):
+        row_of, bag = np.zeros(len(fits) + 1, np.int32), table.kinds[column] == "bag"  # the last row is of code -1, no value
         row_of[:-1][fits] = vocabulary.encode(ids)
         rows = row_of[codes.codes]
-        found.append(rows.reshape(-1, table.columns.bag_length) if table.kinds[column] == "bag" else rows)
+        found.append(rows.reshape(-1, table.columns.bag_length) if bag else rows)
         if len(fits) and not fits.any():
             others = [other.label for other, _ in members if other is not table]
             like = f"like the {name}s of {others[0]}" if given is None else f"like the vocabulary {name!r} given"
             expected, got = ("text", "integers") if kind == "strings" else ("integers", "text")
             table.problems.add("wrong type", table.label, None, column, f"{expected} {like}", got)
-        elif table.kinds[column] != "bag":
+        else:
             negative = np.zeros(len(fits), bool)
             if kind == "integers" and table.kinds[column] == "id":
                 negative[fits] = np.asarray(ids) < 0
@@ -305,7 +306,7 @@ def encode_columns(
             for wrong, of_code, expected in (
                 ("wrong type", ~fits, "a whole number, like the others (Columns.text keeps a column text)"),
                 ("negative id", negative, "0 or more"),
-                (unknown, fits & ~negative & (row_of[:-1] == 0), f"one of the {len(vocabulary.raw)} known"),
+                (unknown, fits & ~negative & (row_of[:-1] == 0) & (not bag), f"one of the {len(vocabulary.raw)} known"),
             ):
                 if of_code.any():
                     table.note(wrong, np.append(of_code, False)[codes.codes], column, expected, codes.shown)
@@ -425,27 +426,18 @@ def _catalogue(tables: Tables, encoder: Encoder, embedding: np.ndarray | None, e
     floats |= dict.fromkeys(columns.statistics, np.zeros(count, np.float32))  # from the events, when they are there
     ids = {name: _by_row(at, values, count) for name, values in rows.items()}
     features: Any = encoder.item_features(ids | {"item": np.arange(count, dtype=np.int32)}, floats, embedding)
-    known = _by_row(at, np.ones(len(at), bool), count)
-    features = dataclasses.replace(features, floats=features.floats * known[:, None])
-    if earlier is not None:
-        features = _with_departed(features, np.flatnonzero(~known)[1:], earlier, encoder)
+    there = _by_row(at, np.ones(len(at), bool), count)
+    features = dataclasses.replace(features, floats=features.floats * there[:, None])
+    gone = np.flatnonzero(~there)[1:]
+    if len(gone) and (earlier is None or earlier.items is None):
+        text = "%s: %d items that the encoder knows are not in the file, and are read without category, attributes, floats and"
+        logger.warning(f"{text} content; keep them in it, or give earlier=, a model that holds them", table.label, len(gone))
+    elif earlier is not None and len(gone):
+        own = earlier.need_encoder("read earlier")
+        known = reencode(take(earlier.items, own.vocabularies["item"].encode(vocabulary.ids_of(gone))), own, encoder)
+        for values, others in zip(jax.tree.leaves(features), jax.tree.leaves(known), strict=True):
+            values[gone] = others
     return Catalogue(schema=encoder.schema, raw=vocabulary.raw, items=features)
-
-
-def _with_departed(features: ItemFeatures, gone: np.ndarray, earlier: Trained, encoder: Encoder) -> ItemFeatures:
-    """Return the features [N], with the earlier model's for items that the file lacks."""
-    own = earlier.need_encoder("read earlier")
-    if not len(gone):
-        return features
-    if earlier.items is None:
-        text = "which an older version saved, does not hold their features; keep them in the file once more"
-        logger.warning("%d items left the items file, and the model, %s", len(gone), text)
-        return features
-    before = own.vocabularies["item"].encode(encoder.vocabularies["item"].ids_of(gone))
-    known = reencode(take(earlier.items, before), own, encoder)
-    for values, others in zip(jax.tree.leaves(features), jax.tree.leaves(known), strict=True):
-        values[gone] = others
-    return features
 
 
 def _users(tables: Tables, encoder: Encoder) -> tuple[dict[str, np.ndarray], np.ndarray]:

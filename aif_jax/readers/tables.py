@@ -64,12 +64,12 @@ class File:
 
     def numbers(self, places: np.ndarray) -> np.ndarray:
         """Return row numbers of places among the rows read: 1, 3, 4, 6 of the places 0, 1, 2, 3 with rows 2 and 5 broken."""
-        before = np.array(self.broken, int) - np.arange(len(self.broken))  # rows read up to each broken one, plus 1
-        return places + 1 + np.searchsorted(before, places + 1, side="right")
+        before = np.array(self.broken, int) - np.arange(len(self.broken)) - 1  # rows read before each broken one
+        return places + 1 + np.searchsorted(before, places, side="right")
 
     def locate(self, row: int) -> str:
-        """Return a row by its number, 1 for the first: "row 3", or "line 4" of a text file."""
-        return f"line {row + 1}" if self.is_text else f"row {row}"
+        """Return a row by its number, 1 for the first: "row 3"; a row of text may take several lines, if breaks are quoted."""
+        return f"row {row} after the header" if self.is_text else f"row {row}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,7 @@ class Problem:
     column: str | None  # None where the problem is the row's or the file's
     expected: str  # in words
     got: str
-    where: str  # file and row; in text files the line
+    where: str  # file and row
 
     def __str__(self) -> str:
         column = "" if self.column is None else f", column {self.column!r}"
@@ -299,14 +299,16 @@ class Cells(NamedTuple):
     """The values of one column in a batch, with their rows."""
 
     values: Any  # Arrow array
-    start: int  # place of the first one in the file
+    start: int  # place of the first row in the file
     file: File
     column: str
     problems: Problems
+    width: int = 1  # values of a row
 
     def note(self, kind: str, wrong: np.ndarray, expected: str, got: Any) -> None:
         """Add a problem for each value that is `wrong`, bool [n]."""
-        self.problems.add(kind, self.file, self.file.numbers(self.start + np.flatnonzero(wrong)), self.column, expected, got)
+        rows = self.file.numbers(self.start + np.flatnonzero(wrong) // self.width)
+        self.problems.add(kind, self.file, rows, self.column, expected, got)
 
     def valid(self) -> np.ndarray:
         """Return bool [n], which values are not null."""
@@ -372,7 +374,8 @@ class Cells(NamedTuple):
         cells.note_nulls("a time")
         if cells.file.is_text:
             date = arrow.timestamp("ns", getattr(looks, "tz", None)), "a date and time from 1823 to 2099"
-            cells = cells.cast(*(date if is_dated(looks) else (arrow.int64(), "a whole number")))
+            number = arrow.int64(), "a whole number, or a date and time, all of them with a zone or none"
+            cells = cells.cast(*(date if is_dated(looks) else number))
         values, dated = cells.values, is_dated(cells.values.type)
         if arrow.types.is_date(values.type):
             values = values.cast(arrow.timestamp("s" if arrow.types.is_date32(values.type) else "ms"))
@@ -407,15 +410,13 @@ class Cells(NamedTuple):
         arrow, compute, values, length = pyarrow(), pyarrow("pyarrow.compute"), self.values, columns.bag_length
         if arrow.types.is_null(values.type):
             values = values.cast(arrow.list_(arrow.string()))
-        if is_text(values.type):
-            values = compute.split_pattern(values, columns.bag_separator)
+        if is_text(values.type):  # empty text has no value, like an empty list
+            values = compute.split_pattern(compute.if_else(compute.equal(values, ""), None, values), columns.bag_separator)
         if arrow.types.is_dictionary(value := values.type.value_type):
             values = values.cast(arrow.list_(value.value_type))
-        if arrow.types.is_uint64(values.type.value_type):
-            values = self._replace(values=values).cast(arrow.list_(arrow.int64()), "integers below 2^63").values
         first = compute.list_slice(values, 0, length, return_fixed_size_list=True)  # nulls where there are fewer
         lengths = values.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
-        coded = self._replace(values=first.values).coded(text=self.column in columns.text)
+        coded = self._replace(values=first.values, width=length).coded(text=self.column in columns.text)
         return coded, int(np.count_nonzero(lengths > length))
 
 
@@ -576,7 +577,7 @@ class LoadedTable:
         return parts[0]
 
     def locate(self, row: int) -> str:
-        """Return where row 0, 1, ..., such as "line 4", with the file if there are several."""
+        """Return where row 0, 1, ... is, such as "row 4", with the file if there are several."""
         file, start, place = self._files[bisect.bisect_right(self._files, row, key=lambda each: each[1]) - 1]
         (number,) = file.numbers(np.array([row - start + place])).tolist()
         return file.locate(number) if len(self._files) == 1 else f"{file.locate(number)} of {file}"
@@ -588,10 +589,14 @@ class LoadedTable:
     def note(
         self, kind: str, wrong: np.ndarray, column: str | None, expected: str, got: Callable[[np.ndarray], Iterable[str]]
     ) -> None:
-        """Add one problem for each row in which `wrong` [n] is true; `got` makes the texts of some of those rows."""
-        for (file, start, place), stop in self._spans() if wrong.any() else ():
-            here = start + np.flatnonzero(wrong[start:stop])
-            self.problems.add(kind, file, file.numbers(here - start + place), column, expected, got(here))
+        """Add one problem for each row with a value that is `wrong`, bool [n] or [n * bag_length]; `got` shows some of them."""
+        if not wrong.any():
+            return
+        wrong = wrong.reshape(self.count, -1)
+        for (file, start, place), stop in self._spans():
+            here = start + np.flatnonzero(wrong[start:stop].any(1))
+            first = here * wrong.shape[1] + wrong[here].argmax(1)  # wrong value of each row
+            self.problems.add(kind, file, file.numbers(here - start + place), column, expected, got(first))
 
     def _fits(self, name: str, batch: TableBatch) -> bool:
         """Return whether a column of a file is of its kind; adds a problem if not."""

@@ -112,7 +112,7 @@ def dataset(
                 if not isinstance(values, np.ndarray) or values.dtype.kind not in "iu":
                     values = [value for value in values if value is not None and value != UNKNOWN]
                 known[vocabulary] = Vocabulary(values)
-    tables = [_nulls(items, columns.of("items", serving=False)), _nulls(users, columns.of("users", serving=False))]
+    tables = [_nulls(items, columns.of("items", statistics=False)), _nulls(users, columns.of("users"))]
     width = 0 if columns.content is None else items[columns.content].shape[1]
     encoder = Encoder(columns=columns, vocabularies=known, content=width)
     made = read(events, items=tables[0], users=tables[1], encoder=encoder, unknown="skip", name=name)

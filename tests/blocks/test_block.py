@@ -232,7 +232,7 @@ def test_places_are_those_of_the_request_in_the_log(tmp_path):
         config = demo.config(schema=data.schema, blocks=more)
         batch = make_batch(data, np.array([first, later, other]), rows, np.zeros(rows.shape, np.float32), config=config)
         assert (None if batch.display_positions is None else batch.display_positions.tolist()) == found
-    assert columns.of("events", serving=True) == aif.Columns().of("events", serving=True)  # serving needs none
+    assert columns.of("events", position=False) == aif.Columns().of("events")  # serving needs none
     plain = aif.read(tmp_path / "events.csv", items=items, columns=aif.Columns(), progress=False)
     assert plain.display_positions is None and "position" not in aif.Columns().to_json()
     given = dict(dataset=plain, positions=[first], source=None, batch_size=1, epochs=1)
