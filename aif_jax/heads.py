@@ -29,10 +29,10 @@ class HeadInputs(NamedTuple):
     """A block's contribution: its features times the head's kernels, as a sum of terms [C, H], and terms of the logit.
 
     Attributes:
-      once: [H] the same for every candidate.
-      item: [D, H] kernel of the item vector: item vector @ kernel is added; the head multiplies once for all blocks.
+      once: [H], the same for every candidate.
+      item: [D, H], a kernel of the item vector: item vector @ kernel is added; the head multiplies once for all blocks.
       pairs: products of (left [C, w], right [w, H]), which the head joins into one.
-      rest: [C, H] everything else.
+      rest: [C, H], everything else.
       logit: [C], added to the logit past the head; with several objectives to each, by a trained weight.
       offset: [C], added unweighted to the logit of the first objective: terms fitted after training.
     """
@@ -110,7 +110,7 @@ def head(cls: Class) -> Class:
 
     Fields are numbers, booleans, strings and tuples of these. ValueError if another class has that name.
     """
-    return HEADS.add(cls)
+    return HEADS.add(cls, Head, layers.Module)
 
 
 @head
@@ -196,6 +196,20 @@ def _split(rows: jax.Array, sizes: Mapping[str, int]) -> dict[str, jax.Array]:
     return dict(zip(sizes, jnp.split(rows, list(itertools.accumulate(sizes.values()))), strict=False))
 
 
+def expect_terms(terms: Any, kernels: BlockKernels, item: jax.Array, name: str) -> None:
+    """Raise TypeError or ValueError unless a block gives what `HeadInputs` says: sums would broadcast other shapes."""
+    expect(isinstance(terms, HeadInputs), name, "HeadInputs", type(terms).__name__, error=TypeError)
+    (count, width), hidden = item.shape, next((kernel.shape[1] for kernel in kernels.values()), 0)
+    pairs: Any = tuple(((count, *w), (*w, hidden)) for w in (jnp.shape(pair[-1])[:1] for pair in terms.pairs))
+    shapes = HeadInputs((hidden,), (width, hidden), pairs, (count, hidden), (count,), (count,))
+    for field, part, shape in zip(HeadInputs._fields, terms, shapes, strict=True):
+        got = jax.tree.map(jnp.shape, part)
+        fits = jax.tree.leaves(got) == jax.tree.leaves(shape) or isinstance(part, float) and part == 0
+        expect(fits, f"{name}, {field}", f"shape {shape} for kernels of {list(kernels)}", got)
+    features = terms.pairs or not all(isinstance(part, float) for part in (terms.once, terms.item, terms.rest))
+    expect(features or not kernels, name, f"features times the kernels of {list(kernels)}", "none")
+
+
 def joined(inputs: Sequence[HeadInputs], item: jax.Array) -> jax.Array:
     """Return features times kernels [C, H], summed over blocks, from the item vectors [C, D]; [C, 0] without features.
 
@@ -205,8 +219,7 @@ def joined(inputs: Sequence[HeadInputs], item: jax.Array) -> jax.Array:
     kernels = [of.item for of in inputs if not isinstance(of.item, float)]
     pairs = [(item, sum(kernels[1:], kernels[0]))] if kernels else []
     pairs += [pair for of in inputs for pair in of.pairs]
-    once = [of.once for of in inputs if not isinstance(of.once, float)]
-    terms = [jnp.expand_dims(sum(once[1:], once[0]), 0)] if once else []
+    terms = [jnp.expand_dims(of.once, 0) for of in inputs if not isinstance(of.once, float)]
     if pairs and item.shape[0] > item.shape[1]:
         left, right = zip(*pairs, strict=True)
         pairs = [(jnp.concatenate(left, -1), jnp.concatenate(right, 0))]

@@ -52,16 +52,9 @@ def inputs(params: Params, state: UserState, rows: ItemRow, *, config: Config) -
     if "tower" in kernels:
         given["tower"] = towers(kernels["tower"], jnp.asarray(state.vector), jnp.asarray(rows.vector))
     for block in config.blocks:
-        parts, name = kernels.get(block.name, {}), f"{block.name}.score"
-        term = given[block.name] = block.score(own(params, block), state, rows, parts)
-        expect(isinstance(term, HeadInputs), name, "HeadInputs", type(term).__name__, error=TypeError)
-        flat = all(isinstance(part, float) or jnp.ndim(part) == 1 for part in (term.logit, term.offset))
-        expect(flat, name, "logit and offset [C]", f"shapes {jnp.shape(term.logit)} and {jnp.shape(term.offset)}")
-        features = (term.once, term.item, *(right for _, right in term.pairs), term.rest)
-        shapes = [list(jnp.shape(feature)) for feature in features if not isinstance(feature, float)]
-        width = next((kernel.shape[1] for kernel in parts.values()), 0)  # H, which a sum would broadcast to
-        fits = all(shape[-1:] == [width] for shape in shapes) and (shapes or not parts or first is not None)
-        expect(fits, name, f"features times the kernels of {list(parts)}, [..., {width}]", f"shapes {shapes}")
+        parts = kernels.get(block.name, {})
+        given[block.name] = block.score(own(params, block), state, rows, parts)
+        heads.expect_terms(given[block.name], parts, jnp.asarray(rows.vector), f"{block.name}.score")
     return given
 
 
@@ -84,9 +77,8 @@ def logits(params: Params, given: Mapping[str, HeadInputs], item: jax.Array, *, 
         features = jnp.concatenate([heads.joined([part], item) for part in parts], -1)
     else:
         features = heads.joined([HeadInputs(once=first.bias), *parts], item)
-    made = head.apply(trained, features)
-    fits = made.ndim == 2 and made.shape[1] == config.outputs
-    expect(fits, f"head {type(config.head).__name__}", f"logits [C, {config.outputs}]", f"shape {list(made.shape)}")
+    made, shape = jnp.asarray(head.apply(trained, features), jnp.float32), (item.shape[0], config.outputs)
+    expect(made.shape == shape, f"head {type(config.head).__name__}", f"logits of shape {shape}", made.shape)
     direct = [part.logit for part in parts if not isinstance(part.logit, float)]
     offsets = [part.offset for part in parts if not isinstance(part.offset, float)]
     if config.outputs == 1:

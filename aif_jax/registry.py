@@ -18,11 +18,12 @@ class Registry(dict[str, type]):
         super().__init__()
         self.kind = kind
 
-    def add(self, cls: Class) -> Class:
+    def add(self, cls: Class, *bases: type) -> Class:
         """Make a class a frozen dataclass that checks the types of its fields, and register it; a Flax module stays as it is.
 
-        Raises ValueError if another class has its name.
+        Raises TypeError for a class of none of the `bases`, ValueError if another class has its name.
         """
+        expect(issubclass(cls, bases), cls.__name__, f"a subclass of one of {bases}", cls.__bases__, error=TypeError)
         if "__dataclass_fields__" not in vars(cls):  # which a Flax module has
             own_checks = getattr(cls, "__post_init__", lambda self: None)
 
@@ -44,7 +45,7 @@ class Registry(dict[str, type]):
         expected = f"a value of a class made by the decorator `{self.kind}`, such as one of {sorted(self)}"
         expect(type(part) in self.values(), name, expected, repr(part), error=TypeError)
         for field, entry in plain(part).items():
-            same = json.loads(json.dumps(entry, default=repr)) == entry
+            same = json.loads(json.dumps(entry, default=repr)) == entry and not isinstance(getattr(part, field), list | dict)
             expect(same, f"{type(part).__name__}.{field}", "a number, boolean, string or tuple of these", repr(entry))
 
     def to_json(self, part: Any) -> dict[str, Any]:
@@ -53,13 +54,12 @@ class Registry(dict[str, type]):
 
     def from_json(self, value: Mapping[str, Any]) -> Any:
         """Return the part that `to_json` wrote; ValueError for a class that is not registered, or fields that it lacks."""
-        name = value.get(self.kind) if isinstance(value, Mapping) else value
-        if not isinstance(value, Mapping) or name not in self:
-            named = isinstance(value, Mapping) and name is not None
-            form = f'give {{"{self.kind}": NAME, FIELD: VALUE}}'
-            way_out = f"import the module with its `@{self.kind}`" if named else form
-            raise ValueError(f"{self.kind}: expected one of {sorted(self)}, got {name!r}; {way_out}")
-        fields = {key: entry for key, entry in value.items() if key != self.kind}
+        given = value if isinstance(value, Mapping) else {}
+        name = given.get(self.kind)
+        if name not in self:
+            way_out = f"import the module with its `@{self.kind}`" if name else f'give {{"{self.kind}": NAME, FIELD: VALUE}}'
+            raise ValueError(f"{self.kind}: expected one of {sorted(self)}, got {name or value!r}; {way_out}")
+        fields = {key: entry for key, entry in given.items() if key != self.kind}
         return from_plain(self[str(name)], fields, f"{self.kind} {name!r}")
 
 

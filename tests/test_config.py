@@ -60,10 +60,10 @@ def test_two_classes_of_one_name_and_a_subclass_that_is_not_registered_are_refus
         """A block that the decorator has not seen, so that no JSON could name it."""
 
     refused(TypeError, "a class made by the decorator `block`", demo.config, blocks=(Wider(),))
-    Bea = type("Bea", (), {"__module__": "somewhere.else"})
-    refused(ValueError, "block 'Bea': expected a new name, got one that aif_jax.blocks.bea has registered", BLOCKS.add, Bea)
+    Bea = type("Bea", (blocks.Block,), {"__module__": "somewhere.else"})
+    refused(ValueError, "block 'Bea': expected a new name, got one that aif_jax.blocks.bea has registered", blocks.block, Bea)
     assert BLOCKS["Bea"] is blocks.Bea
-    assert BLOCKS.add(blocks.Bea) is blocks.Bea  # a module that is imported again
+    assert blocks.block(blocks.Bea) is blocks.Bea  # a module that is imported again
 
 
 SCHEMA = demo.schema()

@@ -130,17 +130,32 @@ def test_what_has_no_parameters_is_the_same_after_a_round_trip(name, tmp_path):
     np.testing.assert_array_equal(got, expected)
 
 
-def test_a_block_that_does_not_give_its_features_times_the_kernels_is_named(monkeypatch):
-    """Also where a sum would broadcast them to all units of the head."""
-    features = r"features times the kernels of \['tiers'\], \[..., "
-    for head, given, message in (
-        (Total(), {}, features + r"8\], got shapes \[\]"),
-        (heads.Mlp(HIDDEN), {"rest": np.ones((2, 1))}, features + r"6\], .*\[2, 1"),
-        (heads.Mlp(HIDDEN), {"logit": np.ones((2, 1))}, r"logit and offset \[C\], got shapes \(2, 1\) and \(\)"),
+def test_logits_are_float32_and_one_for_each_candidate_and_objective(monkeypatch):
+    model, params = demo.build(**demo.SMALL | {"head": Total(), "blocks": (blocks.Bea(2),)})
+    given = params, demo.user(model.config), demo.items(2)
+    monkeypatch.setattr(Total, "apply", lambda self, params, features: features[:, :1].astype(jnp.bfloat16))
+    assert model.joint(*given).dtype == jnp.float32
+    for made in np.ones((1, 1)), np.ones((2, 2)):
+        monkeypatch.setattr(Total, "apply", lambda *_, made=made: made)
+        refused(ValueError, r"head Total: expected logits of shape \(2, 1\), got \(\d, \d\)", model.joint, *given)
+
+
+def test_what_a_block_gives_is_checked_by_shape(monkeypatch):
+    """Also where a sum would broadcast it to all units of the head, or to all candidates."""
+    left, right, none = np.ones((2, 8)), np.ones((8, 6)), r"expected features times the kernels of \['tiers'\], got none"
+    for given, message in (
+        ({}, none), ({"logit": np.ones(2)}, none),
+        ({"once": np.ones((2, 6))}, r"once: expected shape \(6,\) for kernels of \['tiers'\], got \(2, 6\)"),
+        ({"item": np.ones((2, 6))}, "item: expected shape .4, 6"), ({"rest": np.ones((2, 1))}, "rest: expected shape .2, 6"),
+        ({"rest": np.ones((1, 6))}, "rest: expected"), ({"rest": np.ones(6)}, "rest: expected"), ({"once": 1.0}, "once: "),
+        ({"pairs": (left, right)}, "pairs: expected shape"), ({"pairs": ((left[0], right),)}, "pairs: .* got .*8,"),
+        ({"pairs": ((left[:, :4], right),)}, r"pairs: expected shape \(\(\(2, 8\), \(8, 6\)\),\) .* got \(\(\(2, 4\)"),
+        ({"rest": np.ones((2, 6)), "logit": np.ones((2, 1))}, r"logit: expected shape \(2,\) .* got \(2, 1\)"),
+        ({"rest": np.ones((2, 6)), "logit": np.ones(1)}, "logit: expected"), ({"offset": np.ones(6)}, "offset: expected"),
     ):  # fmt: skip
-        model, params = demo.build(**demo.SMALL | {"head": head, "blocks": (blocks.SimTier(bits=32),)})
+        model, params = demo.build(**demo.SMALL | {"head": heads.Mlp(HIDDEN), "blocks": (blocks.SimTier(bits=32),)})
         monkeypatch.setattr(blocks.SimTier, "score", lambda *_, given=given: HeadInputs(**given))
-        refused(ValueError, f"sim_tier.score: expected {message}", model.joint, params, demo.user(model.config), demo.items(2))
+        refused(ValueError, f"sim_tier.score.*{message}", model.joint, params, demo.user(model.config), demo.items(2))
 
 
 @pytest.mark.parametrize("candidates", [3, 40])

@@ -158,7 +158,7 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
     (lambda: record(schema={"sharper": True}), "config"),
     (lambda: record(width={}), "Config.width: expected int, got {}"),
     (lambda: aif.Config.from_json({}), "config: expected a record that `to_json` made, got another: KeyError"),
-    (lambda: BLOCKS.from_json({}), "block: expected one of ...got None"),
+    (lambda: BLOCKS.from_json({}), "block: expected one of ...got {}"),
     (lambda: BLOCKS.from_json({"block": "Bea", "bridges": 0}), "Bea.bridges: expected at least 1, got 0"),
     # blocks
     (lambda: blocks.LinearMemory(width=0), "LinearMemory.width: expected at least 1, got 0"),

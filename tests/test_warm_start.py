@@ -120,7 +120,7 @@ def test_trained_arrays_with_a_row_for_each_id_are_refused_where_its_vocabulary_
     monkeypatch.setattr(Codes, "init", lambda self, key, config: {"of": jnp.ones(ITEMS)})
     grow_vocabulary(*given, jax.random.key(0), config=config)
     monkeypatch.setattr(Codes, "init", lambda self, key, config: {"of": jnp.ones(config.schema.table_sizes["item"])})
-    message = "blocks, vocabulary 'item': expected no trained array with a row for each id, got one: fit it, or read embeddings"
+    message = "block 'codes': expected no trained row for each 'item', got some: fit them, or read embeddings"
     refused(ValueError, message, grow_vocabulary, *given, jax.random.key(0), config=config)
 
 

@@ -61,8 +61,6 @@ class Bea(Block):
 
     def score(self, params: Params, state: UserState, rows: ItemRow, kernels: BlockKernels) -> HeadInputs:
         values, weights = jnp.asarray(state.blocks[self.name]), jnp.asarray(rows.blocks[self.name])
-        pairs = ((weights, values @ kernels["read"]),)
-        if not self.dot_product:
-            return HeadInputs(pairs=pairs)
         item = jnp.asarray(rows.vector)  # (w V) . i in the order that needs no [C, D] array
-        return HeadInputs(pairs=pairs, logit=(weights * (item @ (values.T / math.sqrt(item.shape[-1])))).sum(-1))
+        logit = (weights * (item @ (values.T / math.sqrt(item.shape[-1])))).sum(-1) if self.dot_product else 0.0
+        return HeadInputs(pairs=((weights, values @ kernels["read"]),), logit=logit)

@@ -100,14 +100,14 @@ class Block:
     head; `score` returns the sum of feature @ `kernels[name]`, each [width, H]. For a head without `first_layer`, such as every
     Flax module, the kernels are slices of an identity, so the same code returns the block's features, next to each other.
     States and rows are pytrees of arrays, rows without bfloat16. Histories may be shorter than the config says (in training by
-    buckets), of a symbol's length in exports: cut what has a row for each place to the shape of `user.long.mask`.
+    buckets), of a symbol's length in exports: cut a parameter with a row for each place, `p[: user.long.mask.shape[0]]`.
 
     Attributes:
       training_logit: method for what training alone adds to the logits, [B, C], or [B, C, T] for T objectives, by
         `display_positions` int32 [B, C] as in `Batch`: data without `Columns.position` are refused.
       per_item: names of the arrays of `fit` with a row for each item, which follow it into a newer vocabulary (`carry_over`);
-        () for none. An array with a row for each category does not follow: give each item its value. Unset, a fitted array
-        with as many rows as the vocabulary is refused there. A trained one always is: fit it, or read embeddings.
+        () for none. An array with a row for each category does not follow: give each item its value. Unset, `carry_over`
+        refuses a fitted array with as many rows as a changed vocabulary. A trained one always is: fit it, or read embeddings.
 
     `user` and `item` may read embeddings of the features' ids, `user.params["embedding"][attribute][ids]`: of an array, or of
     `layers.Rows` in training. A block that reads others trains with `sparse=()`, see `train.make_step`: else these are NaN.
@@ -149,7 +149,7 @@ class Block:
         return ()
 
     def least_history(self, config: Config) -> int:
-        """Return the fewest places of a history in exports: K where the state has K of them (`x[:K]`), or code branches."""
+        """Return the fewest places of a history in exports: K if the state keeps K (`x[:K]`), or Python code tests for K."""
         return 1
 
     def check(self, config: Config) -> None:
@@ -186,7 +186,7 @@ def block(cls: Class) -> Class:
 
     Fields are numbers, booleans, strings and tuples of these; a value of another type than its field says is a ValueError.
     """
-    return BLOCKS.add(cls)
+    return BLOCKS.add(cls, Block)
 
 
 def own(params: Params, part: Any) -> Params:

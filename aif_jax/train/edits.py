@@ -16,6 +16,7 @@ Sources: Platt 1999; Guo et al. 2017 (arXiv 1706.04599); the correction for samp
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -72,12 +73,8 @@ def _least_log_loss(s: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[float,
         z = theta @ features
         return share @ np.logaddexp(0, np.where(y, -z, z)), features @ (share * (scipy.special.expit(z) - y))
 
-    def curvature(theta: np.ndarray) -> np.ndarray:
-        p = scipy.special.expit(theta @ features)
-        return (features * (share * p * (1 - p))) @ features.T
-
-    start, options = [0.0, scipy.special.logit(share @ y)], {"gtol": 1e-10}
-    theta = scipy.optimize.minimize(loss, start, jac=True, hess=curvature, method="trust-exact", options=options).x
+    start = [0.0, scipy.special.logit(share @ y)]
+    theta = scipy.optimize.minimize(loss, start, jac=True, method="BFGS", options={"gtol": 1e-10}).x
     scale = theta[0] / spread
     return float(scale), float(theta[1] - scale * centre)
 
@@ -237,14 +234,14 @@ def grow_vocabulary(
     made = params | {"embedding": embedding, "fitted": _fitted(params["fitted"], name, size, rows, config)}
     schema, fields = config.schema, ("item_attributes", "user_attributes")
 
-    def sized(size: int) -> tuple[Config, list[Any]]:
+    def sized(size: int) -> Config:
         of = {f: tuple(dataclasses.replace(a, size=size) if a.name == name else a for a in getattr(schema, f)) for f in fields}
-        other = config.replace(schema=dataclasses.replace(schema, encoding="", **of))
-        return other, [jax.eval_shape(lambda key, block=block: block.init(key, other), key) for block in config.blocks]
+        return config.replace(schema=dataclasses.replace(schema, encoding="", **of))
 
-    (after, trained), expected = sized(size), "no trained array with a row for each id"
-    expect(trained == sized(size + 1)[1], f"blocks, vocabulary {name!r}", expected, "one: fit it, or read embeddings")
-    return made, after
+    for block in config.blocks:
+        one, other = (jax.eval_shape(partial(block.init, config=sized(n)), key) for n in (size, size + 1))
+        expect(one == other, f"block {block.name!r}", f"no trained row for each {name!r}", "some: fit them, or read embeddings")
+    return made, sized(size)
 
 
 def expect_like(encoder: Encoder, own: Encoder) -> None:

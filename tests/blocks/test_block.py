@@ -79,16 +79,15 @@ def test_a_name_that_the_model_has_taken_is_refused():
         refused(ValueError, expected, demo.config, blocks=taken)
     own = type("Own", (blocks.Block,), {"__annotations__": {"block": int}})
     refused(ValueError, "expected no field 'block'", blocks.block, own)
+    for add in (blocks.block, heads.head):
+        refused(TypeError, "Loose: expected a subclass of one of .*Block|Head.*, got", add, type("Loose", (), {}))
+    untyped = blocks.block(type("Untyped", (blocks.Block,), {"__annotations__": {"sizes": object}}))
+    refused(ValueError, "Untyped.sizes: expected a number, .* tuple of these", demo.config, blocks=(untyped([4]),))
 
 
-def test_a_parameter_of_a_head_that_blocks_have_is_refused():
-
-    @heads.head
-    class Direct(heads.Head):
-        def init(self, key, widths, outputs):
-            return {"direct": jnp.zeros(outputs)}
-
-    refused(ValueError, "head Direct: expected no parameter 'direct'", demo.build, head=Direct())
+def test_a_parameter_of_a_head_that_blocks_have_is_refused(monkeypatch):
+    monkeypatch.setattr(heads.Mlp, "init", lambda *_: {"direct": jnp.zeros(1)})
+    refused(ValueError, "head Mlp: expected no parameter 'direct'", demo.build, head=heads.Mlp((3,)))
 
 
 @blocks.block

@@ -130,11 +130,3 @@ def test_the_index_holds_its_rows():
     later, mask = block.index.upsert([900, 901], fresh).take([900, 901])
     assert mask.all() and later.blocks["decay"]["unusual"].tolist() == [params["fitted"]["decay"]["unusual"][0]] * 2
     close(score(params, state, later), jax.jit(model.joint)(params, USERS[3], fresh))
-
-
-def test_logits_of_another_shape_are_refused():
-    config = demo.config(**PARTS["Experts"], objectives=("click", "like"))
-    model = aif.build(config)
-    params = jax.eval_shape(lambda: model.init(jax.random.key(0), None, fitted=aif.fit_tables(config, demo.catalogue())))
-    with pytest.raises(ValueError, match=r"head Experts: expected logits \[C, 2\], got shape \[5, 1\]"):
-        jax.eval_shape(model.joint, params, demo.user(config), demo.items(5))
