@@ -40,7 +40,7 @@ class Columns(Fields):
       category: category of an item; the field by which SIM looks into the history. A missing one is "unknown": it matches no
         other, in no block.
       item_attributes: further categorical columns of items, one value each; missing ones are "unknown".
-      item_bags: columns of items with several values: lists, or text joined by `bag_separator`.
+      item_bags: columns of items with several values: lists, or text joined by `bag_separator`, empty for no value.
       bag_length: values of a bag that are kept, the first ones.
       bag_separator: text between the values of a bag in a text column.
       item_floats: numbers of an item.
