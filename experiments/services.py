@@ -281,7 +281,7 @@ class Compiled:
         programs = Programs(made.model, max_k=k)
         self._user = programs.user(made.params)
         side, config = UserSide(self.user(0), 0.0), ServingConfig(buckets=tuple(sorted(sizes)), max_k=k, batch_size=1)
-        self._snapshot = build_snapshot(programs, made.params, side, made.index, config, orders_of(made.config, "bid", {}))
+        self._snapshot = build_snapshot(programs, made.params, side, made.index, config, orders_of(made.config, config))
 
     def user(self, number: int) -> Any:
         """Return the state of a request's user, ready on the device."""

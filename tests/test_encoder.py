@@ -37,7 +37,7 @@ NOW = 1_600_000_000
 
 
 def encoder(columns: Columns = COLUMNS, vocabularies=VOCABULARIES, content: int = 2, **changes) -> Encoder:
-    scales = {"item/price": (5.0, 2.0), "user/age": (40.0, 10.0)} if columns is COLUMNS else {}
+    scales = {"item/price": (5.0, 0.5), "user/age": (40.0, 0.5)} if columns is COLUMNS else {}
     given = dict(columns=columns, vocabularies=vocabularies, scales=scales, length=4) | changes
     return Encoder(content=content, **given)
 
@@ -67,7 +67,7 @@ def test_one_user_by_hand():
     made = encoder()
     features = made({"uid": "bob", "country": "FR", "age": 25, "shoe size": 43}, EVENTS, NOW)
     assert {name: int(row) for name, row in features.ids.items()} == {"user": 2, "country": 2}
-    assert features.floats.tolist() == [-1.5] and rows(features) == KNOWN
+    assert features.floats.tolist() == [-30] and rows(features) == KNOWN
     assert features.encoding == made.version
     check_user_features(made.schema, features, batched=False)
 
@@ -173,6 +173,7 @@ LISTS = [[1, 2], [3], [4]]
     ("age", np.datetime64("NaT", "s"), TypeError, "user, column 'age': expected a number, got np.datetime64('NaT'"),
     ("age", float("nan"), ValueError, "user, column 'age': expected a finite number, got nan"),
     ("age", 1e300, ValueError, "user, column 'age': expected a finite number, got inf"),
+    ("age", 3e38, ValueError, "user, column 'age': expected a number that is finite once scaled, got 3e+38"),
     pytest.param("age", 10**400, ValueError, "expected a finite number, got an integer that is too large", id="huge"),
 ])  # fmt: skip
 def test_a_wrong_value_is_named_by_its_column(column, value, error, message):
@@ -227,7 +228,7 @@ def test_items_by_hand(table):
     assert features.ids["item"].tolist() == [2, 0, 3]  # 99 is unknown; what is known of it counts all the same
     assert features.ids["category"].tolist() == [2, 1, 0] and features.ids["shop"].tolist() == [2, 0, 0]
     assert features.ids["tags"].tolist() == [[2, 1], [0, 0], [0, 0]]
-    assert features.floats.tolist() == [[1], [0], [-2]] and features.side["bid"].tolist() == [0.5, 1, 2]
+    assert features.floats.tolist() == [[4], [0], [-8]] and features.side["bid"].tolist() == [0.5, 1, 2]
     assert features.content.tolist() == ITEMS["vector"] and features.encoding == made.version
     check_item_features(made.schema, features, batched=True)
 
@@ -238,6 +239,7 @@ def test_items_by_hand(table):
     ({"vector": [[1.0, 2.0], None, [5.0, 6.0]]}, ValueError, "row 2, column 'vector': null: expected a list of numbers"),
     ({"vector": [[1.0, 2.0], [3.0, np.nan], [5.0, 6.0]]}, ValueError, "row 2, column 'vector': not finite: expected a finite"),
     ({"price": [1.0, None, 2.0]}, ValueError, "items, row 2, column 'price': null: expected a number, got nothing"),
+    ({"price": [1.0, -3e38, 2.0]}, ValueError, "item, column 'price': expected a number that is finite once scaled, got -3e+3"),
     ({"price": ["1", "2", "3"]}, ValueError, "items, column 'price': wrong type: expected numbers, got string"),
     ({"price": [[1.0], [2.0], [3.0]]}, ValueError, "items, column 'price': wrong type: expected numbers, got list"),
     ({"price": [1.0, 2.0]}, ValueError, "items: expected columns of one length"),
@@ -356,5 +358,4 @@ def test_scales_by_hand():
     assert scale_of(np.float32([1, 2, 3, 6])) == (3.0, float(np.float32(np.sqrt(3.5))))
     assert scale_of(np.full(7, 0.1, np.float32)) == (float(np.float32(0.1)), 1.0)
     off = encoder(scales={})
-    assert off.scale_floats("item", np.float32([[7]])).tolist() == [[7]]
     assert off.user({"uid": "ann", "country": "DE", "age": 25}, None, NOW).floats.tolist() == [25]

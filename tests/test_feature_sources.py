@@ -211,7 +211,7 @@ def test_a_read_that_hangs_is_not_shared_for_ever(monkeypatch):
         assert (fetch.counters["overdue"], fetch.counters["abandoned"]) == (1, 1) and not patient.done()
         source.released.set()
         await refused_later(ConnectionError, "the old read", patient)
-        assert await fetch.record(user) is None and source.reads == 4 and not fetch._reading
+        assert await fetch.record(user) is None and source.reads == 4 and not fetch._reading.by_key
 
     for user in ("ann", "deaf"):
         asyncio.run(asyncio.wait_for(test(user), 20))

@@ -162,6 +162,8 @@ def test_the_page_in_a_browser(tmp_path):
         assert picture.shape[1] == 1200 and picture.std() > 0.05, "the picture is blank"
         narrow = matplotlib.image.imread(io.BytesIO(browser.screenshot(pictures / "service_page_narrow.png", width=480)))
         assert narrow.shape[1] == 480
+        browser.run("drawTimeline([['features', -0.04, 0.01], ['total', 0, 0.02]])")  # of a state that another request began
+        assert browser.run("document.querySelector('#timeline .span').style.cssText") == "left: 0%; width: 50%;"
 
         browser.run("document.forms[0].elements.record.value = ''; document.forms[0].querySelector('button').click()")
         browser.until("document.querySelector('#answer').innerText.includes('Degraded')")

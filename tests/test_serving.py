@@ -490,9 +490,6 @@ async def test_wrong_questions_get_plain_answers(world):
         ):
             await refused_later(ValueError, message, engine.rank(Request(user=3, context=ids), 3))
         assert (await engine.rank(Request(user=3, order=None), 4)).mask.all()
-        for order in ("", "price"):
-            with pytest.raises(ValueError, match=rf"Request.order: expected one of \['logit', 'bid'\], got '{order}'"):
-                await engine.rank(Request(user=3, order=order), 3)
 
 
 async def test_an_index_of_other_params_is_refused_and_updates_are_seen_by_new_requests(world):
@@ -548,7 +545,7 @@ def test_a_request_gets_the_same_bits_in_every_place_of_a_batch(world):
     words, states = np.stack([pack(world.user(name)) for name in (3, 7, 8)]), programs.user(world.params, 3)
     users = [UserSide(state, 0.0) for state in states(words, np.int32(3))]
     jax.tree.map(np.testing.assert_array_equal, states(words[[1, 2, 0]], np.int32(1))[0], users[1].state)
-    snapshot = build_snapshot(programs, world.params, users[0], world.index, config, orders_of(world.model.config, "bid", {}))
+    snapshot = build_snapshot(programs, world.params, users[0], world.index, config, orders_of(world.model.config, config))
     rows, found = [np.arange(first, last, dtype=np.int32) for first, last in ((0, 20), (9, 25), (0, 3))], defaultdict(set)
     for places in ([0], [1], [2], [0, 1], [1, 0], [2, 1, 0]):
         inputs = snapshot.inputs([rows[place] for place in places], [None] * len(places), LOGIT, 32)

@@ -134,10 +134,12 @@ async def test_a_computation_beyond_those_that_may_run_on_without_a_waiter_is_ca
     await asyncio.sleep(0)
     for computation in (kept, over):
         running.leave(computation, keep=True)
-    assert running.get("b") is kept and running.get("c") is None and running.join("c", lambda: work("c again")) is not over
+    assert running.by_key == {"b": kept} and running.join("c", lambda: work("c again")) is not over
+    running.leave(running.join("b", lambda: work("never")), keep=False)
+    assert running.by_key["b"] is kept  # for the one that left it to run on
     await running.close()
     assert sorted(ended) == ["b", "c"]  # "c again" was cancelled before it began
-    assert len(running) == 0
+    assert not running.by_key
 
 
 def test_histogram_quantiles_are_within_a_bucket_and_metrics_are_plain():

@@ -78,7 +78,7 @@ class Fetch:
     async def record(self, user: Any) -> Record | None:
         """Return the record of a user; those who ask at one time share one read. Raises what the source raises."""
         loop = asyncio.get_running_loop()
-        if (reading := self._reading.get(user)) is not None:
+        if (reading := self._reading.by_key.get(user)) is not None:
             here = reading.task.get_loop() is loop
             if not here or loop.time() - reading.began >= SHARED:
                 self.counters["overdue"] += here

@@ -124,7 +124,7 @@ class Encoder:
         Raises:
           TypeError: ids of another kind than the vocabulary's, invalid times.
           ValueError: missing columns, columns of different lengths, times in another unit or later than `now` by more than
-            `max_skew` seconds, non-finite floats, events of other users.
+            `max_skew` seconds, floats that are not finite, also once scaled, events of other users.
         """
         self.expect_of_user(events, None if user is None else user.get(self.columns.user_record_id))
         ids, floats = self.profile(user)
@@ -154,12 +154,17 @@ class Encoder:
         )
 
     def scale_floats(self, which: str, floats: np.ndarray) -> np.ndarray:
-        """Return floats [n, F] of items ("item") or users ("user") as they enter the network."""
-        if not self.scales or not floats.shape[1]:
+        """Return floats [n, F] of "item" or "user" as they enter the network; ValueError for what overflows there."""
+        names = self.columns.floats[which]
+        if not self.scales or not names:
             return floats
-        scales = [(*self.scales[f"{which}/{name}"], -np.inf, np.inf)[:4] for name in self.columns.floats[which]]
+        scales = [(*self.scales[f"{which}/{name}"], -np.inf, np.inf)[:4] for name in names]
         mean, deviation, low, high = np.array(scales, np.float32).T
-        return (np.clip(floats, low, high) - mean) / deviation
+        with np.errstate(over="ignore"):
+            scaled = (np.clip(floats, low, high) - mean) / deviation
+        for row, place in np.argwhere(np.isinf(scaled))[:1]:
+            expect(False, f"{which}, column {names[place]!r}", "a number that is finite once scaled", str(floats[row, place]))
+        return scaled
 
     def action_rows(self, raw: Any) -> np.ndarray:
         """Return int32 [n] actions 1, 2, ... of raw values; 0 for one that `Columns.actions` or the vocabulary lacks."""
@@ -250,10 +255,10 @@ class Encoder:
         missing = [name for name in (*names, *columns.user_floats) if name not in user]
         expect(not missing, "user", f"values of {[*names, *columns.user_floats]}", str(list(user))[:200])
         ids = {name: self._row(user[column], column, name) for column, name in names.items()}
-        numbers = {name: user[name] for name in columns.user_floats if user[name] is not None}
-        given = {name: float_of(number, f"user, column {name!r}") for name, number in numbers.items()}
-        floats = self.scale_floats("user", np.array([[given.get(name, 0) for name in columns.user_floats]], np.float32))[0]
-        return ids, np.where(np.array([name in given for name in columns.user_floats], bool), floats, 0)
+        given = {f"user, column {name!r}": user[name] for name in columns.user_floats}
+        numbers = [np.nan if value is None else float_of(value, where) for where, value in given.items()]
+        floats = self.scale_floats("user", np.array([numbers], np.float32))[0]
+        return ids, np.where(np.isnan(floats), np.float32(0), floats)
 
     def _history(self, events: Any, now: Any) -> Behaviours:
         columns, length = self.columns, self.length

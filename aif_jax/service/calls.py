@@ -107,17 +107,9 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:80]}..."
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and len(value) <= MOST_CHARACTERS
-
-
-def _is_integer(value: Any) -> bool:
-    return type(value) is int and value in INT64
-
-
-TEXT = _is_text, f"text of at most {MOST_CHARACTERS} characters"
-INTEGER = _is_integer, "an integer of 64 bits"
-ID = (lambda value: _is_integer(value) or _is_text(value)), f"{INTEGER[1]} or {TEXT[1]}"
+TEXT = (lambda value: isinstance(value, str) and len(value) <= MOST_CHARACTERS), f"text of at most {MOST_CHARACTERS} characters"
+INTEGER = (lambda value: type(value) is int and value in INT64), "an integer of 64 bits"
+ID = (lambda value: INTEGER[0](value) or TEXT[0](value)), f"{INTEGER[1]} or {TEXT[1]}"
 SECONDS = (lambda value: type(value) in (int, float) and 0 < value < sys.float_info.max), "more than 0 seconds"
 CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "user": ID, "k": INTEGER, "order": TEXT, "budget": SECONDS,

@@ -117,15 +117,15 @@ class Service:
         return reply
 
     def _request(self, call: Call, served: LoadedModel, *, prepare: bool = False) -> Request:
-        """Return what the engine gets of a call, the feature version, which is the key of the user's state, among it:
+        """Return the engine's request. Its feature version keys the user's state:
 
-        | the call brings | feature version |
-        |---|---|
-        | one whose state is held | the call's; nothing is encoded |
-        | one, with features | the call's |
-        | one, with an id alone | ("source", the call's), so that no call with features joins a read of the source |
-        | none, with features | a digest of them; None in a `prepare` |
-        | none, with an id alone | None, which finds what a `prepare` left |
+        | call's version | call's data | engine's version |
+        |---|---|---|
+        | given, state held | any | the call's; nothing is encoded |
+        | given | features | the call's |
+        | given | id alone | ("source", the call's), so that no call with features joins a read of the source |
+        | none | features | a digest of them; None in a `prepare` |
+        | none | id alone | None, which finds what a `prepare` left |
         """
         if call.now is None and self.observers and (call.record is not None or call.events is not None):
             call = dataclasses.replace(call, now=clock(served.users.encoder))  # as the log will say

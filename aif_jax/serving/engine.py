@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import bisect
 import contextlib
+import dataclasses
 import time
 import weakref
 from collections.abc import Awaitable, Callable, Mapping
@@ -45,6 +46,7 @@ from aif_jax.store.trained import Trained
 
 T = TypeVar("T")
 KINDS = {"i": "integers", "U": "strings", "T": "strings"}  # what item ids are, by the kind of their dtype
+CLOSED = 0.0  # by the loop's clock: `close` ends requests by this timeout, no budget does
 ADMITTED = 0.75  # share of a budget that queued work of earlier requests may use: the rest is for the request's own
 
 
@@ -99,9 +101,7 @@ class AsyncPreRanker:
             mine, theirs = (model.config, config), (compiled_from.model.config, compiled_from.config)
             expect(mine == theirs, "AsyncPreRanker compiled_from", f"an engine of the same model and config {mine}", theirs)
         self._programs = Programs(model, max_k=config.max_k) if compiled_from is None else compiled_from._programs
-        orders = orders_of(model.config, config.bid, config.orders)
-        orders.expect(config.order, given=True)
-        self._first: tuple[Trained, Any, Orders] | None = (trained, index, orders)
+        self._first: tuple[Trained, Any, Orders] | None = (trained, index, orders_of(model.config, config))
         self._users = UserStates(self._programs, config, self._features, self._metrics)
         self._scoring = Batches("aif-score", config.score_threads, config.batch_size, score)
 
@@ -146,7 +146,7 @@ class AsyncPreRanker:
                 await self._empty.wait()
         for limit in self._pending:
             if not limit.expired():
-                limit.reschedule(0)  # now, by a moment that no budget leads to
+                limit.reschedule(CLOSED)
         await self._empty.wait()
         await self._users.close()
         await asyncio.to_thread(self._scoring.close)
@@ -163,6 +163,7 @@ class AsyncPreRanker:
         Raises:
           VersionMismatch, NonFiniteScores: as at the start; the old version stays.
           ValueError: as at the start, or a model of another config, for which a new engine is needed.
+          EngineClosed: not started, draining or closed.
         """
         self._require_open()
         same = trained.config.to_json() == self.model.config.to_json()
@@ -170,8 +171,7 @@ class AsyncPreRanker:
         async with self._publishing:
             known = self._require_open().snapshot.orders
             if orders is not None:
-                known = orders_of(self.model.config, self.config.bid, orders)
-                known.expect(self.config.order, given=True)
+                known = orders_of(self.model.config, dataclasses.replace(self.config, orders=orders))
             version = await self._serve(trained, index, known)
             self._metrics.counters["publishes"] += 1
             return version.name
@@ -180,7 +180,7 @@ class AsyncPreRanker:
         """Read another snapshot of the index, of the version that serves, from now on: after `upsert` or `delete`.
 
         A request takes the snapshot that is current when it goes to scoring. A larger capacity is compiled under traffic.
-        Raises VersionMismatch for an index of other params; the old snapshot stays.
+        Raises VersionMismatch for an index of other params, and the old snapshot stays; EngineClosed as `publish`.
         """
         self._require_open()
         async with self._publishing:
@@ -239,15 +239,15 @@ class AsyncPreRanker:
     async def prepare(self, request: Any) -> None:
         """Compute a user's state ahead of a request that is known to come, and cache it; raises as `rank` without `fallback`.
 
-        Requests of the same feature version use it; if it has none, the user's requests that have none use it for `prepare_ttl`
-        seconds, in which another `prepare` without one computes nothing.
+        Requests of the same feature version use it. Without one, it serves the user's requests without one for `prepare_ttl`
+        seconds; another such `prepare` computes nothing meanwhile.
         """
         await self._answered(request, None, self._users.prepare)
 
     def holds_state(self, request: Request) -> bool:
         """Return whether a request sent now would use the state of an earlier one, so that its features are not read."""
         key = StateKey(request.user, request.feature_version, self._current.name if self._current else "")
-        return self._users.cache.get(key) is not None or self._users.running.get(key) is not None
+        return self._users.cache.get(key) is not None or key in self._users.running.by_key
 
     # what a request goes through
 
@@ -282,11 +282,10 @@ class AsyncPreRanker:
             if not (limit.expired() and isinstance(error, TimeoutError)):
                 self._metrics.failed[type(error).__name__] += 1
                 raise
-            kind = DeadlineExceeded if limit.when() else EngineClosed  # 0, a moment in the past, is from `close`
+            late = DeadlineExceeded, f"within the budget of {budget} s"
+            kind, until = (EngineClosed, "before the engine closed") if limit.when() == CLOSED else late
             self._metrics.failed[kind.__name__] += 1
-            if kind is EngineClosed:
-                raise EngineClosed(f"{job.waiting_for}: no answer before the engine closed") from error
-            raise DeadlineExceeded(f"{job.waiting_for}: no answer within the budget of {budget} s") from error
+            raise kind(f"{job.waiting_for}: no answer {until}") from error
         finally:
             for stage, seconds in timeline.stages().items():
                 if stage not in ("features", "user"):  # `UserStates` counts these, once for all that share a state
@@ -401,7 +400,7 @@ class AsyncPreRanker:
         }
         values["gauges"] = {
             "pending": len(self._pending),
-            "user_sides_running": len(self._users.running),
+            "user_sides_running": len(self._users.running.by_key),
             "hung_calls": sum(call.hung for call in calls.values()),
             "cached_states": len(cache),
             "cached_bytes": cache.bytes,

@@ -14,7 +14,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ from aif_jax.config import Config
 from aif_jax.features import unpack, user_specs
 from aif_jax.model import PreRanker
 from aif_jax.scores import Order, objective_names, probabilities, reads_bid
+from aif_jax.serving.config import ServingConfig
 from aif_jax.store import codec
 from aif_jax.types import Params
 
@@ -46,7 +47,7 @@ class Orders(NamedTuple):
     need_bids: frozenset[str]  # names of those that read it where the row has none
 
     def expect(self, order: str, *, given: bool) -> None:
-        """Raise ValueError for an order that there is none of, or that reads a bid that is nowhere."""
+        """Raise ValueError for a request's order that there is none of, or that reads a bid that is nowhere."""
         if order == LOGIT:
             return
         expect(order in self.names, "Request.order", f"one of {[LOGIT, *self.names]}", repr(order))
@@ -54,15 +55,18 @@ class Orders(NamedTuple):
         expect(given or order not in self.need_bids, f"order {order!r}", expected, "neither; send bids, or take another order")
 
 
-def orders_of(config: Config, bid: str, given: Mapping[str, Any]) -> Orders:
+def orders_of(config: Config, serving: ServingConfig) -> Orders:
     """Return the orders of an engine: "bid", the probability of the first objective times the bid, and those given.
 
     Raises:
-      ValueError: a name that is taken by the logit, or an order that does not fit the model, see `scores.reads_bid`.
+      ValueError: a name that is taken by the logit, an order that does not fit the model, see `scores.reads_bid`, or none of
+        the name that requests take by default.
     """
-    expect(isinstance(given, Mapping), "orders", "functions f(p, bid) by name", type(given).__name__)
+    bid, given = serving.bid, serving.orders
     expect(LOGIT not in given, "orders", f"another name than {LOGIT!r}, which is the order without a function", list(given))
     orders = {BID: _times_bid((*objective_names(config.objectives), "")[0])} | dict(given)
+    names = [LOGIT, *orders]
+    expect(serving.order in names, "ServingConfig.order", f"one of {names}", repr(serving.order))
     read = {name for name, order in orders.items() if reads_bid(name, order, config.objectives)}
     return Orders(tuple(orders), tuple(orders.values()), bid, frozenset() if bid in config.schema.side else frozenset(read))
 

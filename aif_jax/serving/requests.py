@@ -23,7 +23,8 @@ class Request:
       user: who asks; key of the state cache.
       budget: seconds from arrival to answer; None takes the engine's.
       feature_version: changes whenever the user's features change; requests with the same (user, feature_version) share one
-        state. None: the state is for this request alone, unless `prepare` made it, and a stand-in where a later one fails.
+        state. None: the state answers this request alone, unless `prepare` made it; it may stand in where that of a later
+        request is late or fails.
       order: by "logit", by "bid" (calibrated probability x bid), or by a name among `ServingConfig.orders`; None takes the
         engine's.
       exclude: item ids that are not ranked, such as items that the user has met: integers or strings, as the candidates are;
@@ -128,9 +129,10 @@ class Span(NamedTuple):
 class Timeline:
     """When each stage of one request ran.
 
-    Stages: `features` (your callable) and `user` (upload and user function); `retrieval`; then, with the candidates there,
-    `wait_user` (the user side was not ready yet), `queue` (for a scoring thread), `lookup`, `score` (upload, interaction,
-    top-k), `fetch` (of the results); `critical` (candidates there -> answer ready) and `total`.
+    Stages: `features` (your callable) and `user` (upload and user function), from before the arrival where another request
+    began the state; `retrieval`; then, with the candidates there, `wait_user` (the user side was not ready yet), `queue` (for a
+    scoring thread), `lookup`, `score` (upload, interaction, top-k), `fetch` (of the results); `critical` (candidates there ->
+    answer ready) and `total`.
 
     Attributes:
       arrival: time of `time.perf_counter` at which the request arrived, in seconds.

@@ -44,7 +44,7 @@ class Batches:
       run: `run(tasks)` -> a result for each. Where it raises, each task is tried alone, so none fails with another.
 
     Attributes:
-      seconds: by which a waiting task delays those behind it: the mean seconds of a task in a thread, over the threads.
+      seconds: by which a waiting task delays those behind it: the running mean of a task's seconds, by the number of threads.
     """
 
     def __init__(self, name: str, threads: int, most: int, run: Callable[[list[Any]], Sequence[Any]]):

@@ -109,6 +109,7 @@ class Computation:
     task: asyncio.Task[Any]
     began: float  # by the clock of its event loop
     waiters: int = 0
+    kept: bool = False  # one that left lets it run on
 
 
 class SingleFlight:
@@ -116,30 +117,24 @@ class SingleFlight:
 
     def __init__(self, *, detached_limit: int):
         self._limit = detached_limit
-        self._running: dict[Hashable, Computation] = {}
-
-    def __len__(self) -> int:
-        return len(self._running)
-
-    def get(self, key: Hashable) -> Computation | None:
-        """Return the computation of that key, if one runs."""
-        return self._running.get(key)
+        self.by_key: dict[Hashable, Computation] = {}  # those that run
 
     def join(self, key: Hashable, start: Callable[[], Coroutine[Any, Any, Any]]) -> Computation:
         """Return the computation of that key, started where there is none. Every `join` needs a `leave`."""
-        if (computation := self._running.get(key)) is None:
+        if (computation := self.by_key.get(key)) is None:
             loop = asyncio.get_running_loop()
-            computation = self._running[key] = Computation(key, loop.create_task(start()), loop.time())
+            computation = self.by_key[key] = Computation(key, loop.create_task(start()), loop.time())
             computation.task.add_done_callback(functools.partial(self._ended, computation))
         computation.waiters += 1
         return computation
 
     def leave(self, computation: Computation, *, keep: bool) -> bool:
-        """Take back one `join`; true where it was the last one and cancelled the computation, which `keep` lets run on."""
+        """Take back one `join`; true where it was the last and cancelled the computation, which any `keep` lets run on."""
         computation.waiters -= 1
+        computation.kept |= keep
         if computation.waiters or computation.task.done():
             return False
-        if keep and sum(not other.waiters for other in self._running.values()) <= self._limit:
+        if computation.kept and sum(not other.waiters for other in self.by_key.values()) <= self._limit:
             return False
         computation.task.cancel()
         self.forget(computation)
@@ -147,12 +142,12 @@ class SingleFlight:
 
     def forget(self, computation: Computation) -> None:
         """Let the next `join` of that key start another computation."""
-        if self._running.get(computation.key) is computation:
-            del self._running[computation.key]
+        if self.by_key.get(computation.key) is computation:
+            del self.by_key[computation.key]
 
     async def close(self) -> None:
         """Cancel every computation and wait until it is gone."""
-        tasks = [computation.task for computation in self._running.values()]
+        tasks = [computation.task for computation in self.by_key.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -181,7 +176,7 @@ class UserStates:
 
     @property
     def seconds(self) -> float:
-        """Seconds that one queued request adds to the wait of a new one, where some have a state in the cache."""
+        """Seconds by which a pending request delays a new one: those of a computation, times the share that needs one."""
         return self._computed * self.batches.seconds
 
     def serve(self, version: str) -> None:
@@ -201,7 +196,7 @@ class UserStates:
         self._metrics.counters["cache_misses" if cached is None else "cache_hits"] += 1
         if cached is not None:
             return cached
-        running = self.running.get(key) is not None  # without a feature version, only `prepare` computes under this key
+        running = key in self.running.by_key  # without a feature version, only `prepare` computes under this key
         self._metrics.counters["cache_joins"] += running
         if running or prepare or request.feature_version is not None:
             return self.running.join(key, lambda: self._make(job, version, key))

@@ -47,8 +47,9 @@ function row(name, spans, figure) {
   for (const [start, width, kind, label = ""] of spans) {
     const span = element("div", width > 0.08 ? label : "", `span ${kind}`);
     span.title = label;
-    span.style.left = `${Math.max(0, Math.min(100, 100 * start))}%`;
-    span.style.width = `${Math.max(0, Math.min(100 - 100 * start, 100 * width))}%`;
+    const [from, to] = [start, start + width].map((share) => Math.max(0, Math.min(1, share)));
+    span.style.left = `${100 * from}%`;
+    span.style.width = `${100 * (to - from)}%`;
     track.append(span);
   }
   made.append(element("div", name), track, element("div", figure, "figure"));
