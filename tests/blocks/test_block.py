@@ -175,8 +175,7 @@ def test_the_table_holds_the_signature_of_every_row(model):
     for bits in (32, 64):
         table = params["fitted"][f"signatures_{bits}"]["table"]
         assert table.dtype == jnp.uint32 and table.shape == (50, bits // 32) and not table[0].any() and table[1:].all()
-    shared = demo.config(blocks=(blocks.LshDin(bits=64), blocks.SimTier(bits=64)))
-    assert shared.tables == (blocks.Signatures(64),)
+    assert demo.config(blocks=(blocks.LshDin(bits=64), blocks.SimTier(bits=64))).tables == (blocks.Signatures(64),)
 
 
 def test_an_item_in_the_table_reads_the_table_whatever_its_content(model, signature_of):

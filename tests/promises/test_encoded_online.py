@@ -102,8 +102,7 @@ def test_items_encoded_online_equal_items_encoded_offline(data, tmp_path):
     table = {name: [values[i] for i in np.random.default_rng(2).permutation(ITEMS)] for name, values in RAW["items"].items()}
     pq.write_table(pa.table(table), tmp_path / "items.parquet")
     (from_file,) = read_items(tmp_path / "items.parquet", data.encoder)
-    arrow = encode_items(pa.table(table), data.encoder)
-    for ids, online in (encode_items(table, data.encoder), arrow, from_file):
+    for ids, online in (encode_items(table, data.encoder), encode_items(pa.table(table), data.encoder), from_file):
         back = np.argsort(data.items.encode(ids))
         assert online.encoding == data.encoder.version
         for got, expected in zip(jax.tree.leaves(online), jax.tree.leaves(offline), strict=True):
