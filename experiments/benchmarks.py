@@ -34,11 +34,11 @@ from experiments.datasets.cascade import synthetic_cascade
 from experiments.datasets.recflow import recflow
 from experiments.datasets.synthetic import SMALL as SMALL_WORLD
 from experiments.datasets.synthetic import synthetic_world
+from experiments.study.models import SMOKE
 from experiments.tables import spread
 
 MATCHING = "two-tower with matching statistics"
 PRESETS = {"two-tower": aif.presets.two_tower, MATCHING: aif.presets.two_tower_matching, "aif": aif.presets.aif}
-SMALL: dict[str, Any] = dict(width=8, towers=(16,), short_length=16, long_length=32)
 DAY = 86_400
 
 
@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def trained(name: str, benchmark: Benchmark, options) -> aif.Run:
     """Return a model of the last epoch."""
-    small = {key: value for key, value in SMALL.items() if key != "long_length" or name != "two-tower"}
+    small = {key: value for key, value in SMOKE.items() if key not in ("long_length", "head") or name != "two-tower"}
     config = PRESETS[name](benchmark.data.schema, **(small if options.smoke else {}))
     batch = 32 if options.smoke else 256
     settings = aif.FitConfig(epochs=options.epochs, batch_size=batch, validation=0.0, keep_best=None, **benchmark.settings)

@@ -50,7 +50,7 @@ SAMPLES = 20_000  # training events, the newest
 LENGTH = 512  # events of a history that the ranker and AIF read
 TOP = 10  # what the ranker wants: its best ones
 CALLERS, ROUNDS = 8, 4
-SMOKE: dict[str, Any] = dict(width=16, towers=(32,))
+SMOKE: dict[str, Any] = dict(width=8, towers=(16,), long_length=32, sequence=False)
 MODELS: dict[str, tuple[Callable[..., aif.Config], dict[str, Any]]] = {
     "two_tower": (aif.presets.two_tower, {}),
     "aif": (aif.presets.aif, {"long_length": LENGTH}),
@@ -191,7 +191,7 @@ def retrieved(data: Dataset, options) -> World:
 def fit(name: str, world: World, options, teacher: train.Teacher | None = None) -> aif.Run:
     """Train a model on the samples."""
     preset, changes = MODELS[name]
-    config = preset(world.data.schema, **changes, **(SMOKE if options.smoke else {}))
+    config = preset(world.data.schema, **changes | (SMOKE if options.smoke else {}))
     settings = aif.FitConfig(epochs=options.epochs, seed=options.seed, keep_best=None, k=None, **world.span)
     out, shown = options.out if name == "aif" else None, name != "two_tower" and not options.quiet
     return aif.fit(aif.build(config), world.data, settings, task=train.NextItem(), out=out, teacher=teacher, progress=shown)

@@ -44,10 +44,10 @@ from aif_jax.refreshing.warm import ROWS, map_ids
 from aif_jax.train import NextItem, init_state, make_step
 from aif_jax.train.evaluate import list_scores, rank_catalogue
 from aif_jax.train.loop import loop
-from aif_jax.train.training import init_params
 from aif_jax.types import Params
 from experiments import common
 from experiments.study import datasets
+from experiments.study.models import SMOKE
 
 DAY = 86_400
 ARMS = ("never", "scratch", "warm")
@@ -131,7 +131,7 @@ class Arm:
 
     def __init__(self, data: Dataset, *, small: bool, replay: float = REPLAY):
         self.data, self.replay = data, replay
-        sizes: dict[str, Any] = dict(width=8, short_length=8, long_length=16) if small else dict(width=16, long_length=64)
+        sizes: dict[str, Any] = SMOKE if small else dict(width=16, long_length=64)
         config = aif.presets.aif(data.schema, **sizes)
         self.model = aif.build(config.replace(blocks=(*config.blocks, aif.blocks.ItemOffset())))
         self.served = map_ids(self.model, self.model.config, data.encoding)
@@ -243,11 +243,10 @@ def requests_of(data: Dataset, first: int, before: int, *, count: int) -> Reques
     return Requests(data=data, positions=positions, candidates=TASK.source(data, before=first, held_out=True), k=K)
 
 
-def days_of(world: World, epochs: int, options: Any) -> dict[str, Any]:
+def days_of(arm: Arm, world: World, epochs: int, options: Any) -> dict[str, Any]:
     """Return the arms of a world day by day."""
     hours, replay = options.hours, options.replay
-    arm = Arm(world.read(), small=options.smoke, replay=replay)
-    fresh = init_params(arm.model, arm.data, seed=0)
+    fresh = arm.model.init(jax.random.key(0), arm.data.catalogue)
     base, _ = arm.train(fresh, arm.positions(None, world.days[0], seed=0), world.days[0], epochs=epochs)
     params: dict[str, Params] = dict.fromkeys((*ARMS, "hourly"), base)
     spent: dict[str, float] = dict.fromkeys((*ARMS, *WITHIN), 0.0)
@@ -311,11 +310,11 @@ def days_of(world: World, epochs: int, options: Any) -> dict[str, Any]:
 class Planter:
     """Trains many models of one day, good ones and bad ones."""
 
-    def __init__(self, world: World, *, small: bool, count: int, epochs: int):
+    def __init__(self, arm: Arm, world: World, *, small: bool, count: int, epochs: int):
         self.config = GateConfig(users=20) if small else GateConfig()
-        self.arm, self.since = Arm(world.read(), small=small), world.days[0]
+        self.arm, self.since = arm, world.days[0]
         self.end = self.since + int(0.8 * (world.days[1] - self.since))  # the last fifth of the day is for the gate
-        fresh, arm = init_params(self.arm.model, self.arm.data, seed=0), self.arm
+        fresh = arm.model.init(jax.random.key(0), arm.data.catalogue)
         self.start, _ = arm.train(fresh, arm.positions(None, self.since, seed=0), self.since, epochs=epochs)
         self.requests = requests_of(arm.data, self.end, world.days[1], count=count)
         self.old = measure(arm.serving(self.start, self.since), self.requests)
@@ -367,9 +366,9 @@ class Planter:
 FAULTS = ("NaN", "wrong labels", "swapped columns", "lost half of the data", "sampled differently", "stale vocabulary")
 
 
-def gate(world: World, epochs: int, options: Any) -> dict[str, Any]:
+def gate(arm: Arm, world: World, epochs: int, options: Any) -> dict[str, Any]:
     """Return how many of the planted bad models are refused, and of the good ones passed."""
-    planter = Planter(world, small=options.smoke, count=150 if options.smoke else 600, epochs=epochs)
+    planter = Planter(arm, world, small=options.smoke, count=150 if options.smoke else 600, epochs=epochs)
     passed, by_fault, why = 0, {name: [0, 0] for name in FAULTS}, []
     for number in track(range(options.models), label="gate", unit="pairs of models"):
         fault = FAULTS[number % len(FAULTS)]
@@ -413,10 +412,12 @@ def main(arguments: list[str] | None = None) -> None:
     names = options.worlds
     if names is None:
         names = WORLDS[:1] if options.smoke or options.data is None else WORLDS
-    worlds = {name: days_of(*world_of(name, options), options) for name in names}
+    known = {name: world_of(name, options) for name in dict.fromkeys((*names, *WORLDS[: options.models > 0]))}
+    arms = {name: Arm(world.read(), small=options.smoke, replay=options.replay) for name, (world, _) in known.items()}
+    worlds = {name: days_of(arms[name], *known[name], options) for name in names}
     figures: dict[str, Any] = {"worlds": worlds}
     if options.models:
-        figures["gate"] = gate(*world_of(WORLDS[0], options), options)
+        figures["gate"] = gate(arms[WORLDS[0]], *known[WORLDS[0]], options)
         figures |= {key: figures["gate"][key] for key in ("gate_refused_bad", "gate_passed_good")}
     for key in KEYS:
         figures[key] = {name: found[key] for name, found in worlds.items() if key in found}

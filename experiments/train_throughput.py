@@ -26,6 +26,7 @@ from aif_jax.train import losses
 from aif_jax.train.optimizers import MIN_ROWS
 from aif_jax.types import Params
 from experiments import common, drawn
+from experiments.study import models
 
 CATEGORIES, CONTENT, ACTIONS, HOT = 1000, 64, 6, 8192
 ADAM = optax.adam(1e-3)
@@ -37,7 +38,7 @@ class Trainer:
     def __init__(self, config: aif.Config, batches: list[Batch], *, fitted: Params):
         model = aif.build(config)
         self.step = train.make_step(model, ADAM, loss=losses.pointwise_bce)
-        params = jax.jit(lambda key, fitted: model.init(key, None, fitted=fitted))(jax.random.key(0), fitted)
+        params = model.init(jax.random.key(0), None, fitted=fitted)
         self.batches = itertools.cycle([jax.tree.map(jax.numpy.asarray, batch) for batch in batches])
         self.state = train.init_state(params, ADAM)
 
@@ -85,10 +86,9 @@ def main(arguments: list[str] | None = None) -> None:
     options = common.options(__doc__, arguments, settings)
     smoke, rounds, size = options.smoke, options.rounds, options.batch_size
     few = tuple(b for b in config_of(10).blocks if isinstance(b, aif.blocks.LinearMemory | aif.blocks.DotProduct))
-    small: dict[str, Any] = dict(width=8, short_length=8, long_length=16, towers=(8,), head=aif.heads.Mlp((8,)), blocks=few)
 
     def trainer(rows: int, **sizes: int) -> Trainer:
-        config = config_of(rows, **(small if smoke else {}) | sizes)
+        config = config_of(rows, **(models.SMOKE | {"blocks": few} if smoke else {}) | sizes)
         made = [batch_of(config, size, seed=seed) for seed in range(2 if smoke else 4)]
         return Trainer(config, made, fitted={"fields": {"category": category_of(np.arange(rows))}})
 

@@ -149,10 +149,11 @@ def test_windows_of_the_sequences_hold_training_events_of_one_user(smoke):
         assert any(window == own[start : start + count + 1] for own in ends.values() for start in range(len(own) - count))
 
 
-def test_sequences_read_the_last_events_before_the_request_alone(smoke, tmp_path):
+def test_sequences_read_the_last_events_before_the_request_alone(smoke, tmp_path, monkeypatch):
+    monkeypatch.setattr(sequence, "LENGTH", 16)  # shorter than most histories
     data, part, at, rows = smoke
     counts, log = item_counts(data.dataset, part.seen), data.dataset.log
-    given = dict(counts=counts, offset=np.zeros(len(counts), np.float32), folder=tmp_path / "model", steps=3)
+    given = dict(counts=counts, offset=np.zeros(len(counts), np.float32), folder=tmp_path / "model", steps=2)
     scores, version = sequence.fit(data, part, **given)
     item = log.item.copy()
     item[log.history_end(at[:1])[0] : log.offsets[log.user[at[0]] + 1]] = 1

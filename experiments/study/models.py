@@ -18,7 +18,7 @@ from aif_jax.train.edits import svd_factors
 from aif_jax.types import Behaviours, ItemFeatures, ItemRow, Params, UserState
 
 SIZES: dict[str, Any] = dict(width=32, short_length=32, long_length=128, towers=(64,), head=heads.Mlp((64, 32)))
-SMOKE: dict[str, Any] = dict(width=8, short_length=8, long_length=32, towers=(16,), head=heads.Mlp((16, 8)))
+SMOKE: dict[str, Any] = dict(width=8, short_length=8, long_length=32, towers=(16,), head=heads.Mlp((16, 8)), sequence=False)
 BEA, SIM, DOT = Bea(bridges=10, dot_product=True), Sim("each"), DotProduct()
 """`SIM` stands for a cache of every SIM field of the data set."""
 LEARNED = LinearMemory(dot_product=True)

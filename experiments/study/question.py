@@ -35,7 +35,6 @@ from aif_jax.data.split import sample_positions, time_cuts
 from aif_jax.metrics import ByUser
 from aif_jax.train import NextItem
 from aif_jax.train.evaluate import catalogue_scores, list_scores, rank_of
-from aif_jax.train.training import init_params
 from aif_jax.types import Params
 from experiments import common
 from experiments.services import DataWorld, Joint, Model, Program, Runtime, head, of_engine, turn
@@ -177,9 +176,10 @@ def fitted(
     if not folder.exists():
         user, item, time = (of[part.seen] for of in (data.dataset.log.user, data.dataset.log.item, data.dataset.log.time))
         settings = aif.FitConfig(validation=0.0, test=int(time.max()) + 1, keep_best=None, k=None, **recipe)
-        if data.name == "smoke":
-            settings = dataclasses.replace(settings, batch_size=64, epochs=1)
-        start = models.with_clusters(init_params(built, data.dataset, seed=settings.seed), config, user, item)
+        if data.name == "smoke":  # 32 steps in each run, which share their programs
+            settings = dataclasses.replace(settings, batch_size=64, epochs=1, since=int(np.sort(time)[-32 * 65]))
+        start = built.init(jax.random.key(settings.seed), data.dataset.catalogue, seed=settings.seed)
+        start = models.with_clusters(start, config, user, item)
         run = aif.fit(built, data.dataset, settings, task=NextItem(), start=start, **options)
         checkpoint.save(folder, run.trained)
         jax.clear_caches()

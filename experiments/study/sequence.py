@@ -158,9 +158,9 @@ def fit(
     fold = np.full(len(log), FOLDS)
     fold[part.seen] = log.user[part.seen] % FOLDS
     names = {n: f"without users of fold {n}" for n in range(FOLDS)} | {FOLDS: "all"}
-    given: dict[str, Any] = {"counts": counts, "steps": steps}
-    models = {n: _trained(data, part.seen[fold[part.seen] != n], folder=folder / name, **given) for n, name in names.items()}
-    by_fold = {n: _scores_of(data, params) for n, params in models.items()}
+    parts = {name: part.seen[fold[part.seen] != n] for n, name in names.items()}
+    models = _trained(data, parts, counts=counts, folder=folder, steps=steps)
+    by_fold = dict(zip(names, _scores_of(data, models), strict=True))
 
     def scores(positions: np.ndarray, rows: np.ndarray) -> np.ndarray:
         made = np.empty(rows.shape, np.float32)
@@ -169,42 +169,43 @@ def fit(
             made[at] = by_fold[n](positions[at], rows[at])
         return made - offset[rows]
 
-    return scores, " ".join(digest(np.asarray(one["bias"])).sha256[:8] for one in models.values())
+    return scores, " ".join(digest(np.asarray(one["bias"])).sha256[:8] for one in models)
 
 
-def _trained(data: StudyData, seen: np.ndarray, *, counts: np.ndarray, folder: Path, steps: int) -> Params:
-    """Return the parameters after training on some events, or those in `folder`."""
+def _trained(data: StudyData, parts: dict[str, np.ndarray], *, counts: np.ndarray, folder: Path, steps: int) -> list[Params]:
+    """Return the parameters after training on each part of the events, or those in `folder`, by the name of the part."""
     log, ids = data.dataset.log, {name: jnp.asarray(of) for name, of in fields_of(data).items()}
-    if not sealed.is_complete(folder):
-        params, rng, sampler = init(data), np.random.default_rng(0), NegativeSampler(counts)
-        log_q = jnp.asarray(np.log(np.maximum(NEGATIVES * sampler.probabilities, 1e-6)), jnp.float32)
-        objective = jax.grad(partial(loss, log_q=log_q, repeats=data.repeats))
-        optimizer = default_optimizer(steps, learning_rate=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    sampler = NegativeSampler(counts)
+    log_q = jnp.asarray(np.log(np.maximum(NEGATIVES * sampler.probabilities, 1e-6)), jnp.float32)
+    objective = jax.grad(partial(loss, log_q=log_q, repeats=data.repeats))
+    optimizer = default_optimizer(steps, learning_rate=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
 
-        @jax.jit
-        def step(params: Params, state: Any, batch: tuple, key: jax.Array) -> tuple[Params, Any]:
-            gradients = objective(params, ids, batch, key)
-            with jax.numpy_dtype_promotion("standard"):  # schedules divide integers
-                updates, state = optimizer.update(gradients, state, params)
-            return optax.apply_updates(params, updates), state
+    @jax.jit
+    def step(params: Params, state: Any, batch: tuple, key: jax.Array) -> tuple[Params, Any]:
+        gradients = objective(params, ids, batch, key)
+        with jax.numpy_dtype_promotion("standard"):  # schedules divide integers
+            updates, state = optimizer.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
 
+    for name in [name for name in parts if not sealed.is_complete(folder / name)]:
+        params, rng = init(data), np.random.default_rng(0)
         state = optimizer.init(params)
         for n in track(range(steps), label="sequences", unit="steps"):
             negatives = sampler.sample(1, NEGATIVES, key=BatchKey(0, 0, n))[0]
-            batch = (*windows(log, seen, rng, WINDOWS), negatives)
+            batch = (*windows(log, parts[name], rng, WINDOWS), negatives)
             params, state = step(params, state, batch, jax.random.key(n))
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        sealed.write(folder, params, {}, format=FORMAT)
-    return jax.tree.map(jnp.asarray, sealed.read(folder, format=FORMAT))
+        folder.mkdir(parents=True, exist_ok=True)
+        sealed.write(folder / name, params, {}, format=FORMAT)
+    return [jax.tree.map(jnp.asarray, sealed.read(folder / name, format=FORMAT)) for name in parts]
 
 
-def _scores_of(data: StudyData, params: Params) -> Scores:
-    """Return the logits of a model."""
+def _scores_of(data: StudyData, models: list[Params]) -> list[Scores]:
+    """Return the logits of each model, by one program."""
     log, ids = data.dataset.log, {name: jnp.asarray(of) for name, of in fields_of(data).items()}
-    table = jax.jit(embedded)(params, ids, np.arange(len(data.dataset.catalogue)))
+    tables = [jax.jit(embedded)(params, ids, np.arange(len(data.dataset.catalogue))) for params in models]
 
     @jax.jit
-    def scored(events: Events, last: np.ndarray, rows: np.ndarray) -> jax.Array:
+    def scored(params: Params, table: jax.Array, events: Events, last: np.ndarray, rows: np.ndarray) -> jax.Array:
         one = jnp.arange(len(rows))
         logits = jnp.einsum("bd,bcd->bc", encoded(params, ids, events)[one, last], table[rows]) + params["bias"][rows]
         if not data.repeats:
@@ -212,7 +213,7 @@ def _scores_of(data: StudyData, params: Params) -> Scores:
         weights = repeated(params, events)[one, last][:, None]
         return logits + repeat_term(params, jnp.where(rows[..., None] == events.item[:, None], weights, 0).sum(-1))
 
-    def scores(positions: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    def scores(params: Params, table: jax.Array, positions: np.ndarray, rows: np.ndarray) -> np.ndarray:
         made, end = np.empty(rows.shape, np.float32), log.history_end(positions)
         first = np.maximum(log.offsets[log.user[positions]], end - LENGTH)
         for start in range(0, len(rows), REQUESTS):
@@ -221,7 +222,8 @@ def _scores_of(data: StudyData, params: Params) -> Scores:
             there = place < end[some, None]
             item, action = (np.where(there, of[np.where(there, place, 0)], 0) for of in (log.item, log.action))
             last = np.maximum(end - first - 1, 0)[some]
-            made[start : start + REQUESTS] = scored(Events(item, action), last, rows[some])[: len(rows) - start]
+            found = scored(params, table, Events(item, action), last, rows[some])
+            made[start : start + REQUESTS] = found[: len(rows) - start]
         return made
 
-    return scores
+    return [partial(scores, *each) for each in zip(models, tables, strict=True)]
