@@ -217,7 +217,7 @@ ITEMS = {
 @pytest.mark.parametrize("table", [
     ITEMS, pa.RecordBatch.from_pydict(ITEMS), pa.table(ITEMS | {"category": pa.array(ITEMS["category"]).dictionary_encode()}),
     pa.table(ITEMS | {"tags": pa.array(ITEMS["tags"], pa.list_(pa.dictionary(pa.int32(), pa.string())))}),
-    ITEMS | {"tags": ["new|hot|new", None, None], "shop": [8, 9, None]}, ITEMS | {"shop": ["8", "9", float("nan")]},
+    ITEMS | {"tags": ["|new||hot|new", "|", None], "shop": [8, 9, None]}, ITEMS | {"shop": ["8", "9", float("nan")]},
     ITEMS | {"vector": np.array(ITEMS["vector"]), "price": np.array(ITEMS["price"]), "shop": np.array(["8", "9", None])},
     pa.table(ITEMS | {"vector": pa.array(ITEMS["vector"], pa.list_(pa.float32(), 2)), "shop": pa.array([8, 9, None])}),
 ])  # fmt: skip

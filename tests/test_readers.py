@@ -88,14 +88,14 @@ def test_everything_arrives_in_its_place(folder):
 def test_csv_gives_the_same_as_parquet(tmp_path):
     text = {
         "events": "uid,sku,at,event\nb,30,5000,buy\na,10,3999,view\nb,10,4000,view\na,20,7000,buy\n",
-        "items": 'id,group,brand,tags,price,bid\n20,tea,x,hot|new|red,1.5,3\n10,cup,,,2,4\n30,"tea",y,,-1,5\n',
+        "items": 'id,group,brand,tags,price,bid\n20,tea,x,hot||new|red|,1.5,3\n10,cup,,|,2,4\n30,"tea",y,,-1,5\n',
         "users": "uid,country,age\na,DE,.1\nb,FR,2e-1\nc,,0.3\n",
     }
     csv(tmp_path, **text)
     columns = Columns(**{**vars(COLUMNS), "content": None})
     data = readers.read(tmp_path / "events.csv", items=tmp_path / "items.csv", users=tmp_path / "users.csv", columns=columns)
     other = read()
-    joined = read(items=ITEMS | {"tags": ["hot|new|red", "", None]})
+    joined = read(items=ITEMS | {"tags": ["|hot|||new|red||", "", "||"]})
     assert joined.encoder.version == other.encoder.version
     assert data.schema == dataclasses.replace(other.schema, content=0)
     for field in ("user", "item", "action", "time", "offsets"):

@@ -102,8 +102,8 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
     (lambda: Columns(action="what", item_statistics=(3600,)),
      "Columns.item_statistics: expected Columns.actions, the values of 'what', which are"),
     (lambda: Columns(history_actions=("click",)), "Columns.history_actions: expected a column for them in Columns.action"),
-    (lambda: Columns(action="what", actions=("shown", "buy"), history_actions=("click",)),
-     "Columns.history_actions: expected actions among Columns.actions ('shown', 'buy')"),
+    (lambda: Columns(action="a", actions=(1, 2), history_actions=(3,)), "expected actions among Columns.actions (1, 2)"),
+    (lambda: Columns(action="a", actions=(1, "b", "1")), "Columns.actions: expected each action once, got (1, 'b', '1')"),
     # config
     *((lambda kind=kind, wrong=wrong: kind(**{wrong: 1}),
        f"{kind.__name__}: expected the fields ...got '{wrong}'; did you mean '{meant}'") for kind, wrong, meant in (

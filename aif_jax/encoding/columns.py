@@ -42,7 +42,7 @@ class Columns(Fields):
       item_attributes: further categorical columns of items, one value each; missing ones are "unknown".
       item_bags: columns of items with several values: lists, or text joined by `bag_separator`, empty for no value.
       bag_length: values of a bag that are kept, the first ones.
-      bag_separator: text between the values of a bag in a text column.
+      bag_separator: text between the values of a bag in a text column; empty pieces are no values.
       item_floats: numbers of an item.
       item_statistics: half-lives in seconds of `ItemStatistics`, how popular an item is as of a sample's time, which then are
         float features of items; () for none. Several `actions` are counted apart, with the rate of each. `read` computes them
@@ -96,8 +96,7 @@ class Columns(Fields):
             if isinstance(value, list):  # from JSON or a command line
                 object.__setattr__(self, field.name, tuple(value))
         expect_types(self)
-        several = "at least 2 (item_attributes are for single values)"
-        expect(self.bag_length >= 2, "Columns.bag_length", several, self.bag_length)
+        expect(self.bag_length >= 2, "Columns.bag_length", "at least 2; item_attributes hold single values", self.bag_length)
         named = [*self.item_attributes, *self.item_bags, *self.user_attributes]
         for name in named:
             expected = f"attributes of different names, none of them {', '.join(RESERVED)}"
@@ -119,6 +118,7 @@ class Columns(Fields):
             needs = bool(getattr(self, field))
             got = f"None with {field} {getattr(self, field)}"
             expect(not needs or self.action is not None, f"Columns.{field}", "a column for them in Columns.action", got)
+        expect(len(set(map(str, self.actions))) == len(self.actions), "Columns.actions", "each action once", self.actions)
         known, chosen = (set(map(str, values)) for values in (self.actions or self.history_actions, self.history_actions))
         expected = f"actions among Columns.actions {self.actions}"
         expect(chosen <= known, "Columns.history_actions", expected, self.history_actions)

@@ -271,9 +271,8 @@ def _text(file: File, path: Path, wanted: Sequence[str], problems: Problems) -> 
         return csv.open_csv(str(path), read_options=csv.ReadOptions(use_threads=False), parse_options=parse, **options)
 
     with opened(lambda row: "skip") as reader:  # reads one block, which tells what the columns look like
-        schema = reader.schema
-    types = _present(file, schema, wanted, problems)
-    strings = {name: arrow.string() for name in schema.names}
+        types = _present(file, reader.schema, wanted, problems)
+        strings = dict.fromkeys(reader.schema.names, arrow.string())
     convert = csv.ConvertOptions(column_types=strings, include_columns=list(types), strings_can_be_null=True, null_values=[""])
     with opened(refuse, convert_options=convert) as reader:
         yield from ((types, part) for part in reader)
@@ -408,9 +407,10 @@ class Cells(NamedTuple):
     def bags(self, columns: Columns) -> tuple[Any, int]:
         """Return `coded` of the first `bag_length` values of rows, [n * bag_length] with nulls; and how many have more."""
         arrow, compute, values, length = pyarrow(), pyarrow("pyarrow.compute"), self.values, columns.bag_length
-        if arrow.types.is_null(values.type):
-            values = values.cast(arrow.list_(arrow.string()))
-        if is_text(values.type):  # empty text has no value, like an empty list
+        if arrow.types.is_null(values.type) or is_text(values.type):
+            mark = re.escape(columns.bag_separator)  # one between two values, none at the ends: empty pieces are no values
+            spare = f"^({mark})+|({mark})+$|({mark})({mark})+"
+            values = compute.replace_substring_regex(values.cast(arrow.large_string()), spare, r"\3")
             values = compute.split_pattern(compute.if_else(compute.equal(values, ""), None, values), columns.bag_separator)
         if arrow.types.is_dictionary(value := values.type.value_type):
             values = values.cast(arrow.list_(value.value_type))
