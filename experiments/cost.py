@@ -113,9 +113,9 @@ async def study(world: World, candidates: int, length: int, options) -> dict[str
 
 
 async def start(made: Model, candidates: int, k: int, *, smoke: bool = False) -> float:
-    """Return seconds until an engine with the default buckets (or two) is ready, with compiled programs on disk."""
+    """Return seconds until an engine with the default buckets (or one) is ready, with compiled programs on disk."""
     with tempfile.TemporaryDirectory() as folder:
-        before, buckets = jax.config.jax_compilation_cache_dir, ServingConfig().buckets[: 2 if smoke else None]
+        before, buckets = jax.config.jax_compilation_cache_dir, ServingConfig().buckets[: 1 if smoke else None]
         keep_in(folder)
         for _ in range(2):  # the first one fills the folder
             jax.clear_caches()

@@ -344,7 +344,7 @@ def turn(program: Program, i: int, *, pause: float = 0.0, clock: Callable[[], fl
 
 def models(world: World, length: int, *, smoke: bool) -> dict[str, Model]:
     """Return the models of all services with weights as initialised; those with a long history read `length` events."""
-    sizes: dict[str, Any] = dict(short_length=8, width=8) if smoke else {}
+    sizes: dict[str, Any] = dict(short_length=8, width=8, towers=(16,), sequence=False) if smoke else {}
     presets = {"aif": aif.presets.aif, "matching": aif.presets.two_tower_matching, "exact": aif.presets.full_attention}
     configs = {name: preset(world.schema, long_length=length, **sizes) for name, preset in presets.items()}
     configs["two_tower"] = aif.presets.two_tower(world.schema, **sizes)
