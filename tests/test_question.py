@@ -116,8 +116,7 @@ def test_keys_are_of_the_test_split_with_intervals_over_users(tmp_path):
 
 
 def test_times_smoke(tmp_path):
-    arguments = ["--smoke", "--times", "--results", str(tmp_path), "--work", str(tmp_path / "work")]
-    question.main(arguments)
+    question.main(["--smoke", "--times", "--results", str(tmp_path), "--work", str(tmp_path / "work")])
     times = question.read_times(tmp_path)
     assert f"{question.AIF}, C=64, L=32" in times and all(one["score"]["p50"] > 0 for one in times.values())
 
