@@ -67,8 +67,9 @@ class Head:
         real time  first_layer(params)                   None for a head that reads the features themselves
                    apply(params, features) -> logits [C, T]
 
-    `blocks` and `widths` are widths by block and name, `widths` with "tower": user vector, item vector, their product.
-    `features` are [C, w], w the sum of all widths, or what the first layer gives, [C, H]. Blocks add terms past the head.
+    `widths[block][name]` is the width of each feature, in order, first "tower": user, item, product; `blocks` (of `check`) is
+    the same without "tower". `features` are [C, w], w the sum of all widths, or what the first layer gives, [C, H]. Blocks add
+    terms past the head.
 
     A Flax linen module of parameters alone (no dropout, no batch statistics) is a head too: decorate it, and its
     `__call__(features [C, w])` gives the logits [C, T]; for T > 1 by a field of yours that says T.
@@ -199,13 +200,14 @@ def _split(rows: jax.Array, sizes: Mapping[str, int]) -> dict[str, jax.Array]:
 def expect_terms(terms: Any, kernels: BlockKernels, item: jax.Array, name: str) -> None:
     """Raise TypeError or ValueError unless a block gives what `HeadInputs` says: sums would broadcast other shapes."""
     expect(isinstance(terms, HeadInputs), name, "HeadInputs", type(terms).__name__, error=TypeError)
+    named = list(kernels) or "no feature, as `widths` says"
     (count, width), hidden = item.shape, next((kernel.shape[1] for kernel in kernels.values()), 0)
     pairs: Any = tuple(((count, *w), (*w, hidden)) for w in (jnp.shape(pair[-1])[:1] for pair in terms.pairs))
     shapes = HeadInputs((hidden,), (width, hidden), pairs, (count, hidden), (count,), (count,))
     for field, part, shape in zip(HeadInputs._fields, terms, shapes, strict=True):
         got = jax.tree.map(jnp.shape, part)
         fits = jax.tree.leaves(got) == jax.tree.leaves(shape) or isinstance(part, float) and part == 0
-        expect(fits, f"{name}, {field}", f"shape {shape} for kernels of {list(kernels)}", got)
+        expect(fits, f"{name}, {field}", f"shape {shape} for kernels of {named}", got)
     features = terms.pairs or not all(isinstance(part, float) for part in (terms.once, terms.item, terms.rest))
     expect(features or not kernels, name, f"features times the kernels of {list(kernels)}", "none")
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from aif_jax import layers
 from aif_jax.blocks.block import ItemView, own
+from aif_jax.checks import expect
 from aif_jax.config import Config
 from aif_jax.types import ItemFeatures, ItemRow, Params
 
@@ -23,25 +24,20 @@ def init(key: jax.Array, config: Config, *, network: layers.Module | None = None
 
 def apply(params: Params, features: ItemFeatures, *, config: Config, network: layers.Module | None = None) -> ItemRow:
     """Return the ItemRow of ONE item. Raises ValueError if the item tower reads content and there is none."""
-    if config.reads_content and features.content is None:
-        raise ValueError(f"item: expected content float32 [{config.schema.content}], which the model reads, got None")
-    made = vector(params, features, config=config, network=network)
+    there = not config.reads_content or features.content is not None
+    expect(there, "item", f"content float32 [{config.schema.content}], which the model reads", None)
+    inputs = layers.embed_attributes(params["embedding"], config.schema.item_attributes, features.ids)
+    if config.schema.item_floats:
+        inputs.append(jnp.asarray(features.floats))
+    if config.reads_content:
+        inputs.append(layers.dense(params["item"]["content"], jnp.asarray(features.content)))
+    network, trained = network or layers.MLP((*config.towers, config.width)), params.get("item", {}).get("tower", {})
+    made = layers.apply_module(network, trained, jnp.concatenate(inputs))
+    expect(made.shape == (config.width,), "item tower", f"a vector [{config.width}], of `Config.width`", list(made.shape))
     view = ItemView(config=config, params=params, features=features, vector=made)
     return ItemRow(
         vector=made,
         fitted={table.name: table.item(own(params, table), features) for table in config.tables},
         blocks={block.name: block.item(own(params, block), view) for block in config.blocks},
         side={name: jnp.asarray(features.side[name]) for name in config.schema.side},
-    )
-
-
-def vector(params: Params, features: ItemFeatures, *, config: Config, network: layers.Module | None = None) -> jax.Array:
-    """Return the item vector [D] from attributes, floats and content."""
-    inputs = layers.embed_attributes(params["embedding"], config.schema.item_attributes, features.ids)
-    if config.schema.item_floats:
-        inputs.append(jnp.asarray(features.floats))
-    if config.reads_content:
-        inputs.append(layers.dense(params["item"]["content"], jnp.asarray(features.content)))
-    return layers.apply_module(
-        network or layers.MLP((*config.towers, config.width)), params.get("item", {}).get("tower", {}), jnp.concatenate(inputs)
     )

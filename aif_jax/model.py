@@ -100,6 +100,9 @@ def assemble(config: Config, *, user: Component | layers.Module = USER, item: Co
     opened with `model=` alone, by `aif.open`, `Run.load` and `export.restore`; commands cannot open it.
     """
     parts = ("user", user, USER.apply), ("item", item, ITEM.apply)
+    for part, one, _ in parts:
+        fits = isinstance(one, Component | layers.Module)
+        expect(fits, f"assemble {part}", "a Component, or an instance of a Flax module", repr(one), error=TypeError)
     yours = [(part, one if isinstance(one, layers.Module) else one.apply) for part, one, ours in parts if one.apply is not ours]
     config = config.replace(assembled=tuple(f"{part}={name_of(one).rpartition('.')[2]}" for part, one in yours))
     hinted = user is USER or isinstance(user, layers.Module)  # a component of yours need not know how many candidates follow

@@ -33,6 +33,7 @@ class Registry(dict[str, type]):
 
             cls.__post_init__ = check  # type: ignore[attr-defined]
             cls = dataclasses.dataclass(frozen=True)(cls)
+        expect(cls.__hash__, cls.__name__, f"no `@dataclass`, which `@{self.kind}` adds", "a mutable one", error=TypeError)
         expect(self.kind not in vars(cls)["__dataclass_fields__"], cls.__name__, f"no field {self.kind!r}", "one; rename it")
         known = self.setdefault(cls.__name__, cls)
         same = (known.__module__, known.__qualname__) == (cls.__module__, cls.__qualname__)
@@ -43,6 +44,9 @@ class Registry(dict[str, type]):
     def check(self, part: Any, name: str) -> None:
         """Raise TypeError for a part whose class is not registered, ValueError for fields that JSON does not give back."""
         expected = f"a value of a class made by the decorator `{self.kind}`, such as one of {sorted(self)}"
+        known = self.get((part if isinstance(part, type) else type(part)).__name__)
+        if known:  # a class in place of its value, or a value made before the class was defined again
+            expected = f"a value of {known.__name__} as it was defined last; make it by {known.__name__}(...)"
         expect(type(part) in self.values(), name, expected, repr(part), error=TypeError)
         for field, entry in plain(part).items():
             same = json.loads(json.dumps(entry, default=repr)) == entry and not isinstance(getattr(part, field), list | dict)

@@ -56,14 +56,14 @@ def test_json_by_hand():
 
 
 def test_two_classes_of_one_name_and_a_subclass_that_is_not_registered_are_refused():
-    class Wider(blocks.Bea):
-        """A block that the decorator has not seen, so that no JSON could name it."""
-
+    Wider = type("Wider", (blocks.Bea,), {})  # which the decorator has not seen: no JSON could name it
     refused(TypeError, "a class made by the decorator `block`", demo.config, blocks=(Wider(),))
     Bea = type("Bea", (blocks.Block,), {"__module__": "somewhere.else"})
     refused(ValueError, "block 'Bea': expected a new name, got one that aif_jax.blocks.bea has registered", blocks.block, Bea)
     assert BLOCKS["Bea"] is blocks.Bea
     assert blocks.block(blocks.Bea) is blocks.Bea  # a module that is imported again
+    older, _ = (blocks.block(type("Rerun", (blocks.Block,), {})) for _ in range(2))  # a cell of a notebook that runs again
+    refused(TypeError, r"expected a value of Rerun as it was defined last; .* got Rerun\(\)", demo.config, blocks=(older(),))
 
 
 SCHEMA = demo.schema()

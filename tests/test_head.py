@@ -9,7 +9,6 @@ import pytest
 import aif_jax as aif
 from aif_jax import blocks, heads, interaction, layers
 from aif_jax.blocks import HeadInputs
-from aif_jax.registry import HEADS
 from tests import demo, lanes
 from tests.refusals import refused
 
@@ -66,8 +65,6 @@ def test_every_kind_of_term_enters_by_hand():
 
 
 MODELS = demo.VARIANTS | {"one hidden layer": {"head": heads.Mlp((16,)), "blocks": demo.BLOCKS[::3]}}
-
-
 WITH_LAYERS = [name for name in MODELS if MODELS[name].get("head") != heads.LogitSum()]
 
 
@@ -156,27 +153,26 @@ def test_what_a_block_gives_is_checked_by_shape(monkeypatch):
         model, params = demo.build(**demo.SMALL | {"head": heads.Mlp(HIDDEN), "blocks": (blocks.SimTier(bits=32),)})
         monkeypatch.setattr(blocks.SimTier, "score", lambda *_, given=given: HeadInputs(**given))
         refused(ValueError, f"sim_tier.score.*{message}", model.joint, params, demo.user(model.config), demo.items(2))
+    monkeypatch.setattr(blocks.SimTier, "widths", lambda *_: {})
+    model, params = demo.build(**demo.SMALL | {"blocks": (blocks.SimTier(bits=32),)})
+    refused(ValueError, "no feature, as `widths` says, got .6,", model.joint, params, demo.user(model.config), demo.items(2))
 
 
 @pytest.mark.parametrize("candidates", [3, 40])
 def test_a_head_without_kernels_gets_the_features_next_to_each_other(candidates):
-
+    @heads.head
     class Plain(nn.Module):
         @nn.compact
         def __call__(self, features):
             hidden = nn.relu(nn.Dense(16, name="first")(features))
             return nn.Dense(1, name="last")(nn.relu(nn.Dense(8, name="second")(hidden)))
 
-    heads.head(Plain)
-    try:
-        split, params = demo.build(**demo.VARIANTS["matching"])
-        plain = aif.build(split.config.replace(head=Plain()))
-        first, rest = params["head"]["first"], params["head"]["rest"]
-        kernel = jnp.concatenate([first["kernels"][b][n] for b, named in split.config.head_features.items() for n in named])
-        stacked = {"first": {"kernel": kernel, "bias": first["bias"]}, "second": rest["layer_0"], "last": rest["layer_1"]}
-        features, items = demo.user(split.config), demo.items(candidates)
-        expected = jax.jit(split.joint)(params, features, items)
-        got = jax.jit(plain.joint)(params | {"head": stacked}, features, items)
-        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
-    finally:
-        del HEADS["Plain"]
+    split, params = demo.build(**demo.VARIANTS["matching"])
+    plain = aif.build(split.config.replace(head=Plain()))
+    first, rest = params["head"]["first"], params["head"]["rest"]
+    kernel = jnp.concatenate([first["kernels"][b][n] for b, named in split.config.head_features.items() for n in named])
+    stacked = {"first": {"kernel": kernel, "bias": first["bias"]}, "second": rest["layer_0"], "last": rest["layer_1"]}
+    features, items = demo.user(split.config), demo.items(candidates)
+    expected = jax.jit(split.joint)(params, features, items)
+    got = jax.jit(plain.joint)(params | {"head": stacked}, features, items)
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)

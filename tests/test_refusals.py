@@ -121,7 +121,7 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
     *each(demo.config, "Config", "tuple[int, ...]", towers=[16, None]),
     *((lambda value=value: demo.config(head=value), TypeError,
        f"Config.head: expected a value of a class made by the decorator `head`, such as ...'Mlp'...], got {value!r}")
-      for value in ((64, 32), None, Mlp)),
+      for value in ((64, 32), None)),
     *each(Mlp, "Mlp", "tuple[int, ...]", widths=[(2.5,)]),
     *each(Mlp, "Mlp", "at least one width, each at least 1", widths=[(16, 0), ()]),
     (lambda: demo.config(blocks=(blocks.Bea(), blocks.Bea(bridges=4))),
@@ -145,7 +145,11 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
     *each(train.NextItem, "NextItem", "int", negatives=["15"]),
     *((lambda value=value: demo.config(blocks=(value,)), TypeError,
        f"Config.blocks: expected a value of a class made by the decorator `block`, such as ...'Bea', ...], got {value!r}")
-      for value in ("bea", blocks.Bea, blocks.Signatures(), None)),
+      for value in ("bea", blocks.Signatures(), None)),
+    (lambda: demo.config(blocks=(blocks.Bea,)), TypeError,
+     "Config.blocks: expected a value of Bea as it was defined last; make it by Bea(...), got <class"),
+    (lambda: aif.assemble(demo.config(), item=aif.layers.MLP), TypeError,
+     "assemble item: expected a Component, or an instance of a Flax module, got <class"),
     (lambda: record(sharper=True), "config: expected fields among ['assembled', 'blocks', ...'width'], got ['sharper']"),
     (lambda: record(blocks=[{"block": "Bea", "sharper": True}]),
      "block 'Bea': expected fields among ['bridges', 'dot_product'], got ['sharper']"),

@@ -117,7 +117,7 @@ def test_a_block_says_which_of_its_arrays_are_per_item(model):
 def test_trained_arrays_with_a_row_for_each_id_are_refused_where_its_vocabulary_changes(model, monkeypatch, size):
     """Also where it stays as long, and not for an array that is as long by chance."""
     config, given = CONFIG.replace(blocks=(*CONFIG.blocks, Codes())), (model[1], "item", np.arange(ITEMS), size)
-    monkeypatch.setattr(Codes, "init", lambda self, key, config: {"of": jnp.ones(ITEMS)})
+    monkeypatch.setattr(Codes, "init", lambda self, key, of: {"of": jnp.ones(ITEMS)})
     grow_vocabulary(*given, jax.random.key(0), config=config)
     monkeypatch.setattr(Codes, "init", lambda self, key, config: {"of": jnp.ones(config.schema.table_sizes["item"])})
     message = "block 'codes': expected no trained row for each 'item', got some: fit them, or read embeddings"

@@ -74,7 +74,7 @@ class ItemView:
 
     Attributes:
       config, params: config and parameters of the whole model.
-      features: the item's features.
+      features: the item's features; no content in training unless the item tower reads it (`Config.item_content`).
       vector: float32 [D], the item vector.
     """
 
@@ -96,18 +96,19 @@ class Block:
         real time  score(params, state, rows, kernels) -> HeadInputs: one user, C candidates
         training   training_logit(params, display_positions)      -> added to the logits; optional
 
-    `params` is what `init` and `fit` returned, in one dict. `widths` names the features of a pair that the block gives to the
-    head; `score` returns the sum of feature @ `kernels[name]`, each [width, H]. For a head without `first_layer`, such as every
-    Flax module, the kernels are slices of an identity, so the same code returns the block's features, next to each other.
-    States and rows are pytrees of arrays, rows without bfloat16. Histories may be shorter than the config says (in training by
-    buckets), of a symbol's length in exports: cut a parameter with a row for each place, `p[: user.long.mask.shape[0]]`.
+    `params` is what `init` and `fit` returned, in one dict. `widths` names the pair features that a block gives;
+    `kernels[name]` [width, H] is the head's kernel for each. Return feature @ kernel: `once` [H] if it is the same for all
+    candidates, `pairs` of (left [C, w], right [w, H]), else `rest` [C, H]; `logit` [C] bypasses the head. Heads without
+    `first_layer`, such as Flax modules, pass identity slices: the same code then returns the features. States and rows are
+    pytrees of arrays, rows without bfloat16. Histories may be shorter than the config says (in training by buckets), of a
+    symbol's length in exports: cut a parameter with a row for each place, `p[: user.long.mask.shape[0]]`.
 
     Attributes:
       training_logit: method for what training alone adds to the logits, [B, C], or [B, C, T] for T objectives, by
         `display_positions` int32 [B, C] as in `Batch`: data without `Columns.position` are refused.
-      per_item: names of the arrays of `fit` with a row for each item, which follow it into a newer vocabulary (`carry_over`);
-        () for none. An array with a row for each category does not follow: give each item its value. Unset, `carry_over`
-        refuses a fitted array with as many rows as a changed vocabulary. A trained one always is: fit it, or read embeddings.
+      per_item: names of `fit` arrays with a row for each item; `carry_over` moves their rows. (): none. Unset, it refuses
+        fitted arrays as long as a changed vocabulary. Arrays per category and trained arrays per id do not follow: give each
+        item its value, or read embeddings.
 
     `user` and `item` may read embeddings of the features' ids, `user.params["embedding"][attribute][ids]`: of an array, or of
     `layers.Rows` in training. A block that reads others trains with `sparse=()`, see `train.make_step`: else these are NaN.

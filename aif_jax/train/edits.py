@@ -16,7 +16,6 @@ Sources: Platt 1999; Guo et al. 2017 (arXiv 1706.04599); the correction for samp
 import dataclasses
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -59,14 +58,8 @@ def platt(
     expect(largest < limit, "calibration scores", f"finite logits, none beyond {limit:g}", f"one of {largest:.3g}")
     total, positives = w.sum(), w[y].sum()
     expect(0 < positives < total, "calibration labels", "entries of both classes", f"{positives:g} positives of {total:g}")
-    scale, bias = _least_log_loss(s, y, w)
-    expect(scale > 0, "calibration scores", "scores that rise with the labels", f"a scale of {scale:.3g}")
-    return np.asarray(scale, np.float32), np.asarray(bias + math.log(rate), np.float32)
-
-
-def _least_log_loss(s: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[float, float]:
-    """Return scale and bias of the least weighted log-loss; scores are centred first, for well-conditioned steps."""
-    centre, spread, share = np.average(s, weights=w), max(float(s.std()), 1e-12), w / w.sum()
+    # scores are centred, for well-conditioned steps
+    centre, spread, share = np.average(s, weights=w), max(float(s.std()), 1e-12), w / total
     features = np.stack([(s - centre) / spread, np.ones_like(s)])
 
     def loss(theta: np.ndarray) -> tuple[float, np.ndarray]:
@@ -76,7 +69,8 @@ def _least_log_loss(s: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[float,
     start = [0.0, scipy.special.logit(share @ y)]
     theta = scipy.optimize.minimize(loss, start, jac=True, method="BFGS", options={"gtol": 1e-10}).x
     scale = theta[0] / spread
-    return float(scale), float(theta[1] - scale * centre)
+    expect(scale > 0, "calibration scores", "scores that rise with the labels", f"a scale of {scale:.3g}")
+    return np.asarray(scale, np.float32), np.asarray(theta[1] - scale * centre + math.log(rate), np.float32)
 
 
 DEVIATION = 0.4
@@ -239,7 +233,7 @@ def grow_vocabulary(
         return config.replace(schema=dataclasses.replace(schema, encoding="", **of))
 
     for block in config.blocks:
-        one, other = (jax.eval_shape(partial(block.init, config=sized(n)), key) for n in (size, size + 1))
+        one, other = (jax.jit(block.init, static_argnums=1).eval_shape(key, sized(n)) for n in (size, size + 1))
         expect(one == other, f"block {block.name!r}", f"no trained row for each {name!r}", "some: fit them, or read embeddings")
     return made, sized(size)
 

@@ -31,9 +31,8 @@ EVERY = (*demo.BLOCKS, *demo.EXACT[:2], blocks.Sim("item"), blocks.DotProduct())
 def test_kernels_are_given_for_the_widths_alone(block):
     model, params = demo.build(blocks=(block,))
     kernels = params["head"]["first"]["kernels"].get(block.name, {})
-    assert {name: kernel.shape for name, kernel in kernels.items()} == {
-        n: (w, 16) for n, w in block.widths(model.config).items()
-    }
+    expected = {name: (width, 16) for name, width in block.widths(model.config).items()}
+    assert {name: kernel.shape for name, kernel in kernels.items()} == expected
 
     def score(params):
         state, rows = model.user(params, demo.user(model.config)), jax.vmap(model.item, (None, 0))(params, demo.items(5))
@@ -79,6 +78,7 @@ def test_a_name_that_the_model_has_taken_is_refused():
         refused(ValueError, expected, demo.config, blocks=taken)
     own = type("Own", (blocks.Block,), {"__annotations__": {"block": int}})
     refused(ValueError, "expected no field 'block'", blocks.block, own)
+    refused(TypeError, "no `@dataclass`", blocks.block, dataclasses.make_dataclass("Own", (), bases=(blocks.Block,)))
     for add in (blocks.block, heads.head):
         refused(TypeError, "Loose: expected a subclass of one of .*Block|Head.*, got", add, type("Loose", (), {}))
     untyped = blocks.block(type("Untyped", (blocks.Block,), {"__annotations__": {"sizes": object}}))
@@ -101,10 +101,10 @@ class Fitting(blocks.Block):
         return {"rows" if self.kind == "name" else "table": jnp.zeros(5 if self.kind == "rows" else len(items.ids["item"]))}
 
 
-@pytest.mark.parametrize("kind", ["name", "rows"])
-def test_per_item_names_arrays_with_a_row_for_each_item(kind):
-    with pytest.raises(ValueError, match=r"fitted: expected 50 rows in fitting/table \(per_item\), one for each item"):
-        demo.build(blocks=(Fitting(kind), blocks.DotProduct()))
+def test_per_item_names_arrays_with_a_row_for_each_item():
+    message = r"fitted: expected 50 rows in fitting/table \(per_item\), one for each item"
+    for kind in ("name", "rows"):
+        refused(ValueError, message, demo.build, blocks=(Fitting(kind), blocks.DotProduct()))
 
 
 def test_what_is_trained_starts_as_float32_under_64_bits():
@@ -236,8 +236,8 @@ def test_places_are_those_of_the_request_in_the_log(tmp_path):
     given = dict(dataset=plain, positions=[first], source=None, batch_size=1, epochs=1)
     message = "expected the places of shown items, for a `training_logit`, got none; name Columns.position"
     refused(ValueError, message, Pipeline, config=demo.config(schema=plain.schema, blocks=(PositionBias(),)), **given)
-    with pytest.raises(ValueError, match="Dataset.display_positions: expected those of shown items, got None; give Columns"):
-        plain.display_positions_of([first], rows[:1])
+    message = "Dataset.display_positions: expected those of shown items, got None; give Columns"
+    refused(ValueError, message, plain.display_positions_of, [first], rows[:1])
     fewer = forget_ids(data, 20)  # item 3 goes, whose place stays with the event
     assert fewer.display_positions.tolist() == data.display_positions.tolist() and len(fewer.items) == len(data.items) - 1
 
