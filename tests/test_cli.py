@@ -318,7 +318,7 @@ def test_events_of_unknown_items_are_skipped_where_that_is_said(folder, tmp_path
         run.refuses(1, "got 99", *words)
         caplog.clear()
         run.told(*words, "--unknown", "skip")
-        assert "1 rows left out or left unknown" in caplog.text
+        assert "1 values left out or left unknown" in caplog.text
 
 
 def test_wrong_words_of_train(folder, tmp_path, run):

@@ -99,20 +99,19 @@ def test_positives_of_next_item_are_what_the_user_engaged_with():
     assert data.repeated == pytest.approx(1 / 5)
     last = np.flatnonzero(data.log.time == START + 60 * 4)[:1]
     assert SeenPairs(data, last).items(0).tolist() == [1]
+    refused(ValueError, f"at position {last[0]}", NextItem().source(data, before=2**40), last, aif.data.BatchKey(0, 0, 0))
 
 
 def test_a_request_counts_the_history_that_it_has():
     data = data_of(ENGAGED)
-    task = Impressions(candidates=3, threshold=2)
     for least, minutes in enumerate(([1, 2, 3, 4, 2, 5, 6], [2, 3, 4, 5, 6], [4])):
-        positions = task.positions(data, min_history=least, since=None, before=None)
+        positions = TASK.positions(data, min_history=least, since=None, before=None)
         assert ((data.log.time[positions] - START) // 60).tolist() == minutes
 
 
 def test_history_actions_that_no_event_has_are_refused():
-    columns = dataclasses.replace(ENGAGED, actions=(), history_actions=("clik",))
     message = r"Columns.history_actions: expected actions that the events have, \['buy', 'click', 's"
-    refused(ValueError, message, data_of, columns)
+    refused(ValueError, message, data_of, aif.Columns(action="what", history_actions=("clik",)))
 
 
 TASK = Impressions(candidates=3, threshold=2)

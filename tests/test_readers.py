@@ -292,7 +292,7 @@ def test_skipping_is_told(caplog):
     events = {name: [*values, values[0]] for name, values in EVENTS.items()} | {"sku": [30, 10, 10, 20, 77]}
     log = read(events=events, unknown="skip").log
     assert log.item.tolist() == [1, 2, 1, 3, 0]  # an event with an unknown item stays in its user's history, as in serving
-    assert "1 rows left out or left unknown: unknown item" in caplog.text
+    assert "1 values left out or left unknown: unknown item" in caplog.text
 
 
 def test_floats_are_scaled_as_they_were_in_training():

@@ -93,14 +93,16 @@ def sampled_negatives(
         in noise-contrastive estimation (arXiv 1809.01812), not log(P / q). A positive that the sampler never draws has 0.
 
     Returns:
-      A source; it raises ValueError for samples of unknown items, which `sample_positions` leaves out.
+      A source; it raises ValueError for events of unknown items or of others than `Columns.history_actions`.
     """
+    engaged = None if dataset.encoder is None else dataset.encoder.engaged
 
     def lists(positions: np.ndarray, key: BatchKey) -> CandidateLists:
         at = expect_integers(positions, "positions", size=len(dataset.log))
         target = dataset.log.item[at]
-        got = f"the unknown item at position {at[np.argmin(target)] if len(at) else 0}; see data.sample_positions"
-        expect(target.all(), "positions", "samples of known items", got)
+        wrong = (target == 0) | (engaged is not None and ~np.isin(dataset.log.action[at], engaged))
+        got = f"an unknown item or another action at position {at[np.argmax(wrong)] if len(at) else 0}; see NextItem.positions"
+        expect(not wrong.any(), "positions", "events of known items, of Columns.history_actions if there are any", got)
         seen = None if dataset.repeats else SeenPairs(dataset, at)
         drawn = sampler.sample(len(target), negatives, avoid=target, key=key, seen=seen)
         rows = np.concatenate([target[:, None], drawn], axis=1)
@@ -112,8 +114,7 @@ def sampled_negatives(
         log_q[np.isneginf(log_q)] = 0  # of a positive that is never drawn, and of no candidate
         return CandidateLists(rows, labels, log_q)
 
-    drawn_from = digest(sampler.probabilities).sha256
-    settings = {"negatives": negatives, "corrected": logq_correction, "sampler": drawn_from}
+    settings = {"negatives": negatives, "corrected": logq_correction, "sampler": digest(sampler.probabilities).sha256}
     return CandidateSource(lists, {"kind": "sampled", **settings})
 
 

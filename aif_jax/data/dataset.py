@@ -133,7 +133,7 @@ class Dataset:
 
     @functools.cached_property
     def history_log(self) -> EventLog:
-        """The events that histories hold: the whole log, or its events with `Columns.history_actions`."""
+        """The events that histories hold: the whole log, or a copy in memory of those of `Columns.history_actions`."""
         engaged = None if self.encoder is None else self.encoder.engaged
         if engaged is None:
             return self.log

@@ -34,7 +34,7 @@ class Columns(Fields):
       action: what was done (a behaviour type or a rating); None where the events are of one kind.
       actions: values of `action` in the order of actions 1, 2, ...; () takes those that the file has, ascending.
       history_actions: values of `action` that histories hold, those of a user who engages: ("click", "buy") of an impression
-        log, whose shows would otherwise fill the history. `NextItem` takes their events as positives. () takes every event.
+        log, whose shows would otherwise fill the history. Positives of `NextItem` are these alone. () takes every event.
       position: place of an event in the list that was shown, from 1 on; 0 or empty where it is unknown. For
         `blocks.PositionBias`: training alone reads it. None for none.
       category: category of an item; the field by which SIM looks into the history. A missing one is "unknown": it matches no

@@ -17,7 +17,7 @@ from aif_jax.checks import ArgumentError, expect
 from aif_jax.encoding.columns import Columns
 from aif_jax.encoding.raw import column_of, expect_1d, float_of, names_in, select
 from aif_jax.encoding.times import PER_SECOND, history_order, in_unit
-from aif_jax.encoding.vocabulary import WHOLE, Vocabulary, as_ids, new_rows
+from aif_jax.encoding.vocabulary import WHOLE, Vocabulary, as_ids, id_array, new_rows
 from aif_jax.export.consume.ids import ids_by_name
 from aif_jax.features import behaviours
 from aif_jax.schema import Attribute, Schema
@@ -43,6 +43,7 @@ class Encoder:
     | raw | becomes |
     |---|---|
     | an item or attribute value that the vocabulary lacks, an attribute None | row 0; an unknown item is still an event |
+    | a user float None; NaN; a user without one of the columns | 0 once scaled; ValueError; ValueError |
     | an action that is none of those listed | action 0 |
     | an event whose action is none of `Columns.history_actions`, where there are any | left out |
     | events in any order | the most recent first, ties as `times.history_order` has them: the order of arrival never matters |
@@ -296,7 +297,7 @@ class Encoder:
         if columns.action is not None:
             action = expect_1d(self.action_rows(select(raw[columns.action], at)), f"events, column {columns.action!r}")
         time = time[at]
-        order = history_order(time, item, action, ids=lambda at: as_ids(select(values, at), name, short=False))
+        order = history_order(time, item, action, ids=lambda at: id_array(as_ids(select(values, at), name, short=False)))
         latest = slice(None, -self.length - 1, -1)
         item, action, time = (values[order][latest] for values in (item, action, time))
         return item, action, time if per_second == 1 else time // per_second

@@ -12,7 +12,6 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from aif_jax.checks import ArgumentError
-from aif_jax.encoding.vocabulary import id_array
 
 TimeUnit: TypeAlias = Literal["s", "ms", "us", "ns"]
 Moment: TypeAlias = int | float | str | datetime.datetime
@@ -141,7 +140,7 @@ def history_order(
     group = np.cumsum(np.append(True, ~same))[tied]
     index = np.arange(len(time))[order]
     at = index[tied]
-    place = item[at] if item[at].all() else np.unique(id_array(ids(at)), return_inverse=True)[1]
+    place = item[at] if item[at].all() else np.unique(ids(at), return_inverse=True)[1]
     index[tied] = at[np.lexsort((action[at], place, group))]
     return index
 

@@ -100,8 +100,7 @@ def read_candidates(source: Source, data: Dataset) -> np.ndarray:
     expect(there.any(), str(lines.label), "a known item, at the user and time of an event", f"none in {len(there):,} lines")
     if lost := int(np.count_nonzero(~there)):
         logger.warning("candidates: %d of %d lines are of no event in the log, or of unknown items", lost, len(there))
-    first, rows = first[there], rows[there]
-    order = np.argsort(first, kind="stable")
+    order = np.flatnonzero(there)[np.argsort(first[there], kind="stable")]
     first, rows = first[order], rows[order]
     place = np.arange(len(first)) - np.searchsorted(first, first)
     lists = np.zeros((len(log), place.max() + 1), np.int32)

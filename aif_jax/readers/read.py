@@ -63,8 +63,8 @@ def read(
       columns: which column is what; left out with `encoder` and `earlier`.
       encoder: encoder of a trained model: rows and scales then mean the same as in its training. For a value that its
         vocabularies lack see `unknown`; its items that the items file lacks have no features, and a warning counts them.
-      earlier: a trained model to go on with, see `refreshing.warm_start`: its encoder with the new ids. Items that left the
-        items file keep the features that the model knew (`Trained.items`), with the item statistics of today.
+      earlier: a trained model to go on with, see `refreshing.warm_start`: its encoder with new ids, of all but actions. Items
+        that left the items file keep the features that the model knew (`Trained.items`), with the item statistics of today.
       unknown: for what the encoder lacks, or without one the file of items or users, or `Columns.actions`: "error", or "skip".
         Then an unknown user drops its event or line of users; an unknown item its line of items, while its event stays as row
         0, never a positive; an unknown action or category is row 0. A warning counts these. Unknown values of a bag are row 0
@@ -104,7 +104,7 @@ def read(
     skipped = [kind for kind in SKIPPED if unknown == "skip" and problems.totals[kind]]
     for kind in skipped:
         files = ", ".join(table.label.name for table in tables.tables.values())
-        logger.warning("%s: %d rows left out or left unknown: %s", files, problems.totals[kind], kind)
+        logger.warning("%s: %d values left out or left unknown: %s", files, problems.totals[kind], kind)
     problems.expect_none(*skipped)
     embedding = None
     if columns.content is not None:  # float32 [N, E] by row of the item vocabulary, zeros for the unknown item
@@ -246,7 +246,7 @@ def read_tables(
         for column, vocabulary in columns.vocabularies(name).items():
             members.setdefault(vocabulary, []).append((name, column))
     rows: dict[TableName, dict[str, np.ndarray]] = {name: {} for name in tables}
-    item_ids = tables["events"].codes[columns.item]
+    item_ids = tables["events"].codes[columns.item]  # which `encode_columns` drops
     known = {} if encoder is None else dict(encoder.vocabularies)
     if "action" in members and columns.actions:
         rows["events"]["action"] = encode_listed("action", tables["events"], str(columns.action), columns.actions)
