@@ -306,7 +306,7 @@ def told_metrics(names: set[str]) -> set[str]:
     """Those metrics that the table of the HTTP reference has, in which `*` is any end."""
     table = (ROOT / "docs" / "reference_http.md").read_text(encoding="utf-8").partition("## Alerts")[0]
     told = "|".join(name.replace("*", "[a-z_]+") for name in re.findall(r"`(aif_[a-z_*]+)[`{]", table))
-    return {name for name in names if re.fullmatch(told, name.removesuffix("_bucket"))}
+    return {name for name in names if re.fullmatch(told, re.sub("_(bucket|count)$", "", name))}
 
 
 def test_deployment_files_and_alerts_fit_the_commands_and_metrics():

@@ -152,7 +152,7 @@ class App:
                 if problem.code == "INTERNAL":  # the service is at fault
                     logger.error("a call failed: %s", error, exc_info=error)
                 code, response = problem.code, refusal(problem, path)
-            if (method := path.rpartition("/")[2]) in CALLS:
+            if (method := path.rstrip("/").rpartition("/")[2]) in CALLS:
                 self._service.calls[method, code] += 1
             shown = [(b"content-type", response.kind.encode()), (b"content-length", str(len(response.body)).encode())]
             shown += [*response.headers, *([(b"connection", b"close")] if unread else [])]

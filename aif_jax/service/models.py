@@ -22,7 +22,7 @@ from aif_jax.export import ExportError, RestoredModel, restore
 from aif_jax.index import ItemIndex, inspect
 from aif_jax.index.writer import snapshots
 from aif_jax.scores import objective_names
-from aif_jax.service.calls import Call, Failure, affinity_key
+from aif_jax.service.calls import Call, Failure, affinity_key, problem_of
 from aif_jax.service.current import CURRENT, ExportEntry, mirror, read_current
 from aif_jax.service.features import UserSource
 from aif_jax.serving import AsyncPreRanker, EngineClosed, ServingConfig
@@ -280,7 +280,10 @@ class Models:
         config = dataclasses.replace(self.config, orders={**restored.orders, **self.config.orders})
         alike = (one.engine for one in others if one.restored.trained.config == trained.config and one.engine.config == config)
         users = UserSource(trained.need_encoder(entry.folder).with_length(trained.config.history_length), self.reads)
-        engine = AsyncPreRanker(trained, restored.index, features=users.fetch, config=config, compiled_from=next(alike, None))
+        engine = AsyncPreRanker(
+            trained, restored.index, features=users.fetch, config=config,
+            describe=lambda error: problem_of(error).message, compiled_from=next(alike, None),
+        )  # fmt: skip
         await engine.__aenter__()
         name, objectives = entry.folder or self.root.name, objective_names(trained.config.objectives)
         return LoadedModel(name, trained.version, objectives, entry, restored, engine, users, exported)

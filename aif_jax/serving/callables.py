@@ -88,10 +88,7 @@ class TimeLimitedCall:
                 outcome.set_result((None, DeadlineExceeded(late)))
 
     def note(self, error: BaseException) -> None:
-        """Count an error by its type; log the first of a type, and then one in `QUIET` seconds.
-
-        The line has the error and, unless a caller is at fault, where it was raised; no user, who is no business of a log.
-        """
+        """Count an error by its type; log the first of a type, then one in `QUIET` seconds; no traceback of a `CallerError`."""
         kind, now = type(error).__name__, time.perf_counter()
         self.errors[kind] += 1
         last, before = self._logged.get(kind, (-QUIET, 0))

@@ -22,7 +22,7 @@ import numpy as np
 
 from aif_jax.checks import expect
 from aif_jax.scores import Order
-from aif_jax.serving.callables import TimeLimitedCall
+from aif_jax.serving.callables import TimeLimitedCall, described
 from aif_jax.serving.config import ServingConfig
 from aif_jax.serving.metrics import Metrics
 from aif_jax.serving.programs import LOGIT, Orders, Programs, orders_of
@@ -46,7 +46,7 @@ from aif_jax.store.trained import Trained
 
 T = TypeVar("T")
 KINDS = {"i": "integers", "U": "strings", "T": "strings"}  # what item ids are, by the kind of their dtype
-CLOSED = 0.0  # by the loop's clock: `close` ends requests by this timeout, no budget does
+CLOSED = 0.0  # when() of a request that `close` ended: in the past by the loop's clock, as no budget's end is
 ADMITTED = 0.75  # share of a budget that queued work of earlier requests may use: the rest is for the request's own
 
 
@@ -62,6 +62,7 @@ class AsyncPreRanker:
       features: `features(request) -> UserFeatures`, async or not.
       retrieval: `retrieval(request) ->` item ids [C], or `Candidates`; async or not. Ids of one request are all integers or
         all strings. None for engines whose callers bring the candidates.
+      describe: words for an error of the user side in the `reason` of a degraded answer; by default its type and text.
       compiled_from: an engine of an equal model config and serving config, whose compiled functions this one uses again.
 
     Example:
@@ -83,6 +84,7 @@ class AsyncPreRanker:
         features: Callable[[Request], Any],
         retrieval: Callable[[Request], Any] | None = None,
         config: ServingConfig | None = None,
+        describe: Callable[[Exception], str] = described,
         compiled_from: AsyncPreRanker | None = None,
     ):
         self.config = config = config or ServingConfig()
@@ -102,7 +104,7 @@ class AsyncPreRanker:
             expect(mine == theirs, "AsyncPreRanker compiled_from", f"an engine of the same model and config {mine}", theirs)
         self._programs = Programs(model, max_k=config.max_k) if compiled_from is None else compiled_from._programs
         self._first: tuple[Trained, Any, Orders] | None = (trained, index, orders_of(model.config, config))
-        self._users = UserStates(self._programs, config, self._features, self._metrics)
+        self._users = UserStates(config, self._features, self._metrics, describe)
         self._scoring = Batches("aif-score", config.score_threads, config.batch_size, score)
 
     def __repr__(self) -> str:
@@ -217,7 +219,8 @@ class AsyncPreRanker:
           CallableError: retrieval raised what would end or cancel others, or has too many calls that never returned.
           NonFiniteScores: there are known candidates, and the scores of all of them are NaN or infinite.
           TypeError: ids of a wrong kind, or of both kinds.
-          ValueError: k or budget out of range; an order that the engine lacks, or one of bids without them.
+          ValueError: k, budget or number of candidates out of range; candidates that `Candidates` refuses, or none without
+            retrieval; an order that the engine lacks, or one of bids without them.
           Exception: whatever retrieval raised and, where `fallback` is false, `features`.
         """
         if not (isinstance(k, int | np.integer) and 1 <= k <= self.config.max_k):
@@ -240,7 +243,7 @@ class AsyncPreRanker:
         """Compute a user's state ahead of a request that is known to come, and cache it; raises as `rank` without `fallback`.
 
         Requests of the same feature version use it. Without one, it serves the user's requests without one for `prepare_ttl`
-        seconds; another such `prepare` computes nothing meanwhile.
+        seconds, or until another such `prepare`, which computes it again.
         """
         await self._answered(request, None, self._users.prepare)
 
@@ -282,10 +285,11 @@ class AsyncPreRanker:
             if not (limit.expired() and isinstance(error, TimeoutError)):
                 self._metrics.failed[type(error).__name__] += 1
                 raise
-            late = DeadlineExceeded, f"within the budget of {budget} s"
-            kind, until = (EngineClosed, "before the engine closed") if limit.when() == CLOSED else late
-            self._metrics.failed[kind.__name__] += 1
-            raise kind(f"{job.waiting_for}: no answer {until}") from error
+            closed, none = limit.when() == CLOSED, f"{job.waiting_for}: no answer"
+            self._metrics.failed["EngineClosed" if closed else "DeadlineExceeded"] += 1
+            if closed:
+                raise EngineClosed(f"{none} before the engine closed") from error
+            raise DeadlineExceeded(f"{none} within the budget of {budget} s") from error
         finally:
             for stage, seconds in timeline.stages().items():
                 if stage not in ("features", "user"):  # `UserStates` counts these, once for all that share a state
@@ -295,7 +299,6 @@ class AsyncPreRanker:
                 self._empty.set()
         counters["answered"] += 1
         if job.degraded is not None:
-            counters["degraded"] += 1
             self._metrics.degraded[job.degraded] += 1
         return answer
 
@@ -317,7 +320,7 @@ class AsyncPreRanker:
         """
         user = self._users.join(job)  # the cached state, or its computation, which runs while retrieval does
         try:
-            if candidates is None and not job.whole and self._retrieval is not None:
+            if candidates is None and not job.whole and self._retrieval is not None:  # `rank` refused None without
                 job.waiting_for = "retrieval"
                 candidates = await self._retrieval(job.request)
                 job.timeline.clocked.append(Span("retrieval", job.timeline.arrival, time.perf_counter()))
@@ -342,7 +345,7 @@ class AsyncPreRanker:
         if len(ids) > buckets[-1]:
             expect(False, "candidates", f"at most {buckets[-1]}, the last of ServingConfig.buckets", len(ids))
         job.bucket = buckets[bisect.bisect_left(buckets, len(ids))]
-        job.order = self.config.order if job.request.order is None else job.request.order
+        job.order = LOGIT if job.whole else self.config.order if job.request.order is None else job.request.order
         if job.order != LOGIT:
             job.version.snapshot.orders.expect(job.order, given=job.candidates.bids is not None)
 

@@ -93,13 +93,12 @@ class Metrics:
     def observe_unknown(self, unknown: UnknownCounts) -> None:
         """Count the events and attributes of one user's features, and those that the model does not know."""
         names = ("history_events", "unknown_events", "unknown_actions", "unknown_attributes")
-        for name, count in zip(names, unknown, strict=True):
-            self.counters[name] += count
+        self.counters.update(dict(zip(names, unknown, strict=True)))
 
     def values(self) -> dict[str, Any]:
         """Return plain dicts and numbers: `counters`, `degraded` and `failed` by reason, `stages` by name."""
         return {
-            "counters": dict(self.counters),
+            "counters": {**self.counters, "degraded": sum(dict(self.degraded).values())},
             "degraded": dict(self.degraded),
             "failed": dict(self.failed),
             "stages": {name: histogram.values() for name, histogram in dict(self.stages).items()},

@@ -48,8 +48,6 @@ class Orders(NamedTuple):
 
     def expect(self, order: str, *, given: bool) -> None:
         """Raise ValueError for a request's order that there is none of, or that reads a bid that is nowhere."""
-        if order == LOGIT:
-            return
         expect(order in self.names, "Request.order", f"one of {[LOGIT, *self.names]}", repr(order))
         expected = f"bids with the candidates or {self.bid!r} in schema.side"
         expect(given or order not in self.need_bids, f"order {order!r}", expected, "neither; send bids, or take another order")
@@ -129,12 +127,7 @@ class Programs:
         (states, table, rows [b, bucket], bids [b, bucket], order [], count of requests []) ->
         (int32 [b, (2 + T) k + 1], logits [b, bucket] or [b, bucket, T]).
         """
-        shapes = [jax.ShapeDtypeStruct((len(states), bucket), dtype) for dtype in (np.int32, np.float32)]
-        arguments = (states, index.shapes, *shapes, COUNT, COUNT)
-        return self._get("score", self._score_fn(index.decode, bucket, orders), params, arguments, static=orders)
-
-    def _score_fn(self, decode: Callable[..., Any], bucket: int, orders: Orders) -> Callable[..., Any]:
-        model, k = self.model, min(self.max_k, bucket)
+        model, decode, k = self.model, index.decode, min(self.max_k, bucket)
         objectives, several = model.config.objectives, model.config.outputs > 1
 
         def one(params, state, table, rows, bids, order):
@@ -161,7 +154,9 @@ class Programs:
             states = jax.tree.map(lambda *words: jnp.stack(words), *states)
             return each(lambda state, rows, bids: one(params, state, table, rows, bids, order), count, states, rows, bids)
 
-        return score
+        shapes = [jax.ShapeDtypeStruct((len(states), bucket), dtype) for dtype in (np.int32, np.float32)]
+        arguments = (states, index.shapes, *shapes, COUNT, COUNT)
+        return self._get("score", score, params, arguments, static=orders)
 
     def _get(
         self, kind: str, function: Callable[..., Any], params: Params, arguments: Any, *, static: Any = None

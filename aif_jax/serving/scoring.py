@@ -54,7 +54,7 @@ class Batches:
         self._calls = SimpleQueue[bool]()  # True lets a thread work, False ends it
         self._lock = threading.Lock()  # of the two below
         self._waiting: list[WaitingTask] = []
-        self._working = 0  # threads
+        self._working = 0  # threads that were called and have not found the queue empty since
         self._done = deque[tuple[list[Any], float]]()  # outcomes, with seconds a task
         self._handing_out = False  # whether the loop will see what is done: cleared before it looks
 

@@ -12,10 +12,9 @@ from typing import Any, NamedTuple
 import jax
 
 from aif_jax.checks import check_encoding
-from aif_jax.serving.callables import TimeLimitedCall, described
+from aif_jax.serving.callables import TimeLimitedCall
 from aif_jax.serving.config import ServingConfig
 from aif_jax.serving.metrics import Metrics, UnknownCounts, count_unknown
-from aif_jax.serving.programs import Programs
 from aif_jax.serving.requests import DeadlineExceeded, Span
 from aif_jax.serving.scoring import RECENT, Batches, PendingRequest, UserSide, Version
 from aif_jax.types import UserFeatures
@@ -36,7 +35,7 @@ class StateKey(NamedTuple):
 class StateCache:
     """LRU cache of user states, used from one thread; `limit` in bytes of memory, ages in seconds.
 
-    No state older than `max_age` is read. `get` reads one without feature version for `unversioned_ttl`, then `stale` does.
+    No state older than `max_age` is read. `get` reads one without feature version for `unversioned_ttl` only, `stale` any.
     """
 
     def __init__(self, limit: int, *, max_age: float | None = None, unversioned_ttl: float = 5.0):
@@ -84,9 +83,9 @@ class StateCache:
 
     def _read(self, key: StateKey, limit: float) -> UserSide | None:
         """Return the state of that key, unless it is older than that; frees one that is older than any may be."""
-        if key not in self._entries:
+        if (entry := self._entries.get(key)) is None:
             return None
-        side, _ = self._entries[key]
+        side, _ = entry
         age = time.perf_counter() - side.since
         if age > self._max_age:
             self._drop(key)
@@ -132,9 +131,9 @@ class SingleFlight:
         """Take back one `join`; true where it was the last and cancelled the computation, which any `keep` lets run on."""
         computation.waiters -= 1
         computation.kept |= keep
-        if computation.waiters or computation.task.done():
-            return False
-        if computation.kept and sum(not other.waiters for other in self.by_key.values()) <= self._limit:
+        left = [other for other in self.by_key.values() if not other.waiters]  # never one that a newer one has replaced
+        runs_on = computation.kept and computation in left and len(left) <= self._limit
+        if computation.waiters or computation.task.done() or runs_on:
             return False
         computation.task.cancel()
         self.forget(computation)
@@ -164,12 +163,12 @@ _FOR_STALE_USE = object()  # feature version of states that are read only where 
 class UserStates:
     """User states of requests, used from the event loop's thread."""
 
-    def __init__(self, programs: Programs, config: ServingConfig, features: TimeLimitedCall, metrics: Metrics):
+    def __init__(self, config: ServingConfig, features: TimeLimitedCall, metrics: Metrics, describe: Callable[..., str]):
         self.cache = StateCache(config.cache_bytes, max_age=config.max_stale, unversioned_ttl=config.prepare_ttl)
         self.running = SingleFlight(detached_limit=config.max_pending)
         self._config = config
         self._features = features
-        self._metrics = metrics
+        self._metrics, self._describe = metrics, describe
         self.batches = Batches("aif-user", config.user_threads, config.batch_size, compute_states)
         self._serving: str | None = None  # version whose states are cached
         self._computed = 1.0  # share of the latest requests whose state was not in the cache
@@ -187,21 +186,24 @@ class UserStates:
     def join(self, job: PendingRequest, *, prepare: bool = False) -> UserSide | Computation:
         """Return the user's state from the cache, or a computation, started if no running one can be shared; needs a `leave`.
 
-        Requests share a state where their feature version is known, or where `prepare` makes or made it.
+        Requests share a state where their feature version is known, or where `prepare` makes or made it: the newest counts.
         """
         request, version = job.request, job.version
         key = StateKey(request.user, request.feature_version, version.name)
-        cached = self.cache.get(key)
+        newest = prepare and request.feature_version is None  # knows more than one before
+        if newest:
+            self.running.by_key.pop(key, None)  # those that wait for it keep it
+        running = key in self.running.by_key  # then what is cached is older
+        cached = None if newest or running else self.cache.get(key)
         self._computed += RECENT * ((cached is None) - self._computed)
         self._metrics.counters["cache_misses" if cached is None else "cache_hits"] += 1
         if cached is not None:
             return cached
-        running = key in self.running.by_key  # without a feature version, only `prepare` computes under this key
         self._metrics.counters["cache_joins"] += running
-        if running or prepare or request.feature_version is not None:
+        if running or prepare or request.feature_version is not None:  # shared, and read again by this key
             return self.running.join(key, lambda: self._make(job, version, key))
-        cache_key = key._replace(feature_version=_FOR_STALE_USE)
-        return self.running.join(job, lambda: self._make(job, version, cache_key))  # a key that nobody else has: nobody joins
+        own = key._replace(feature_version=_FOR_STALE_USE)  # not shared (keyed by the job), cached as a stand-in only
+        return self.running.join(job, lambda: self._make(job, version, own))
 
     def leave(self, job: PendingRequest, user: UserSide | Computation) -> None:
         """Let a late computation run on, to fill the cache, where a stand-in answers; end it otherwise, unless others wait."""
@@ -209,13 +211,12 @@ class UserStates:
             self.running.leave(user, keep=job.stand_in is not None)
 
     async def prepare(self, job: PendingRequest) -> None:
-        """Compute and cache the user's state, unless it is there; raises what that raises."""
-        user = self.join(job, prepare=True)
-        try:
-            if isinstance(user, Computation):
+        """Compute and cache the user's state, unless that of its feature version is there; raises what that raises."""
+        if isinstance(user := self.join(job, prepare=True), Computation):
+            try:
                 await asyncio.shield(user.task)
-        finally:
-            self.leave(job, user)
+            finally:
+                self.running.leave(user, keep=False)
 
     async def state_or_fallback(self, job: PendingRequest, user: UserSide | Computation) -> UserSide:
         """Wait for the user's state until scoring needs the time left; then return a stale or an unknown user's, or raise."""
@@ -239,7 +240,7 @@ class UserStates:
             raise error
         stale = self.cache.stale(job.request.user, job.version.name)
         job.stand_in = "unknown user" if stale is None else "stale state"
-        why, told = ("late", error) if late else ("failed", described(error))
+        why, told = ("late", error) if late else ("failed", self._describe(error))
         job.reason = f"user side {why}: {told}; answered with the {job.stand_in}"
         job.degraded = f"{why}, {job.stand_in}"
         if stale is None:
@@ -258,7 +259,7 @@ class UserStates:
             job.reason, job.degraded = warning, "unknown history"
         return side
 
-    async def _make(self, job: PendingRequest, version: Version, key: StateKey) -> tuple[UserSide, list[Span]]:
+    async def _make(self, job: PendingRequest, version: Version, cache_key: StateKey) -> tuple[UserSide, list[Span]]:
         """Fetch features, run the user function, cache the state."""
         start, stages = time.perf_counter(), self._metrics.stages
         try:
@@ -275,7 +276,7 @@ class UserStates:
         self._metrics.observe_unknown(unknown)
         side = UserSide(state, start, unknown)
         if version.name == self._serving:
-            self.cache.put(key, side)
+            self.cache.put(cache_key, side)
         return side, [fetch, span]
 
 
