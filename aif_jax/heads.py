@@ -209,7 +209,7 @@ def expect_terms(terms: Any, kernels: BlockKernels, item: jax.Array, name: str) 
         fits = jax.tree.leaves(got) == jax.tree.leaves(shape) or isinstance(part, float) and part == 0
         expect(fits, f"{name}, {field}", f"shape {shape} for kernels of {named}", got)
     features = terms.pairs or not all(isinstance(part, float) for part in (terms.once, terms.item, terms.rest))
-    expect(features or not kernels, name, f"features times the kernels of {list(kernels)}", "none")
+    expect(features or not kernels, name, f"features times the kernels of {list(kernels)}", "none; give pairs or arrays")
 
 
 def joined(inputs: Sequence[HeadInputs], item: jax.Array) -> jax.Array:
