@@ -66,7 +66,10 @@ class Config(Fields):
         expect(len({*names, *taken}) == len(names) + len(taken), "Config.blocks", expected, names)
         for part in (*self.blocks, *self.tables):
             part.check(self)
-        blocks = {name: widths for name, widths in self.head_features.items() if name != "tower"}
+        blocks = {block.name: block.widths(self) for block in self.blocks}
+        for name, widths in blocks.items():
+            fits = isinstance(widths, dict) and all(isinstance(width, int) and width >= 0 for width in widths.values())
+            expect(fits, f"{name}.widths", "a dict of integers of at least 0, by name", repr(widths))
         head_of(self.head).check(blocks, self.outputs)
 
     @property

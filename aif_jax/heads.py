@@ -67,9 +67,8 @@ class Head:
         real time  first_layer(params)                   None for a head that reads the features themselves
                    apply(params, features) -> logits [C, T]
 
-    `widths[block][name]` is the width of each feature, in order, first "tower": user, item, product; `blocks` (of `check`) is
-    the same without "tower". `features` are [C, w], w the sum of all widths, or what the first layer gives, [C, H]. Blocks add
-    terms past the head.
+    `widths[block][name]` is the width of each feature, in order, first "tower": user, item, product; `blocks` lacks
+    "tower". `features` are [C, w], w the sum of widths, or what the first layer gives, [C, H]. Blocks add terms past the head.
 
     A Flax linen module of parameters alone (no dropout, no batch statistics) is a head too: decorate it, and its
     `__call__(features [C, w])` gives the logits [C, T]; for T > 1 by a field of yours that says T.
@@ -130,8 +129,9 @@ class Mlp(Head):
     def init(self, key: jax.Array, widths: Widths, outputs: int) -> Params:
         """Return `first`: a kernel [w, H] for each feature and a bias [H], scaled by the fan-in; `rest`: layers above it."""
         first, rest = jax.random.split(key)
-        whole = layers.dense_init(first, total(widths), self.widths[0])
-        blocks = _split(whole["kernel"], {block: sum(each.values()) for block, each in widths.items()})
+        sizes = {block: sum(each.values()) for block, each in widths.items()}
+        whole = layers.dense_init(first, sum(sizes.values()), self.widths[0])
+        blocks = _split(whole["kernel"], sizes)
         kernels = {block: _split(blocks[block], each) for block, each in widths.items() if each}
         above = layers.init_module(layers.MLP((*self.widths[1:], outputs)), rest, self.widths[0])
         return {"first": {"kernels": kernels, "bias": whole["bias"]}, "rest": above}
@@ -171,7 +171,7 @@ class FlaxHead(Head):
         self.module = module
 
     def init(self, key: jax.Array, widths: Widths, outputs: int) -> Params:
-        return layers.init_module(self.module, key, total(widths))
+        return layers.init_module(self.module, key, sum(width for each in widths.values() for width in each.values()))
 
     def apply(self, params: Params, features: jax.Array) -> jax.Array:
         return layers.apply_module(self.module, params, features)
@@ -180,11 +180,6 @@ class FlaxHead(Head):
 def head_of(value: Any) -> Head:
     """Return the head of a config: `Config.head`, or its Flax module as one."""
     return FlaxHead(value) if isinstance(value, layers.Module) else value
-
-
-def total(widths: Widths) -> int:
-    """Return w, the sum of all widths."""
-    return sum(width for each in widths.values() for width in each.values())
 
 
 def identity(widths: Mapping[str, int]) -> dict[str, jax.Array]:

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from aif_jax import heads
-from aif_jax.blocks.block import own
+from aif_jax.blocks.block import expect_arrays, own
 from aif_jax.checks import expect
 from aif_jax.config import Config
-from aif_jax.heads import HeadInputs
+from aif_jax.heads import FirstLayer, HeadInputs
 from aif_jax.types import ItemRow, Params, UserState
 
 DIRECT = "direct"
@@ -22,8 +22,9 @@ DIRECT = "direct"
 
 def init(key: jax.Array, config: Config) -> Params:
     """Return parameters of the head."""
-    trained = heads.head_of(config.head).init(key, config.head_features, config.outputs)
-    expect(DIRECT not in trained, f"head {type(config.head).__name__}", f"no parameter {DIRECT!r}, which blocks have", DIRECT)
+    name, head = f"head {type(config.head).__name__}", heads.head_of(config.head)
+    trained = expect_arrays({name: head.init(key, config.head_features, config.outputs)}, "init")[name]
+    expect(DIRECT not in trained, name, f"no parameter {DIRECT!r}, which blocks have", DIRECT)
     return trained if config.outputs == 1 else trained | {DIRECT: jnp.ones(config.outputs, jnp.float32)}
 
 
@@ -48,7 +49,12 @@ def inputs(params: Params, state: UserState, rows: ItemRow, *, config: Config) -
     """Return what towers and blocks give to the head, by name."""
     trained = {name: leaf for name, leaf in params.get("head", {}).items() if name != DIRECT}
     first, given = heads.head_of(config.head).first_layer(trained), {}
+    of_head = f"head {type(config.head).__name__}.first_layer"
+    expect(isinstance(first, FirstLayer | None), of_head, "a FirstLayer or None", type(first).__name__, error=TypeError)
     kernels = {name: heads.identity(each) for name, each in config.head_features.items()} if first is None else first.kernels
+    widths = {name: each for name, each in config.head_features.items() if each and (name != "tower" or name in kernels)}
+    got = {name: {of: jnp.shape(kernel)[0] for of, kernel in each.items()} for name, each in kernels.items() if each}
+    expect(got == widths, of_head, f"kernels [width, H] of the widths {widths}", got)
     if "tower" in kernels:
         given["tower"] = towers(kernels["tower"], jnp.asarray(state.vector), jnp.asarray(rows.vector))
     for block in config.blocks:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from aif_jax import layers
-from aif_jax.blocks.block import ItemView, own
+from aif_jax.blocks.block import ItemView, expect_arrays, own
 from aif_jax.checks import expect
 from aif_jax.config import Config
 from aif_jax.types import ItemFeatures, ItemRow, Params
@@ -37,7 +37,7 @@ def apply(params: Params, features: ItemFeatures, *, config: Config, network: la
     view = ItemView(config=config, params=params, features=features, vector=made)
     return ItemRow(
         vector=made,
-        fitted={table.name: table.item(own(params, table), features) for table in config.tables},
-        blocks={block.name: block.item(own(params, block), view) for block in config.blocks},
+        fitted=expect_arrays({table.name: table.item(own(params, table), features) for table in config.tables}, "item", object),
+        blocks=expect_arrays({block.name: block.item(own(params, block), view) for block in config.blocks}, "item", object),
         side={name: jnp.asarray(features.side[name]) for name in config.schema.side},
     )

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from aif_jax import interaction, item, layers, user
+from aif_jax.blocks.block import expect_arrays
 from aif_jax.catalogue import Catalogue
 from aif_jax.checks import check_encoding, expect
 from aif_jax.config import Config
@@ -107,7 +108,6 @@ def assemble(config: Config, *, user: Component | layers.Module = USER, item: Co
     config = config.replace(assembled=tuple(f"{part}={name_of(one).rpartition('.')[2]}" for part, one in yours))
     hinted = user is USER or isinstance(user, layers.Module)  # a component of yours need not know how many candidates follow
     user, item = _component(user, USER), _component(item, ITEM)
-    user_fn = partial(user.apply, config=config)
     item_fn = partial(item.apply, config=config)
     interaction_fn = partial(interaction.apply, config=config)
 
@@ -119,7 +119,7 @@ def assemble(config: Config, *, user: Component | layers.Module = USER, item: Co
         keys = dict(zip(("embedding", "user", "item", "head", "blocks"), jax.random.split(key, 5), strict=True))
         block_keys = jax.random.split(keys["blocks"], max(1, len(config.blocks)))
         blocks = {block.name: block.init(k, config) for k, block in zip(block_keys, config.blocks, strict=False)}
-        for name, trained in blocks.items():
+        for name, trained in expect_arrays(blocks, "init").items():
             expect(not trained.keys() & fitted.get(name, {}).keys(), name, "`init` of other names than `fit`", sorted(trained))
         return {
             "embedding": layers.embedding_init(keys["embedding"], config.schema, config.width),
@@ -131,12 +131,11 @@ def assemble(config: Config, *, user: Component | layers.Module = USER, item: Co
         }
 
     def joint(params: Params, features: UserFeatures, items: ItemFeatures) -> jax.Array:
-        candidates = jnp.shape(items.ids["item"])[0]
         rows = jax.vmap(item_fn, (None, 0))(params, items)
-        hint = {"candidates": candidates} if hinted else {}
+        hint = {"candidates": jnp.shape(items.ids["item"])[0]} if hinted else {}
         return interaction_fn(params, user.apply(params, features, config=config, **hint), rows)
 
-    return PreRanker(config, init, user_fn, item_fn, interaction_fn, joint)
+    return PreRanker(config, init, partial(user.apply, config=config), item_fn, interaction_fn, joint)
 
 
 def _component(given: Component | layers.Module, ours: Component) -> Component:
@@ -185,7 +184,7 @@ def fit_tables(config: Config, catalogue: Catalogue, *, seed: int = 0) -> Params
     with jax.ensure_compile_time_eval():  # fits run on the host, also where `init` is traced
         parts = {part.name: part.fit(items, config, seed=seed) for part in (*config.tables, *config.blocks)}
         fields = {name: jnp.asarray(items.ids[name], jnp.int32) for name in config.schema.behaviour_fields if name != "item"}
-    fitted = {"fields": fields} | {name: made for name, made in parts.items() if made}
+    fitted = {"fields": fields} | {name: made for name, made in expect_arrays(parts, "fit").items() if made}
     _check_fitted(config, fitted)
     return fitted
 

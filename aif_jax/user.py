@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from aif_jax import layers
 from aif_jax.blocks.block import UserView, own
+from aif_jax.checks import expect
 from aif_jax.config import Config
 from aif_jax.types import Params, UserFeatures, UserState
 
@@ -46,21 +47,19 @@ def apply(
     """Return UserState of ONE user; `candidates`: how many it will score, where that is known, see `UserView`."""
     view = UserView(config=config, params=params, features=features, candidates=candidates)
     blocks = {block.name: block.user(own(params, block), view) for block in config.blocks}
-    return UserState(vector=vector(params, view, network), blocks=blocks)
-
-
-def vector(params: Params, user: UserView, network: layers.Module | None = None) -> jax.Array:
-    """Return the user vector [D] from profile and short sequence."""
-    tower, config, sequence, mask = params["user"], user.config, user.sequence, jnp.asarray(user.short.mask)
-    profile = layers.embed_attributes(params["embedding"], config.schema.user_attributes, user.features.ids)
+    tower, sequence, mask = params["user"], view.sequence, jnp.asarray(view.short.mask)
+    profile = layers.embed_attributes(params["embedding"], config.schema.user_attributes, features.ids)
     if config.schema.user_floats:
-        profile.append(jnp.asarray(user.features.floats))
+        profile.append(jnp.asarray(features.floats))
     projected = layers.dense(tower["profile"], jnp.concatenate(profile)) if profile else tower["profile_constant"]
-    module, trained = network or layers.MLP((*config.towers, config.width)), tower.get("tower", {})
-    if not config.sequence:
-        return layers.apply_module(module, trained, jnp.concatenate([projected, layers.masked_mean(sequence, mask)]))
-    attended = sequence + layers.attention(sequence, sequence, sequence, mask)
-    attended = layers.apply_module(layers.NORM, tower["norm"], attended)
-    pooled = layers.masked_mean(attended + layers.mlp(tower["feed_forward"], attended), mask)
-    crossed = layers.attention(projected, sequence, sequence, mask)
-    return layers.apply_module(module, trained, jnp.concatenate([projected, pooled, crossed]))
+    if config.sequence:
+        attended = sequence + layers.attention(sequence, sequence, sequence, mask)
+        attended = layers.apply_module(layers.NORM, tower["norm"], attended)
+        pooled = layers.masked_mean(attended + layers.mlp(tower["feed_forward"], attended), mask)
+        inputs = projected, pooled, layers.attention(projected, sequence, sequence, mask)
+    else:
+        inputs = projected, layers.masked_mean(sequence, mask)
+    network = network or layers.MLP((*config.towers, config.width))
+    vector = layers.apply_module(network, tower.get("tower", {}), jnp.concatenate(inputs))
+    expect(vector.shape == (config.width,), "user tower", f"a vector [{config.width}], of `Config.width`", list(vector.shape))
+    return UserState(vector=vector, blocks=blocks)

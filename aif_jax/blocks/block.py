@@ -100,8 +100,8 @@ class Block:
     `kernels[name]` [width, H] is the head's kernel for each. Return feature @ kernel: `once` [H] if it is the same for all
     candidates, `pairs` of (left [C, w], right [w, H]), else `rest` [C, H]; `logit` [C] bypasses the head. Heads without
     `first_layer`, such as Flax modules, pass identity slices: the same code then returns the features. States and rows are
-    pytrees of arrays, rows without bfloat16. Histories may be shorter than the config says (in training by buckets), of a
-    symbol's length in exports: cut a parameter with a row for each place, `p[: user.long.mask.shape[0]]`.
+    pytrees of arrays; an index gives bfloat16 as float32. Histories may be shorter than the config says (in training by
+    buckets), of a symbol's length in exports: cut a parameter with a row for each place, `p[: user.long.mask.shape[0]]`.
 
     Attributes:
       training_logit: method for what training alone adds to the logits, [B, C], or [B, C, T] for T objectives, by
@@ -193,6 +193,15 @@ def block(cls: Class) -> Class:
 def own(params: Params, part: Any) -> Params:
     """Return the parameters of one block or fitted table: trained and fitted ones in one dict."""
     return params.get("blocks", {}).get(part.name, {}) | params["fitted"].get(part.name, {})
+
+
+def expect_arrays(made: dict[str, Any], function: str, kind: type = dict) -> dict[str, Any]:
+    """Return what a function of each part gave, by name of the part; TypeError unless each is of that kind, of arrays."""
+    for name, value in made.items():
+        fits = isinstance(value, kind) and all(hasattr(leaf, "dtype") for leaf in jax.tree.leaves(value))
+        expected = "a dict of arrays" if kind is dict else "a pytree of arrays"
+        checks.expect(fits, f"{name}.{function}", expected, repr(value), error=TypeError)
+    return made
 
 
 def with_table(params: Params, table: Any, block: Block, *, config: Config) -> tuple[Params, Config]:

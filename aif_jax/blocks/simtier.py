@@ -79,13 +79,6 @@ class TierHistory:
     mask: Array  # bool [L]
 
 
-def tier(differing: jax.Array, *, bits: int, tiers: int) -> jax.Array:
-    """Return the tier of a Hamming distance: integers [...] -> the same type [...] in [0, tiers)."""
-    equal = bits - differing
-    at = equal // (bits // tiers) if bits % tiers == 0 else equal * tiers // bits
-    return jnp.minimum(at, tiers - 1)
-
-
 def histogram(candidates: jax.Array, history: TierHistory, *, tiers: int) -> jax.Array:
     """Return counts of behaviours by tier: candidates uint32 [C, W] -> int32 [C, T], exact, in a few MiB at any L.
 
@@ -93,7 +86,7 @@ def histogram(candidates: jax.Array, history: TierHistory, *, tiers: int) -> jax
     in one with the first, XLA on a CPU computes the words again for each field.
     """
     count, width = candidates.shape
-    words = -(-tiers // FIELDS)
+    bits, words = width * WORD, -(-tiers // FIELDS)
     first_tier = FIELDS * jnp.arange(words, dtype=jnp.uint32)[:, None]
     shifts = 4 * jnp.arange(FIELDS, dtype=jnp.uint32)[None, None, :, None]
 
@@ -101,8 +94,9 @@ def histogram(candidates: jax.Array, history: TierHistory, *, tiers: int) -> jax
         signature, kept = some
         packed = jnp.zeros((words, count), jnp.uint32)
         for j in range(FULL):
-            differing = sum(jax.lax.population_count(candidates[:, w] ^ signature[j, w]) for w in range(width))
-            field = tier(differing, bits=width * WORD, tiers=tiers)[None, :] - first_tier  # type: ignore[arg-type]
+            equal = bits - sum(jax.lax.population_count(candidates[:, w] ^ signature[j, w]) for w in range(width))
+            tier = equal // (bits // tiers) if bits % tiers == 0 else equal * tiers // bits
+            field = jnp.minimum(tier, tiers - 1)[None, :] - first_tier
             packed += kept[j] << (4 * field)  # a tier of another word wraps round or is 8 or more: shifts above 31 give zero
         return None, packed
 

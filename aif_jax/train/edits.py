@@ -181,22 +181,17 @@ def svd_factors(user: Any, item: Any, *, size: int, block: PureSvd | None = None
     users, row = np.unique(user, return_inverse=True)
     met = scipy.sparse.csr_array((np.ones(len(item)), (row, item)), shape=(len(users), size))
     met.data[:] = 1.0  # repeats count once
-    vectors, known = _right_vectors(met, block.width), np.unique(item)
+    least, known = min(met.shape), np.unique(item)
+    if least <= block.width + 1:
+        vectors = np.linalg.svd(met.toarray(), full_matrices=False)[2].T[:, : block.width]
+    else:
+        start = np.random.default_rng(SEED).normal(size=least)
+        vectors = np.asarray(scipy.sparse.linalg.svds(met, k=block.width, v0=start)[2])[::-1].T
+    largest = np.abs(vectors).argmax(0)  # whose value is positive: a singular vector has no sign
+    vectors = (vectors * np.sign(vectors[largest, np.arange(vectors.shape[1])])).astype(np.float32)
     factors[known, : vectors.shape[1]] = vectors[known]
     spread = float((_sums(row, factors[item], block) @ factors[known].T).std())
     return factors * np.float32(np.sqrt(DEVIATION / spread)) if spread > 0 else factors
-
-
-def _right_vectors(met: Any, width: int) -> np.ndarray:
-    """Return the leading right singular vectors of a sparse matrix, float32 [N, width or fewer], the largest value positive."""
-    least = min(met.shape)
-    if least <= width + 1:
-        vectors = np.linalg.svd(met.toarray(), full_matrices=False)[2].T[:, :width]
-    else:
-        start = np.random.default_rng(SEED).normal(size=least)
-        vectors = np.asarray(scipy.sparse.linalg.svds(met, k=width, v0=start)[2])[::-1].T
-    largest = np.abs(vectors).argmax(0)
-    return (vectors * np.sign(vectors[largest, np.arange(vectors.shape[1])])).astype(np.float32)
 
 
 def _sums(user: np.ndarray, factors: np.ndarray, block: PureSvd) -> np.ndarray:

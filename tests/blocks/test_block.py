@@ -65,15 +65,9 @@ def test_a_user_view_has_both_histories():
     np.testing.assert_array_equal(view.values(Signatures(32), view.long), params["fitted"]["signatures_32"]["table"][item[:5]])
 
 
-@blocks.block
-class Fields(blocks.Block):
-    """Has a name that parameters have for something else."""
-
-    name: str = "fields"
-
-
 def test_a_name_that_the_model_has_taken_is_refused():
     expected = "Config.blocks: expected blocks and tables of different names, none of tower, fields"
+    Fields = blocks.block(type("Fields", (blocks.Block,), {"__annotations__": {"name": str}, "name": "fields"}))
     for taken in (Fields(),), (Fields("signatures_64"), blocks.LshDin()):
         refused(ValueError, expected, demo.config, blocks=taken)
     own = type("Own", (blocks.Block,), {"__annotations__": {"block": int}})
@@ -85,26 +79,28 @@ def test_a_name_that_the_model_has_taken_is_refused():
     refused(ValueError, "Untyped.sizes: expected a number, .* tuple of these", demo.config, blocks=(untyped([4]),))
 
 
-def test_a_parameter_of_a_head_that_blocks_have_is_refused(monkeypatch):
-    monkeypatch.setattr(heads.Mlp, "init", lambda *_: {"direct": jnp.zeros(1)})
-    refused(ValueError, "head Mlp: expected no parameter 'direct'", demo.build, head=heads.Mlp((3,)))
+def test_what_a_part_gives_is_refused_by_its_name(monkeypatch):
+    def scored():
+        model, params = demo.build(**demo.SMALL | dict(head=heads.Mlp((3,)), blocks=(blocks.Bea(2), blocks.ItemOffset())))
+        return model.joint(params, demo.user(model.config), demo.items(2))
 
-
-@blocks.block
-class Fitting(blocks.Block):
-    """Fits an array; `kind` says what is wrong with it."""
-
-    kind: str = ""
-    per_item = ("table",)
-
-    def fit(self, items, config, *, seed):
-        return {"rows" if self.kind == "name" else "table": jnp.zeros(5 if self.kind == "rows" else len(items.ids["item"]))}
-
-
-def test_per_item_names_arrays_with_a_row_for_each_item():
-    message = r"fitted: expected 50 rows in fitting/table \(per_item\), one for each item"
-    for kind in ("name", "rows"):
-        refused(ValueError, message, demo.build, blocks=(Fitting(kind), blocks.DotProduct()))
+    left_out = heads.FirstLayer({"tower": dict.fromkeys(("user", "item"), jnp.ones((4, 3))), "bea": {"read": jnp.ones((4, 3))}})
+    for part, function, given, error, message in (
+        (heads.Mlp, "init", {"direct": jnp.zeros(1)}, ValueError, "head Mlp: expected no parameter 'direct'"),
+        (heads.Mlp, "init", [jnp.zeros(1)], TypeError, "head Mlp.init: expected a dict of arrays, got .Array"),
+        (blocks.Bea, "init", None, TypeError, "bea.init: expected a dict of arrays, got None"),
+        (blocks.Bea, "fit", {"table": 1.0}, TypeError, "bea.fit: expected a dict of arrays, got {'table': 1.0}"),
+        *((blocks.ItemOffset, "fit", fitted, ValueError, r"fitted: expected 50 rows in item_offset/table \(per_item\), one for")
+          for fitted in ({"rows": np.zeros(50)}, {"table": np.zeros(5)})),
+        (blocks.Bea, "item", 1.0, TypeError, "bea.item: expected a pytree of arrays, got 1.0"),
+        *((blocks.Bea, "widths", w, ValueError, "bea.widths: expected a dict of") for w in (3, [3], {"f": 3.0}, {"f": -1})),
+        (heads.Mlp, "first_layer", {}, TypeError, "head Mlp.first_layer: expected a FirstLayer or None, got dict"),
+        *((heads.Mlp, "first_layer", first, ValueError, "head Mlp.first_layer: expected kernels .width, H. of")
+          for first in (heads.FirstLayer({}), left_out, heads.FirstLayer({"bea": {"read": jnp.ones((3, 4))}}))),
+    ):  # fmt: skip
+        with monkeypatch.context() as patch:
+            patch.setattr(part, function, lambda *_, given=given, **__: given)
+            refused(error, message, scored)
 
 
 def test_what_is_trained_starts_as_float32_under_64_bits():
