@@ -199,8 +199,7 @@ def expect_arrays(made: dict[str, Any], function: str, kind: type = dict) -> dic
     """Return what a function of each part gave, by name of the part; TypeError unless each is of that kind, of arrays."""
     for name, value in made.items():
         fits = isinstance(value, kind) and all(hasattr(leaf, "dtype") for leaf in jax.tree.leaves(value))
-        expected = "a dict of arrays" if kind is dict else "a pytree of arrays"
-        checks.expect(fits, f"{name}.{function}", expected, repr(value), error=TypeError)
+        checks.expect(fits, f"{name}.{function}", f"a {'dict' if kind is dict else 'pytree'} of arrays", value, error=TypeError)
     return made
 
 

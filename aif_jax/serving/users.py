@@ -131,9 +131,10 @@ class SingleFlight:
         """Take back one `join`; true where it was the last and cancelled the computation, which any `keep` lets run on."""
         computation.waiters -= 1
         computation.kept |= keep
+        if computation.waiters or computation.task.done():
+            return False
         left = [other for other in self.by_key.values() if not other.waiters]  # never one that a newer one has replaced
-        runs_on = computation.kept and computation in left and len(left) <= self._limit
-        if computation.waiters or computation.task.done() or runs_on:
+        if computation.kept and computation in left and len(left) <= self._limit:
             return False
         computation.task.cancel()
         self.forget(computation)
