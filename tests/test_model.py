@@ -168,6 +168,9 @@ def test_assemble_takes_flax_modules_as_towers():
     plain = (vectors - norm["bias"][None, :]) / norm["scale"][None, :]
     np.testing.assert_allclose(plain.mean(1), np.zeros(5), atol=1e-5)  # of a layer norm
     np.testing.assert_allclose(joint, staged, rtol=1e-4, atol=1e-5)
+    for part in ("user", "item"):
+        narrow = aif.assemble(config, **{part: nn.Dense(4)})
+        refused(ValueError, rf"{part} tower: expected a vector \[8\]", narrow.joint, demo.init(narrow), features, items)
 
 
 def test_each_input_of_the_head_changes_the_scores(compiled):

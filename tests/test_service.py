@@ -453,17 +453,21 @@ def test_a_token_is_asked_for_and_an_idle_connection_closed_after_its_time():
 def test_metrics_are_scraped(client, monkeypatch):
     from prometheus_client.parser import text_string_to_metric_families
 
+    def scraped():
+        status, kind, body = client.request("GET", "/metrics")
+        assert status == 200 and kind.startswith("text/plain")
+        families = {family.name: family for family in text_string_to_metric_families(body.decode())}
+        return families, {(s.labels["method"], s.labels["code"]): s.value for s in families["aif_calls"].samples}
+
     client.rank(**ANN, candidates=IDS, k=1)
+    infers = scraped()[1].get(("infer", "INVALID_ARGUMENT"), 0)
     for path in ("/v1/score", f"/v2/models/{MODEL}/infer/", "/v1/none"):
         assert client.post(path, {"colour": 3})[0] in (400, 404)  # refused before any engine
     with monkeypatch.context() as broken:
         broken.setattr(core, "_parts", lambda reply, ids: {}[reply])
         assert client.post("/v1/explain", ANN | {"candidates": IDS, "k": 5})[0] == 500
-    status, kind, body = client.request("GET", "/metrics")
-    families = {family.name: family for family in text_string_to_metric_families(body.decode())}
-    assert status == 200 and kind.startswith("text/plain")
-    calls = {(s.labels["method"], s.labels["code"]): s.value for s in families["aif_calls"].samples}
-    assert calls["rank", "OK"] >= 1 and calls["score", "INVALID_ARGUMENT"] and calls["infer", "INVALID_ARGUMENT"]
+    families, calls = scraped()
+    assert calls["rank", "OK"] >= 1 and calls["score", "INVALID_ARGUMENT"] and calls["infer", "INVALID_ARGUMENT"] == infers + 1
     assert calls["explain", "INTERNAL"] == 1 and not {method for method, _ in calls} - set(front.CALLS)
     labels = {"version": exports().index["one"].version[:12], "folder": "one"}
     assert families["aif_answered"].samples[0].labels == labels

@@ -285,11 +285,11 @@ class AsyncPreRanker:
             if not (limit.expired() and isinstance(error, TimeoutError)):
                 self._metrics.failed[type(error).__name__] += 1
                 raise
-            closed, none = limit.when() == CLOSED, f"{job.waiting_for}: no answer"
+            closed, late = limit.when() == CLOSED, f"{job.waiting_for}: no answer"
             self._metrics.failed["EngineClosed" if closed else "DeadlineExceeded"] += 1
             if closed:
-                raise EngineClosed(f"{none} before the engine closed") from error
-            raise DeadlineExceeded(f"{none} within the budget of {budget} s") from error
+                raise EngineClosed(f"{late} before the engine closed") from error
+            raise DeadlineExceeded(f"{late} within the budget of {budget} s") from error
         finally:
             for stage, seconds in timeline.stages().items():
                 if stage not in ("features", "user"):  # `UserStates` counts these, once for all that share a state

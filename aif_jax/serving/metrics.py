@@ -58,13 +58,11 @@ class Histogram:
 
     def quantile(self, share: float) -> float:
         """Return seconds below which `share` of the latencies lie, interpolated inside a bucket; 0.0 without any."""
-        total = sum(self.counts)
-        wanted, before = share * total, 0
+        wanted, before = share * sum(self.counts), 0
         for place, count in enumerate(self.counts):
             if count and before + count >= wanted:
                 low = BOUNDS[place - 1] if place else 0.0
-                high = BOUNDS[min(place, len(BOUNDS) - 1)]
-                return low + (high - low) * (wanted - before) / count
+                return low + (BOUNDS[min(place, len(BOUNDS) - 1)] - low) * (wanted - before) / count
             before += count
         return 0.0
 
@@ -92,8 +90,10 @@ class Metrics:
 
     def observe_unknown(self, unknown: UnknownCounts) -> None:
         """Count the events and attributes of one user's features, and those that the model does not know."""
-        names = ("history_events", "unknown_events", "unknown_actions", "unknown_attributes")
-        self.counters.update(dict(zip(names, unknown, strict=True)))
+        self.counters["history_events"] += unknown.events
+        self.counters["unknown_events"] += unknown.items
+        self.counters["unknown_actions"] += unknown.actions
+        self.counters["unknown_attributes"] += unknown.attributes
 
     def values(self) -> dict[str, Any]:
         """Return plain dicts and numbers: `counters`, `degraded` and `failed` by reason, `stages` by name."""

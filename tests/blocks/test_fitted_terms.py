@@ -125,8 +125,7 @@ def test_halves_by_hand():
     gap = parts.user(config, [True, False, True, False], item=np.array([1, 2, 2, 3], np.int32))
     np.testing.assert_allclose(block.user(params, gap)["sum"], TABLE[1] + TABLE[2] / 3, rtol=1e-6)
 
-    factors = [half_of(block, params, item) for item in (0, 1, 3, 4, -1)]
-    assert factors == [[0, 0], [1, 0], [3, 3], [0, 0], [0, 0]]
+    assert [half_of(block, params, item) for item in (0, 1, 3, 4, -1)] == [[0, 0], [1, 0], [3, 3], [0, 0], [0, 0]]
     terms = block.score(params, of(block, half), of(block, {"factor": jnp.array(TABLE)}), {})
     np.testing.assert_allclose(terms.offset, TABLE @ half["sum"], rtol=1e-6)
     assert terms.pairs == ()

@@ -83,8 +83,7 @@ def expect_equal(folder: Any, case: Case, seed: int = 0) -> None:
     user = demo.user(model.config, events=places * 2 // 3, seed=seed)
     short = min(places, model.config.short_length + 1)
     joint = jax.jit(model.joint).lower(params, user, items).compile(light.options())
-    histories = (user.history, demo.history(short, short // 2, seed=seed), demo.history(places, 0))
-    for history in histories:
+    for history in (user.history, demo.history(short, short // 2, seed=seed), demo.history(places, 0)):
         features = dataclasses.replace(user, history=history)
         logits = loaded.interaction(loaded.user(features), loaded.item(items))
         whole = dataclasses.replace(user, history=demo.pad(history, places))
