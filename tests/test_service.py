@@ -31,6 +31,9 @@ from tests.client import Client, ServiceError
 from tests.refusals import refused
 from tests.service_world import ANN, EVENTS, IDS, NOW, SERVING, Slow, exports, running, until
 
+BODY = json.dumps({"user": "ann", "candidates": IDS.tolist(), "k": 5}).encode()
+HEAD = b"POST /v1/rank HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(BODY)
+
 
 @pytest.fixture(scope="module")
 def served():
@@ -225,14 +228,10 @@ def test_ids_are_strings_and_a_long_text_in_any_field_is_refused():
         answer = client.rank(**good | {"candidates": ids, "k": 3})
         assert sorted(answer["ids"].tolist()) == ["item 1017", "item 17"] and answer["unknown"] == 1
         for field, value in (
-            ("user", long),
+            *((field, long) for field in ("user", "feature_version", "version", "order", "id")),
             ("candidates", ["item 17", long]),
             ("events", {"item": ["item 17", long], "time": [NOW - 9, NOW - 8]}),
             ("events", {"item": ["item 17"], "time": [long]}),
-            ("feature_version", long),
-            ("version", long),
-            ("order", long),
-            ("id", long),
         ):
             status, answer = client.post("/v1/rank", good | {field: value})
             error = answer["error"]
@@ -254,9 +253,7 @@ def test_features_are_not_read_where_the_state_is_there(client):
 def test_a_call_ends_with_its_caller():
     source = Slow()
     with running(exports().root / "one", source=source) as service:
-        body = json.dumps({"user": "ann", "candidates": IDS.tolist(), "k": 5}).encode()
-        head = f"POST /v1/rank HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
-        with service.connect(head.encode() + body):
+        with service.connect(HEAD + BODY):
             until(lambda: source.started)
         until(lambda: service.service.calls["rank", "CANCELLED"] and source.cancelled)
         assert source.cancelled == ["ann"] and service.service.models.held[0].engine.metrics()["counters"]["cancelled"] == 1
@@ -268,16 +265,14 @@ def test_a_call_that_is_cut_off_is_told_to_go_elsewhere_and_counted(tmp_path, ca
     """By the end of its version, by that of the service, and by that while its body comes."""
     exports().copied(tmp_path)
     publish(tmp_path, ["one"])
-    body = json.dumps({"user": "ann", "candidates": IDS.tolist(), "k": 5}).encode()
-    head = f"POST /v1/rank HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
     source, config = Slow(), dataclasses.replace(SERVING, drain_timeout=0.6, callable_timeout=None)
     with contextlib.ExitStack() as end:
         with running(tmp_path, source=source, config=config, keep=1) as service:
-            cut = end.enter_context(service.connect(head.encode() + body))
+            cut = end.enter_context(service.connect(HEAD + BODY))
             until(lambda: source.started)
             publish(tmp_path, ["two"])
             answers = [cut.recv(1 << 16).decode()]
-            callers = [end.enter_context(service.connect(head.encode() + part)) for part in (body, body[:9])]
+            callers = [end.enter_context(service.connect(HEAD + part)) for part in (BODY, BODY[:9])]
             until(lambda: len(source.started) == 2)
         answers += [caller.recv(1 << 16).decode() for caller in callers]
     assert [answer[9:12] for answer in answers] == ["503"] * 3 and service.service.calls == {("rank", "UNAVAILABLE"): 3}

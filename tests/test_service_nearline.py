@@ -10,9 +10,11 @@ import pytest
 from aif_jax.index import IndexWriter
 from aif_jax.index.writer import snapshots
 from aif_jax.readers import encode_items
+from aif_jax.service.core import Service
+from aif_jax.service.http import service_text
 from aif_jax.service.models import LoadedModel, Models, newer, newest
 from tests.refusals import refused_later
-from tests.service_world import ANN, exports, running, until
+from tests.service_world import ANN, SERVING, exports, running, until
 
 pytestmark = pytest.mark.lane("standing")
 
@@ -95,6 +97,20 @@ def test_what_fails_delays_nothing_else(tmp_path, monkeypatch):
         (tmp_path / "current").write_text("two\n")
         until(lambda: [served.name for served in models.serving] == ["two"])
         assert models.failures < 20
+
+
+async def test_a_version_that_comes_back_serves_the_newest_index_and_a_kept_one_has_no_age(tmp_path):
+    index, models = exports().copied(tmp_path).index["one"], Models(tmp_path, config=SERVING, poll=60, index=tmp_path / "index")
+    (tmp_path / "current").write_text("one\n")
+    async with Service(models) as service:
+        (tmp_path / "current").write_text("two\n")
+        await models._swap()
+        ages = [line for line in service_text(service).splitlines() if "_age_seconds{" in line]
+        assert len(ages) == 2 and all('folder="two"' in line for line in ages)
+        index.save(tmp_path / "index" / "one")
+        (tmp_path / "current").write_text("one\n")
+        await models._swap()
+        assert models.serving[0].index_from is not None
 
 
 def test_snapshots_are_found_by_export_or_for_all(tmp_path):

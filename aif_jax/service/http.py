@@ -19,7 +19,7 @@ from aif_jax.serving.metrics import Part, prometheus_text
 
 
 def service_text(service: Service) -> str:
-    """Return the metrics of a service in the Prometheus text format; those of engines say of which version and folder."""
+    """Return a service's metrics as Prometheus text, those of engines by version; only versions that serve have ages."""
     models = service.models
     counters = {"publishes": models.publishes, "publish_failures": models.failures}
     for observer in service.observers:
@@ -29,7 +29,7 @@ def service_text(service: Service) -> str:
     parts += [({"method": method, "code": code}, {"counters": {"calls": n}}) for (method, code), n in service.calls.items()]
     for held in models.status():
         labels = {"version": held["version"][:12], "folder": held["folder"]}
-        ages = {"model_age_seconds": held["age"], "index_age_seconds": held["index_age"]}
+        ages = {} if held["share"] is None else {"model_age_seconds": held["age"], "index_age_seconds": held["index_age"]}
         parts.append((labels, {"gauges": ages | {"model_share": held["share"] or 0.0, "model_items": held["items"]}}))
         for part, at in (held["index_positions"] or {}).items():
             parts.append((labels | {"partition": str(part)}, {"gauges": {"index_position": at}}))

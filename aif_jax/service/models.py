@@ -238,7 +238,7 @@ class Models:
         try:
             for entry in wanted:
                 loaded.append(known.get(entry) or await self._load(entry, read[entry], [*self.held, *loaded]))
-                if entry not in known and self._index is not None:
+                if loaded[-1] not in self.serving and self._index is not None:  # a kept version's index was not followed
                     await self._begin_with_newest(loaded[-1], self._index)
         except BaseException:
             await asyncio.gather(*(served.engine.close() for served in loaded if served not in self.held))
