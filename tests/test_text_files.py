@@ -43,10 +43,8 @@ def test_values_are_what_python_reads(tmp_path, rows, suffix, end):
     fields = [(str(a), str(b), f"{c[0]}{c[1]}{c[2]}", d) for a, b, c, d in rows]
     path.write_bytes("".join(separator.join(line) + end for line in (NAMES, *fields)).encode())
     got = loaded(path, KINDS, text=("action",))
-    assert got["user"].tolist() == [int(f[0]) for f in fields]
-    assert got["change"].tolist() == [int(f[1]) for f in fields]
-    assert got["rating"].tolist() == [np.float32(f[2]) for f in fields]
-    assert got["action"].tolist() == [f[3] for f in fields]
+    for name, kind, column in zip(NAMES, (int, int, np.float32, str), zip(*fields, strict=True), strict=True):
+        assert got[name].tolist() == list(map(kind, column)), name
 
 
 def test_a_byte_order_mark_encodings_and_quotes(tmp_path):
@@ -73,11 +71,12 @@ def test_wrong_values_are_named_by_row(tmp_path, text, row, message):
     refused(ValueError, f"^{re.escape(f'{path}, row {row} after the header')}.*{re.escape(message)}", loaded, path, KINDS)
 
 
-def test_blocks_are_bounded(tmp_path):
-    path = tmp_path / "large.csv"
-    path.write_bytes(b"a,b\n" + b"123456,964980499\n" * 400_000)
-    sizes = [b.columns.num_rows for b in batches(path, ["a"], Problems(), name="t")]
-    assert sum(sizes) == 400_000 and max(sizes) < 100_000
+def test_blocks_are_bounded_and_end_at_no_line_break_of_a_value(tmp_path):
+    path, problems = tmp_path / "large.csv", Problems()
+    path.write_bytes(b"a,b\n" + b'123456,"96\n4980499"\n' * 400_000)
+    parts = [b.columns for b in batches(path, ["a", "b"], problems, name="t")]
+    assert sum(p.num_rows for p in parts) == 400_000 and max(p.num_rows for p in parts) < 100_000 and not problems.totals
+    assert {value for p in parts for value in p.column("b").unique().to_pylist()} == {"96\n4980499"}
 
 
 def test_the_reader_of_a_file_without_a_header_makes_a_data_set(tmp_path):

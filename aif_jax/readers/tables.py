@@ -265,12 +265,12 @@ def _text(file: File, path: Path, wanted: Sequence[str], problems: Problems) -> 
         return "skip"
 
     def opened(handler: Any, **options: Any) -> Any:
-        delimiter = "\t" if path.name.removesuffix(".gz").endswith(".tsv") else ","
-        parse = csv.ParseOptions(delimiter=delimiter, ignore_empty_lines=False, invalid_row_handler=handler)
+        mark = "\t" if path.name.removesuffix(".gz").endswith(".tsv") else ","
+        parse = csv.ParseOptions(delimiter=mark, newlines_in_values=True, ignore_empty_lines=False, invalid_row_handler=handler)
         # with threads a broken row does not know its number
         return csv.open_csv(str(path), read_options=csv.ReadOptions(use_threads=False), parse_options=parse, **options)
 
-    with opened(lambda row: "skip") as reader:  # reads one block, which tells what the columns look like
+    with opened(lambda row: "skip") as reader:  # first one block in types that Arrow infers, then all of the file as text
         types = _present(file, reader.schema, wanted, problems)
         strings = dict.fromkeys(reader.schema.names, arrow.string())
     convert = csv.ConvertOptions(column_types=strings, include_columns=list(types), strings_can_be_null=True, null_values=[""])
