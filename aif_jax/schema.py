@@ -26,8 +26,7 @@ class Attribute:
 
     def __post_init__(self):
         expect_types(self)
-        named = self.name and "/" not in self.name
-        expect(named, "Attribute.name", "a non-empty name without '/'", repr(self.name))
+        expect(self.name and "/" not in self.name, "Attribute.name", "a non-empty name without '/'", repr(self.name))
         expect(self.size >= 2, f"Attribute {self.name!r}.size", "at least 2 (row 0 is 'unknown')", self.size)
         expect(self.length >= 1, f"Attribute {self.name!r}.length", "at least 1", self.length)
 

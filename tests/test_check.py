@@ -8,6 +8,7 @@ from aif_jax.encoding.columns import Columns
 from aif_jax.encoding.encoder import Encoder
 from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.readers import check
+from aif_jax.readers.tables import whole
 
 EVENTS = "user,item,time\n1,7,10\n1,8,20\n2,7,5\n2,7,6\n3,8,9\n3,7,11\n"
 ITEMS = "item,category\n7,tea\n8,cup\n"
@@ -108,8 +109,6 @@ def test_torn_parquet(folder):
 
 
 @pytest.mark.parametrize(("files", "columns", "problems"), [
-    (dict(events="user,item,time\n1,7,1511544070\n"), Columns(time_unit="ms"),
-     [("time unit", 2, "time", "1511544070, which looks like 's'")]),
     (dict(items="item,category\nseven,tea\neight,cup\n"), None, [("wrong type", None, "item", "text")]),  # of two kinds
     (dict(events="user,item,time\n1,07,10\n1,7,20\n", items="item,category\n07,tea\n7,cup\n"), None, []),  # two text ids
     (dict(events="user,item,time\n1,07,10\n1,7,20\n"), None, [("wrong type", 2, "item", "'07'")]),
@@ -119,7 +118,7 @@ def test_torn_parquet(folder):
     (dict(events=LONG), Columns(text=("user",)), []),
     (dict(events="user,item,time,event\n1,7,10,view\n1,8,20,\n"), Columns(action="event"), [("null", 3, "event", "nothing")]),
 ])  # fmt: skip
-def test_units_and_kinds_of_ids(folder, files, columns, problems):
+def test_kinds_of_ids(folder, files, columns, problems):
     write(folder, **files)
     assert found(folder, columns=columns) == problems
 
@@ -164,6 +163,8 @@ def test_integers_beyond_64_bits():
     items = {"item": range(len(bags)), "category": [1] * len(bags), "tags": bags}
     report = check({"user": [1], "item": [1], "time": [1]}, items=items, columns=Columns(item_bags=("tags",)))
     assert report.totals == {"wrong type": 1} and str(report.problems[0]).startswith("items, row 4, column 'tags'")
+    near = [sign * 2**63 + step * 10**place for sign in (1, -1) for step in range(-9, 10) for place in range(20)]
+    assert whole(pa.array(map(str, near))).tolist() == [-(2**63) <= number < 2**63 for number in near]
 
 
 def test_files_of_a_folder_that_differ(tmp_path):

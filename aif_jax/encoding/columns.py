@@ -114,10 +114,9 @@ class Columns(Fields):
         for name in self.behaviour_fields:
             expected = f"names among item_attributes {self.item_attributes}"
             expect(name in self.item_attributes, "Columns.behaviour_fields", expected, repr(name))
-        for field in ("actions", "history_actions"):
-            needs = bool(getattr(self, field))
-            got = f"None with {field} {getattr(self, field)}"
-            expect(not needs or self.action is not None, f"Columns.{field}", "a column for them in Columns.action", got)
+        for field, values in (("actions", self.actions), ("history_actions", self.history_actions)):
+            got = f"None with {field} {values}"
+            expect(not values or self.action is not None, f"Columns.{field}", "a column for them in Columns.action", got)
         expect(len(set(map(str, self.actions))) == len(self.actions), "Columns.actions", "each action once", self.actions)
         known, chosen = (set(map(str, values)) for values in (self.actions or self.history_actions, self.history_actions))
         expected = f"actions among Columns.actions {self.actions}"

@@ -14,7 +14,9 @@ IdKind: TypeAlias = Literal["integers", "strings"]
 
 NESTED = {list, tuple, np.ndarray}
 MOST_CHARACTERS = 1024  # of an id of text, where requests and indexes take ids
-WHOLE = r"^(0|-?[1-9][0-9]{0,17}|-?[1-8][0-9]{18})$"  # integers as text, each in one spelling: "07" is none
+LIMIT = str(2**63)  # 19 digits: smaller numbers of 19 begin like it, then a digit is smaller
+SMALLER = [f"{LIMIT[:at]}[{at == 0:d}-{int(d) - 1}][0-9]{{{18 - at}}}" for at, d in enumerate(LIMIT) if d != "0"]
+WHOLE = rf"^(0|-?([1-9][0-9]{{0,17}}|{'|'.join(SMALLER)})|-{LIMIT})$"  # int64 as text, each in one spelling: "07" is none
 SPREAD = 4  # a direct table holds at most this many places for each id
 
 
