@@ -49,9 +49,9 @@ def source_of(name: str) -> Any:
     """Return the feature source at "MODULE:NAME". Raises ValueError for a name that leads to none."""
     try:
         found = pkgutil.resolve_name(name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"--features {name}: expected MODULE:NAME of a feature source: {error}") from error
-    source = found if hasattr(found, "get") and not isinstance(found, type) else found()
+        source = found if hasattr(found, "get") and not isinstance(found, type) else found()
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"--features {name}: expected MODULE:NAME of a feature source or its maker: {error}") from error
     good = callable(getattr(source, "get", None))
     expect(good, f"--features {name}", "an object with `async get(user)`", type(source).__name__)
     return source
