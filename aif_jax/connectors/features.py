@@ -116,7 +116,7 @@ def encoded(encoder: Encoder, user: Any, record: Record | None, now: Any) -> Use
         attributes = dict.fromkeys((*columns.user_attributes, *columns.user_floats))
     name, none = columns.user_record_id, isinstance(events, Mapping) and not events
     given: Any = attributes.get(name, user)
-    same = np.ravel(given).tolist() == [user]
+    same = np.asarray(given, object).ravel().tolist() == [user]
     expect(same, f"user, column {name!r}", f"{user!r:.80}, the user's id", f"{given!r:.80}; leave it out")
     return encoder.user({**attributes, name: user}, None if none else events, now)
 

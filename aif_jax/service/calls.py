@@ -180,6 +180,7 @@ def blamed(error: TypeError | ValueError) -> BadCall:
     """Return what the caller is told of what the engine refuses of a request; elsewhere such an error is the service's."""
     if isinstance(error, BadCall):
         return error
-    words = str(error).partition(":")[0].lower().removeprefix("request.").split()
+    head, _, text = str(error).partition(": ")
+    words = head.lower().removeprefix("request.").split()
     field = next((field for field in ("exclude", "candidates", "budget", "order", "k") if field in words), "candidates")
-    return BadCall(field, str(error))
+    return BadCall(field, text if field in words[-1:] else str(error))

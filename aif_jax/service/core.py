@@ -109,8 +109,7 @@ class Service:
                 answer = await engine.score(request, call.candidates)
         except (TypeError, ValueError) as error:
             raise blamed(error) from None
-        features = None if answer.stand_in else request.context.used
-        reply = Reply(method, request.context.call, served, answer, order, features)
+        reply = Reply(method, request.context.call, served, answer, order, None if answer.stand_in else request.context.used)
         self.latest = answer.version, answer.timeline
         for observer in self.observers:
             observer.observe(reply)

@@ -87,5 +87,5 @@ class UserSource:
             out = "send null for a value that is not known"
             raise BadCall("record", f"expected values of {wanted}, which this model reads, got no record; {out}")
         if call.events is None:
-            raise BadCall("events", "expected the user's events, got none; send {} for a user without events")
+            raise BadCall("events", "expected the user's events, got none; send {} or empty tensors for a user without events")
         return Record(call.record, call.events)

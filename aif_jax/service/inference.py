@@ -126,9 +126,10 @@ def put(fields: dict[str, Any], name: str, values: Values) -> None:
         if len(values) != 1:
             raise BadCall(name, f"expected one value, got {len(values)}")
         (value,) = values.tolist() if isinstance(values, np.ndarray) else values
+        value = None if dot and value != value else value  # NaN: not known, as null
     inside = fields.setdefault(group, {}) if dot else fields
     if not isinstance(inside, dict) or (key or group) in inside:
-        raise BadCall(name[:80], "expected one value, got two; send one")
+        raise BadCall(name[:80], "expected another name, got one that is taken; id is a field of the body, version of the path")
     inside[key or group] = value
 
 
@@ -210,12 +211,12 @@ def from_bytes(name: str, kind: str, count: int, raw: bytes) -> Values:
 
 
 def from_json(name: str, kind: str, count: int, values: Any) -> list[Any]:
-    """Return a tensor's values, which JSON has as a list; raises BadCall."""
+    """Return a tensor's values, which JSON has as a list, null where /v1 takes it; raises BadCall."""
     if not isinstance(values, list):
         raise BadCall(name, f"expected `data`, a list, or `parameters` with `binary_data_size`, got {type(values).__name__}")
     if len(values) != count:
         raise BadCall(name, f"expected {count} values, got {len(values)}")
     types: Any = str if kind == "BYTES" else (int, float) if kind.startswith("FP") else int
-    if strange := [value for value in values if not isinstance(value, types) or isinstance(value, bool)]:
+    if strange := [each for each in values if (each is not None and not isinstance(each, types)) or isinstance(each, bool)]:
         raise BadCall(name, f"expected values of {kind}, got {strange[0]!r:.80}")
     return values

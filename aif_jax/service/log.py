@@ -124,8 +124,7 @@ def record_of(reply: Reply) -> dict[str, Any]:
     """Return what is logged of an answer, by column: plain values, and arrays."""
     call, answer = reply.call, reply.answer
     candidates: Any = call.candidates
-    ranked = reply.method == "rank"
-    ids, logits = (answer.ids[answer.mask], answer.logits[answer.mask]) if ranked else (None, answer.logits)
+    ids, logits = (answer.ids[answer.mask], answer.logits[answer.mask]) if reply.method == "rank" else (None, answer.logits)
     given = {"record": call.record, "events": call.events, "now": call.now}
     known = {name: value for name, value in given.items() if value is not None}
     return {

@@ -111,8 +111,7 @@ class Models:
       config: config of every engine; its orders come on top of those of the export.
       keep: versions in memory that callers may name.
       source: source of features, for calls that bring an id alone; one read may take `ServingConfig.callable_timeout` seconds.
-      index: folder of index snapshots that `aif-jax index follow` writes, or a folder of such folders, named like the exports;
-        None: the export's index.
+      index: folder of index snapshots, or of such folders named like the exports, which serving versions follow; None: none.
       store: store whose current export is fetched into `root`, at once and whenever it changes; None: no store.
       poll: seconds between two looks at `current` and at the store.
 
