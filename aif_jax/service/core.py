@@ -118,7 +118,7 @@ class Service:
     def _request(self, call: Call, served: LoadedModel, *, prepare: bool = False) -> Request:
         """Return the engine's request. Its feature version keys the user's state:
 
-        | call's version | call's data | engine's version |
+        | call's feature version | call's data | engine's feature version |
         |---|---|---|
         | given, state held | any | the call's; nothing is encoded |
         | given | features | the call's |
@@ -128,17 +128,17 @@ class Service:
         """
         if call.now is None and self.observers and (call.record is not None or call.events is not None):
             call = dataclasses.replace(call, now=clock(served.users.encoder))  # as the log will say
-        context, version = Context(call), call.feature_version
+        context, feature_version = Context(call), call.feature_version
         request = Request(
-            user=call.user, feature_version=version, context=context,
+            user=call.user, feature_version=feature_version, context=context,
             budget=call.budget, order=call.order or None, exclude=call.exclude,
         )  # fmt: skip
-        if version is not None and served.engine.holds_state(request):
+        if feature_version is not None and served.engine.holds_state(request):
             return request  # the feature version says that nothing is new: a tenth of a call's time is saved
         context.features = served.users.of(call)
-        if version is not None and context.features is None:
-            return dataclasses.replace(request, feature_version=("source", version))
-        if version is None and context.features is not None and not prepare:
+        if feature_version is not None and context.features is None:
+            return dataclasses.replace(request, feature_version=("source", feature_version))
+        if feature_version is None and context.features is not None and not prepare:
             context.used = context.features  # what the call brings counts, whatever was prepared for its user
             leaves = b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(context.features))
             return dataclasses.replace(request, feature_version=hashlib.blake2b(leaves, digest_size=16).digest())

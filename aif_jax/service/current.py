@@ -1,4 +1,4 @@
-"""Which exports of a folder serve: the file `current`, written by `publish` and read by every service that follows the folder.
+"""Which exports of a folder serve: its file `current`, not a store's, which `publish` writes and services of the folder read.
 
     root/current                     a line for each version that serves: FOLDER [sha256=DIGEST] [share=0.1]
     root/2026-11-26/                 an export, as `export.save` wrote it

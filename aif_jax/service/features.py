@@ -15,7 +15,7 @@ PARTS = {"now": "now", "user": "record", "events": "events"}
 
 @dataclasses.dataclass(eq=False)
 class Context:
-    """Context of an engine's request."""
+    """Context of an engine's request; `used`, set where features are read, tells log and `explain` what the answer is from."""
 
     call: Call
     features: UserFeatures | None = None  # that the call brings, once they are read

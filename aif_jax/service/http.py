@@ -65,7 +65,7 @@ CALLS = ("rank", "score", "prepare", "explain", "infer")  # at the end of a path
 Headers = dict[bytes, bytes]
 Route = tuple[str, Callable[..., Any]]
 """Methods of a path, as the header `allow` has them, and what answers: () -> Response, or async Headers, body -> Response."""
-PLAIN = "/v2"
+V2 = "/v2"
 """Paths below it have errors without codes, `{"error": "..."}`."""
 
 
@@ -120,7 +120,7 @@ class App:
         self._service, self._find, self._where, self._flying = service, find, where, 0
         self._token = None if token is None else token.encode()
         self._routes: dict[str, Route] = {f"/v1/{name}": (CALL, functools.partial(self._called, name)) for name in CALLS[:-1]}
-        for root in ("", PLAIN):
+        for root in ("", V2):
             self._routes[f"{root}/health/live"] = READ, lambda: Response(encode({"live": True}))
             self._routes[f"{root}/health/ready"] = READ, self._ready
         self._routes["/metrics"] = READ, lambda: Response(service_text(service).encode(), TEXT)
@@ -133,7 +133,7 @@ class App:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer one HTTP request. An answer that leaves a part of the body unread ends the connection."""
         path, headers = scope["path"], dict(scope["headers"])
-        unread = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
+        unread = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers  # there is a body to wait for
         self._flying += 1
         try:
             try:
@@ -250,7 +250,7 @@ def refusal(problem: Failure, path: str) -> Response:
     headers = problem.headers
     if problem.retry_after is not None:  # HTTP has whole seconds
         headers += ((b"retry-after", str(max(1, round(problem.retry_after))).encode()),)
-    body = {"error": problem.message} if path.startswith(PLAIN) else problem.to_json()
+    body = {"error": problem.message} if path.startswith(V2) else problem.to_json()
     return Response(encode(body), status=problem.status, headers=headers)
 
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from aif_jax.service.calls import BadCall, Failure, parse
 from aif_jax.service.core import Service
-from aif_jax.service.http import CALL, PLAIN, READ, Headers, Response, Route, encode, parse_json
+from aif_jax.service.http import CALL, READ, V2, Headers, Response, Route, encode, parse_json
 from aif_jax.store.trained import __version__
 
 MODEL = "preranking"
@@ -29,7 +29,7 @@ SCALARS = ("user", "k", "order", "now", "feature_version", "budget")
 BINARY = "application/octet-stream"
 LENGTH = b"inference-header-content-length"
 SIZE = struct.Struct("<I")  # of a text, before it
-PATH = re.compile(rf"{PLAIN}(?:/models/([^/]+)(?:/versions/([^/]+))?(/ready|/infer)?)?/*")
+PATH = re.compile(rf"{V2}(?:/models/([^/]+)(?:/versions/([^/]+))?(/ready|/infer)?)?/*")
 
 
 class Inference:

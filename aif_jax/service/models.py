@@ -40,9 +40,9 @@ class SavedIndex(NamedTuple):
     positions: Mapping[int, int]  # in the stream, by partition
 
 
-def newest(root: Path, folder: str) -> Path | None:
+def newest(directory: Path, folder: str) -> Path | None:
     """Return the newest snapshot in the export's own folder, else in that of every version; None where there is none yet."""
-    for place in (root / folder, root):
+    for place in (directory / folder, directory):
         if is_complete(place):
             return place
         if found := snapshots(place):
@@ -50,9 +50,9 @@ def newest(root: Path, folder: str) -> Path | None:
     return None
 
 
-def newer(root: Path, folder: str, before: SavedIndex | None, trained: Trained) -> tuple[ItemIndex, SavedIndex] | None:
+def newer(directory: Path, folder: str, before: SavedIndex | None, trained: Trained) -> tuple[ItemIndex, SavedIndex] | None:
     """Return a model's newest `ItemIndex`; None where there is none, or only the one before. Raises as `ItemIndex.load`."""
-    path = newest(root, folder)
+    path = newest(directory, folder)
     if path is None or (before is not None and path == before.path):
         return None
     index, positions = ItemIndex.load(path, trained), inspect(path).positions
@@ -78,9 +78,9 @@ class LoadedModel:
     exported: float  # when the manifest of the export was written, in seconds since 1970
     index_from: SavedIndex | None = None  # the nearline snapshot of the index; None for that of the export
 
-    async def take_index(self, root: Path) -> None:
+    async def take_index(self, directory: Path) -> None:
         """Take over the newest index of a nearline job, once there is one. Raises what `newer` raises."""
-        found = await asyncio.to_thread(newer, root, self.entry.folder, self.index_from, self.restored.trained)
+        found = await asyncio.to_thread(newer, directory, self.entry.folder, self.index_from, self.restored.trained)
         if found is not None:
             await self.engine.update_index(found[0])
             self.restored, self.index_from = dataclasses.replace(self.restored, index=found[0]), found[1]
@@ -193,8 +193,7 @@ class Models:
             if served.name == version or (len(version) >= MIN_PREFIX and served.version.startswith(version)):
                 return served
         listed = ", ".join(f"{served.version[:12]} ({served.name})" for served in self.held)
-        text = f"version: expected one of {listed or 'none'}, got {version!r}"
-        raise Failure("FAILED_PRECONDITION", 412, text, "version")
+        raise Failure("FAILED_PRECONDITION", 412, f"version: expected one of {listed or 'none'}, got {version!r}", "version")
 
     @property
     def problem(self) -> str | None:
@@ -246,13 +245,13 @@ class Models:
             served.entry = entry  # with its share
             logger.info("version %s of %s serves", served.version[:12], served.name)
         self.publishes += 1
-        named = {(served.name, served.version) for served in loaded}  # `named` finds the first of two that share both
+        named = {(served.name, served.version) for served in loaded}  # no call could name another that has both
         held = loaded + [served for served in self.held if (served.name, served.version) not in named]
         before, self.serving, self.held = self.held, loaded, held[: max(self._keep, len(loaded))]
         for follower in self._index_followers:
             follower.cancel()
-        if (root := self._index) is not None:
-            steps = [(f"index {served.name}", functools.partial(served.take_index, root)) for served in loaded]
+        if (directory := self._index) is not None:
+            steps = [(f"index {served.name}", functools.partial(served.take_index, directory)) for served in loaded]
             self._index_followers = [asyncio.create_task(self._follow(*step)) for step in steps]
         for served in set(before).difference(self.held):
             task = asyncio.create_task(served.engine.close())
@@ -287,7 +286,8 @@ class Models:
         name, objectives = entry.folder or self.root.name, objective_names(trained.config.objectives)
         return LoadedModel(name, trained.version, objectives, entry, restored, engine, users, exported)
 
-    async def _begin_with_newest(self, served: LoadedModel, root: Path) -> None:
+    async def _begin_with_newest(self, served: LoadedModel, directory: Path) -> None:
         """Let a version serve the newest index of a nearline job, where there is one and it can be read."""
-        if await self._try(f"index {served.name}", functools.partial(served.take_index, root)) and served.index_from is None:
-            logger.warning("%s: expected a snapshot for %s, got none; its export's index serves", root, served.name)
+        taken = await self._try(f"index {served.name}", functools.partial(served.take_index, directory))
+        if taken and served.index_from is None:
+            logger.warning("%s: expected a snapshot for %s, got none; its export's index serves", directory, served.name)

@@ -28,7 +28,7 @@ class StateKey(NamedTuple):
     """What a state depends on."""
 
     user: Hashable
-    feature_version: Hashable  # None if unknown: then the state is valid for a while only
+    feature_version: Hashable  # of the request, or `_FOR_STALE_USE`; None if unknown: the state is valid for a while only
     version: str  # of the model
 
 
@@ -193,7 +193,7 @@ class UserStates:
         key = StateKey(request.user, request.feature_version, version.name)
         newest = prepare and request.feature_version is None  # knows more than one before
         if newest:
-            self.running.by_key.pop(key, None)  # those that wait for it keep it
+            self.running.by_key.pop(key, None)  # those that wait for it keep it, the last of them ends it
         running = key in self.running.by_key  # then what is cached is older
         cached = None if newest or running else self.cache.get(key)
         self._computed += RECENT * ((cached is None) - self._computed)
