@@ -16,7 +16,7 @@ from aif_jax.encoding.encoder import Encoder, scale_of
 from aif_jax.encoding.times import PER_SECOND
 from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.features import check_item_features, check_user_features
-from aif_jax.readers import encode_items
+from aif_jax.readers import encode_items, read
 from aif_jax.types import UserFeatures
 from tests.refusals import refused
 
@@ -115,13 +115,17 @@ def test_events_later_than_the_request_or_of_its_second():
     assert rows(plain("ms").user(None, events, NOW * 1000 + 500)) == [(1, 1, 1.0)]
 
 
-@pytest.mark.parametrize(("unit", "likely"), [("s", "ms"), ("s", "us"), ("ms", "s"), ("us", "ns")])
+@pytest.mark.parametrize(("unit", "likely"), [
+    ("s", "ms"), ("s", "us"), ("ms", "s"), ("us", "ms"), ("us", "ns"), ("ns", "ms"), ("ns", "us"),
+])  # fmt: skip
 def test_times_in_another_unit_are_refused_with_the_likely_one(unit, likely):
     per_second, made = PER_SECOND[unit], plain(unit)
     good, wrong = NOW * per_second, NOW * PER_SECOND[likely]
     for events, now, where in (([wrong], good, "events, column 'time'"), ([good - per_second], wrong, "now")):
         message = rf"{where}: expected a time .* in '{unit}', got {wrong}.*looks like '{likely}'"
         refused(ValueError, message, made.user, None, {"item": [1] * len(events), "time": events}, now)
+    files = {"events": {"user": [1], "item": [1], "time": [wrong]}, "items": {"item": [1], "category": [1]}}
+    refused(ValueError, f"got {wrong}, which looks like '{likely}'", read, **files, columns=made.columns)
 
 
 @settings(deadline=None, max_examples=100)

@@ -427,10 +427,3 @@ def test_a_place_in_a_list_is_a_whole_number(wrong):
     expected = f"position: expected a whole number from 1 on, 0 or empty where it is unknown, got {wrong:g}"
     refused(ValueError, re.escape(f"row 2, column 'shown_at': {expected}"), readers.read, events, **given)
     assert readers.read(events | {"shown_at": [1.0, 2.0, None]}, **given).display_positions.tolist() == [1, 2, 0]
-
-
-@pytest.mark.parametrize(("unit", "coarser"), [("ms", "s"), ("us", "ms"), ("ns", "ms"), ("ns", "us")])
-def test_times_of_a_coarser_unit_are_refused(unit, coarser):
-    time = 1_600_000_000 * {"s": 1, "ms": 10**3, "us": 10**6}[coarser]
-    events, items = {"user": [1], "item": [7], "time": [time]}, {"item": [7], "category": [1]}
-    refused(ValueError, f"which looks like '{coarser}'", readers.read, events, items=items, columns=Columns(time_unit=unit))

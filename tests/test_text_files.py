@@ -28,7 +28,7 @@ row = st.tuples(
 def loaded(path, kinds, *, text=()):
     """The columns of a file, or its problems."""
     problems = Problems()
-    table = read_table(path, kinds, problems, columns=Columns(text=text), name="table")
+    table = read_table(path, kinds, problems, columns=Columns(text=text, action="action"), name="table")
     coded = {name: encode_columns(name, [(table, name)]) for name, kind in kinds.items() if kind != "float"}
     problems.expect_none()
     ids = {name: vocabulary.ids_of(rows) for name, (vocabulary, (rows,)) in coded.items()}

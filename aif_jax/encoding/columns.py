@@ -97,10 +97,12 @@ class Columns(Fields):
                 object.__setattr__(self, field.name, tuple(value))
         expect_types(self)
         expect(self.bag_length >= 2, "Columns.bag_length", "at least 2; item_attributes hold single values", self.bag_length)
+        expect(self.bag_separator, "Columns.bag_separator", "a character or more between the values of a bag", repr(""))
         named = [*self.item_attributes, *self.item_bags, *self.user_attributes]
         for name in named:
-            expected = f"attributes of different names, none of them {', '.join(RESERVED)}"
-            expect(name not in RESERVED and named.count(name) == 1, "Columns", expected, f"{name!r} among {named}")
+            good = name not in ("", *RESERVED) and "/" not in name and named.count(name) == 1
+            expected = f"attributes of different names without '/', none of them {', '.join(RESERVED)}"
+            expect(good, "Columns", expected, f"{name!r} among {named}")
         lives = self.item_statistics
         distinct = all(seconds >= 1 for seconds in lives) and list(lives) == sorted(set(lives))
         expect(distinct, "Columns.item_statistics", "ascending half-lives of a second or more", lives)
@@ -111,9 +113,10 @@ class Columns(Fields):
             used = collections.Counter(name for name, _ in self._listed(file))
             twice = sorted(name for name, count in used.items() if count > 1)
             expect(not twice, "Columns", f"each column of the {file} file in one place", f"{twice} in several")
-        for name in self.behaviour_fields:
-            expected = f"names among item_attributes {self.item_attributes}"
-            expect(name in self.item_attributes, "Columns.behaviour_fields", expected, repr(name))
+        every = tuple(name for file in get_args(TableName) for name in self.of(file))
+        for field, which, names in ("behaviour_fields", "item_attributes", self.item_attributes), ("text", "columns", every):
+            for name in getattr(self, field):
+                expect(name in names, f"Columns.{field}", f"names among {which} {names}", repr(name))
         for field, values in (("actions", self.actions), ("history_actions", self.history_actions)):
             got = f"None with {field} {values}"
             expect(not values or self.action is not None, f"Columns.{field}", "a column for them in Columns.action", got)

@@ -185,13 +185,10 @@ def expect_short(values: Sequence[Any] | np.ndarray, name: str) -> None:
         if values.dtype.kind == "U" and values.dtype.itemsize <= 4 * MOST_CHARACTERS:
             return
         lengths = np.strings.str_len(values)
-        most, at = (int(lengths.max()), int(lengths.argmax())) if lengths.size else (0, 0)
     else:
-        lengths = [len(value) if isinstance(value, str) else 0 for value in values]
-        most = max(lengths, default=0)
-        at = lengths.index(most) if lengths else 0
-    if most > MOST_CHARACTERS:
-        got = f"{most} at position {at}; give long ones a short id, such as a digest, in all data"
+        lengths = np.array([len(value) if isinstance(value, str) else 0 for value in values])
+    if (most := int(lengths.max(initial=0))) > MOST_CHARACTERS:
+        got = f"{most} at position {lengths.argmax()}; give long ones a short id, such as a digest, in all data"
         raise ValueError(f"{name}: expected ids of at most {MOST_CHARACTERS} characters, got {got}")
 
 

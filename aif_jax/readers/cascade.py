@@ -65,9 +65,8 @@ def read_cascade(
     expect(len(cascade), str(lines.label), "a known item, at the user and time of an event", f"none in {lines.count:,} lines")
     lost = int(np.count_nonzero((rows == 0) | (users == 0)))
     if without or lost:
-        logger.warning(
-            "cascade: %d requests without an event in the log and %d lines of unknown ids are left out", without, lost
-        )
+        text = "cascade: %d requests without an event in the log and %d lines of unknown ids are left out"
+        logger.warning(text, without, lost)
     if cut:
         logger.warning("cascade: %d candidates of requests with more than candidates=%d are left out", cut, candidates)
     return dataclasses.replace(data, cascade=cascade)
@@ -113,8 +112,7 @@ def _lines(
 ) -> tuple[LoadedTable, np.ndarray, np.ndarray, np.ndarray]:
     """Return a table of lines with the columns `kinds`, and the user row, item row and time in seconds of each line."""
     columns, problems = data.columns, Problems()
-    ids = (columns.user, columns.item)
-    every: dict[str, Kind] = {**dict.fromkeys(ids, "id"), columns.time: "time", **kinds}
+    every: dict[str, Kind] = {columns.user: "id", columns.item: "id", columns.time: "time", **kinds}
     lines = read_table(source, every, problems, columns=columns, name=name)
     _, (users,) = encode_columns("user", [(lines, columns.user)], given=data.users)
     _, (rows,) = encode_columns("item", [(lines, columns.item)], given=data.items)

@@ -147,10 +147,8 @@ def read(
         repeats=repeats,
     )
     comes, how = "come" if data.repeats else "do not come", "estimated" if repeats is None else "as given"
-    logger.info(
-        "%s: users %s back to items (repeats=%s, %s): %.1f %% of the events repeat an item of their user",
-        data.name, comes, data.repeats, how, 100 * data.repeated,
-    )  # fmt: skip
+    text = "%s: users %s back to items (repeats=%s, %s): %.1f %% of the events repeat an item of their user"
+    logger.info(text, data.name, comes, data.repeats, how, 100 * data.repeated)
     return data
 
 
@@ -399,10 +397,8 @@ def suspicions_of(tables: Tables, columns: Columns, events: Events) -> Iterator[
         values = table.array(name)[rows].astype(np.float64)
         low, high = bulk_of(values) if len(values) else (0.0, 0.0)
         reach = FAR * (high - low or max(1.0, abs(low)))
-        for side, end, far, worst in (
-            ("above", high, values > high + reach, np.max),
-            ("below", low, values < low - reach, np.min),
-        ):
+        ends = ("above", high, values > high + reach, np.max), ("below", low, values < low - reach, np.min)
+        for side, end, far, worst in ends:
             if far.any():
                 got = f"far {side} {end:.6g}: {int(far.sum()):,} of {len(values):,} values, such as {worst(values):.6g}"
                 got = f"{got}; the first is in {table.locate(int(rows[np.argmax(far)]))}"
