@@ -108,19 +108,20 @@ def test_wrong_cascades_are_refused(plain):
     refused(ValueError, f"^cascade, row 3, {twice}$", aif.read_cascade, six | {"item": [7, 9, 9, 8, 7, 8]}, plain)
     both = rf"^cascade, row 4, {twice}\n.* row 6, .* 7 twice .*'ann'\n\(2 problems in all"
     refused(ValueError, both, aif.read_cascade, six | {"item": [7, 9, 8, 9, 7, 7]}, plain)
+    for labels in (("item",), ("stage",), {"score": "y", "click": "y"}):
+        refused(ValueError, "labels: expected columns other than", aif.read_cascade, six, plain, labels=labels)
     none = "cascade: expected a known item, at the user and time of an event, got none in 1 lines"
     refused(ValueError, none, aif.read_cascade, {name: values[4:5] for name, values in LINES.items()}, plain)
     good = aif.read_cascade({name: values[1:2] for name, values in LINES.items()}, plain, candidates=2).cascade
     for change, message in (
         ({"positions": np.array([1], np.int32)}, "Cascade.positions: expected dtype int64"),
+        ({"positions": np.array([2, 1]), "rows": good.rows.repeat(2, 0)}, "Cascade.positions: expected ascending"),
         ({"stage": np.full((1, 2), 4, np.int8)}, r"Cascade.stage: expected values in \[0, 4\)"),
         ({"labels": {"stage": good.rows.astype(np.float32)}}, "Cascade.labels: expected no label 'stage'"),
         ({"labels": {"x": np.zeros((1, 3), np.float32)}}, r"Cascade.labels\['x'\]: expected shape \[1, 2\]"),
         ({"labels": {"x": np.full((1, 2), -np.inf, np.float32)}}, r"labels\['x'\]: expected finite values, NaN where unknown"),
     ):
         refused((TypeError, ValueError), message, dataclasses.replace, good, **change)
-    with pytest.raises(ValueError, match="Cascade.positions: expected ascending"):
-        Cascade(positions=np.array([2, 1]), rows=np.ones((2, 1), np.int32), stage=np.zeros((2, 1), np.int8), labels={})
     with pytest.raises(ValueError, match=r"Dataset.cascade.rows: expected values in \[0, 5\)"):
         dataclasses.replace(plain, cascade=dataclasses.replace(good, rows=np.full((1, 2), 9, np.int32)))
     refused(ValueError, "Dataset.cascade: expected a Cascade", sources.logged, plain)

@@ -56,7 +56,6 @@ def folder(tmp_path):
     ("users", "2,.25", "2,nan", ("not finite", 3, "age", "nan")),
     ("users", "2,.25", "2,1e300", ("not finite", 3, "age", "inf")),
     ("users", "2,.25", "2,", ("null", 3, "age", "nothing")),
-    ("users", "2,.25", "2,young", ("wrong type", 3, "age", "'young'")),
     ("users", "2,.25", "1,.25", ("duplicate user", 3, "user", "1, which is in row 1 after the header too")),
 ])  # fmt: skip
 def test_one_wrong_row_or_header(folder, file, old, new, problem):
@@ -89,7 +88,7 @@ def test_parquet_tells_rows(tmp_path):
     pq.write_table(pa.table(items), tmp_path / "items.parquet")
     report = check(tmp_path / "events.parquet", items=tmp_path / "items.parquet", columns=Columns(content="content"))
     got = [(p.kind, p.row, p.column, p.got) for p in report.problems]
-    pandas = "double (pandas makes floats of integers where one is missing)"
+    pandas = "double (cast to int64 if these are integers, of which pandas makes floats where one is missing)"
     assert got == [
         ("null", 3, "user", "nothing"),
         ("time unit", 1, "time", "1511544070000, which looks like 'ms'"),

@@ -110,8 +110,12 @@ def test_a_request_counts_the_history_that_it_has():
 
 
 def test_history_actions_that_no_event_has_are_refused():
-    message = r"Columns.history_actions: expected actions that the events have, \['buy', 'click', 's"
-    refused(ValueError, message, data_of, aif.Columns(action="what", history_actions=("clik",)))
+    columns, ratings = aif.Columns(action="what", history_actions=("2", "clik")), [1 + (w != "shown") for w in TABLE["what"]]
+    assert [p.got for p in aif.check(TABLE, items=ITEMS, columns=columns).problems] == ["['buy', 'click', 'shown']"] * 2
+    message = r"'what': missing action: expected 'clik' among its values, as Columns.history_actions says, got \['1', '2'\]$"
+    refused(ValueError, message, data_of, columns, TABLE | {"what": ratings})
+    engaged = data_of(dataclasses.replace(columns, history_actions=("2",)), TABLE | {"what": ratings})
+    assert len(engaged.history_log) == sum(w != "shown" for w in TABLE["what"])
 
 
 TASK = Impressions(candidates=3, threshold=2)

@@ -200,9 +200,8 @@ class Pipeline:
         """
         if cursor is None:
             return 0, 0
-        expect(
-            isinstance(cursor, Mapping), "cursor", "`PrefetchedBatch.cursor` of a batch, or None", repr(cursor), error=TypeError
-        )
+        expected = "`PrefetchedBatch.cursor` of a batch, or None"
+        expect(isinstance(cursor, Mapping), "cursor", expected, repr(cursor), error=TypeError)
         if other := "\n".join(differences(cursor.get("pipeline"), self.description, path="pipeline", source="cursor")):
             way_out = "Go on with the data and settings that it was made with, or start without a cursor"
             raise ValueError(f"cursor: expected one of this pipeline, got one of another:\n{other}\n{way_out}")

@@ -55,7 +55,8 @@ class Columns(Fields):
       user_attributes, user_floats: columns of the users file: categories of one value each, and numbers.
       user_id: adds the user's own row as a user attribute.
       item_key, user_key: the id column of the items file and of the users file, where its name differs from that in events.
-      text: columns that are text even where they look like numbers: "07" and "7" are two ids then.
+      text: columns that are text even where they look like numbers: "07" and "7" are two ids then. Ids whose column has another
+        name in another file (`item_key`, `user_key`): name both.
       scale: floats enter the network as (x - mean) / deviation over the files that training reads, outliers clipped
         (`Encoder.scales`); False takes them as they are, which suits numbers of about -1..1.
 

@@ -95,9 +95,8 @@ class Encoder:
             fits = len(scale) == 2 or (len(scale) == 4 and scale[2] < scale[3])
             expected = "(mean, deviation), or with low < high (mean, deviation, low, high)"
             expect(fits, f"Encoder.scales[{name!r}]", expected, scale)
-        if self.engaged is not None and not self.engaged.all():
-            known = np.asarray(self.vocabularies["action"].raw).tolist()
-            expect(False, "Columns.history_actions", f"actions that the events have, {known}", self.columns.history_actions)
+        known = self.engaged is None or self.engaged.all()
+        expect(known, "Columns.history_actions", "actions that the vocabulary 'action' has", self.columns.history_actions)
         object.__setattr__(self, "schema", dataclasses.replace(self.schema, encoding=self.version))
 
     def __repr__(self) -> str:
@@ -137,10 +136,8 @@ class Encoder:
         self, rows: Mapping[str, np.ndarray], floats: Mapping[str, np.ndarray], content: np.ndarray | None
     ) -> ItemFeatures:
         """Return features of n items: rows int32 [n] or [n, bag length] by vocabulary, float32 [n] by column, content."""
-        width = self.content
-        fits = width == (0 if content is None else content.shape[1])
-        got = "none; give content=" if content is None else content.shape[1]
-        expect(fits, "items", f"a content embedding of width {width}", got)
+        width = 0 if content is None else content.shape[1]
+        expect(width == self.content, "items", f"a content embedding of width {self.content}", width)
 
         def stack(names: tuple[str, ...]) -> np.ndarray:
             return stacked([floats[name] for name in names], len(rows["item"]))
@@ -180,8 +177,10 @@ class Encoder:
     @functools.cached_property
     def engaged(self) -> np.ndarray | None:
         """int32 action rows of `Columns.history_actions`, whose events histories hold; None for every event."""
-        chosen = self.columns.history_actions
-        return self.action_rows(list(chosen)) if chosen else None
+        if not (chosen := self.columns.history_actions):
+            return None
+        actions, rows = self._listed_actions["strings"]  # a command line names integers as text
+        return rows[actions.encode(list(map(str, chosen)))]
 
     def expect_of_user(self, events: Any, user: Any) -> None:
         """Raise ValueError for raw events of several users, or of another one than the raw id `user`, None for any one.
@@ -238,12 +237,13 @@ class Encoder:
 
     @functools.cached_property
     def _listed_actions(self) -> dict[str, tuple[Vocabulary, np.ndarray]]:
-        """For text and for integers: the vocabulary of `Columns.actions`, and the action of each of its rows."""
-        numbers: dict[Any, int] = {str(value): number for number, value in enumerate(self.columns.actions, start=1)}
+        """For text and for integers: all actions as a vocabulary of that kind, and the action of each of its rows."""
+        listed = self.columns.actions or self.vocabularies["action"].raw.tolist()
+        numbers: dict[Any, int] = {str(value): number for number, value in enumerate(listed, start=1)}
         integers: dict[Any, int] = {int(text): number for text, number in numbers.items() if re.match(WHOLE, text)}
         return {
-            kind: (Vocabulary(list(listed)), np.array([0, *(listed[value] for value in sorted(listed))], np.int32))
-            for kind, listed in (("strings", numbers), ("integers", integers))
+            kind: (Vocabulary(list(rows)), np.array([0, *(rows[value] for value in sorted(rows))], np.int32))
+            for kind, rows in (("strings", numbers), ("integers", integers))
         }
 
     def profile(self, user: Mapping[str, Any] | None) -> tuple[dict[str, Any], np.ndarray]:
@@ -289,16 +289,16 @@ class Encoder:
             kept &= np.isin(self.action_rows(raw[str(columns.action)]), self.engaged)
         if np.count_nonzero(kept) > self.length:  # the newest, and what ties with the oldest: `history_order` chooses
             kept &= time >= np.partition(time[kept], -self.length)[-self.length]
-        at = slice(None) if kept.all() else np.flatnonzero(kept)
+        at = None if kept.all() else np.flatnonzero(kept)
         name = f"events, column {columns.item!r}"
         values = self._as_read(select(raw[columns.item], at), columns.item, "item", name)
         item = expect_1d(self.vocabularies["item"].encode(values, name), name)
         action = np.ones(len(item), np.int32)
         if columns.action is not None:
             action = expect_1d(self.action_rows(select(raw[columns.action], at)), f"events, column {columns.action!r}")
-        time = time[at]
+        time = select(time, at)
         order = history_order(time, item, action, ids=lambda at: id_array(as_ids(select(values, at), name, short=False)))
-        latest = slice(None, -self.length - 1, -1)
+        latest = slice(None, -self.length - 1, -1)  # the last `length`, the most recent first
         item, action, time = (values[order][latest] for values in (item, action, time))
         return item, action, time if per_second == 1 else time // per_second
 

@@ -40,9 +40,9 @@ def plain(values: Any) -> Any:
     return values.to_pylist() if listed else values.to_numpy(zero_copy_only=False)
 
 
-def select(values: list[Any] | np.ndarray, at: np.ndarray | slice) -> Any:
-    """Return some values of a column; a slice means all of them."""
-    return values if isinstance(at, slice) else [values[i] for i in at] if isinstance(values, list) else values[at]
+def select(values: list[Any] | np.ndarray, at: np.ndarray | None) -> Any:
+    """Return some values of a column; None for all of them."""
+    return values if at is None else [values[i] for i in at] if isinstance(values, list) else values[at]
 
 
 def expect_1d(array: np.ndarray, where: str, what: str = "value") -> np.ndarray:

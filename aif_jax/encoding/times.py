@@ -87,11 +87,8 @@ def iso_text(seconds: int) -> str:
 def expect_plausible(value: np.ndarray, name: str, *, unit: TimeUnit, dated: bool = False) -> None:
     """Raise ValueError for a time that cannot be in `unit`; `dated`: read from dates, so not tested for a coarser unit."""
     late, coarse, ancient = wrong_unit(value, unit=unit, dated=dated)
-    for wrong, expected in (
-        (late, "before 2100"),
-        (coarse, "that looks like no coarser unit"),
-        (ancient, f"of at least {FLOOR * PER_SECOND[unit]}"),
-    ):
+    least = f"of at least {FLOOR * PER_SECOND[unit]}"
+    for wrong, expected in ((late, "before 2100"), (coarse, "that looks like no coarser unit"), (ancient, least)):
         if wrong.any():
             got = int(value[wrong].flat[0]) if value.ndim else int(value)
             looks = f", which looks like {likely_unit(got)!r}" if got > MODERN and not dated else ""

@@ -44,6 +44,9 @@ def read_cascade(
       Cascade(1 requests of up to 1,024 candidates: 1 exposed, 1 ranked, 0 pre_ranked, 1 retrieved; labels ['ranker'])
     """
     named = dict(labels) if isinstance(labels, Mapping) else {name: name for name in labels}
+    taken = ("stage", data.columns.user, data.columns.item, data.columns.time)
+    good = not set(taken) & set(named) and len(set(named.values())) == len(named)
+    expect(good, "labels", f"columns other than {taken}, each under another name", labels)
     kinds: dict[str, Kind] = {"stage": "action", **dict.fromkeys(named, "number")}
     lines, users, rows, time = _lines(source, data, kinds, name="cascade")
     codes = encode_listed("stage", lines, "stage", STAGES) - 1

@@ -54,7 +54,7 @@ def check(
 
     | problem | means |
     |---|---|
-    | missing column, wrong type, wrong number of fields, wrong length | not the table that `columns` describes |
+    | missing column, missing action, wrong type, wrong number of fields, wrong length | not what `columns` describes |
     | no rows, unreadable file | not a table, or an incomplete one |
     | null, not finite, negative id | a value that must be there, be finite, be 0 or more |
     | position | no whole number of 0 or more |

@@ -90,9 +90,7 @@ def read(
         expect(encoder is None, "encoder", "none with earlier=, whose encoder it is", encoder)
         encoder = earlier.need_encoder("read earlier")
     expect(unknown in ("error", "skip"), "unknown", "'error' or 'skip'", repr(unknown))
-    if encoder is not None:
-        expect(columns in (None, encoder.columns), "columns", f"those of the encoder, {encoder.columns}, or none", columns)
-        columns = encoder.columns
+    columns = columns or (encoder and encoder.columns)
     if columns is None:
         raise ValueError("columns: expected Columns, or an encoder that has them, got neither; give columns=")
     named = (*columns.user_attributes, *columns.user_floats)
@@ -193,7 +191,7 @@ def _encoded(
 ) -> tuple[np.ndarray, ItemFeatures]:
     """Return raw ids and features of the items of a table, see `read_items`."""
     columns, rows, codes = encoder.columns, {}, table.codes[encoder.columns.item_id]
-    ids = codes.values(encoder.vocabularies["item"].kind or _kind([codes], as_text=columns.item_id in columns.text))
+    ids = codes.values(encoder.vocabularies["item"].kind or _kind([codes], text=columns.item_id in columns.text))
     for column, name in columns.vocabularies("items").items():
         _, (rows[name],) = encode_columns(name, [(table, column)], given=encoder.vocabularies[name])
     table.problems.expect_none(*SKIPPED)
@@ -234,6 +232,8 @@ def read_tables(
     With an `encoder` its ids are the known ones; with `grow` those of both, except for actions. `sources` are in the order
     events, items, users: the last one with a vocabulary names its ids.
     """
+    if encoder is not None:
+        expect(columns == encoder.columns, "columns", f"those of the encoder, {encoder.columns}, or none", columns)
     tables: dict[TableName, LoadedTable] = {
         name: read_table(source, columns.of(name, statistics=False), problems, columns=columns, name=name)
         for name, source in sources.items()
@@ -256,6 +256,11 @@ def read_tables(
         for (name, _), rows_of_table in zip(places, found, strict=True):
             rows[name][vocabulary] = rows_of_table
     vocabularies = {name: known.get(name, Vocabulary([])) for name in vocabulary_names(columns)}
+    if columns.history_actions and "action" in vocabularies:
+        listed, chosen = (set(map(str, names)) for names in (vocabularies["action"].raw.tolist(), columns.history_actions))
+        for lost in sorted(chosen - listed):
+            expected = f"{lost!r} among its values, as Columns.history_actions says"
+            problems.add("missing action", tables["events"].label, None, columns.action, expected, f"{sorted(listed)}")
     for file, which, column in (("items", "item", columns.item_id), ("users", "user", columns.user_record_id)):
         if file in tables:
             _note_duplicates(tables[file], column, which, rows[file][which], vocabularies[which])
@@ -276,8 +281,7 @@ def encode_columns(
     where there is one; with `grow`, both.
     """
     held = [table.codes.pop(column) for table, column in members]
-    kind = given.kind if given is not None else None
-    kind = kind or _kind(held, as_text=any(column in table.columns.text for table, column in members))
+    kind = (given.kind if given else None) or _kind(held, text=any(column in table.columns.text for table, column in members))
     distinct = [codes.of_kind(kind) for codes in held]
     vocabulary = given
     if vocabulary is None or grow:
@@ -311,12 +315,12 @@ def encode_columns(
     return vocabulary, found
 
 
-def _kind(members: list[Codes], *, as_text: bool) -> IdKind:
+def _kind(members: list[Codes], *, text: bool) -> IdKind:
     """Return whether a vocabulary is of integers or of text."""
     members = [codes for codes in members if codes.type is not None]
     typed = [codes.type == "int64" for codes in members if not codes.parsed]
     whole = any(typed) if typed else not members or any(codes.looks_whole for codes in members)
-    return "integers" if whole and not as_text else "strings"
+    return "integers" if whole and not text else "strings"
 
 
 def encode_listed(name: str, table: LoadedTable, column: str, listed: Sequence[Any]) -> np.ndarray:

@@ -246,6 +246,7 @@ def _array(values: Any, name: str) -> Any:
         return arrow.FixedSizeListArray.from_arrays(arrow.array(np.ascontiguousarray(values).reshape(-1)), values.shape[1])
     if isinstance(values, np.ndarray) and values.dtype.kind in "UT":
         return arrow.array(values.tolist(), arrow.large_string())
+    expect(hasattr(values, "__len__"), name, "a list or an array", f"{values!r:.80}", error=TypeError)
     kinds = set() if isinstance(values, np.ndarray) and values.dtype.kind != "O" else set(map(type, values)) - {type(None)}
     if np.bool_ in kinds and kinds - {np.bool_, bool}:  # Arrow would make 1 of np.True_
         raise TypeError(f"{name}: expected values of one kind, got booleans among others")
@@ -372,7 +373,8 @@ class Cells(NamedTuple):
         arrow, cells = pyarrow(), self
         cells.note_nulls("a time")
         if cells.file.is_text:
-            date = arrow.timestamp("ns", getattr(looks, "tz", None)), "a date and time from 1823 to 2099"
+            zone = getattr(looks, "tz", None)
+            date = arrow.timestamp("ns", zone), f"a date and time from 1823 to 2099, with{'' if zone else 'out'} a zone"
             number = arrow.int64(), "a whole number, or a date and time, all of them with a zone or none"
             cells = cells.cast(*(date if is_dated(looks) else number))
         values, dated = cells.values, is_dated(cells.values.type)
@@ -398,7 +400,7 @@ class Cells(NamedTuple):
         arrow, test, values = pyarrow(), pyarrow("pyarrow.types"), self.values
         if test.is_null(values.type):
             values = values.cast(arrow.int64())
-        if test.is_uint64(values.type):
+        if test.is_uint64(values.type) or test.is_decimal(values.type):
             values = self.cast(arrow.int64(), "an integer below 2^63").values
         coded = values.dictionary_encode()
         target = arrow.large_string() if text or is_text(coded.dictionary.type) else arrow.int64()
@@ -438,14 +440,14 @@ def expected_type(type_: Any, kind: Kind, *, parsed: bool, named: bool) -> str:
     value = value.value_type if test.is_dictionary(value) else value
     number = test.is_floating(value) or test.is_decimal(value)
     boolean, empty = test.is_boolean(value), test.is_null(value)
-    integer = test.is_integer(value) or (boolean and kind != "time")
+    integer = test.is_integer(value) or (kind != "time" and (boolean or (test.is_decimal(value) and value.scale == 0)))
     words = is_text(value) or empty or (parsed and (not number or named))  # text may look like dates
     numbers = ((parsed or empty or integer or number) and not listed, "numbers")
     # booleans can be an attribute, and name nobody
     names = (words or integer) and not listed and not (boolean and kind == "id")
     bag = parsed or is_text(value) or empty or (listed and integer)
     fits, expected = {
-        "vector": (listed and (empty or integer or number), "lists of numbers (in text files give the content by itself)"),
+        "vector": (listed and (empty or integer or number), "lists of numbers, of Parquet or a table in memory"),
         "bag": (bag, "lists of integers or text, or text to be split"),
         "time": ((parsed or empty or integer or is_dated(value)) and not listed, "whole numbers or timestamps"),
         "float": numbers,
@@ -605,7 +607,7 @@ class LoadedTable:
         expected = expected_type(value, kind, parsed=batch.file.is_text, named=name in self.columns.text)
         if expected:
             lost = kind in CODED and (test.is_floating(value) or test.is_decimal(value))
-            why = "pandas makes floats of integers where one is missing"
+            why = "cast to int64 if these are integers, of which pandas makes floats where one is missing"
             if batch.file.is_text:
                 why = "these look like numbers that are no 64-bit integers; name the column in Columns.text to keep it text"
             self.problems.add("wrong type", batch.file, None, name, expected, f"{type_} ({why})" if lost else str(type_))
