@@ -155,14 +155,14 @@ def expect_integers(value: Any, name: str, *, size: int) -> np.ndarray:
 def expect_range(array: np.ndarray, name: str, *, size: int) -> None:
     """Raise ValueError unless all values are in [0, size)."""
     if array.size and (array.min() < 0 or array.max() >= size):
-        _refuse(array, (array < 0) | (array >= size), f"{name}: expected values in [0, {size})")
+        expect_entries((array >= 0) & (array < size), array, name, f"values in [0, {size})")
 
 
 def expect_finite(array: np.ndarray, name: str, *, minimum: float = -np.inf) -> None:
     """Raise ValueError unless all values are finite and at least `minimum`."""
     if array.size and not (np.isfinite(low := array.min()) and np.isfinite(array.max()) and low >= minimum):
         wanted = "finite values" if minimum == -np.inf else f"finite values of at least {minimum:g}"
-        _refuse(array, ~(np.isfinite(array) & (array >= minimum)), f"{name}: expected {wanted}")
+        expect_entries(np.isfinite(array) & (array >= minimum), array, name, wanted)
 
 
 def expect_like_scores(shape: tuple[int, ...], name: str, scores: tuple[int, ...]) -> None:
@@ -180,7 +180,9 @@ def expect_names(got: Any, name: str, wanted: Any) -> None:
         raise ValueError(f"{name}: expected keys {sorted(wanted)}, got {sorted(got)} (missing {missing}, extra {extra})")
 
 
-def _refuse(array: np.ndarray, bad: np.ndarray, message: str) -> None:
-    """Raise ValueError for the first bad value."""
-    at = tuple(map(int, np.unravel_index(np.argmax(bad), array.shape)))
-    raise ValueError(f"{message}, got {array[at]} at {f'position {list(at)}' if at else 'the only position'}")
+def expect_entries(fits: np.ndarray, array: np.ndarray, name: str, expected: str) -> None:
+    """Raise ValueError for the first entry of an array that does not fit."""
+    if not fits.all():
+        at = tuple(map(int, np.unravel_index(np.argmin(fits), fits.shape)))
+        place = f"position {list(at)}" if at else "the only position"
+        raise ValueError(f"{name}: expected {expected}, got {array[at]} at {place}")

@@ -141,11 +141,6 @@ def items(count: int, *, seed: int = 1) -> aif.ItemFeatures:
     return catalogue().features(np.random.default_rng(seed).integers(1, ITEMS, count))
 
 
-def part(tree: Any, at: Any) -> Any:
-    """Some rows of every array."""
-    return jax.tree.map(lambda leaf: leaf[at], tree)
-
-
 def without_gradient(model: aif.PreRanker, params: dict[str, Any], user: aif.UserFeatures) -> list[str]:
     """The trained parameters that the logits of some items do not depend on."""
     trained = {key: group for key, group in params.items() if key != "fitted"}

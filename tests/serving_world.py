@@ -13,6 +13,7 @@ from aif_jax import Trained
 from aif_jax.index import ItemIndex
 from aif_jax.serving import AsyncPreRanker, Candidates, Request, ServingConfig
 from aif_jax.serving.programs import Programs
+from aif_jax.trees import take
 from aif_jax.types import ItemFeatures
 from tests import demo
 
@@ -38,7 +39,7 @@ class World:
 
     def take(self, rows: np.ndarray) -> ItemFeatures:
         """Features of some items."""
-        return demo.part(self.features, rows)
+        return take(self.features, rows)
 
     def other_params(self, seed: int) -> Any:
         """Parameters as another training might have left them."""

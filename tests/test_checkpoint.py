@@ -196,7 +196,7 @@ def test_what_cannot_be_saved_is_refused(tmp_path):
     run = aif.Checkpoints(tmp_path / "a")
     for leaf in (object(), np.array(["a", "bcd"])):
         refused(ValueError, "params/item: expected an array of numbers, got ", run.save_async, 1, {"item": leaf}, CONFIG)
-    refused(ValueError, "expected at least one array", run.save_async, 1, {}, CONFIG)
+    refused(ValueError, "checkpoint: expected at least one array", run.save_async, 1, {}, CONFIG)
     twice = {"a/b": np.ones(1), "a": {"b": np.ones(1)}}
     refused(ValueError, "expected a different path for every leaf", run.save_async, 1, twice, CONFIG)
     assert run.steps == [] and not list(tmp_path.glob("a/*"))

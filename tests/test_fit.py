@@ -74,7 +74,6 @@ def test_evaluation_is_that_of_the_slice_and_of_the_run(data, run):
     refused(ValueError, "k: expected None or at least 1, got 0", run.evaluate, data, k=0)
     columns = dataclasses.replace(data.encoder.columns, time="another name")
     encoder = dataclasses.replace(data.encoder, columns=columns)
-    refused(EncodingMismatch, "Dataset.catalogue: expected the encoding", dataclasses.replace, data, encoder=encoder)
     catalogue = dataclasses.replace(data.catalogue, schema=encoder.schema)
     other = dataclasses.replace(data, catalogue=catalogue, encoder=encoder)
     refused(EncodingMismatch, "data: expected the encoding", run.evaluate, other)
@@ -153,7 +152,7 @@ def test_a_folder_of_another_run_is_refused(data, small, run, tmp_path):
         ({"epochs": 3}, ValueError, r"expected a run with these settings, found another:\n  fit.epochs: expected 3, the"),
         ({"task": NextItem(negatives=4, evaluated=20)}, ValueError, "fit.task.negatives: expected 4, the run has 3"),
         ({"task": mine}, ValueError, "fit task: expected one of NextItem, Impressions, .* others by make_step, got"),
-        (foreign, FileExistsError, "found checkpoints without settings; give another `out`"),
+        (foreign, FileExistsError, "got checkpoints without settings; give another `out`"),
         (fresh | {"batch_size": 5000}, ValueError, "samples: expected at least one batch of batch_size=5000 to train on, got"),
     ):
         refused(error, message, fit, small, data, **given | changes)
@@ -185,7 +184,6 @@ def test_a_run_without_a_validation_slice_keeps_the_last_checkpoint(data, small)
 
 
 @pytest.mark.parametrize("wrong, message", [
-    ({"epochs": 0}, "FitConfig.epochs: expected at least 1, got 0"),
     ({"validation": 0.0}, "FitConfig.keep_best: expected None without a validation slice, got 'gauc'"),
     ({"keep_best": "hr@100"}, r"FitConfig.keep_best: expected one of \['auc', .*'hr@10', 'ndcg@10'\], got 'hr@100'"),
     ({"task": Impressions(candidates=1, threshold=9)}, r"threshold: expected an action row in \[2, 3\): 1 is 1, 2 is 2, got 9"),

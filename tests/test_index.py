@@ -23,9 +23,10 @@ from aif_jax.readers import encode_items
 from aif_jax.store import sealed
 from aif_jax.store.codec import Packed, Scaled, decode, encode, pack, unpack
 from aif_jax.store.folders import CheckpointError
+from aif_jax.trees import take
 from tests import demo
 from tests.beside import meanwhile
-from tests.demo import part, same
+from tests.demo import same
 from tests.refusals import refused
 from tests.writer_world import CONFIG, MODEL, PARAMS, TRAINED, build, features
 
@@ -66,7 +67,7 @@ def test_every_kind_of_model_scores_from_the_table_as_from_features(variant):
     candidates, _ = index.lookup([7, 3, 11])
     with index.reading() as table:
         got = jax.jit(lambda table, rows: model.interaction(params, state, index.decode(table, rows)))(table, candidates)
-    items = part(features, np.array([7, 3, 11]))
+    items = take(features, np.array([7, 3, 11]))
     want = jax.jit(lambda items: model.interaction(params, state, jax.vmap(model.item, (None, 0))(params, items)))(items)
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
@@ -90,7 +91,7 @@ def test_lookup(index):
     ([True], "got dtype bool"),
 ])  # fmt: skip
 def test_ids_that_are_none_are_refused_and_do_not_make_all_unknown(index, bad, message):
-    for call in (index.lookup, index.delete, lambda ids: index.upsert(ids, part(FEATURES, slice(len(ids))))):
+    for call in (index.lookup, index.delete, lambda ids: index.upsert(ids, take(FEATURES, slice(len(ids))))):
         refused(TypeError, f"ids: .*{message}", call, bad)
 
 
@@ -129,7 +130,7 @@ def test_old_snapshots_keep_their_rows():
         for old, new in zip(jax.tree.leaves(wanted), jax.tree.leaves(changed), strict=True):
             old[at] = new[at]
         expected.append(wanted)
-        snapshots.append(snapshots[-1].upsert(IDS[at], part(changed, at)))
+        snapshots.append(snapshots[-1].upsert(IDS[at], take(changed, at)))
     assert snapshots[-1].capacity == first.capacity, "updates in place, or this test shows nothing"
     assert snapshots[-1]._store is first._store
     assert same(first.take(IDS)[0], before)
@@ -158,8 +159,8 @@ def test_rows_come_back_when_their_snapshots_are_gone():
 def test_delete_and_insert(index):
     less = index.delete(IDS[:10])
     assert len(less) == 290 and not less.lookup(IDS[:10])[1].any() and index.lookup(IDS[:10])[1].all()
-    assert less.delete([4]) is less and less.delete([]) is less and index.upsert([], part(FEATURES, slice(0))) is index
-    again = less.upsert(IDS[:3], part(FEATURES, slice(3)))
+    assert less.delete([4]) is less and less.delete([]) is less and index.upsert([], take(FEATURES, slice(0))) is index
+    again = less.upsert(IDS[:3], take(FEATURES, slice(3)))
     assert len(again) == 293 and same(again.take(IDS[:3])[0], index.take(IDS[:3])[0])
     assert np.array_equal(again.ids, np.sort(np.concatenate([IDS[:3], IDS[10:]])))
 
@@ -174,8 +175,8 @@ def test_growth_keeps_old_and_new_snapshots(index):
 
 def test_an_update_of_an_older_snapshot_branches_off():
     root = make()
-    left = root.upsert([1], part(FEATURES, [0]))
-    right = root.upsert([2], part(FEATURES, [1])).delete(IDS[:1])
+    left = root.upsert([1], take(FEATURES, [0]))
+    right = root.upsert([2], take(FEATURES, [1])).delete(IDS[:1])
     assert left.lookup([1, 2, IDS[0]])[1].tolist() == [True, False, True]
     assert right.lookup([1, 2, IDS[0]])[1].tolist() == [False, True, False]
     assert root.lookup([1, 2, IDS[0]])[1].tolist() == [False, False, True]
@@ -271,12 +272,12 @@ def test_score_error_of_compact_storage(index, storage, limit):
 def test_sources():
     names = [f"sku-{i}" for i in range(49)]
     attributes = {name: ids[:49] for name, ids in FEATURES.ids.items() if name != "item"}
-    rest = part(FEATURES, slice(49))
+    rest = take(FEATURES, slice(49))
     rest = dict(floats=rest.floats, content=rest.content, side=rest.side)
     catalogue = aif.Catalogue.from_items(trained().config.schema, names, ids=attributes, **rest)
     named = ItemIndex.build(trained(), catalogue, batch_size=64, progress=False)
     assert same(named.take(catalogue.raw)[0].side, catalogue.features(np.arange(1, 50)).side)
-    assert len(named.upsert(["sku-1", "new"], part(FEATURES, slice(2)))) == 50
+    assert len(named.upsert(["sku-1", "new"], take(FEATURES, slice(2)))) == 50
     for source, error, message in (
         (3, TypeError, "catalogue: expected a Catalogue, raw items as `aif.read` takes them, or batches .*, got int"),
         ("items.csv", ValueError, "raw items: expected a model with an encoder"),
@@ -353,7 +354,7 @@ def test_raw_updates(raw):
 def test_a_stream_of_unknown_length_grows_the_table():
     many = demo.items(3000, seed=2)
     cuts = [0, 100, 100, *range(107, 300, 7), *range(300, 3001, 500), 3000]
-    stream = [(np.arange(i, j), part(many, slice(i, j))) for i, j in itertools.pairwise(cuts)]
+    stream = [(np.arange(i, j), take(many, slice(i, j))) for i, j in itertools.pairwise(cuts)]
     streamed = ItemIndex.build(trained(), iter(stream), batch_size=64, progress=False)
     assert same(streamed.take(np.arange(3000))[0], make(many, np.arange(3000)).take(np.arange(3000))[0])
     message = "capacity: expected at least the catalogue's items, got 2000"
@@ -372,16 +373,16 @@ def test_strings_are_found_by_what_they_are():
     assert index.lookup(names)[1].all() and index.lookup(np.array(names))[1].all()
     assert index.lookup(["7", "007", "", "007 "])[1].tolist() == [False, True, False, False]
     assert np.array_equal(index.ids, np.sort(hashes(names))) and hashes([]).shape == (0,)
-    assert not make(part(FEATURES, slice(0)), []).lookup(names)[1].any() and len(index.lookup([])[0]) == 0
+    assert not make(take(FEATURES, slice(0)), []).lookup(names)[1].any() and len(index.lookup([])[0]) == 0
     for form in (np.array(names), np.array(names, np.dtypes.StringDType())):
         assert np.array_equal(ids_module.raw_keys(form, "ids"), hashes(names))
     assert len(np.unique(hashes([f"item {i}" for i in range(100_000)]))) == 100_000
     refused(TypeError, "ids: expected strings, got integers", index.lookup, np.arange(3))
-    one = part(FEATURES, slice(1))
+    one = take(FEATURES, slice(1))
     for call in (index.lookup, index.delete, lambda ids: index.upsert(ids, one), lambda ids: make(one, ids)):
         refused(ValueError, "expected ids of at most 1024 characters, got 1025 at position 0", call, ["x" * 1025])
     less = index.delete(["007", "nothing"])
-    assert len(less) == 299 and len(less.upsert(["007", "300"], part(FEATURES, slice(2)))) == 301
+    assert len(less) == 299 and len(less.upsert(["007", "300"], take(FEATURES, slice(2)))) == 301
     assert same(less.take(["008"])[0], index.take(["008"])[0])
 
 
@@ -390,23 +391,23 @@ def test_two_strings_with_one_hash_are_two_items(monkeypatch):
     clash = lambda strings: np.array([(len(text), sum(map(ord, text))) for text in strings], TEXT)  # noqa: E731
     monkeypatch.setattr(ids_module, "hashes", clash)
     names = ["a", "b", "c", "dd"]
-    index = make(part(FEATURES, slice(4)), names)
+    index = make(take(FEATURES, slice(4)), names)
     whole = index.take(names)[0]
     assert index.lookup([*names, "e"])[1].tolist() == [True] * 4 + [False]
-    updated = make(part(FEATURES, [3, 1]), ["c", "a"]).upsert(["b", "a", "dd", "c"], part(FEATURES, [1, 0, 3, 2]))
+    updated = make(take(FEATURES, [3, 1]), ["c", "a"]).upsert(["b", "a", "dd", "c"], take(FEATURES, [1, 0, 3, 2]))
     assert same(updated.take(names)[0], whole) and same(updated.stored(), index.stored())
     assert updated.delete(["e", "b"]).lookup(names)[1].tolist() == [True, False, True, True]
     message = "expected distinct ids, got repeated ones: one comes twice, at positions 0 and 2"
-    refused(ValueError, message, make, part(FEATURES, slice(3)), ["a", "b", "a"])
+    refused(ValueError, message, make, take(FEATURES, slice(3)), ["a", "b", "a"])
 
 
 def test_what_is_refused(index):
-    bad, twice = jax.tree.map(lambda leaf: np.array(leaf[:1]), FEATURES), part(FEATURES, slice(3))
+    bad, twice = jax.tree.map(lambda leaf: np.array(leaf[:1]), FEATURES), take(FEATURES, slice(3))
     bad.content[0, 3] = np.nan
     for call, message in (
         (lambda: make(twice, [7, 8, 7]), r"got repeated ones: 7 comes twice, at positions 0 and 2 \(1 repeated"),
         (lambda: index.upsert([1, 2], twice), "features: expected 2 items like ids, got 3"),
-        (lambda: index.upsert([EMPTY], part(FEATURES, slice(1))), "expected ids but -9223372036854775808, which is reserved"),
+        (lambda: index.upsert([EMPTY], take(FEATURES, slice(1))), "expected ids but -9223372036854775808, which is reserved"),
         (lambda: index.upsert([1], bad), "ItemFeatures.content: expected finite values, got nan"),
         (lambda: make(storage="float16"), "storage: expected one of .* got 'float16'"),
         (lambda: make(batch_size=0), "batch_size: expected at least 1, got 0"),
@@ -418,16 +419,16 @@ def test_an_update_that_fails_leaves_everything_as_it_was(monkeypatch):
     index = make()
     free = index._store.room
     monkeypatch.setattr(index._store.program, "_compiled", lambda *_: 1 / 0)
-    refused(ZeroDivisionError, "", index.upsert, [1, 2], part(FEATURES, slice(2)))
+    refused(ZeroDivisionError, "", index.upsert, [1, 2], take(FEATURES, slice(2)))
     assert index._store.room == free and len(index) == 300 and not index.lookup([1])[1].any()
 
 
 def test_nothing_compiles_after_the_first_update():
     index = make()
-    index = index.upsert(IDS[:5], part(FEATURES, slice(5)))
+    index = index.upsert(IDS[:5], take(FEATURES, slice(5)))
     with jax.no_tracing():
         for count in (1, 63, 64, 65, 300):
-            index = index.upsert(IDS[:count], part(FEATURES, slice(count))).delete(IDS[:1])
+            index = index.upsert(IDS[:count], take(FEATURES, slice(count))).delete(IDS[:1])
     assert len(index) == 299
 
 

@@ -143,7 +143,6 @@ def test_what_is_no_job(tmp_path):
     refused(ValueError, "bare: expected a model with an encoder", aif.engines.ItemJob, tmp_path / "bare")
     refused(FileNotFoundError, "nowhere", aif.engines.ItemJob, tmp_path / "nowhere")
     refused(ValueError, "storage: expected one of", world.job, storage="int4")
-    refused(ValueError, "batch_size: expected at least 1, got 0", world.job, batch_size=0)
 
 
 def test_batches_of_files_and_of_any_size_are_merged(encoded, whole, tmp_path):

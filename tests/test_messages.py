@@ -33,7 +33,6 @@ PASSED_ON = {
     "service/features.py:UserSource.of": "the encoder's message",
     "store/sealed.py:as_checkpoint_error": "the message of `export.consume`",
     "checkpoint/storage.py:read": "the arrays that a checkpoint lacks, and those that it has",
-    "checks.py:_refuse": "the message of its caller",
 }  # fmt: skip
 """Places whose text comes from elsewhere, and from where."""
 DAMAGE = ("CheckpointError", "SnapshotError", "StreamError", "FileNotFoundError", "FileExistsError")

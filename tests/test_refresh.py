@@ -217,7 +217,7 @@ def test_what_add_writes_is_a_run(run, corrected, tmp_path):
     assert again.evaluate(days, **options).figures() == whole.evaluate(days, **options).figures()
     again.calibrate(days, progress=False).save(tmp_path / "saved")
     assert aif.Run.load(tmp_path / "saved").version == aif.open(tmp_path / "saved").version != again.version
-    with pytest.raises(FileExistsError, match="expected a new folder or one of a run, found a checkpoint; give another `out`"):
+    with pytest.raises(FileExistsError, match="expected a new folder or one of a run, got a checkpoint; give another `out`"):
         world.first(tmp_path / "run")
     aif.checkpoint.save(tmp_path / "bare", run.trained.replace(settings=None))
     with pytest.raises(FileNotFoundError, match="expected the folder of a run, found a checkpoint; open it by aif.open"):

@@ -232,8 +232,6 @@ def test_secrets_are_in_no_message(bucket, tmp_path, caplog):
 
 
 @pytest.mark.parametrize(("call", "error", "message"), [
-    (lambda f: SnapshotStore(f, keep=0), ValueError, "keep: expected at least 1, got 0"),
-    (lambda f: SnapshotStore(f).publish(f / "none"), FileNotFoundError, "expected a folder with files, got none"),
     (lambda f: SnapshotStore(f).publish("s3://b/x"), ValueError, "folder: expected a local path, got the URL"),
     (lambda f: SnapshotStore(f).fetch("s3://b/x"), ValueError, "directory: expected a local path, got the URL"),
     (lambda f: SnapshotStore(f).fetch(f, "latest"), ValueError, "name: expected the name of a snapshot"),

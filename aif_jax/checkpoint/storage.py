@@ -58,8 +58,7 @@ def pack(trees: Mapping[str, Any], record: Mapping[str, Any]) -> Payload:
     """
     expect(is_json(record), "record", "plain JSON", repr(record))
     named = {name: leaves_by_path(tree) for name, tree in trees.items()}
-    if not any(named.values()):
-        raise ValueError(f"expected at least one array to save, got none in {sorted(trees)}")
+    expect(any(named.values()), "checkpoint", "at least one array to save", f"none in {sorted(trees)}")
     for name, tree in named.items():
         for path, leaf in tree.items():
             if not isinstance(leaf, jax.Array) and np.asarray(leaf).dtype.kind in "OSUT":

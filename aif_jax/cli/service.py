@@ -66,8 +66,7 @@ def serve(
     fits, got = is_store == (mirror_folder is not None), f"{folder} and --mirror {mirror_folder}"
     expect(fits, "serve", "a folder, or the URL of a store, file:///PATH on disk, and --mirror", got, error=UsageError)
     root = mirror_folder or Path(folder)
-    if not is_store and not root.is_dir():
-        raise FileNotFoundError(f"{root}: expected an exported folder, got none; write one: aif-jax export")
+    expect(is_store or root.is_dir(), str(root), "an exported folder", "none; write: aif-jax export", error=FileNotFoundError)
     with options.as_usage("--token-file"):
         token = None if token_file is None else token_file.read_text("utf-8").strip()
         expect(token != "", str(token_file), "a token", "an empty file")

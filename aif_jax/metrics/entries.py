@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from aif_jax.checks import expect, expect_finite, expect_integer, expect_like_scores
+from aif_jax.checks import expect, expect_entries, expect_finite, expect_integer, expect_like_scores
 
 
 class Mean(NamedTuple):
@@ -214,15 +214,9 @@ def _checked(scores: Any, labels: Any, where: Any) -> tuple[np.ndarray, np.ndarr
     valid = np.broadcast_to(valid, scores.shape) if where is None else _broadcast(valid, "where", scores.shape)
     if labels.dtype != np.bool_:
         labels = labels.astype(np.float64)
-        _refuse((labels != 0) & (labels != 1) & valid, labels, "labels", "0 or 1")
-    _refuse(np.isnan(scores) & valid, scores, "scores", "no NaN")
+        expect_entries((labels == 0) | (labels == 1) | ~valid, labels, "labels", "0 or 1")
+    expect_entries(~(np.isnan(scores) & valid), scores, "scores", "no NaN")
     return scores, labels, valid
-
-
-def _refuse(wrong: np.ndarray, values: np.ndarray, name: str, expected: str) -> None:
-    if wrong.any():
-        index = [int(place) for place in np.unravel_index(int(np.argmax(wrong)), wrong.shape)]
-        raise ValueError(f"{name}: expected {expected}, got {values[*index]} at {index} ({int(wrong.sum())} such entries)")
 
 
 def _broadcast(value: np.ndarray, name: str, shape: tuple[int, ...]) -> np.ndarray:

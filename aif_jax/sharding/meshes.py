@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from aif_jax.checks import expect
 from aif_jax.trees import is_key
 
 AXIS = "rows"
@@ -58,8 +59,7 @@ def local(array: Any) -> Any:
     """
     if getattr(array, "is_fully_addressable", True):
         return array
-    if not array.is_fully_replicated:
-        raise ValueError(f"expected an array that this process holds whole, got one spread over several: {array.sharding}")
+    expect(array.is_fully_replicated, "array", "one that a process holds whole", f"one spread over several: {array.sharding}")
     return array.addressable_data(0)
 
 
@@ -82,8 +82,7 @@ def place_batch(batch: Any, mesh: Mesh) -> Any:
 
     def one(leaf: Any) -> jax.Array:
         leaf = np.asarray(leaf)
-        if leaf.shape[0] % local:
-            raise ValueError(f"batch: expected samples that are a multiple of {local} devices, got {leaf.shape[0]}")
+        expect(leaf.shape[0] % local == 0, "batch", f"samples that are a multiple of {local} devices", leaf.shape[0])
         return jax.make_array_from_process_local_data(rows(mesh), leaf)
 
     return jax.tree.map(one, batch)

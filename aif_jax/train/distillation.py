@@ -33,6 +33,7 @@ from aif_jax.store import sealed
 from aif_jax.store.trained import Trained, digest
 from aif_jax.train.evaluate import item_rows, predict
 from aif_jax.train.losses import Loss, distill_listwise
+from aif_jax.trees import take
 from aif_jax.types import ItemRow, Params, UserFeatures
 
 LABEL, TEACHER = "label", "teacher"
@@ -172,12 +173,7 @@ def model_scores(model: PreRanker, params: Params, data: Dataset) -> Scores:
 def _scores(params: Params, users: UserFeatures, table: ItemRow, rows: Any, *, model: PreRanker) -> jax.Array:
     """Return logits [B, C] of the interaction function for B users and rows [B, C] of a table."""
     states = jax.vmap(model.user, (None, 0))(params, users)
-
-    def one(request: tuple[Any, Any]) -> jax.Array:
-        state, at = request
-        return model.interaction(params, state, jax.tree.map(lambda leaf: leaf[at], table))
-
-    return jax.lax.map(one, (states, rows))
+    return jax.lax.map(lambda of: model.interaction(params, of[0], take(table, of[1])), (states, rows))
 
 
 def rank_retrieved(

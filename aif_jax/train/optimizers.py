@@ -25,7 +25,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from aif_jax.blocks.block import recent
 from aif_jax.checks import expect
 from aif_jax.config import Config
 from aif_jax.layers import behaviour_fields
@@ -74,8 +73,7 @@ def ids_of(table: str, params: Params, users: UserFeatures, items: ItemFeatures,
     size = schema.table_sizes[table]
     ids = [features.ids[table] for features in (items, users) if table in features.ids]
     if table in schema.behaviour_fields:
-        history = jax.vmap(lambda history: recent(history, config.history_length))(users.history)
-        ids.append(behaviour_fields(params, schema, history.item)[table])
+        ids.append(behaviour_fields(params, schema, users.history.item[:, : config.history_length])[table])
     flat = jnp.concatenate([jnp.zeros(1, jnp.int32), *(jnp.ravel(jnp.asarray(array)) for array in ids)])
     return jnp.where((flat >= 0) & (flat < size), flat, 0)
 

@@ -305,14 +305,12 @@ def evaluation_options(settings: FitSettings, data: Dataset, split: str) -> dict
 
 def expect_resumable(folder: Path, settings: FitSettings) -> None:
     """Raise unless a run can start or go on in a folder: FileExistsError, or ValueError for a run with other settings."""
-    if (folder / METADATA_FILE).is_file():
-        raise FileExistsError(f"{folder}: expected a new folder or one of a run, found a checkpoint; give another `out`")
+    there, new = (folder / METADATA_FILE).is_file(), "a new folder or one of a run"
+    expect(not there, str(folder), new, "a checkpoint; give another `out`", error=FileExistsError)
     if not Checkpoints(folder).steps:
         return
     record = settings_of(folder)
-    if record is None:
-        expected = "a new folder or one of a run"
-        raise FileExistsError(f"{folder}: expected {expected}, found checkpoints without settings; give another `out`")
+    expect(record is not None, str(folder), new, "checkpoints without settings; give another `out`", error=FileExistsError)
     if lines := differences(record, settings.to_json(), path="fit", source="run"):
         raise ValueError(f"{folder}: expected a run with these settings, found another:\n{listed(lines)}")
 

@@ -200,9 +200,8 @@ def case(seed=0, length=30, values=6, kept=0.8, top=None):
 
 
 def check(cache, expected, slots):
-    np.testing.assert_array_equal(cache.value, [s["value"] for s in expected] + [-1] * (slots - len(expected)))
-    np.testing.assert_array_equal(cache.count, [s["count"] for s in expected] + [0] * (slots - len(expected)))
-    np.testing.assert_array_equal(cache.age, [s["age"] for s in expected] + [0] * (slots - len(expected)))
+    for field, empty in (("value", -1), ("count", 0), ("age", 0)):
+        np.testing.assert_array_equal(getattr(cache, field), [s[field] for s in expected] + [empty] * (slots - len(expected)))
     for q, slot in enumerate(expected):
         filled = len(slot["entries"])
         np.testing.assert_array_equal(cache.mask[q], np.arange(cache.mask.shape[1]) < filled)

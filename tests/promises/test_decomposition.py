@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from aif_jax.trees import take
 from tests import demo, lanes, light
 
 CANDIDATES = (0, 1, 5, 40)
@@ -24,22 +25,22 @@ def test_staged_equals_joint(name):
     state, rows = user(params, features), item(params, demo.items(40))
     # one program for all numbers of candidates; XLA shares nothing with the staged programs, which are compiled apart
     every = jax.jit(lambda params, *candidates: [model.joint(params, features, items) for items in candidates])
-    inputs = params, *(demo.part(demo.items(40), slice(count)) for count in CANDIDATES)
+    inputs = params, *(take(demo.items(40), slice(count)) for count in CANDIDATES)
     joint = every.lower(*inputs).compile(light.options())(*inputs)
     for count, logits in zip(CANDIDATES, joint, strict=True):
-        staged = interaction(params, state, demo.part(rows, slice(count)))
+        staged = interaction(params, state, take(rows, slice(count)))
         assert logits.shape == (count,) and logits.dtype == np.float32
         assert count < 2 or np.ptp(np.asarray(logits)) > 1e-3  # scores that do not differ would agree by chance
         np.testing.assert_allclose(staged, logits, atol=1e-5)
     # permuting, splitting and padding candidates change nothing
     order = np.random.default_rng(0).permutation(40)
     whole = np.asarray(interaction(params, state, rows))
-    np.testing.assert_allclose(interaction(params, state, demo.part(rows, order)), whole[order], atol=1e-6)
+    np.testing.assert_allclose(interaction(params, state, take(rows, order)), whole[order], atol=1e-6)
     for at in (np.arange(7, 8), np.arange(3, 8), np.append(np.arange(7), np.zeros(33, int))):
-        np.testing.assert_allclose(interaction(params, state, demo.part(rows, at)), whole[at], atol=1e-6)
+        np.testing.assert_allclose(interaction(params, state, take(rows, at)), whole[at], atol=1e-6)
     # the form for few candidates, which training takes and serving does not
     few = jax.jit(partial(model.user, candidates=1)).lower(params, features).compile(light.options())(params, features)
-    rows = demo.part(rows, slice(5))
+    rows = take(rows, slice(5))
     np.testing.assert_allclose(interaction(params, few, rows), interaction(params, state, rows), atol=1e-5)
 
 
