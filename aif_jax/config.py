@@ -60,10 +60,13 @@ class Config(Fields):
         chains(self.objectives)
         for part in self.blocks:
             BLOCKS.check(part, "Config.blocks")
+            fits, got = isinstance(part.tables, tuple) and isinstance(part.per_item, tuple | None), (part.tables, part.per_item)
+            expect(fits, type(part).__name__, "attributes or properties `tables` and `per_item`, tuples", repr(got))
         HEADS.check(self.head, "Config.head")
         names, taken = [part.name for part in (*self.blocks, *self.tables)], ("tower", "fields", GROUP)
-        expected = f"blocks and tables of different names, none of {', '.join(taken)}"
-        expect(len({*names, *taken}) == len(names) + len(taken), "Config.blocks", expected, names)
+        expected = f"blocks and tables of different names, strings without '/', none of {', '.join(taken)}"
+        fits = all(isinstance(name, str) and "/" not in name for name in names)
+        expect(fits and len({*names, *taken}) == len(names) + len(taken), "Config.blocks", expected, names)
         for part in (*self.blocks, *self.tables):
             part.check(self)
         blocks = {block.name: block.widths(self) for block in self.blocks}

@@ -195,6 +195,8 @@ def _split(rows: jax.Array, sizes: Mapping[str, int]) -> dict[str, jax.Array]:
 def expect_terms(terms: Any, kernels: BlockKernels, item: jax.Array, name: str) -> None:
     """Raise TypeError or ValueError unless a block gives what `HeadInputs` says: sums would broadcast other shapes."""
     expect(isinstance(terms, HeadInputs), name, "HeadInputs", type(terms).__name__, error=TypeError)
+    fits = isinstance(terms.pairs, tuple) and all(isinstance(pair, tuple) and len(pair) == 2 for pair in terms.pairs)
+    expect(fits, f"{name}, pairs", "a tuple of pairs, ((left, right),) for one", jax.tree.map(jnp.shape, terms.pairs))
     named = list(kernels) or "no feature, as `widths` says"
     (count, width), hidden = item.shape, next((kernel.shape[1] for kernel in kernels.values()), 0)
     pairs: Any = tuple(((count, *w), (*w, hidden)) for w in (jnp.shape(pair[-1])[:1] for pair in terms.pairs))

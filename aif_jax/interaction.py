@@ -1,13 +1,11 @@
-"""The interaction component: one UserState x [C] ItemRows -> logits [C], the critical path; a handful of products over C.
-
-Towers and blocks give the features of each (user, candidate) pair, the head (`aif_jax.heads`) makes logits of them.
-"""
+"""The interaction component: one UserState x [C] ItemRows -> logits [C], the critical path; a handful of products over C."""
 
 from collections.abc import Mapping
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from aif_jax import heads
 from aif_jax.blocks.block import expect_arrays, own
@@ -53,8 +51,13 @@ def inputs(params: Params, state: UserState, rows: ItemRow, *, config: Config) -
     expect(isinstance(first, FirstLayer | None), of_head, "a FirstLayer or None", type(first).__name__, error=TypeError)
     kernels = {name: heads.identity(each) for name, each in config.head_features.items()} if first is None else first.kernels
     widths = {name: each for name, each in config.head_features.items() if each and (name != "tower" or name in kernels)}
-    got = {name: {of: jnp.shape(kernel)[0] for of, kernel in each.items()} for name, each in kernels.items() if each}
-    expect(got == widths, of_head, f"kernels [width, H] of the widths {widths}", got)
+    if first is not None:
+        got = {name: {of: jnp.shape(kernel) for of, kernel in each.items()} for name, each in kernels.items() if each}
+        hidden = next((shape[-1:] for each in got.values() for shape in each.values()), jnp.shape(first.bias)[-1:])
+        fits = got == {name: {of: (width, *hidden) for of, width in each.items()} for name, each in widths.items()}
+        fits = fits and (isinstance(first.bias, float) or jnp.shape(first.bias) == hidden)
+        expected = f"kernels [width, H] of the widths {widths} and a bias 0.0 or [H], of one H"
+        expect(fits, of_head, expected, f"{got} and {jnp.shape(first.bias)}")
     if "tower" in kernels:
         given["tower"] = towers(kernels["tower"], jnp.asarray(state.vector), jnp.asarray(rows.vector))
     for block in config.blocks:
@@ -83,8 +86,9 @@ def logits(params: Params, given: Mapping[str, HeadInputs], item: jax.Array, *, 
         features = jnp.concatenate([heads.joined([part], item) for part in parts], -1)
     else:
         features = heads.joined([HeadInputs(once=first.bias), *parts], item)
-    made, shape = jnp.asarray(head.apply(trained, features), jnp.float32), (item.shape[0], config.outputs)
-    expect(made.shape == shape, f"head {type(config.head).__name__}", f"logits of shape {shape}", made.shape)
+    made, shape = head.apply(trained, features), (item.shape[0], config.outputs)
+    expect(np.shape(made) == shape, f"head {type(config.head).__name__}", f"logits of shape {shape}", np.shape(made))
+    made = jnp.asarray(made, jnp.float32)
     direct = [part.logit for part in parts if not isinstance(part.logit, float)]
     offsets = [part.offset for part in parts if not isinstance(part.offset, float)]
     if config.outputs == 1:

@@ -19,7 +19,8 @@ def init(key: jax.Array, config: Config, *, network: layers.Module | None = None
     if config.reads_content:
         params["content"] = layers.dense_init(content, schema.content, width)
         inputs += width
-    return params | {"tower": layers.init_module(network or layers.MLP((*config.towers, width)), tower, inputs)}
+    trained = layers.init_module(network or layers.MLP((*config.towers, width)), tower, inputs)
+    return params | ({"tower": trained} if trained else {})
 
 
 def apply(params: Params, features: ItemFeatures, *, config: Config, network: layers.Module | None = None) -> ItemRow:
@@ -37,7 +38,7 @@ def apply(params: Params, features: ItemFeatures, *, config: Config, network: la
     view = ItemView(config=config, params=params, features=features, vector=made)
     return ItemRow(
         vector=made,
-        fitted=expect_arrays({table.name: table.item(own(params, table), features) for table in config.tables}, "item", object),
-        blocks=expect_arrays({block.name: block.item(own(params, block), view) for block in config.blocks}, "item", object),
+        fitted=expect_arrays({table.name: table.item(own(params, table), features) for table in config.tables}, "item"),
+        blocks=expect_arrays({block.name: block.item(own(params, block), view) for block in config.blocks}, "item"),
         side={name: jnp.asarray(features.side[name]) for name in config.schema.side},
     )

@@ -14,6 +14,7 @@ from aif_jax.catalogue import Catalogue
 from aif_jax.checks import check_encoding, expect
 from aif_jax.config import Config
 from aif_jax.scores import GROUP
+from aif_jax.trees import leaves_by_path
 from aif_jax.types import ItemFeatures, Params, UserFeatures
 
 
@@ -21,7 +22,7 @@ class Component(NamedTuple):
     """A part of a model: `init(key, config)` gives its parameters, `apply(params, inputs..., config=...)` what it computes.
 
     Attributes:
-      init: `(key, config) -> params`, the component's group of parameters.
+      init: `(key, config) -> params`, the component's group of parameters: nested dicts of floats by strings.
       apply: `(params, inputs, ..., config=config)`; `params` are all groups of the model.
     """
 
@@ -93,9 +94,8 @@ def assemble(config: Config, *, user: Component | layers.Module = USER, item: Co
     A Flax module as `user` or `item` replaces the MLP of that tower: from the tower's inputs [w] of ONE user or item to the
     vector [D]; blocks stay as they are. An NNX module is one by `nnx.bridge.to_linen`.
 
-    Each component's `init(key, config)` gives the parameter group of its name; `apply` sees all groups. A component of yours
-    calls the blocks of the config as `aif_jax.user` and `aif_jax.item` do. One that reads embedding rows of other ids than its
-    features hold trains with `sparse=()`, see `train.make_step`.
+    A component of yours calls the blocks of the config as `aif_jax.user` and `aif_jax.item` do. One that reads embedding rows
+    of other ids than its features hold trains with `sparse=()`, see `train.make_step`.
 
     The config of the model names the functions that replace the package's (`Config.assembled`). What is saved of the model is
     opened with `model=` alone, by `aif.open`, `Run.load` and `export.restore`; commands cannot open it.
@@ -123,8 +123,7 @@ def assemble(config: Config, *, user: Component | layers.Module = USER, item: Co
             expect(not trained.keys() & fitted.get(name, {}).keys(), name, "`init` of other names than `fit`", sorted(trained))
         return {
             "embedding": layers.embedding_init(keys["embedding"], config.schema, config.width),
-            "user": user.init(keys["user"], config),
-            "item": item.init(keys["item"], config),
+            **expect_arrays({"user": user.init(keys["user"], config), "item": item.init(keys["item"], config)}, "init"),
             "blocks": {name: trained for name, trained in blocks.items() if trained},
             "head": interaction.init(keys["head"], config),
             "fitted": fitted,
@@ -196,9 +195,10 @@ def _check_fitted(config: Config, fitted: Params) -> None:
     extra = fitted.keys() - wanted - {block.name for block in config.blocks} - {GROUP}
     got = f"{sorted(fitted)}; fit_tables makes them for a config"
     expect(wanted <= fitted.keys() and not extra, "fitted", sorted(wanted), got)
-    found = fitted["fields"] | {name: fitted[name]["table"] for name in tables}
+    found = fitted["fields"] | {f"{name}/table": fitted[name].get("table") for name in tables}
     for block in config.blocks:
-        found |= {f"{block.name}/{name} (per_item)": fitted.get(block.name, {}).get(name) for name in block.per_item or ()}
+        arrays = leaves_by_path(fitted.get(block.name, {}))
+        found |= {f"{block.name}/{path} (per_item)": arrays.get(path) for path in block.per_item or ()}
     for path, table in found.items():
         shape = getattr(table, "shape", ())
         expect(shape[:1] == (size,), "fitted", f"{size} rows in {path}, one for each item", f"shape {list(shape)}")

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from aif_jax import layers
-from aif_jax.blocks.block import UserView, own
+from aif_jax.blocks.block import UserView, expect_arrays, own
 from aif_jax.checks import expect
 from aif_jax.config import Config
 from aif_jax.types import Params, UserFeatures, UserState
@@ -31,9 +31,8 @@ def init(key: jax.Array, config: Config, *, network: layers.Module | None = None
     if config.sequence:
         params["norm"] = layers.init_module(layers.NORM, next(keys), width)
         params["feed_forward"] = layers.init_module(layers.MLP((2 * width, width)), next(keys), width)
-    module = network or layers.MLP((*config.towers, width))
-    params["tower"] = layers.init_module(module, next(keys), (2 + config.sequence) * width)
-    return params
+    trained = layers.init_module(network or layers.MLP((*config.towers, width)), next(keys), (2 + config.sequence) * width)
+    return params | ({"tower": trained} if trained else {})
 
 
 def apply(
@@ -46,7 +45,7 @@ def apply(
 ) -> UserState:
     """Return UserState of ONE user; `candidates`: how many it will score, where that is known, see `UserView`."""
     view = UserView(config=config, params=params, features=features, candidates=candidates)
-    blocks = {block.name: block.user(own(params, block), view) for block in config.blocks}
+    blocks = expect_arrays({block.name: block.user(own(params, block), view) for block in config.blocks}, "user")
     tower, sequence, mask = params["user"], view.sequence, jnp.asarray(view.short.mask)
     profile = layers.embed_attributes(params["embedding"], config.schema.user_attributes, features.ids)
     if config.schema.user_floats:

@@ -34,7 +34,7 @@ CONFIG = aif.Config(schema=SCHEMA, width=8, blocks=(LshDin(), Decay()))
 class Codes(Block):
     """Fits an array of its own length next to one with a row for each item."""
 
-    per_item = ("code",)
+    per_item = ("of/code",)
 
 
 def catalogue(raw):
@@ -96,12 +96,12 @@ def test_a_block_says_which_of_its_arrays_are_per_item(model):
     """As many codes as items: centres stay, where their length alone would move them."""
     _, params, raw = model
     config = CONFIG.replace(blocks=(Codes(),))
-    codes = {"centres": jnp.ones((ITEMS, 12)), "code": jnp.arange(ITEMS)}
+    codes = {"centres": jnp.ones((ITEMS, 12)), "of": {"code": jnp.arange(ITEMS)}}
     fitted = {"fields": params["fitted"]["fields"], "codes": codes}
     place = np.arange(ITEMS)
-    grown, _ = grow_vocabulary(params | {"fitted": fitted}, "item", place, 60, jax.random.key(0), config=config)
-    sizes = {name: len(array) for name, array in grown["fitted"]["codes"].items()}
-    assert sizes == {"centres": ITEMS, "code": 60}
+    grown, config = grow_vocabulary(params | {"fitted": fitted}, "item", place, 60, jax.random.key(0), config=config)
+    assert jax.tree.map(len, grown["fitted"]["codes"]) == {"centres": ITEMS, "of": {"code": 60}}
+    aif.build(config).init(jax.random.key(0), None, fitted=grown["fitted"])
 
     undeclared = dataclasses.make_dataclass("Undeclared", [], bases=(Block,), frozen=True)()
     unsure = CONFIG.replace(blocks=())

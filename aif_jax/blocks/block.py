@@ -14,6 +14,7 @@ from aif_jax.config import Config
 from aif_jax.features import empty_items
 from aif_jax.heads import BlockKernels, HeadInputs
 from aif_jax.registry import BLOCKS, Class
+from aif_jax.trees import describe, leaves_by_path, nest, take
 from aif_jax.types import Behaviours, ItemFeatures, ItemRow, Params, UserFeatures, UserState
 
 
@@ -36,12 +37,12 @@ class UserView:
     @cached_property
     def short(self) -> Behaviours:
         """The first `short_length` places of the history."""
-        return recent(self.features.history, self.config.short_length)
+        return take(self.features.history, slice(self.config.short_length))
 
     @cached_property
     def long(self) -> Behaviours:
         """The first `long_length` places of the history."""
-        return recent(self.features.history, self.config.long_length)
+        return take(self.features.history, slice(self.config.long_length))
 
     @cached_property
     def sequence(self) -> jax.Array:
@@ -55,7 +56,7 @@ class UserView:
     @cached_property
     def embeddings(self) -> jax.Array:
         """Embeddings of the longer of the two histories, float32 [n, D]; zeros for padding."""
-        history = recent(self.features.history, self.config.history_length)
+        history = take(self.features.history, slice(self.config.history_length))
         return layers.embed_behaviours(self.params, self.config.schema, history, joined=self.candidates is not None)
 
     @cached_property
@@ -90,7 +91,8 @@ class Block:
     A block that overrides nothing does nothing. The order of calls:
 
         once       check(config)                       errors of a wrong config
-        init       fit(items [N]) of it and its `tables`, init(key)   values of the catalogue; trained parameters
+        init       fit(items [N], config, *, seed)     values of the catalogue; a table's -> params["fitted"][its name]
+                   init(key, config)                   trained parameters, floats
         nearline   item(params, item) of ONE item      -> rows.blocks[name]; a table's -> rows.fitted[name of the table]
         per user   user(params, user) of ONE user      -> state.blocks[name], while retrieval runs
         real time  score(params, state, rows, kernels) -> HeadInputs: one user, C candidates
@@ -100,8 +102,9 @@ class Block:
     `kernels[name]` [width, H] is the head's kernel for each. Return feature @ kernel: `once` [H] if it is the same for all
     candidates, `pairs` of (left [C, w], right [w, H]), else `rest` [C, H]; `logit` [C] bypasses the head. Heads without
     `first_layer`, such as Flax modules, pass identity slices: the same code then returns the features. States and rows are
-    pytrees of arrays; an index gives bfloat16 as float32. Histories may be shorter than the config says (in training by
-    buckets), of a symbol's length in exports: cut a parameter with a row for each place, `p[: user.long.mask.shape[0]]`.
+    pytrees of arrays; an index gives bfloat16 as float32. Histories may have fewer places than the config says (in training by
+    buckets), in exports a symbol: nothing may depend on their number. Divide by `mask.sum()`, not by the length; cut a
+    parameter with a row for each place, `p[: user.long.mask.shape[0]]`.
 
     Attributes:
       training_logit: method for what training alone adds to the logits, [B, C], or [B, C, T] for T objectives, by
@@ -195,11 +198,18 @@ def own(params: Params, part: Any) -> Params:
     return params.get("blocks", {}).get(part.name, {}) | params["fitted"].get(part.name, {})
 
 
-def expect_arrays(made: dict[str, Any], function: str, kind: type = dict) -> dict[str, Any]:
-    """Return what a function of each part gave, by name of the part; TypeError unless each is of that kind, of arrays."""
+def expect_arrays(made: dict[str, Any], function: str) -> dict[str, Any]:
+    """Return what a function of each part gave, by name of the part; TypeError unless each is a pytree of arrays.
+
+    Parameters, of `init` and `fit`, must be nested dicts as files give them back: by strings without "/", none empty.
+    """
+    kind = {"init": jnp.floating, "fit": np.generic}.get(function)
+    expected = 'nested dicts of arrays (init: of floats) by strings without "/", none empty' if kind else "a pytree of arrays"
     for name, value in made.items():
-        fits = isinstance(value, kind) and all(hasattr(leaf, "dtype") for leaf in jax.tree.leaves(value))
-        checks.expect(fits, f"{name}.{function}", f"a {'dict' if kind is dict else 'pytree'} of arrays", value, error=TypeError)
+        nested = not kind or jax.tree.structure(nest(leaves_by_path(value))) == jax.tree.structure(value)
+        kinds = [hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, kind or np.generic) for leaf in jax.tree.leaves(value)]
+        got = jax.tree.map(lambda leaf: describe(leaf) if hasattr(leaf, "dtype") else leaf, value)
+        checks.expect(nested and all(kinds), f"{name}.{function}", expected, got, error=TypeError)
     return made
 
 
@@ -234,11 +244,6 @@ def with_table(params: Params, table: Any, block: Block, *, config: Config) -> t
     checks.expect(fits, f"{type(block).__name__}.fit", 'an array "table", alone where params lack it', sorted(made))
     checks.expect_finite(checks.expect_array(table, "table", dtype=np.float32, shape=made["table"].shape), "table")
     return params | {"fitted": params["fitted"] | {block.name: others | {"table": jnp.asarray(table)}}}, config
-
-
-def recent(history: Behaviours, length: int) -> Behaviours:
-    """Return the most recent `length` places of a history, or all of a shorter one."""
-    return jax.tree.map(lambda x: x[:length], history)
 
 
 def expect(ok: bool, block: Block, field: str, expected: str, got: object) -> None:

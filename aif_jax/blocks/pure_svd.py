@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 
 from aif_jax import layers
-from aif_jax.blocks.block import Block, ItemView, UserView, block, expect, recent
+from aif_jax.blocks.block import Block, ItemView, UserView, block, expect
 from aif_jax.config import Config
 from aif_jax.heads import BlockKernels, HeadInputs
+from aif_jax.trees import take
 from aif_jax.types import ItemFeatures, ItemRow, Params, UserState
 
 
@@ -45,7 +46,7 @@ class PureSvd(Block):
         return {"table": jnp.zeros((config.schema.table_sizes["item"], self.width))}
 
     def user(self, params: Params, user: UserView) -> dict[str, jax.Array]:
-        events = recent(user.long, self.length)
+        events = take(user.long, slice(self.length))
         mask = jnp.asarray(events.mask)
         factors = layers.lookup(params["table"], jnp.asarray(events.item))
         place = jnp.arange(1, mask.shape[0] + 1).astype(jnp.float32)  # counted in integers: an export's length is a symbol

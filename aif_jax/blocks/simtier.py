@@ -1,10 +1,8 @@
 """SimTier on content signatures: how many behaviours are how similar to the candidate, by the packed tier histogram.
 
-With h differing bits of K, tier = min((K - h) T // K, T - 1): in integers, so that every form agrees bit for bit.
-
-The exact form costs C x L comparisons and never makes an array of all pairs. A tier is a 4-bit field of a 32-bit word: a
-behaviour adds 1 << 4 tier to the word of its candidate, and 15 fit before a field can overflow. Their loop is unrolled: one
-elementwise pass with candidates minor, which a compiler vectorises. More than 8 tiers take more words.
+With h differing bits of K, tier = min((K - h) T // K, T - 1), in integers. No array of all C x L pairs is made: a tier is a
+4-bit field of a 32-bit word, a behaviour adds 1 << 4 tier to the word of its candidate, and 15 fit before a field can overflow.
+Their loop is unrolled: one elementwise pass with candidates minor, which a compiler vectorises. More tiers take more words.
 """
 
 from __future__ import annotations
@@ -12,10 +10,11 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from aif_jax.blocks.block import Block, UserView, block, expect, recent
+from aif_jax.blocks.block import Block, UserView, block, expect
 from aif_jax.blocks.signatures import WORD, Signatures
 from aif_jax.config import Config
 from aif_jax.heads import BlockKernels, HeadInputs
+from aif_jax.trees import take
 from aif_jax.types import Array, ItemRow, Params, UserState, record
 
 FULL = 15  # behaviours that a 4-bit field counts
@@ -62,7 +61,7 @@ class SimTier(Block):
         return self.length if self.length is not None and self.length < config.long_length else 1
 
     def user(self, params: Params, user: UserView) -> TierHistory:
-        seen = user.long if self.length is None else recent(user.long, self.length)
+        seen = user.long if self.length is None else take(user.long, slice(self.length))
         return TierHistory(signature=user.values(self.tables[0], seen), mask=jnp.asarray(seen.mask))
 
     def score(self, params: Params, state: UserState, rows: ItemRow, kernels: BlockKernels) -> HeadInputs:

@@ -280,9 +280,9 @@ def _fitted(fitted: Params, name: str, size: int, place: np.ndarray, config: Con
         return jnp.broadcast_to(values[:1], (size, *values.shape[1:])).at[place[kept]].set(values[kept])
 
     fields = fitted.get("fields", {})
-    names: dict[str, Any] = {"fields": fields} | {table.name: ("table",) for table in config.tables}
+    paths = {*(f"fields/{field}" for field in fields), *(f"{table.name}/table" for table in config.tables)}
     for block in config.blocks:
-        names[block.name] = block.per_item or ()
+        paths |= {f"{block.name}/{path}" for path in block.per_item or ()}
         leaves = leaves_by_path(fitted.get(block.name, {})) if block.per_item is None else {}
         doubtful = sorted(path for path, array in leaves.items() if np.shape(array)[:1] == place.shape)
         expected = "names of the fitted arrays with a row for each item, () if no array has a row for each id"
@@ -290,7 +290,5 @@ def _fitted(fitted: Params, name: str, size: int, place: np.ndarray, config: Con
     if name != "item":
         moved = jnp.asarray(np.maximum(place, 0), jnp.int32)
         return {**fitted, "fields": {**fields, name: moved[fields[name]]}} if name in fields else fitted
-    return {
-        group: {k: grow(v) if k in names[group] else v for k, v in values.items()} if names.get(group) else values
-        for group, values in fitted.items()
-    }
+    grown = [grow(leaf) if path in paths else leaf for path, leaf in leaves_by_path(fitted).items()]
+    return jax.tree.unflatten(jax.tree.structure(fitted), grown)

@@ -2,7 +2,6 @@
 
 *Parts.* On a CPU the time of a large batch is that of writing arrays such as [B, L, D] to memory, so a `losses.Loss`, which
 adds up over samples, takes it in parts that stay in the cache. The result is that of the whole batch, up to the order of sums.
-Any other loss takes the batch whole.
 
 *Shares.* XLA runs the operations of such a part, which are small, one after the other on one core. So the parts are computed in
 shares, each a call of one program. Threads dispatch them: calls of one thread run in their order, calls of several threads at
@@ -23,6 +22,7 @@ import numpy as np
 import optax
 
 from aif_jax.blocks.block import own
+from aif_jax.checks import expect
 from aif_jax.data.pipeline import Batch
 from aif_jax.layers import Rows
 from aif_jax.model import PreRanker
@@ -210,7 +210,10 @@ def make_step(
             scores = score(model, joined, batch)
             positions = batch.display_positions
             biased = [block for block in model.config.blocks if block.training_logit and positions is not None]
-            return sum((block.training_logit(own(joined, block), positions) for block in biased), scores)
+            added = {block.name: block.training_logit(own(joined, block), positions) for block in biased}
+            for name, logit in added.items():
+                expect(np.shape(logit) == scores.shape, f"{name}.training_logit", f"shape {scores.shape}", np.shape(logit))
+            return sum(added.values(), scores)
 
         return loss_and_gradient(scores_of, (dense, rows), batch, loss, part=part, share=(share, shares))
 

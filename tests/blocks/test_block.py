@@ -66,10 +66,14 @@ def test_a_user_view_has_both_histories():
 
 
 def test_a_name_that_the_model_has_taken_is_refused():
-    expected = "Config.blocks: expected blocks and tables of different names, none of tower, fields"
+    expected = "Config.blocks: expected blocks and tables of different names, strings without '/', none of tower, fields"
     Fields = blocks.block(type("Fields", (blocks.Block,), {"__annotations__": {"name": str}, "name": "fields"}))
-    for taken in (Fields(),), (Fields("signatures_64"), blocks.LshDin()):
+    Called = blocks.block(type("Called", (blocks.Block,), {"name": lambda self: "called"}))
+    for taken in (Fields(),), (Fields("signatures_64"), blocks.LshDin()), (Fields("a/b"),), (Called(),):
         refused(ValueError, expected, demo.config, blocks=taken)
+    for field, got in ("tables", lambda self: ()), ("per_item", "price"):
+        wrong = blocks.block(type("Wrong", (blocks.Block,), {field: got}))
+        refused(ValueError, "Wrong: expected attributes or properties `tables` and `per_item`", demo.config, blocks=(wrong(),))
     own = type("Own", (blocks.Block,), {"__annotations__": {"block": int}})
     refused(ValueError, "expected no field 'block'", blocks.block, own)
     refused(TypeError, "no `@dataclass`", blocks.block, dataclasses.make_dataclass("Own", (), bases=(blocks.Block,)))
@@ -84,19 +88,27 @@ def test_what_a_part_gives_is_refused_by_its_name(monkeypatch):
         model, params = demo.build(**demo.SMALL | dict(head=heads.Mlp((3,)), blocks=(blocks.Bea(2), blocks.ItemOffset())))
         return model.joint(params, demo.user(model.config), demo.items(2))
 
-    left_out = heads.FirstLayer({"tower": dict.fromkeys(("user", "item"), jnp.ones((4, 3))), "bea": {"read": jnp.ones((4, 3))}})
+    ones, listed = jnp.ones(1), [jnp.ones(1)]
+    unlike_files = (
+        (r"\['float32\[1\]'\]", listed), ("None", None), ("{'table': 1.0}", {"table": 1.0}), ("{'w': {}}", {"w": {}}),
+        ("{0: 'fl", {0: ones}), ("{'k': {'a/w': 'fl", {"k": {"a/w": ones}}), (r"{'w': \['float32", {"w": listed}),
+    )  # fmt: skip
+    whole = {"tower": dict.fromkeys(("user", "item", "product"), jnp.ones((4, 3))), "bea": {"read": jnp.ones((4, 3))}}
+    left_out = whole | {"tower": dict.fromkeys(("user", "item"), jnp.ones((4, 3)))}
     for part, function, given, error, message in (
         (heads.Mlp, "init", {"direct": jnp.zeros(1)}, ValueError, "head Mlp: expected no parameter 'direct'"),
-        (heads.Mlp, "init", [jnp.zeros(1)], TypeError, "head Mlp.init: expected a dict of arrays, got .Array"),
-        (blocks.Bea, "init", None, TypeError, "bea.init: expected a dict of arrays, got None"),
-        (blocks.Bea, "fit", {"table": 1.0}, TypeError, "bea.fit: expected a dict of arrays, got {'table': 1.0}"),
+        *((part, function, made, TypeError, rf"{name}.{function}: expected nested dicts .*, none empty, got {got}")
+          for part, function, name in ((heads.Mlp, "init", "head Mlp"), (blocks.Bea, "init", "bea"), (blocks.Bea, "fit", "bea"))
+          for got, made in unlike_files),
+        (blocks.Bea, "init", {"w": jnp.arange(2)}, TypeError, r"bea.init: expected .* \(init: of floats\) .* got {'w': 'int32"),
         *((blocks.ItemOffset, "fit", fitted, ValueError, r"fitted: expected 50 rows in item_offset/table \(per_item\), one for")
           for fitted in ({"rows": np.zeros(50)}, {"table": np.zeros(5)})),
-        (blocks.Bea, "item", 1.0, TypeError, "bea.item: expected a pytree of arrays, got 1.0"),
+        *((blocks.Bea, half, 1.0, TypeError, f"bea.{half}: expected a pytree of arrays, got 1.0") for half in ("user", "item")),
         *((blocks.Bea, "widths", w, ValueError, "bea.widths: expected a dict of") for w in (3, [3], {"f": 3.0}, {"f": -1})),
         (heads.Mlp, "first_layer", {}, TypeError, "head Mlp.first_layer: expected a FirstLayer or None, got dict"),
         *((heads.Mlp, "first_layer", first, ValueError, "head Mlp.first_layer: expected kernels .width, H. of")
-          for first in (heads.FirstLayer({}), left_out, heads.FirstLayer({"bea": {"read": jnp.ones((3, 4))}}))),
+          for first in (heads.FirstLayer({}), heads.FirstLayer(left_out), heads.FirstLayer(whole, jnp.ones(1)),
+                        *(heads.FirstLayer(whole | {"bea": {"read": jnp.ones(shape)}}) for shape in ((4,), (4, 1), (3, 3))))),
     ):  # fmt: skip
         with monkeypatch.context() as patch:
             patch.setattr(part, function, lambda *_, given=given, **__: given)
@@ -292,9 +304,10 @@ def test_blocks_and_heads_get_the_parameters_that_they_made(objectives):
     model, params = demo.build(**demo.SMALL | dict(blocks=(blocks.DotProduct(), Shift()), head=Linear(), objectives=objectives))
     batch = batch_of(model.config, seed=1)
     scores = next(predict(model, params, [batch]))
-    if objectives:  # a logit for each, of which the block knows nothing
-        return np.testing.assert_array_equal(scores.shape, (*batch.where.shape, 2))
     batch = dataclasses.replace(batch, display_positions=np.zeros(batch.where.shape, np.int32))
     step = train.make_step(model, optax.sgd(0.1), loss=lambda scores, labels, *, where: jnp.square(scores).mean())
-    _, figures = step(train.init_state(params, optax.sgd(0.1)), batch)
+    state = train.init_state(params, optax.sgd(0.1))
+    if objectives:  # a logit for each, of which the block knows nothing
+        return refused(ValueError, r"shift.training_logit: expected shape \(6, 2, 2\), got \(6, 2\)", step, state, batch)
+    _, figures = step(state, batch)
     assert float(figures["loss"]) == pytest.approx(np.square(scores + 3).mean(), rel=1e-5)
