@@ -37,7 +37,6 @@ def test_blocks_of_yours_are_checked_as_far_as_their_types_are_known():
 def test_history_and_content_of_a_config():
     config = aif.Config(schema=ITEMS_ALONE)
     assert not config.reads_content and config.tables == ()
-    jax.eval_shape(lambda key: aif.build(config).init(key, None, fitted={}), jax.random.key(0))
     config = demo.config(short_length=30, long_length=24)
     assert config.history_length == 30 and demo.config().history_length == 24
     assert config.reads_content and not demo.config(item_content=False).reads_content

@@ -104,6 +104,7 @@ def test_init_refuses_the_fitted_tables_of_another_config():
     for wrong, message in (
         (fitted, r"fitted: expected \['fields', 'signatures_32'\], got \['fields', 'signatures_64'\]"),
         (shorter, r"fitted: expected 50 rows in category, one for each item, got shape \[40\]"),
+        (aif.fit_tables(model.config, demo.catalogue()) | {"signatures_32": {}}, r"50 rows in signatures_32/table, .* got .*"),
     ):
         refused(ValueError, message, model.init, jax.random.key(0), None, fitted=wrong)
 

@@ -109,7 +109,7 @@ class Block:
     Attributes:
       training_logit: method for what training alone adds to the logits, [B, C], or [B, C, T] for T objectives, by
         `display_positions` int32 [B, C] as in `Batch`: data without `Columns.position` are refused.
-      per_item: names of `fit` arrays with a row for each item; `carry_over` moves their rows. (): none. Unset, it refuses
+      per_item: paths of `fit` arrays with a row for each item; `carry_over` moves their rows. (): none. Unset, it refuses
         fitted arrays as long as a changed vocabulary. Arrays per category and trained arrays per id do not follow: give each
         item its value, or read embeddings.
 
