@@ -238,7 +238,7 @@ def test_items_by_hand(table):
 
 @pytest.mark.parametrize(("change", "error", "message"), [
     ({"vector": [[1.0, 2.0], [3.0], [5.0, 6.0]]}, ValueError, "row 2, column 'vector': wrong length: expected 2 numbers"),
-    ({"vector": [[1.0], [3.0], [5.0]]}, ValueError, "items: expected a content embedding of width 2, got 1"),
+    ({"vector": [[1.0], [3.0], [5.0]]}, ValueError, "row 1, column 'vector': wrong length: expected 2 numbers like the enc"),
     ({"vector": [[1.0, 2.0], None, [5.0, 6.0]]}, ValueError, "row 2, column 'vector': null: expected a list of numbers"),
     ({"vector": [[1.0, 2.0], [3.0, np.nan], [5.0, 6.0]]}, ValueError, "row 2, column 'vector': not finite: expected a finite"),
     ({"price": [1.0, None, 2.0]}, ValueError, "items, row 2, column 'price': null: expected a number, got nothing"),

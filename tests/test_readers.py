@@ -379,6 +379,7 @@ def test_wrong_options(folder):
     for changes, error, message in (
         ({"columns": None}, ValueError, "columns: expected Columns, or an encoder that has them, got neither"),
         ({"columns": Columns(), "encoder": read().encoder}, ValueError, "columns: expected those of the encoder"),
+        ({"encoder": read().encoder, "items": ITEMS | {"vector": [[1.0]] * 3}}, ValueError, "row 1.*: expected 2 numbers like"),
         ({"users": None}, ValueError, r"users: expected a file, because Columns names user columns \('country', 'age'\)"),
         ({"unknown": "keep"}, ValueError, "unknown: expected 'error' or 'skip', got 'keep'"),
         ({"events": folder / "no.parquet"}, FileNotFoundError, "expected a file or folder, got no such file"),

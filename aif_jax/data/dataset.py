@@ -186,7 +186,7 @@ class Dataset:
     def history_lengths(self, positions: Any) -> np.ndarray:
         """Return int64 [B] events in the whole history before each sample."""
         at = np.asarray(positions)
-        return self.history_end(at) - self.history_log.offsets[self.log.user[at]]
+        return self.history_log_end(at) - self.history_log.offsets[self.log.user[at]]
 
     def display_positions_of(self, positions: Any, rows: np.ndarray) -> np.ndarray:
         """Return the place of candidates int [B, C] in the lists of samples int [B], int32; 0 if unknown or not shown.
@@ -240,6 +240,6 @@ class Dataset:
         floats = self.statistics.at(self.items.encode(ids), seconds_of(time, "time", unit=self.columns.time_unit))
         return dict(zip(self.schema.statistics, floats.T, strict=True))
 
-    def history_end(self, positions: np.ndarray) -> np.ndarray:
+    def history_log_end(self, positions: np.ndarray) -> np.ndarray:
         """Return where in `history_log` the history of each sample ends, int64 [B]."""
         return self.history_log.history_end_at(self.log.user[positions], self.log.time[positions])

@@ -26,7 +26,7 @@ def choose_lengths(histories: np.ndarray, *, longest: int, batch_size: int, step
     """Return the shorter lengths for `Pipeline.buckets`: powers of two from 128 on that save more than they cost to compile.
 
     The lengths minimise places trained on, steps x batch_size x the mean length that holds a history, plus `COMPILE` for each
-    length. Below `FEW_STEPS` steps there are two lengths at most, `longest` among them; () at a history of 128 or shorter.
+    length. Below `FEW_STEPS` steps there are two lengths at most, `longest` among them; () if that is 128 or shorter.
     """
     shorter = [length for power in range(longest.bit_length()) if SHORTEST_LENGTH <= (length := 1 << power) < longest]
     most = (2 if steps < FEW_STEPS else MOST_LENGTHS) - 1

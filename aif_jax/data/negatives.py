@@ -48,7 +48,7 @@ class SeenPairs:
 
     def __init__(self, dataset: Dataset, positions: Any):
         log, at = dataset.history_log, expect_integers(positions, "positions", size=len(dataset.log)).astype(np.int64)
-        self._end = dataset.history_end(at)
+        self._end = dataset.history_log_end(at)
         users, self._owner = np.unique(dataset.log.user[at], return_inverse=True)
         start, last = log.offsets[users], np.zeros(len(users), np.int64)
         np.maximum.at(last, self._owner, self._end)

@@ -211,7 +211,7 @@ class Pipeline:
 
     def _batches(self, epoch: int, step: int) -> Iterator[PrefetchedBatch]:
         for current in range(epoch, self.epochs):
-            for first in range(step - step % WINDOW, self.steps_per_epoch, WINDOW):
+            for first in range(step - step % WINDOW, self.steps_per_epoch, WINDOW):  # a resume makes its whole window again
                 samples, lengths = self._window(current, first)
                 for number in range(max(step, first), first + len(samples)):
                     yield self._make(samples[number - first], int(lengths[number - first]), current, number)

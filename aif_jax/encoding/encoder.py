@@ -136,8 +136,6 @@ class Encoder:
         self, rows: Mapping[str, np.ndarray], floats: Mapping[str, np.ndarray], content: np.ndarray | None
     ) -> ItemFeatures:
         """Return features of n items: rows int32 [n] or [n, bag length] by vocabulary, float32 [n] by column, content."""
-        width = 0 if content is None else content.shape[1]
-        expect(width == self.content, "items", f"a content embedding of width {self.content}", width)
 
         def stack(names: tuple[str, ...]) -> np.ndarray:
             return stacked([floats[name] for name in names], len(rows["item"]))

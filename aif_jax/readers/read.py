@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import numpy as np
@@ -66,9 +66,9 @@ def read(
       earlier: a trained model to go on with, see `refreshing.warm_start`: its encoder with new ids, of all but actions. Items
         that left the items file keep the features that the model knew (`Trained.items`), with the item statistics of today.
       unknown: for what the encoder lacks, or without one the file of items or users, or `Columns.actions`: "error", or "skip".
-        Then an unknown user drops its event or line of users; an unknown item its line of items, while its event stays as row
-        0, never a positive; an unknown action or category is row 0. A warning counts these. Unknown values of a bag are row 0
-        with either setting, uncounted.
+        Then events and lines of an unknown user are left out, and so are lines of an unknown item, whose events stay, with row
+        0, and are no positives; an unknown action or category is row 0. A warning counts these. Unknown values of a bag are
+        row 0 with either setting, uncounted.
       name: name of the data set; default: the name of the events file.
       repeats: whether users come back to items, see `Dataset`; None: as estimated from the events, see the log.
 
@@ -161,7 +161,7 @@ def read_items(
     """
     problems, kinds = Problems(), encoder.columns.of("items", statistics=statistics is None)
     for batch in batches(items, list(kinds), problems, name="items"):
-        table = LoadedTable(batch.file, kinds, encoder.columns, problems)
+        table = LoadedTable(batch.file, kinds, encoder.columns, problems, encoder.content)
         table.add(batch)
         yield _encoded(table, encoder, statistics)
     problems.expect_none()
@@ -178,8 +178,8 @@ def encode_items(items: Source, encoder: Encoder, *, problems: Problems | None =
       >>> ids.tolist(), features.ids["item"].tolist(), features.ids["category"].tolist(), features.floats.tolist()
       ([8, 99], [2, 0], [1, 0], [[1.0], [0.0]])
     """
-    problems = problems or Problems()
-    table = read_table(items, encoder.columns.of("items"), problems, columns=encoder.columns, name="items")
+    columns, problems = encoder.columns, problems or Problems()
+    table = read_table(items, columns.of("items"), problems, columns=columns, name="items", content=encoder.content)
     if not table.count:
         problems.expect_none("no rows")
         return np.zeros(0, np.int64), dataclasses.replace(empty_items(encoder.schema), encoding=encoder.version)
@@ -229,33 +229,29 @@ def read_tables(
 ) -> Tables:
     """Read every table once: known ids are those of the file of items or users, else of the events.
 
-    With an `encoder` its ids are the known ones; with `grow` those of both, except for actions. `sources` are in the order
-    events, items, users: the last one with a vocabulary names its ids.
+    With an `encoder` its ids are the known ones; with `grow` those of both, except for actions.
     """
-    if encoder is not None:
-        expect(columns == encoder.columns, "columns", f"those of the encoder, {encoder.columns}, or none", columns)
+    content, known = (0, columns) if encoder is None else (encoder.content, encoder.columns)
+    expect(columns == known, "columns", f"those of the encoder, {known}, or none", columns)
     tables: dict[TableName, LoadedTable] = {
-        name: read_table(source, columns.of(name, statistics=False), problems, columns=columns, name=name)
-        for name, source in sources.items()
-        if source is not None
+        name: read_table(source, columns.of(name, statistics=False), problems, columns=columns, name=name, content=content)
+        for name in get_args(TableName)  # the last one with a vocabulary names its ids
+        if (source := sources.get(name)) is not None
     }
-    members: dict[str, list[tuple[TableName, str]]] = {}
-    for name in tables:
-        for column, vocabulary in columns.vocabularies(name).items():
-            members.setdefault(vocabulary, []).append((name, column))
     rows: dict[TableName, dict[str, np.ndarray]] = {name: {} for name in tables}
     item_ids = tables["events"].codes[columns.item]  # which `encode_columns` drops
-    known = {} if encoder is None else dict(encoder.vocabularies)
-    if "action" in members and columns.actions:
+    if columns.actions:
         rows["events"]["action"] = encode_listed("action", tables["events"], str(columns.action), columns.actions)
-        del members["action"]
-    for vocabulary, places in members.items():
-        given, grows = known.get(vocabulary), grow and vocabulary != "action"
-        named = [(tables[name], column) for name, column in places]
-        known[vocabulary], found = encode_columns(vocabulary, named, given=given, grow=grows)
-        for (name, _), rows_of_table in zip(places, found, strict=True):
-            rows[name][vocabulary] = rows_of_table
-    vocabularies = {name: known.get(name, Vocabulary([])) for name in vocabulary_names(columns)}
+    given: Mapping[str, Vocabulary] = {} if encoder is None else encoder.vocabularies
+    vocabularies: dict[str, Vocabulary] = {}
+    for vocabulary in vocabulary_names(columns):
+        places: list[tuple[TableName, str]] = [
+            (table, column) for table in tables for column, of in columns.vocabularies(table).items() if of == vocabulary
+        ]
+        members, grows = [(tables[table], column) for table, column in places], grow and vocabulary != "action"
+        vocabularies[vocabulary], found = encode_columns(vocabulary, members, given=given.get(vocabulary), grow=grows)
+        for (table, _), rows_of_table in zip(places, found, strict=True):
+            rows[table][vocabulary] = rows_of_table
     if columns.history_actions and "action" in vocabularies:
         listed, chosen = (set(map(str, names)) for names in (vocabularies["action"].raw.tolist(), columns.history_actions))
         for lost in sorted(chosen - listed):
@@ -316,7 +312,7 @@ def encode_columns(
 
 
 def _kind(members: list[Codes], *, text: bool) -> IdKind:
-    """Return whether a vocabulary is of integers or of text."""
+    """Return the kind of ids: integers if any Arrow type is; in text files alone, if any column begins with integers."""
     members = [codes for codes in members if codes.type is not None]
     typed = [codes.type == "int64" for codes in members if not codes.parsed]
     whole = any(typed) if typed else not members or any(codes.looks_whole for codes in members)
@@ -351,7 +347,7 @@ class Events(NamedTuple):
 
     log: EventLog
     at: np.ndarray  # int64, rows of the table
-    time: np.ndarray  # in `Columns.time_unit`
+    moment: np.ndarray  # in `Columns.time_unit`
     duplicate: np.ndarray  # bool, whether an event of a known item equals the one before it
 
 
@@ -386,7 +382,7 @@ def suspicions_of(tables: Tables, columns: Columns, events: Events) -> Iterator[
         last = iso_text(events.log.time.max())
         got = f"more than 24 hours after now, {iso_text(now)}: {future:,} of {count:,} events, the last at {last}"
         yield Suspicion(kind="future event", file=file, column=columns.time, got=got)
-    same = (user[1:] == user[:-1]) & (events.time[1:] == events.time[:-1])
+    same = (user[1:] == user[:-1]) & (events.moment[1:] == events.moment[:-1])
     if columns.time in table.rounded and same.any():
         got = f"finer than Columns.time_unit={columns.time_unit!r}, to which times are rounded down: {int(same.sum()):,} of"
         got = f"{got} {count:,} events have the time of their user's one before, ordered by item; a finer unit may part them"
@@ -427,7 +423,7 @@ def _catalogue(tables: Tables, encoder: Encoder, embedding: np.ndarray | None, e
     ids = {name: _by_row(at, values, count) for name, values in rows.items()}
     features: Any = encoder.item_features(ids | {"item": np.arange(count, dtype=np.int32)}, floats, embedding)
     there = _by_row(at, np.ones(len(at), bool), count)
-    features = dataclasses.replace(features, floats=features.floats * there[:, None])
+    features = dataclasses.replace(features, floats=features.floats * there[:, None])  # scaling made -mean/deviation of 0
     gone = np.flatnonzero(~there)[1:]
     if len(gone) and (earlier is None or earlier.items is None):
         text = "%s: %d items that the encoder knows are not in the file, and are read without category, attributes, floats and"

@@ -57,7 +57,7 @@ class File:
 
     name: str
     is_text: bool = False
-    broken: list[int] = dataclasses.field(default_factory=list)  # numbers of rows that the parser left out, ascending
+    broken: list[int] = dataclasses.field(default_factory=list)  # numbers of rows that the parser left out so far, ascending
 
     def __str__(self) -> str:
         return self.name
@@ -356,7 +356,7 @@ class Cells(NamedTuple):
         lengths, good = self.values.value_lengths().fill_null(0).to_numpy(zero_copy_only=False), self.valid()
         width = width or (max(1, int(lengths[good][0])) if good.any() else 0)
         wrong = good & (lengths != width)
-        self.note("wrong length", wrong, f"{width} numbers like the rows before", map(str, lengths[wrong]))
+        self.note("wrong length", wrong, f"{width} numbers like the encoder or the rows before", map(str, lengths[wrong]))
         good &= ~wrong
         array = np.full((len(good), width), np.nan, np.float32)
         numbers = self.values.flatten().cast(pyarrow().float32(), safe=False).to_numpy(zero_copy_only=False)
@@ -460,7 +460,7 @@ class Codes:
     """A categorical column as codes into its distinct values, which grow batch by batch."""
 
     def __init__(self):
-        self.parsed = False  # whether the values come from a text file
+        self.parsed = False  # whether the values come from text files, one or all of a folder
         self.looks_whole: bool | None = None  # whether the first batch with values holds only integers
         self._chunks: list[Any] = []  # Arrow dictionary arrays of one type
         self._pending = 0  # distinct values of the chunks since the last merge
@@ -531,10 +531,13 @@ def whole(values: Any) -> np.ndarray:
 
 
 class LoadedTable:
-    """A table that was read once, column by column; messages call it `label`, `problems` receives what is wrong."""
+    """A table that was read once, column by column; messages call it `label`, `problems` receives what is wrong.
 
-    def __init__(self, label: File, kinds: Mapping[str, Kind], columns: Columns, problems: Problems):
-        self.label, self.kinds, self.columns, self.problems = label, kinds, columns, problems
+    Vectors have `content` numbers; for 0 as many as the first one.
+    """
+
+    def __init__(self, label: File, kinds: Mapping[str, Kind], columns: Columns, problems: Problems, content: int = 0):
+        self.label, self.kinds, self.columns, self.problems, self.content = label, kinds, columns, problems, content
         self.count = 0  # n, rows
         self.codes = {name: Codes() for name, kind in kinds.items() if kind in CODED}
         self.rounded: set[str] = set()  # "time" columns with times that are finer than `Columns.time_unit`
@@ -564,7 +567,7 @@ class LoadedTable:
                 self._arrays[name].append(times)
                 self.rounded |= {name} if rounded else set()
             elif kind == "vector":
-                width = next((part.shape[1] for part in self._arrays[name] if part.shape[1]), 0)  # 0 for nulls alone
+                width = next((part.shape[1] for part in self._arrays[name] if part.shape[1]), self.content)
                 self._arrays[name] += [cells.vectors(width)] if name in self._fitting else []
             else:
                 self._arrays[name].append(cells.floats(optional=kind == "number"))
@@ -634,10 +637,12 @@ class LoadedTable:
         return zip(self._files, [start for _, start, _ in self._files[1:]] + [self.count], strict=False)
 
 
-def read_table(source: Source, kinds: Mapping[str, Kind], problems: Problems, *, columns: Columns, name: str) -> LoadedTable:
-    """Read the columns `kinds` of a table; arguments and errors as `batches`."""
+def read_table(
+    source: Source, kinds: Mapping[str, Kind], problems: Problems, *, columns: Columns, name: str, content: int = 0
+) -> LoadedTable:
+    """Read the columns `kinds` of a table; arguments and errors as `batches`, `content` as of `LoadedTable`."""
     label = File(str(source) if isinstance(source, str | os.PathLike) else name)
-    table = LoadedTable(label, kinds, columns, problems)
+    table = LoadedTable(label, kinds, columns, problems, content)
     for batch in batches(source, list(kinds), problems, name=name):
         table.add(batch)
     return table

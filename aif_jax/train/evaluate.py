@@ -348,7 +348,7 @@ def catalogue_scores(
         scores[:, 0] = -np.inf
         if not data.repeats:
             met = data.history_log
-            for row, start, end in zip(each, met.offsets[log.user[here]], data.history_end(here), strict=True):
+            for row, start, end in zip(each, met.offsets[log.user[here]], data.history_log_end(here), strict=True):
                 scores[row, met.item[start:end]] = -np.inf
         scores[each, target] = of_target
         left = len(positions) - number * size  # what is after them fills the last batch
