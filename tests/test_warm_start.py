@@ -92,36 +92,34 @@ def test_a_field_that_grows_renames_its_ids(model):
     assert config.schema.table_sizes["category"] == 9
 
 
-def test_a_block_says_which_of_its_arrays_are_per_item(model):
+def test_a_block_says_which_of_its_arrays_are_per_item(model, monkeypatch):
     """As many codes as items: centres stay, where their length alone would move them."""
     _, params, raw = model
     config = CONFIG.replace(blocks=(Codes(),))
-    codes = {"centres": jnp.ones((ITEMS, 12)), "of": {"code": jnp.arange(ITEMS)}}
-    fitted = {"fields": params["fitted"]["fields"], "codes": codes}
-    place = np.arange(ITEMS)
-    grown, config = grow_vocabulary(params | {"fitted": fitted}, "item", place, 60, jax.random.key(0), config=config)
-    assert jax.tree.map(len, grown["fitted"]["codes"]) == {"centres": ITEMS, "of": {"code": 60}}
-    aif.build(config).init(jax.random.key(0), None, fitted=grown["fitted"])
+    codes = {"centres": jnp.ones((ITEMS, 12)), "of": {"code": jnp.arange(ITEMS)}, "scale": jnp.ones(6)}
+    params = params | {"fitted": {"fields": params["fitted"]["fields"], "codes": codes}}
+    grown, larger = grow_vocabulary(params, "item", np.arange(ITEMS), 60, jax.random.key(0), config=config)
+    assert jax.tree.map(len, grown["fitted"]["codes"]) == {"centres": ITEMS, "of": {"code": 60}, "scale": 6}
+    aif.build(larger).init(jax.random.key(0), None, fitted=grown["fitted"])
 
-    undeclared = dataclasses.make_dataclass("Undeclared", [], bases=(Block,), frozen=True)()
-    unsure = CONFIG.replace(blocks=())
-    object.__setattr__(unsure, "blocks", (undeclared,))
-    fitted["undeclared"] = {"level": jnp.ones(ITEMS), "of": {"it": jnp.ones(ITEMS)}, "scale": jnp.ones(6)}
-    for name, size, doubtful in (("item", ITEMS, "'level', 'of/it'"), ("category", 6, "'scale'")):
-        message = rf"block 'undeclared', per_item: expected names .*; \[{doubtful}\] may have one for each '{name}'"
-        given = params | {"fitted": fitted}, name, np.arange(size), size + 10, jax.random.key(0)
-        refused(ValueError, message, grow_vocabulary, *given, config=unsure)
+    monkeypatch.setattr(Codes, "per_item", None)
+    for name, size, doubtful in (("item", ITEMS, "'centres', 'of/code'"), ("category", 6, "'scale'")):
+        message = rf"block 'codes', per_item: expected names .*; \[{doubtful}\] may have one for each '{name}'"
+        given = params, name, np.arange(size), size + 10, jax.random.key(0)
+        refused(ValueError, message, grow_vocabulary, *given, config=config)
 
 
 @pytest.mark.parametrize("size", [ITEMS, 60])
-def test_trained_arrays_with_a_row_for_each_id_are_refused_where_its_vocabulary_changes(model, monkeypatch, size):
-    """Also where it stays as long, and not for an array that is as long by chance."""
+def test_what_is_trained_for_each_id_is_refused_where_its_vocabulary_changes(model, monkeypatch, size):
+    """Also where it stays as long, and not for an array that is as long by chance; rows of the head's kernel too."""
     config, given = CONFIG.replace(blocks=(*CONFIG.blocks, Codes())), (model[1], "item", np.arange(ITEMS), size)
     monkeypatch.setattr(Codes, "init", lambda self, key, of: {"of": jnp.ones(ITEMS)})
     grow_vocabulary(*given, jax.random.key(0), config=config)
-    monkeypatch.setattr(Codes, "init", lambda self, key, config: {"of": jnp.ones(config.schema.table_sizes["item"])})
-    message = "block 'codes': expected no trained row for each 'item', got some: fit them, or read embeddings"
-    refused(ValueError, message, grow_vocabulary, *given, jax.random.key(0), config=config)
+    message = "block 'codes': expected no width or trained row by 'item', got one: fit it, or read embeddings"
+    for part, made in ("init", jnp.ones), ("widths", int):
+        with monkeypatch.context() as patch:
+            patch.setattr(Codes, part, lambda self, *of, made=made: {"of": made(of[-1].schema.table_sizes["item"])})
+            refused(ValueError, message, grow_vocabulary, *given, jax.random.key(0), config=config)
 
 
 COLUMNS = aif.Columns(

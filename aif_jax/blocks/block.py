@@ -92,30 +92,29 @@ class Block:
 
         once       check(config)                       errors of a wrong config
         init       fit(items [N], config, *, seed)     values of the catalogue; a table's -> params["fitted"][its name]
-                   init(key, config)                   trained parameters, floats
+                   init(key, config)                   trained parameters, floats; traced: JAX functions alone
         nearline   item(params, item) of ONE item      -> rows.blocks[name]; a table's -> rows.fitted[name of the table]
         per user   user(params, user) of ONE user      -> state.blocks[name], while retrieval runs
         real time  score(params, state, rows, kernels) -> HeadInputs: one user, C candidates
         training   training_logit(params, display_positions)      -> added to the logits; optional
 
     `params` is what `init` and `fit` returned, in one dict. `widths` names the pair features that a block gives;
-    `kernels[name]` [width, H] is the head's kernel for each. Return feature @ kernel: `once` [H] if it is the same for all
-    candidates, `pairs` of (left [C, w], right [w, H]), else `rest` [C, H]; `logit` [C] bypasses the head. Heads without
-    `first_layer`, such as Flax modules, pass identity slices: the same code then returns the features. States and rows are
-    pytrees of arrays; an index gives bfloat16 as float32. Histories may have fewer places than the config says (in training by
-    buckets), in exports a symbol: nothing may depend on their number. Divide by `mask.sum()`, not by the length; cut a
-    parameter with a row for each place, `p[: user.long.mask.shape[0]]`.
+    `kernels[name]` [width, H] is the head's kernel for each. Return feature @ kernel as terms of `HeadInputs`, which has all
+    six. Heads without `first_layer`, such as Flax modules, pass identity slices: the same code then returns the features.
+    States and rows are pytrees of arrays; from index and engine their bfloat16 comes as float32. Histories may have fewer
+    places than the config says (in training by buckets), in exports a symbol: nothing may depend on their number. Divide by
+    `mask.sum()`, not by the length; cut a parameter with a row for each place, `p[: user.long.mask.shape[0]]`.
 
     Attributes:
       training_logit: method for what training alone adds to the logits, [B, C], or [B, C, T] for T objectives, by
         `display_positions` int32 [B, C] as in `Batch`: data without `Columns.position` are refused.
-      per_item: paths of `fit` arrays with a row for each item; `carry_over` moves their rows. (): none. Unset, it refuses
-        fitted arrays as long as a changed vocabulary. Arrays per category and trained arrays per id do not follow: give each
-        item its value, or read embeddings.
+      per_item: paths of `fit` arrays with a row for each item; `carry_over` moves their rows, a refresh fits again. (): none.
+        Unset, `carry_over` refuses fitted arrays as long as a changed vocabulary. Arrays per category, and trained arrays or
+        widths per id, do not follow: give each item its value, or read embeddings.
 
-    `user` and `item` may read embeddings of the features' ids, `user.params["embedding"][attribute][ids]`: of an array, or of
-    `layers.Rows` in training. A block that reads others trains with `sparse=()`, see `train.make_step`: else these are NaN.
-    `layers.behaviour_fields` gives the categories of a history's items, `layers.lookup` rows of a fitted array.
+    `user` and `item` read embeddings of the features' ids by `layers.lookup(user.params["embedding"][attribute], ids)`, rows of
+    fitted arrays likewise; `layers.behaviour_fields` gives the categories of a history's items. A block that reads embeddings
+    of other ids trains with `sparse=()`, see `train.make_step`: else these are NaN.
 
     Example:
       >>> import jax, jax.numpy as jnp, aif_jax as aif
@@ -160,11 +159,11 @@ class Block:
         """Raise ValueError where the config lacks what the block needs."""
 
     def widths(self, config: Config) -> dict[str, int]:
-        """Return the features that it gives to the head, by name: `score` gets a kernel [width, H] for each."""
+        """Return widths of the features for the head, by name, of no vocabulary's size: `score` gets a kernel for each."""
         return {}
 
     def fit(self, items: ItemFeatures, config: Config, *, seed: int) -> Params:
-        """Return parameters that are fitted once on the items [N] of the catalogue and never trained."""
+        """Return parameters that are fitted once, on the host, on items [N], row 0 the unknown one; never trained."""
         return {}
 
     def init(self, key: jax.Array, config: Config) -> Params:

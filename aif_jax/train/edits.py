@@ -228,8 +228,9 @@ def grow_vocabulary(
         return config.replace(schema=dataclasses.replace(schema, encoding="", **of))
 
     for block in config.blocks:
-        one, other = (jax.jit(block.init, static_argnums=1).eval_shape(key, sized(n)) for n in (size, size + 1))
-        expect(one == other, f"block {block.name!r}", f"no trained row for each {name!r}", "some: fit them, or read embeddings")
+        init = jax.jit(block.init, static_argnums=1)
+        one, other = ((block.widths(of), init.eval_shape(key, of)) for of in (sized(size), sized(size + 1)))
+        expect(one == other, f"block {block.name!r}", f"no width or trained row by {name!r}", "one: fit it, or read embeddings")
     return made, sized(size)
 
 
