@@ -51,7 +51,7 @@ def noted(served, log):
 
 @pytest.fixture(scope="module")
 def logged(served, tmp_path_factory):
-    """The log of four answered calls."""
+    """The log of five answered calls."""
     folder = tmp_path_factory.mktemp("log")
     with noted(served, log := RequestLog(folder)) as client:
         client.rank(**ANN, candidates=IDS, k=5, id="r1")
@@ -59,8 +59,9 @@ def logged(served, tmp_path_factory):
         client.rank(user="bob", candidates=IDS, k=5, id="r2")
         client.prepare(**ANN, feature_version=1)
         client.rank(user="ann", feature_version=1, candidates=IDS, k=5, id="r3")
+        client.post("/v1/explain", ANN | {"candidates": IDS, "k": 5, "id": "e1"})
         client.request("POST", "/v1/rank")  # an error is not logged
-    assert log.counters == {"log_records": 4, "log_dropped": 0, "log_failed": 0}
+    assert log.counters == {"log_records": 5, "log_dropped": 0, "log_failed": 0}
     return folder
 
 
@@ -74,10 +75,9 @@ def test_records_say_what_was_answered(logged):
     assert first.version == exports().index["one"].version and json.loads(first.stages)["total"] > 0
     assert abs(first.time - time.time()) < 600 and first.raw is not None
     assert records["s1"].bids == [1.0] * 3 and records["s1"].ids is None and records["s1"].raw is not None
-    assert records["r2"].raw is None  # from the feature source
-    assert records["r3"].raw is None  # the state was there already
-    (file,) = logged.glob("*.parquet")
-    assert pq.read_schema(file).equals(log_schema())
+    assert records["r2"].raw is None and records["r3"].raw is None  # from the feature source; the state was there already
+    assert [records[name].method for name in ("r1", "s1", "e1")] == ["rank", "score", "explain"]
+    assert pq.read_schema(*logged.glob("*.parquet")).equals(log_schema())
 
 
 def test_a_record_keeps_the_raw_values_that_the_answer_used(served, tmp_path):

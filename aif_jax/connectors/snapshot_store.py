@@ -51,7 +51,7 @@ class SnapshotStore:
     """Publishes folders (exports, snapshots of indexes) and fetches the current one.
 
     One store holds one series of folders; use one for each kind. One process at a time publishes: two never mix files, and the
-    one that would move the pointer back is refused. Any number of processes fetch meanwhile.
+    one that sees a later pointer is refused. Any number of processes fetch meanwhile.
 
     Args:
       url: url of the store: a local path, "s3://bucket/index", or what else fsspec knows.

@@ -29,7 +29,7 @@ class Reply:
     """A call that was answered.
 
     Attributes:
-      method: "rank", "score" or "prepare".
+      method: "rank", "explain", a "rank" whose parts are looked at, "score" or "prepare".
       call: as it came; where there are observers and it brought raw values, `now` is filled in.
       served: version that answered.
       answer: `Ranking` or `Scores`; None of "prepare".
@@ -53,9 +53,9 @@ class Reply:
         answer = self.answer
         if answer is None:
             return {"id": self.call.id, "version": self.served.version}
-        names = (*ABOUT, *COUNTS, *RANKED) if self.method == "rank" else (*ABOUT, "logits", "mask")
+        names = (*ABOUT, *COUNTS, *RANKED) if self.method != "score" else (*ABOUT, "logits", "mask")
         fields = {"id": self.call.id} | {name: getattr(answer, name) for name in names}
-        if self.method == "rank" and not answer.mask.all():
+        if self.method != "score" and not answer.mask.all():
             fields |= {name: fields[name][answer.mask] for name in RANKED}
         return fields | ({"objectives": self.served.objectives} if len(self.served.objectives) > 1 else {})
 
@@ -86,7 +86,7 @@ class Service:
         await self.models.close()
 
     async def answer(self, method: str, call: Call) -> Reply:
-        """Answer a call: "rank" with the best k candidates, "score" with all logits; "prepare" computes the user's state.
+        """Answer a call: "rank" or "explain" with the best k candidates, "score" with all logits; "prepare" computes a state.
 
         Raises:
           BadCall: what the caller can correct.
@@ -102,7 +102,7 @@ class Service:
             raise BadCall("candidates", "expected item ids, got none; send candidates")
         request, order = self._request(call, served), ""
         try:
-            if method == "rank":
+            if method != "score":
                 answer: Any = await engine.rank(request, call.k, candidates=call.candidates)  # type: ignore[arg-type]
                 order = call.order or engine.config.order
             else:
@@ -153,7 +153,7 @@ async def explain(service: Service, call: Call) -> dict[str, Any]:
 
     The contributions are computed from the features that call or source brought: none where an earlier call's state answered.
     """
-    reply = await service.answer("rank", call)
+    reply = await service.answer("explain", call)
     fields = reply.fields()
     fields |= {name: value[:MAX_EXPLAINED] for name, value in fields.items() if isinstance(value, np.ndarray)}
     parts = {} if reply.features is None else await asyncio.to_thread(_parts, reply, fields["ids"])

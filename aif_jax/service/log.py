@@ -44,10 +44,9 @@ class RequestLog:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.counters = {"log_records": 0, "log_dropped": 0, "log_failed": 0}
-        self._share = share
+        self._share, self._most = share, waiting_bytes
         self._schema = log_schema()
         self._waiting: queue.SimpleQueue[tuple[dict[str, Any], int] | None] = queue.SimpleQueue()
-        self._most = waiting_bytes
         self._came = self._went = 0  # bytes, each counted by one thread
         self._thread = threading.Thread(target=self._work, name="aif-request-log", daemon=True)
         self._thread.start()
@@ -124,23 +123,23 @@ def record_of(reply: Reply) -> dict[str, Any]:
     """Return what is logged of an answer, by column: plain values, and arrays."""
     call, answer = reply.call, reply.answer
     candidates: Any = call.candidates
-    ids, logits = (answer.ids[answer.mask], answer.logits[answer.mask]) if reply.method == "rank" else (None, answer.logits)
+    ids, logits = (None, answer.logits) if reply.method == "score" else (answer.ids[answer.mask], answer.logits[answer.mask])
     given = {"record": call.record, "events": call.events, "now": call.now}
     known = {name: value for name, value in given.items() if value is not None}
     return {
         "id": call.id, "time": time.time(), "method": reply.method, "version": answer.version, "k": call.k or 0,
         "user": encode(call.user).decode(), "order": reply.order, "candidates": _of(candidates.ids, "i"),
-        "candidate_texts": _of(candidates.ids, "T"), "bids": candidates.bids, "ids": _of(ids, "i"), "id_texts": _of(ids, "T"),
+        "candidate_texts": _of(candidates.ids, "UT"), "bids": candidates.bids, "ids": _of(ids, "i"), "id_texts": _of(ids, "UT"),
         "logits": logits.ravel(), "degraded": answer.degraded, "reason": answer.reason,
         "raw": encode(known).decode() if known.keys() - {"now"} and reply.features is not None else None,
-        "exclude": _of(call.exclude, "i"), "exclude_texts": _of(call.exclude, "T"), "stages": encode(answer.stages).decode(),
+        "exclude": _of(call.exclude, "i"), "exclude_texts": _of(call.exclude, "UT"), "stages": encode(answer.stages).decode(),
         "feature_version": None if call.feature_version is None else encode(call.feature_version).decode(),
     }  # fmt: skip
 
 
-def _of(ids: Any, kind: str) -> Any:
-    """Return ids of a kind, integers or texts; None for those of the other."""
-    return ids if ids is not None and ids.dtype.kind == kind else None
+def _of(ids: Any, kinds: str) -> Any:
+    """Return ids of some kinds of dtype, integers or texts; None for others."""
+    return ids if ids is not None and ids.dtype.kind in kinds else None
 
 
 def log_schema() -> Any:
@@ -150,7 +149,7 @@ def log_schema() -> Any:
     columns = {
         "id": text,
         "time": arrow.float64(),  # of the answer, in seconds since 1970
-        "method": text,  # rank or score
+        "method": text,  # rank, score, or explain, which nobody was shown
         "version": text,
         "user": text,  # raw id as JSON
         "k": arrow.int64(),

@@ -134,7 +134,7 @@ class Models:
         expect(poll > 0, "poll", "more than 0 seconds", poll, error=ArgumentError)
         self.root = Path(root)
         self.config = config
-        self.held: list[LoadedModel] = []  # the latest first
+        self.held: list[LoadedModel] = []  # in the order of `current`, then those that served before
         self.serving: list[LoadedModel] = []  # those among them that `current` names
         self.publishes = self.failures = 0
         self.reads = None if source is None else Fetch(source)  # of all versions

@@ -136,14 +136,15 @@ class SingleFlight:
         left = [other for other in self.by_key.values() if not other.waiters]  # never one that a newer one has replaced
         if computation.kept and computation in left and len(left) <= self._limit:
             return False
-        computation.task.cancel()
         self.forget(computation)
         return True
 
     def forget(self, computation: Computation) -> None:
-        """Let the next `join` of that key start another computation."""
+        """Let the next `join` of that key start another computation, and end this one if nobody waits for it."""
         if self.by_key.get(computation.key) is computation:
             del self.by_key[computation.key]
+        if not computation.waiters:
+            computation.task.cancel()
 
     async def close(self) -> None:
         """Cancel every computation and wait until it is gone."""
@@ -192,8 +193,8 @@ class UserStates:
         request, version = job.request, job.version
         key = StateKey(request.user, request.feature_version, version.name)
         newest = prepare and request.feature_version is None  # knows more than one before
-        if newest:
-            self.running.by_key.pop(key, None)  # those that wait for it keep it, the last of them ends it
+        if newest and (before := self.running.by_key.get(key)):
+            self.running.forget(before)  # those that wait for it keep it, the last of them ends it
         running = key in self.running.by_key  # then what is cached is older
         cached = None if newest or running else self.cache.get(key)
         self._computed += RECENT * ((cached is None) - self._computed)
