@@ -133,7 +133,7 @@ class App:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer one HTTP request. An answer that leaves a part of the body unread ends the connection."""
         path, headers = scope["path"], dict(scope["headers"])
-        unread = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers  # there is a body to wait for
+        unread = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers  # a body comes
         self._flying += 1
         try:
             try:
@@ -146,8 +146,8 @@ class App:
                     response = await _unless_left(handler(headers, body), receive)
                 code = "OK"
             except (Exception, asyncio.CancelledError) as error:
-                ended = isinstance(error, asyncio.CancelledError)  # by uvicorn, which waits for no call longer
-                unread = unread and not ended  # nor for a body
+                ended = isinstance(error, asyncio.CancelledError)  # by uvicorn, which waits no longer, for a body neither
+                unread = unread and not ended
                 problem = problem_of(EngineClosed("no answer before the service ended") if ended else error)
                 if problem.code == "INTERNAL":  # the service is at fault
                     logger.error("a call failed: %s", error, exc_info=error)

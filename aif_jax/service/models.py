@@ -229,7 +229,7 @@ class Models:
         entries = await asyncio.to_thread(read_current, self.root)
         if entries == [served.entry for served in self.serving]:
             return
-        known = {served.entry._replace(share=0.0): served for served in self.held}
+        known = {served.entry._replace(share=0.0): served for served in self.held}  # a share tells no export from another
         wanted = [entry._replace(share=0.0) for entry in entries]
         read = {entry: await asyncio.to_thread(self._restore, entry) for entry in wanted if entry not in known}
         loaded: list[LoadedModel] = []

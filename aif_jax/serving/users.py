@@ -133,7 +133,7 @@ class SingleFlight:
         computation.kept |= keep
         if computation.waiters or computation.task.done():
             return False
-        left = [other for other in self.by_key.values() if not other.waiters]  # never one that a newer one has replaced
+        left = [other for other in self.by_key.values() if not other.waiters]  # not one that `forget` has let go
         if computation.kept and computation in left and len(left) <= self._limit:
             return False
         self.forget(computation)
@@ -167,7 +167,7 @@ class UserStates:
 
     def __init__(self, config: ServingConfig, features: TimeLimitedCall, metrics: Metrics, describe: Callable[..., str]):
         self.cache = StateCache(config.cache_bytes, max_age=config.max_stale, unversioned_ttl=config.prepare_ttl)
-        self.running = SingleFlight(detached_limit=config.max_pending)
+        self.running = SingleFlight(detached_limit=config.max_pending)  # by `StateKey`, or by job: not shared
         self._config = config
         self._features = features
         self._metrics, self._describe = metrics, describe
