@@ -190,18 +190,16 @@ def fit_tables(config: Config, catalogue: Catalogue, *, seed: int = 0) -> Params
 
 def _check_fitted(config: Config, fitted: Params) -> None:
     """Raise ValueError for a fitted group of other tables or unknown blocks, or without a row for each item."""
-    size, tables = config.schema.table_sizes["item"], {table.name for table in config.tables}
-    wanted = {"fields"} | tables
+    size, wanted = config.schema.table_sizes["item"], {"fields", *(table.name for table in config.tables)}
     extra = fitted.keys() - wanted - {block.name for block in config.blocks} - {GROUP}
     got = f"{sorted(fitted)}; fit_tables makes them for a config"
     expect(wanted <= fitted.keys() and not extra, "fitted", sorted(wanted), got)
-    found = fitted["fields"] | {f"{name}/table": fitted[name].get("table") for name in tables}
-    for block in config.blocks:
-        arrays = leaves_by_path(fitted.get(block.name, {}))
-        found |= {f"{block.name}/{path} (per_item)": arrays.get(path) for path in block.per_item or ()}
-    for path, table in found.items():
-        shape = getattr(table, "shape", ())
-        expect(shape[:1] == (size,), "fitted", f"{size} rows in {path}, one for each item", f"shape {list(shape)}")
+    by_item = {"fields": fitted["fields"]} | {table.name: ("table",) for table in config.tables}
+    by_item, arrays = by_item | {block.name: block.per_item or () for block in config.blocks}, leaves_by_path(fitted)
+    for path in (f"{name}/{path}" for name, paths in by_item.items() for path in paths):
+        shape = getattr(arrays.get(path), "shape", None)
+        got = f"none; there are {sorted(arrays)}" if shape is None else f"shape {list(shape)}"
+        expect((shape or ())[:1] == (size,), "fitted", f"{size} rows in {path}, row 0 and one for each item (per_item)", got)
 
 
 def name_of(function: Any) -> str:

@@ -103,7 +103,7 @@ def test_init_refuses_the_fitted_tables_of_another_config():
     shorter = jax.tree.map(lambda x: x[:40], aif.fit_tables(model.config, demo.catalogue()))
     for wrong, message in (
         (fitted, r"fitted: expected \['fields', 'signatures_32'\], got \['fields', 'signatures_64'\]"),
-        (shorter, r"fitted: expected 50 rows in category, one for each item, got shape \[40\]"),
+        (shorter, r"fitted: expected 50 rows in fields/category, row 0 and one for each item .*, got shape \[40\]"),
         (aif.fit_tables(model.config, demo.catalogue()) | {"signatures_32": {}}, r"50 rows in signatures_32/table, .* got .*"),
     ):
         refused(ValueError, message, model.init, jax.random.key(0), None, fitted=wrong)

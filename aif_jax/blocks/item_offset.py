@@ -32,7 +32,7 @@ class ItemOffset(Block):
     per_item = ("table",)
 
     def fit(self, items: ItemFeatures, config: Config, *, seed: int) -> Params:
-        return {"table": jnp.zeros(config.schema.table_sizes["item"])}
+        return {"table": jnp.zeros(config.schema.table_sizes["item"], jnp.float32)}
 
     def item(self, params: Params, item: ItemView) -> dict[str, jax.Array]:
         return {"offset": layers.lookup(params["table"], jnp.asarray(item.features.ids["item"]))}

@@ -43,7 +43,7 @@ class PureSvd(Block):
         expect(self.decay >= 0, self, "decay", "at least 0", self.decay)
 
     def fit(self, items: ItemFeatures, config: Config, *, seed: int) -> Params:
-        return {"table": jnp.zeros((config.schema.table_sizes["item"], self.width))}
+        return {"table": jnp.zeros((config.schema.table_sizes["item"], self.width), jnp.float32)}
 
     def user(self, params: Params, user: UserView) -> dict[str, jax.Array]:
         events = take(user.long, slice(self.length))

@@ -92,6 +92,8 @@ def test_what_a_part_gives_is_refused_by_its_name(monkeypatch):
     unlike_files = (
         (r"\['float32\[1\]'\]", listed), ("None", None), ("{'table': 1.0}", {"table": 1.0}), ("{'w': {}}", {"w": {}}),
         ("{0: 'fl", {0: ones}), ("{'k': {'a/w': 'fl", {"k": {"a/w": ones}}), (r"{'w': \['float32", {"w": listed}),
+        *((f"{{'w': '{np.asarray(at).dtype}", {"w": np.asarray(at)}) for at in (2**40, 0.5, 1j, "a")),
+        ("{'w': 'key", {"w": jax.random.key(0)}), ("{'w': '>f4", {"w": np.zeros(1, ">f4")}),
     )  # fmt: skip
     whole = {"tower": dict.fromkeys(("user", "item", "product"), jnp.ones((4, 3))), "bea": {"read": jnp.ones((4, 3))}}
     left_out = whole | {"tower": dict.fromkeys(("user", "item"), jnp.ones((4, 3)))}
@@ -100,9 +102,9 @@ def test_what_a_part_gives_is_refused_by_its_name(monkeypatch):
         *((part, function, made, TypeError, rf"{name}.{function}: expected nested dicts .*, none empty, got {got}")
           for part, function, name in ((heads.Mlp, "init", "head Mlp"), (blocks.Bea, "init", "bea"), (blocks.Bea, "fit", "bea"))
           for got, made in unlike_files),
-        (blocks.Bea, "init", {"w": jnp.arange(2)}, TypeError, r"bea.init: expected .* \(init: of floats\) .* got {'w': 'int32"),
-        *((blocks.ItemOffset, "fit", fitted, ValueError, r"fitted: expected 50 rows in item_offset/table \(per_item\), one for")
-          for fitted in ({"rows": np.zeros(50)}, {"table": np.zeros(5)})),
+        (blocks.Bea, "init", {"w": jnp.arange(2)}, TypeError, "bea.init: .* of float32, bfloat16, float16 by .*'int32"),
+        *((blocks.ItemOffset, "fit", fitted, ValueError, f"fitted: expected 50 rows in item_offset/table, row 0 .*{got}")
+          for got, fitted in (("none; there are .*/rows", {"rows": jnp.zeros(50)}), ("shape .5", {"table": jnp.zeros(5)}))),
         *((blocks.Bea, half, 1.0, TypeError, f"bea.{half}: expected a pytree of arrays, got 1.0") for half in ("user", "item")),
         *((blocks.Bea, "widths", w, ValueError, "bea.widths: expected a dict of") for w in (3, [3], {"f": 3.0}, {"f": -1})),
         (heads.Mlp, "first_layer", {}, TypeError, "head Mlp.first_layer: expected a FirstLayer or None, got dict"),
