@@ -44,6 +44,7 @@ class Dataset:
       repeats: whether users come back to items, which training, evaluation and candidates follow: where they do not, an item
         that the user has met is no negative and no candidate. None estimates it when the data set is made: whether `repeated`,
         the measured share of events, is at least `REPEATED`, 1 %. `dataclasses.replace` keeps the value.
+      counted_log: events that item statistics count, those of users who were forgotten too; None for `log`.
 
     Raises:
       TypeError, ValueError: parts that do not fit together: names the field, what was expected and what came.
@@ -61,6 +62,7 @@ class Dataset:
     cascade: Cascade | None = None
     display_positions: np.ndarray | None = None
     repeats: bool | None = None
+    counted_log: EventLog | None = None
 
     def __post_init__(self):
         schema, users, items = self.schema, len(self.users), len(self.items)
@@ -143,9 +145,9 @@ class Dataset:
     @functools.cached_property
     def digest(self) -> str:
         """64 hex digits over events, items, users, cascade, encoder and `repeats`: other data with the same counts differ."""
-        log, cascade, encoder = self.log, self.cascade, self.encoder
+        logs, cascade, encoder = (self.log, self.counted_log), self.cascade, self.encoder
         arrays = {
-            "log": [log.user, log.item, log.action, log.time, log.offsets],
+            "log": [getattr(log, name) for log in logs if log is not None for name in (*COLUMNS, "offsets")],
             "items": self.catalogue.items,
             "users": [self.user_ids, self.user_floats],
             "display_positions": self.display_positions,
@@ -208,7 +210,8 @@ class Dataset:
     @functools.cached_property
     def statistics(self) -> ItemStatistics | None:
         """Item statistics as of any moment, from the events of the log; None where the schema has none."""
-        return ItemStatistics(self.schema, self.log) if self.schema.item_statistics else None
+        counted = self.log if self.counted_log is None else self.counted_log
+        return ItemStatistics(self.schema, counted) if self.schema.item_statistics else None
 
     def item_features(self, rows: Any, times: Any, *, content: bool = True) -> ItemFeatures:
         """Return item features as of given times: those of the catalogue, with the statistics of that time.

@@ -121,10 +121,9 @@ def history_order(
 ) -> np.ndarray | slice:
     """Return THE order of one user's events or, given `user` [n], user by user: an index [n] that sorts them oldest first.
 
-    By time (integers of `in_unit`), ties by raw item id, then by action; histories read it backwards. Files, feature stores and
-    callers deliver the events of one moment in any order: this gives all of them one history, whatever a vocabulary knows.
-    Rows of `item` ascend with the ids, and order known items; else `ids` does, the raw ids of all events that are tied. Both
-    keys give the same order, so it does not matter which one a call takes.
+    By time (integers of `in_unit`), ties by raw item id, then by action; histories read it backwards. So events of one moment,
+    in any order of arrival, give one history, whatever a vocabulary knows: ties of known items are ordered by rows of `item`,
+    others by `ids`, the raw ids of the tied events, and both keys give the same order because rows ascend with the ids.
     """
     keys = [time] if user is None else [user, time]
     sorted_already = user is not None and not out_of_order(user, time).any()  # as files often are

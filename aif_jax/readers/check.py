@@ -78,7 +78,7 @@ def check(
       events: Parquet, CSV or TSV, file or folder; a table in memory.
       items, users: likewise; None skips the checks that need them.
       columns: which column is what; default: the encoder's, or `Columns()`.
-      encoder: encoder of a trained model; values that its vocabularies lack are problems, but in bags; `items` may lack some.
+      encoder: encoder of a trained model; values that its vocabularies lack are problems, but in bags; files may lack its ids.
       cap: problems of one kind that are listed; the rest is counted.
 
     Raises ImportError without pyarrow, FileNotFoundError, ValueError for wrong options or a file name of another kind.

@@ -34,6 +34,7 @@ from aif_jax.types import ItemFeatures
 logger = logging.getLogger(__name__)
 
 FAR = 100  # an outlier is outside of the bulk of a column by at least so many times the width of the bulk
+GONE = "%s: %d %s that the encoder knows are not in the file, and are read without %s; keep them in it%s"
 ALL_TWICE = 0.45  # share of duplicate events that a file read twice explains
 
 
@@ -62,7 +63,7 @@ def read(
       users: likewise, one row for each user; None if there is no table of users.
       columns: which column is what; left out with `encoder` and `earlier`.
       encoder: encoder of a trained model: rows and scales then mean the same as in its training. For a value that its
-        vocabularies lack see `unknown`; its items that the items file lacks have no features, and a warning counts them.
+        vocabularies lack see `unknown`; its items and users that their files lack have no features, and warnings count them.
       earlier: a trained model to go on with, see `refreshing.warm_start`: its encoder with new ids, of all but actions. Items
         that left the items file keep the features that the model knew (`Trained.items`), with the item statistics of today.
       unknown: for what the encoder lacks, or without one the file of items or users, or `Columns.actions`: "error", or "skip".
@@ -213,10 +214,9 @@ class Tables:
 
     def float_columns(self, columns: Columns) -> Iterator[tuple[str, str, LoadedTable]]:
         """Yield ("item" or "user", column, table) of every float column that is there."""
-        for name in (*columns.item_floats, *columns.side) if "items" in self.tables else ():
-            yield "item", name, self.tables["items"]
-        for name in columns.user_floats if "users" in self.tables else ():
-            yield "user", name, self.tables["users"]
+        items, users = self.tables.get("items"), self.tables.get("users")
+        for which, table, names in ("item", items, (*columns.item_floats, *columns.side)), ("user", users, columns.user_floats):
+            yield from ((which, name, table) for name in names if table is not None)
 
 
 def read_tables(
@@ -231,7 +231,7 @@ def read_tables(
 
     With an `encoder` its ids are the known ones; with `grow` those of both, except for actions.
     """
-    content, known = (0, columns) if encoder is None else (encoder.content, encoder.columns)
+    content, known, given = (0, columns, {}) if encoder is None else (encoder.content, encoder.columns, encoder.vocabularies)
     expect(columns == known, "columns", f"those of the encoder, {known}, or none", columns)
     tables: dict[TableName, LoadedTable] = {
         name: read_table(source, columns.of(name, statistics=False), problems, columns=columns, name=name, content=content)
@@ -242,7 +242,6 @@ def read_tables(
     item_ids = tables["events"].codes[columns.item]  # which `encode_columns` drops
     if columns.actions:
         rows["events"]["action"] = encode_listed("action", tables["events"], str(columns.action), columns.actions)
-    given: Mapping[str, Vocabulary] = {} if encoder is None else encoder.vocabularies
     vocabularies: dict[str, Vocabulary] = {}
     for vocabulary in vocabulary_names(columns):
         places: list[tuple[TableName, str]] = [
@@ -389,8 +388,7 @@ def suspicions_of(tables: Tables, columns: Columns, events: Events) -> Iterator[
         yield Suspicion(kind="rounded time", file=file, column=columns.time, got=got)
     for bags in tables.tables.values():
         for column, cut in bags.cut.items():
-            got = f"{cut:,} of {bags.count:,} rows have more values than the first {columns.bag_length}"
-            got = f"{got}, which Columns.bag_length keeps"
+            got = f"{cut:,} of {bags.count:,} rows have more values than Columns.bag_length={columns.bag_length} keeps"
             yield Suspicion(kind="cut bag", file=bags.label.name, column=column, got=got)
     for _, name, table in tables.float_columns(columns):
         rows = np.flatnonzero(~np.isnan(table.array(name)))
@@ -422,12 +420,11 @@ def _catalogue(tables: Tables, encoder: Encoder, embedding: np.ndarray | None, e
     floats |= dict.fromkeys(columns.statistics, np.zeros(count, np.float32))  # from the events, when they are there
     ids = {name: _by_row(at, values, count) for name, values in rows.items()}
     features: Any = encoder.item_features(ids | {"item": np.arange(count, dtype=np.int32)}, floats, embedding)
-    there = _by_row(at, np.ones(len(at), bool), count)
-    features = dataclasses.replace(features, floats=features.floats * there[:, None])  # scaling made -mean/deviation of 0
-    gone = np.flatnonzero(~there)[1:]
+    gone = np.setdiff1d(np.arange(1, count), at)
+    features.floats[np.append(0, gone)] = 0  # scaling made -mean/deviation of 0
     if len(gone) and (earlier is None or earlier.items is None):
-        text = "%s: %d items that the encoder knows are not in the file, and are read without category, attributes, floats and"
-        logger.warning(f"{text} content; keep them in it, or give earlier=, a model that holds them", table.label, len(gone))
+        lost, way_out = "category, attributes, floats and content", ", or give earlier=, a model that holds them"
+        logger.warning(GONE, table.label, len(gone), "items", lost, way_out)
     elif earlier is not None and len(gone):
         own = earlier.need_encoder("read earlier")
         known = reencode(take(earlier.items, own.vocabularies["item"].encode(vocabulary.ids_of(gone))), own, encoder)
@@ -443,6 +440,9 @@ def _users(tables: Tables, encoder: Encoder) -> tuple[dict[str, np.ndarray], np.
     if "users" not in tables.tables:
         return ids, np.zeros((count, 0), np.float32)
     table, rows = tables.tables["users"], tables.rows["users"]
+    gone = np.setdiff1d(np.arange(1, count), rows["user"])
+    if len(gone) and (columns.user_attributes or columns.user_floats):
+        logger.warning(GONE, table.label, len(gone), "users", "attributes and floats", "")
     ids |= {name: _by_row(rows["user"], rows[name], count) for name in columns.user_attributes}
     floats = stacked([table.array(name) for name in columns.user_floats], table.count)
     return ids, _by_row(rows["user"], encoder.scale_floats("user", floats), count)

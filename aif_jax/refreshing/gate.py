@@ -219,11 +219,10 @@ def _worse(name: str, new: Measurement, compared: Mapping[str, Mapping[str, Any]
         yield f"{name}: {users} users have candidates of both labels, too few to judge by; bound: at least {config.users}"
     for metric, each in compared.items():
         kind = metric.partition("@")[0]
-        if kind not in config.bounds:
+        if (bound := config.bounds.get(kind)) is None:
             continue
         difference: Interval = each["difference"]
         better = -1.0 if kind in LOWER_IS_BETTER else 1.0
-        bound = config.bounds[kind]
         if not np.isfinite(each["new"]) and np.isfinite(each["old"]):
             yield f"{name}: {metric} of the new model is {each['new']}, the old one's {each['old']:.4f}; bound: a finite number"
         elif better * difference.value < -bound and max(better * difference.low, better * difference.high) < 0:

@@ -14,7 +14,6 @@ from aif_jax.config import Config
 from aif_jax.data.cascade import Cascade
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.events import EventLog
-from aif_jax.data.statistics import ItemStatistics
 from aif_jax.encoding.encoder import Encoder, reencode
 from aif_jax.encoding.vocabulary import Vocabulary, new_rows
 from aif_jax.model import PreRanker, fit_tables
@@ -72,7 +71,9 @@ def forget_ids(data: Dataset, since: int) -> Dataset:
             stage=cascade.stage[there],
             labels={name: values[there] for name, values in cascade.labels.items()},
         )
-    fewer = dataclasses.replace(
+    every = log if data.counted_log is None else data.counted_log
+    counted = EventLog(every.user, places["item"][every.item], every.action, every.time)
+    return dataclasses.replace(
         data,
         log=EventLog(*(c[known] for c in (user, item, log.action, log.time)), users=len(vocabularies["user"])),
         catalogue=Catalogue(schema=encoder.schema, raw=vocabularies["item"].raw, items=features),
@@ -83,10 +84,8 @@ def forget_ids(data: Dataset, since: int) -> Dataset:
         encoder=encoder,
         cascade=cascade,
         display_positions=None if data.display_positions is None else data.display_positions[known],
+        counted_log=counted if encoder.schema.item_statistics else None,  # all events, as in service
     )
-    if encoder.schema.item_statistics:  # of all events, as in service
-        fewer.__dict__["statistics"] = ItemStatistics(encoder.schema, EventLog(log.user, item, log.action, log.time))
-    return fewer
 
 
 def warm_start(trained: Trained, encoder: Encoder, catalogue: Catalogue, *, forget: bool = False, seed: int = 0) -> Trained:
