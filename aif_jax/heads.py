@@ -50,7 +50,7 @@ class FirstLayer(NamedTuple):
 
     Attributes:
       kernels: [w, H] for each feature, by block and name.
-      bias: [H].
+      bias: [H], or 0.0 for none.
     """
 
     kernels: Mapping[str, BlockKernels]
@@ -108,7 +108,7 @@ class Head:
 def head(cls: Class) -> Class:
     """Make a subclass of `Head` a frozen dataclass, and register it, or a Flax module, under its class name.
 
-    Fields are numbers, booleans, strings and tuples of these. ValueError if another class has that name.
+    Fields are numbers, booleans, strings and flat tuples of these. ValueError if another class has that name.
     """
     return HEADS.add(cls, Head, layers.Module)
 
@@ -197,14 +197,14 @@ def expect_terms(terms: Any, kernels: BlockKernels, item: jax.Array, name: str) 
     expect(isinstance(terms, HeadInputs), name, "HeadInputs", type(terms).__name__, error=TypeError)
     fits = isinstance(terms.pairs, tuple) and all(isinstance(pair, tuple) and len(pair) == 2 for pair in terms.pairs)
     expect(fits, f"{name}, pairs", "a tuple of pairs, ((left, right),) for one", jax.tree.map(jnp.shape, terms.pairs))
-    named = list(kernels) or "no feature, as `widths` says"
+    named = f" for kernels of {list(kernels) or 'no feature; declare it in `widths`'}"
     (count, width), hidden = item.shape, next((kernel.shape[1] for kernel in kernels.values()), 0)
     pairs: Any = tuple(((count, *w), (*w, hidden)) for w in (jnp.shape(pair[-1])[:1] for pair in terms.pairs))
     shapes = HeadInputs((hidden,), (width, hidden), pairs, (count, hidden), (count,), (count,))
-    for field, part, shape in zip(HeadInputs._fields, terms, shapes, strict=True):
+    for field, part, shape, of in zip(HeadInputs._fields, terms, shapes, [named] * 4 + [""] * 2, strict=True):
         got = jax.tree.map(jnp.shape, part)
         fits = jax.tree.leaves(got) == jax.tree.leaves(shape) or isinstance(part, float) and part == 0
-        expect(fits, f"{name}, {field}", f"shape {shape} for kernels of {named}", got)
+        expect(fits, f"{name}, {field}", f"shape {shape}{of}", got)
     features = terms.pairs or not all(isinstance(part, float) for part in (terms.once, terms.item, terms.rest))
     expect(features or not kernels, name, f"features times the kernels of {list(kernels)}", "none; give pairs or arrays")
 

@@ -12,6 +12,7 @@ from aif_jax.blocks.block import expect_arrays, own
 from aif_jax.checks import expect
 from aif_jax.config import Config
 from aif_jax.heads import FirstLayer, HeadInputs
+from aif_jax.trees import leaves_by_path
 from aif_jax.types import ItemRow, Params, UserState
 
 DIRECT = "direct"
@@ -22,7 +23,7 @@ def init(key: jax.Array, config: Config) -> Params:
     """Return parameters of the head."""
     name, head = f"head {type(config.head).__name__}", heads.head_of(config.head)
     trained = expect_arrays({name: head.init(key, config.head_features, config.outputs)}, "init")[name]
-    expect(DIRECT not in trained, name, f"no parameter {DIRECT!r}, which blocks have", DIRECT)
+    expect(DIRECT not in trained, name, f"no parameter {DIRECT!r}, which the weights of the blocks' logits have", DIRECT)
     return trained if config.outputs == 1 else trained | {DIRECT: jnp.ones(config.outputs, jnp.float32)}
 
 
@@ -50,14 +51,13 @@ def inputs(params: Params, state: UserState, rows: ItemRow, *, config: Config) -
     of_head = f"head {type(config.head).__name__}.first_layer"
     expect(isinstance(first, FirstLayer | None), of_head, "a FirstLayer or None", type(first).__name__, error=TypeError)
     kernels = {name: heads.identity(each) for name, each in config.head_features.items()} if first is None else first.kernels
-    widths = {name: each for name, each in config.head_features.items() if each and (name != "tower" or name in kernels)}
     if first is not None:
-        got = {name: {of: jnp.shape(kernel) for of, kernel in each.items()} for name, each in kernels.items() if each}
-        hidden = next((shape[-1:] for each in got.values() for shape in each.values()), jnp.shape(first.bias)[-1:])
-        fits = got == {name: {of: (width, *hidden) for of, width in each.items()} for name, each in widths.items()}
-        fits = fits and (isinstance(first.bias, float) or jnp.shape(first.bias) == hidden)
-        expected = f"kernels [width, H] of the widths {widths} and a bias 0.0 or [H], of one H"
-        expect(fits, of_head, expected, f"{got} and {jnp.shape(first.bias)}")
+        got = {path: np.shape(kernel) for path, kernel in leaves_by_path(kernels).items()}
+        widths = leaves_by_path({of: each for of, each in config.head_features.items() if of != "tower" or "tower/user" in got})
+        hidden = next((shape[-1:] for shape in got.values()), np.shape(first.bias)[-1:])
+        fits = got == {path: (width, *hidden) for path, width in widths.items()}
+        fits = fits and (first.bias == 0 if isinstance(first.bias, float) else np.shape(first.bias) == hidden != ())
+        expect(fits, of_head, f"kernels [width, H] of {widths}, a bias 0.0 or [H]", (got, np.shape(first.bias) or first.bias))
     if "tower" in kernels:
         given["tower"] = towers(kernels["tower"], jnp.asarray(state.vector), jnp.asarray(rows.vector))
     for block in config.blocks:

@@ -50,7 +50,7 @@ class Registry(dict[str, type]):
         expect(type(part) in self.values(), name, expected, repr(part), error=TypeError)
         for field, entry in plain(part).items():
             same = json.loads(json.dumps(entry, default=repr)) == entry and not isinstance(getattr(part, field), list | dict)
-            expect(same, f"{type(part).__name__}.{field}", "a number, boolean, string or tuple of these", repr(entry))
+            expect(same, f"{type(part).__name__}.{field}", "a number, boolean, string or flat tuple of these", repr(entry))
 
     def to_json(self, part: Any) -> dict[str, Any]:
         """Return the part as plain JSON values."""

@@ -148,15 +148,15 @@ def test_what_a_block_gives_is_checked_by_shape(monkeypatch):
         *(({"pairs": one}, r"pairs: expected a tuple of pairs, ..left, right.,. for") for one in (None, 0.0, (left, right))),
         ({"pairs": ((left[0], right),)}, "pairs: .* got .*8,"),
         ({"pairs": ((left[:, :4], right),)}, r"pairs: expected shape \(\(\(2, 8\), \(8, 6\)\),\) .* got \(\(\(2, 4\)"),
-        ({"rest": np.ones((2, 6)), "logit": np.ones((2, 1))}, r"logit: expected shape \(2,\) .* got \(2, 1\)"),
-        ({"rest": np.ones((2, 6)), "logit": np.ones(1)}, "logit: expected"), ({"offset": np.ones(6)}, "offset: expected"),
+        ({"rest": np.ones((2, 6)), "logit": np.ones((2, 1))}, r"logit: expected shape \(2,\), got \(2, 1\)"),
+        ({"offset": np.ones(6)}, "offset: expected"), ({"rest": np.ones((2, 6)), "logit": np.ones(1)}, "logit: expected"),
     ):  # fmt: skip
         model, params = demo.build(**demo.SMALL | {"head": heads.Mlp(HIDDEN), "blocks": (blocks.SimTier(bits=32),)})
         monkeypatch.setattr(blocks.SimTier, "score", lambda *_, given=given: HeadInputs(**given))
         refused(ValueError, f"sim_tier.score.*{message}", model.joint, params, demo.user(model.config), demo.items(2))
     monkeypatch.setattr(blocks.SimTier, "widths", lambda *_: {})
     model, params = demo.build(**demo.SMALL | {"blocks": (blocks.SimTier(bits=32),)})
-    refused(ValueError, "no feature, as `widths` says, got .6,", model.joint, params, demo.user(model.config), demo.items(2))
+    refused(ValueError, "no feature; declare it in `widths`", model.joint, params, demo.user(model.config), demo.items(2))
 
 
 @pytest.mark.parametrize("candidates", [3, 40])

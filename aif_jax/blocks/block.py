@@ -187,7 +187,7 @@ class Block:
 def block(cls: Class) -> Class:
     """Make a subclass of `Block` a frozen dataclass and register it under its class name; ValueError if another class has it.
 
-    Fields are numbers, booleans, strings and tuples of these; a value of another type than its field says is a ValueError.
+    Fields are numbers, booleans, strings and flat tuples of these; a value of another type than its field says is a ValueError.
     """
     return BLOCKS.add(cls, Block)
 

@@ -80,7 +80,7 @@ def test_a_name_that_the_model_has_taken_is_refused():
     for add in (blocks.block, heads.head):
         refused(TypeError, "Loose: expected a subclass of one of .*Block|Head.*, got", add, type("Loose", (), {}))
     untyped = blocks.block(type("Untyped", (blocks.Block,), {"__annotations__": {"sizes": object}}))
-    refused(ValueError, "Untyped.sizes: expected a number, .* tuple of these", demo.config, blocks=(untyped([4]),))
+    refused(ValueError, "Untyped.sizes: expected a number, .* flat tuple of these", demo.config, blocks=(untyped([4]),))
 
 
 def test_what_a_part_gives_is_refused_by_its_name(monkeypatch):
@@ -98,7 +98,7 @@ def test_what_a_part_gives_is_refused_by_its_name(monkeypatch):
     whole = {"tower": dict.fromkeys(("user", "item", "product"), jnp.ones((4, 3))), "bea": {"read": jnp.ones((4, 3))}}
     left_out = whole | {"tower": dict.fromkeys(("user", "item"), jnp.ones((4, 3)))}
     for part, function, given, error, message in (
-        (heads.Mlp, "init", {"direct": jnp.zeros(1)}, ValueError, "head Mlp: expected no parameter 'direct'"),
+        (heads.Mlp, "init", {"direct": jnp.zeros(1)}, ValueError, "Mlp: expected no parameter 'direct', which the weights"),
         *((part, function, made, TypeError, rf"{name}.{function}: expected nested dicts .*, none empty, got {got}")
           for part, function, name in ((heads.Mlp, "init", "head Mlp"), (blocks.Bea, "init", "bea"), (blocks.Bea, "fit", "bea"))
           for got, made in unlike_files),
@@ -108,9 +108,9 @@ def test_what_a_part_gives_is_refused_by_its_name(monkeypatch):
         *((blocks.Bea, half, 1.0, TypeError, f"bea.{half}: expected a pytree of arrays, got 1.0") for half in ("user", "item")),
         *((blocks.Bea, "widths", w, ValueError, "bea.widths: expected a dict of") for w in (3, [3], {"f": 3.0}, {"f": -1})),
         (heads.Mlp, "first_layer", {}, TypeError, "head Mlp.first_layer: expected a FirstLayer or None, got dict"),
-        *((heads.Mlp, "first_layer", first, ValueError, "head Mlp.first_layer: expected kernels .width, H. of")
-          for first in (heads.FirstLayer({}), heads.FirstLayer(left_out), heads.FirstLayer(whole, jnp.ones(1)),
-                        *(heads.FirstLayer(whole | {"bea": {"read": jnp.ones(shape)}}) for shape in ((4,), (4, 1), (3, 3))))),
+        *((heads.Mlp, "first_layer", heads.FirstLayer(*first), ValueError, "Mlp.first_layer: expected kernels .width, H. of")
+          for first in (({},), (left_out,), (ones,), ({"bea": ones},), (whole, jnp.ones(1)), (whole, 1.0), (whole, 0),
+                        *((whole | {"bea": {"read": jnp.ones(shape)}},) for shape in ((4,), (4, 1), (3, 3))))),
     ):  # fmt: skip
         with monkeypatch.context() as patch:
             patch.setattr(part, function, lambda *_, given=given, **__: given)
