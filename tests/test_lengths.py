@@ -58,9 +58,9 @@ def test_histories_are_counted_as_the_pipeline_counts_them(data, model, monkeypa
     task = GIVEN["task"]
     positions = task.positions(data, min_history=0, since=None, before=None)
     expected = [min(data.log.history_end([at])[0] - data.log.offsets[data.log.user[at]], 7) for at in positions]
-    assert lengths.history_lengths(data, positions, longest=7).tolist() == expected
+    assert lengths.sampled_lengths(data, positions, longest=7).tolist() == expected
     monkeypatch.setattr(lengths, "COUNTED_SAMPLES", 100)
-    assert 100 <= len(lengths.history_lengths(data, range(len(data.log)), longest=7)) < 200
+    assert 100 <= len(lengths.sampled_lengths(data, range(len(data.log)), longest=7)) < 200
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,8 @@ COMPILE = 1 << 24
 COUNTED_SAMPLES = 100_000  # histories that are counted: of twice as many every second, of three times every third, ...
 
 
-def history_lengths(data: Dataset, positions: Any, *, longest: int) -> np.ndarray:
-    """Return int64 [n], how many of the last `longest` events before a sample there are, of all or evenly spread positions."""
+def sampled_lengths(data: Dataset, positions: Any, *, longest: int) -> np.ndarray:
+    """Return int64 [m], how many of the last `longest` events before a sample there are, of all or evenly spread positions."""
     return np.minimum(data.history_lengths(positions[:: max(1, len(positions) // COUNTED_SAMPLES)]), longest)
 
 

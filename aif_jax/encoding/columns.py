@@ -16,7 +16,7 @@ Kind: TypeAlias = Literal["id", "value", "action", "bag", "float", "number", "ve
 (the same, none missing), "bag" (lists of values), "float", "number" (a float, may be missing), "vector" (lists of floats),
 "time"."""
 
-TableName: TypeAlias = Literal["events", "items", "users"]
+TableName: TypeAlias = Literal["events", "items", "users"]  # of the files with a vocabulary, the last one here names its ids
 CODED = ("id", "value", "action", "bag")  # kinds whose values become rows of a vocabulary
 RESERVED = ("user", "item", "category", "action")
 

@@ -67,9 +67,8 @@ def read(
       earlier: a trained model to go on with, see `refreshing.warm_start`: its encoder with new ids, of all but actions. Items
         that left the items file keep the features that the model knew (`Trained.items`), with the item statistics of today.
       unknown: for what the encoder lacks, or without one the file of items or users, or `Columns.actions`: "error", or "skip".
-        Then events and lines of an unknown user are left out, and so are lines of an unknown item, whose events stay, with row
-        0, and are no positives; an unknown action or category is row 0. A warning counts these. Unknown values of a bag are
-        row 0 with either setting, uncounted.
+        Then lines of an unknown user or item and events of an unknown user are left out; events of an unknown item stay, with
+        row 0, and are no positives; an unknown action or category is row 0. Warnings count these. In bags it is row 0 anyway.
       name: name of the data set; default: the name of the events file.
       repeats: whether users come back to items, see `Dataset`; None: as estimated from the events, see the log.
 
@@ -100,10 +99,10 @@ def read(
     sources: dict[TableName, Source | None] = {"events": events, "items": items, "users": users}
     with hidden(not progress):
         tables = read_tables(sources, columns, problems, encoder=encoder, grow=earlier is not None)
-    skipped = [kind for kind in SKIPPED if unknown == "skip" and problems.totals[kind]]
-    for kind in skipped:
-        files = ", ".join(table.label.name for table in tables.tables.values())
-        logger.warning("%s: %d values left out or left unknown: %s", files, problems.totals[kind], kind)
+    skipped = SKIPPED if unknown == "skip" else ()
+    for table in tables.tables.values():
+        for kind in filter(table.noted.get, skipped):
+            logger.warning("%s: %d values left out or left unknown: %s", table.label, table.noted[kind], kind)
     problems.expect_none(*skipped)
     embedding = None
     if columns.content is not None:  # float32 [N, E] by row of the item vocabulary, zeros for the unknown item
@@ -208,7 +207,7 @@ class Tables:
     """Events, items and users, read once; rows int32 [n] or [n, bag length], 0 where a value is missing or unknown."""
 
     tables: Mapping[TableName, LoadedTable]
-    rows: Mapping[TableName, dict[str, np.ndarray]]
+    rows: Mapping[TableName, dict[str, np.ndarray]]  # by file, then by vocabulary
     vocabularies: Mapping[str, Vocabulary]
     item_ids: Codes  # of the events, which order them, those of unknown items too
 
@@ -235,7 +234,7 @@ def read_tables(
     expect(columns == known, "columns", f"those of the encoder, {known}, or none", columns)
     tables: dict[TableName, LoadedTable] = {
         name: read_table(source, columns.of(name, statistics=False), problems, columns=columns, name=name, content=content)
-        for name in get_args(TableName)  # the last one with a vocabulary names its ids
+        for name in get_args(TableName)
         if (source := sources.get(name)) is not None
     }
     rows: dict[TableName, dict[str, np.ndarray]] = {name: {} for name in tables}
@@ -262,8 +261,8 @@ def read_tables(
     if columns.position is not None:
         shown = tables["events"].array(columns.position)
         wrong = ~(np.isnan(shown) | ((shown >= 0) & (shown < 2**24) & (shown == np.floor(shown))))
-        expected = "a whole number from 1 on, 0 or empty where it is unknown"
-        tables["events"].note("position", wrong, columns.position, expected, lambda at: (f"{v:g}" for v in shown[at]))
+        expected = "a whole number from 1 to 2^24 - 1, 0 or empty where it is unknown"
+        tables["events"].note("position", wrong, columns.position, expected, lambda at: (f"{v:.8g}" for v in shown[at]))
     return Tables(tables=tables, rows=rows, vocabularies=vocabularies, item_ids=item_ids)
 
 
@@ -344,7 +343,7 @@ def _note_duplicates(table: LoadedTable, column: str, which: str, rows: np.ndarr
 class Events(NamedTuple):
     """Events of known users with a time, by user and in the order of histories; arrays [n]."""
 
-    log: EventLog
+    log: EventLog  # given in its order, which it keeps, so that `at` and the others have it too
     at: np.ndarray  # int64, rows of the table
     moment: np.ndarray  # in `Columns.time_unit`
     duplicate: np.ndarray  # bool, whether an event of a known item equals the one before it

@@ -137,7 +137,7 @@ class Problems:
         return [p for listed in self._listed.values() for p in sorted(listed, key=lambda p: (p.file, p.row or 0))]
 
     def expect_none(self, *accepted: str) -> None:
-        """Raise ValueError if there is a problem, but for kinds that are `accepted`; names one or more of each kind."""
+        """Raise ValueError if there is a problem; forgets kinds that are `accepted` first. Names one or more of each kind."""
         for kind in accepted:
             self.totals.pop(kind, None)
             self._listed.pop(kind, None)
@@ -542,6 +542,7 @@ class LoadedTable:
         self.codes = {name: Codes() for name, kind in kinds.items() if kind in CODED}
         self.rounded: set[str] = set()  # "time" columns with times that are finer than `Columns.time_unit`
         self.cut: collections.Counter[str] = collections.Counter()  # bags of more values than are kept, by column
+        self.noted: collections.Counter[str] = collections.Counter()  # problems that `note` added, by kind
         self._arrays: dict[str, list[np.ndarray]] = {name: [] for name, kind in kinds.items() if kind not in CODED}
         # file, its first row in this table, place of that row in the file: above 0 where the table is a later block of it
         self._files: list[tuple[File, int, int]] = []
@@ -601,6 +602,7 @@ class LoadedTable:
         for (file, start, place), stop in self._spans():
             here = start + np.flatnonzero(wrong[start:stop].any(1))
             first = here * wrong.shape[1] + wrong[here].argmax(1)  # wrong value of each row
+            self.noted[kind] += len(here)
             self.problems.add(kind, file, file.numbers(here - start + place), column, expected, got(first))
 
     def _fits(self, name: str, batch: TableBatch) -> bool:

@@ -226,8 +226,7 @@ class Refresh:
                 data=data, positions=positions, candidates=candidates, k=settings.k,
                 calibration_negatives=self.task.calibration_negatives,
             )  # fmt: skip
-            of = functools.partial(measure, requests=requests)
-            measured[name] = of(self.trained), of(self.served)
+            measured[name] = measure(self.trained, requests), measure(self.served, requests)
         share = volume(data.log.time, self.since)
         verdict = judge(measured, self.config.gate, volume=share)
         reasons = [*self.job.records["additions"]["faults"], *verdict.reasons]

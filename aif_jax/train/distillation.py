@@ -23,7 +23,7 @@ from aif_jax.checks import check_encoding, expect, expect_array, expect_finite
 from aif_jax.data.candidates import CandidateLists, CandidateSource, SourceFn, describe, retrieved
 from aif_jax.data.cascade import Cascade
 from aif_jax.data.dataset import Dataset
-from aif_jax.data.lengths import choose_lengths, history_lengths
+from aif_jax.data.lengths import choose_lengths, sampled_lengths
 from aif_jax.data.order import DRAWS, BatchKey
 from aif_jax.data.pipeline import make_batch
 from aif_jax.model import PreRanker, name_of
@@ -143,7 +143,7 @@ def model_scores(model: PreRanker, params: Params, data: Dataset) -> Scores:
     With item statistics, which are as of each request, it runs for each candidate.
     """
     longest, events = model.config.history_length, len(data.log)
-    histories = history_lengths(data, np.arange(events), longest=longest)
+    histories = sampled_lengths(data, np.arange(events), longest=longest)
     choices = (*choose_lengths(histories, longest=longest, batch_size=USERS, steps=events // USERS), longest)
     tables: list[ItemRow] = []  # made by the first call
 

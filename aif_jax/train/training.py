@@ -111,7 +111,7 @@ def resolve_settings(
     if out is not None and (record := settings_of(out)) is not None:
         return dataclasses.replace(settings, buckets=tuple(record.get("buckets", ())))
     positions, longest = training_positions(data, settings), model.history_length
-    histories, steps = lengths.history_lengths(data, positions, longest=longest), len(positions) // config.batch_size
+    histories, steps = lengths.sampled_lengths(data, positions, longest=longest), len(positions) // config.batch_size
     chosen = lengths.choose_lengths(histories, longest=longest, batch_size=config.batch_size, steps=config.epochs * steps)
     return dataclasses.replace(settings, buckets=chosen)
 
