@@ -66,10 +66,9 @@ def read_cascade(
         data.log, user=users, time=time, rows=rows, stage=codes, labels=named_labels, candidates=candidates
     )
     expect(len(cascade), str(lines.label), "a known item, at the user and time of an event", f"none in {lines.count:,} lines")
-    lost = int(np.count_nonzero((rows == 0) | (users == 0)))
-    if without or lost:
+    if without or len(known) < lines.count:
         text = "cascade: %d requests without an event in the log and %d lines of unknown ids are left out"
-        logger.warning(text, without, lost)
+        logger.warning(text, without, lines.count - len(known))
     if cut:
         logger.warning("cascade: %d candidates of requests with more than candidates=%d are left out", cut, candidates)
     return dataclasses.replace(data, cascade=cascade)

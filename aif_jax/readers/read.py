@@ -292,7 +292,7 @@ def encode_columns(
         if len(fits) and not fits.any():
             others = [other.label for other, _ in members if other is not table]
             like = f"like the {name}s of {others[0]}" if given is None else f"like the vocabulary {name!r} given"
-            expected, got = ("text", "integers") if kind == "strings" else ("integers", "text")
+            expected, got = ("text", "integers or booleans; make them text") if kind == "strings" else ("integers", "text")
             table.problems.add("wrong type", table.label, None, column, f"{expected} {like}", got)
         else:
             negative = np.zeros(len(fits), bool)
@@ -322,7 +322,8 @@ def encode_listed(name: str, table: LoadedTable, column: str, listed: Sequence[A
     codes = table.codes.pop(column)
     numbers = {str(value): number for number, value in enumerate(listed, start=1)}
     row_of = np.array([*(numbers.get(str(value), 0) for value in codes.distinct.to_pylist()), 0], np.int32)
-    rows, expected = row_of[codes.codes], f"one of {', '.join(map(repr, listed))}"
+    boolean = codes.type == "int64" and "true" in map(str.lower, map(str, listed))
+    rows, expected = row_of[codes.codes], f"one of {', '.join(map(repr, listed))}{' (make booleans text)' if boolean else ''}"
     table.note(f"unknown {name}", (codes.codes >= 0) & (rows == 0), column, expected, codes.shown)
     return rows
 
