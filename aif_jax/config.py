@@ -72,7 +72,8 @@ class Config(Fields):
         blocks = {block.name: block.widths(self) for block in self.blocks}
         for name, widths in blocks.items():
             fits = isinstance(widths, dict) and all(isinstance(width, int) and width >= 0 for width in widths.values())
-            expect(fits, f"{name}.widths", "a dict of integers of at least 0, by name", repr(widths))
+            fits = fits and all(isinstance(of, str) and "/" not in of for of in widths)
+            expect(fits, f"{name}.widths", "a dict of integers of at least 0 by strings without '/'", repr(widths))
         head_of(self.head).check(blocks, self.outputs)
 
     @property

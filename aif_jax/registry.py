@@ -34,7 +34,9 @@ class Registry(dict[str, type]):
             cls.__post_init__ = check  # type: ignore[attr-defined]
             cls = dataclasses.dataclass(frozen=True)(cls)
         expect(cls.__hash__, cls.__name__, f"no `@dataclass`, which `@{self.kind}` adds", "a mutable one", error=TypeError)
-        expect(self.kind not in vars(cls)["__dataclass_fields__"], cls.__name__, f"no field {self.kind!r}", "one; rename it")
+        fields, base = vars(cls)["__dataclass_fields__"], bases[0]
+        taken = [f for f in fields if f == self.kind or callable(getattr(base, f, 0)) or type(getattr(cls, f, 0)) is property]
+        expect(not taken, cls.__name__, f"no field {self.kind!r} or named as a method, or a property without a default", taken)
         known = self.setdefault(cls.__name__, cls)
         same = (known.__module__, known.__qualname__) == (cls.__module__, cls.__qualname__)
         expect(same, f"{self.kind} {cls.__name__!r}", "a new name", f"one that {known.__module__} has registered")
@@ -49,7 +51,8 @@ class Registry(dict[str, type]):
             expected = f"a value of {known.__name__} as it was defined last; make it by {known.__name__}(...)"
         expect(type(part) in self.values(), name, expected, repr(part), error=TypeError)
         for field, entry in plain(part).items():
-            same = json.loads(json.dumps(entry, default=repr)) == entry and not isinstance(getattr(part, field), list | dict)
+            flat = isinstance(getattr(part, field), str | int | float | tuple | None)
+            same = flat and json.loads(json.dumps(entry, default=repr)) == entry
             expect(same, f"{type(part).__name__}.{field}", "a number, boolean, string or flat tuple of these", repr(entry))
 
     def to_json(self, part: Any) -> dict[str, Any]:
@@ -60,9 +63,8 @@ class Registry(dict[str, type]):
         """Return the part that `to_json` wrote; ValueError for a class that is not registered, or fields that it lacks."""
         given = value if isinstance(value, Mapping) else {}
         name = given.get(self.kind)
-        if name not in self:
-            way_out = f"import the module with its `@{self.kind}`" if name else f'give {{"{self.kind}": NAME, FIELD: VALUE}}'
-            raise ValueError(f"{self.kind}: expected one of {sorted(self)}, got {name or value!r}; {way_out}")
+        way_out = f"import the module with its `@{self.kind}`" if name else f'give {{"{self.kind}": NAME, FIELD: VALUE}}'
+        expect(name in self, self.kind, f"one of {sorted(self)}", f"{name or value!r}; {way_out}")
         fields = {key: entry for key, entry in given.items() if key != self.kind}
         return from_plain(self[str(name)], fields, f"{self.kind} {name!r}")
 
@@ -75,9 +77,8 @@ def plain(value: Any, *, if_set: Sequence[str] = ()) -> dict[str, Any]:
 
     Those named by `if_set` are left out where they are empty, so that versions without them stay what they were.
     """
-    entries = {name: getattr(value, name) for name in _fields(type(value))}
-    kept = {name: entry for name, entry in entries.items() if entry or name not in if_set}
-    return {name: list(entry) if isinstance(entry, tuple) else entry for name, entry in kept.items()}
+    entries = ((name, getattr(value, name)) for name in _fields(type(value)))
+    return {name: list(entry) if isinstance(entry, tuple) else entry for name, entry in entries if name not in if_set or entry}
 
 
 def from_plain(cls: Any, value: Mapping[str, Any], name: str) -> Any:

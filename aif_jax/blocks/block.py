@@ -25,8 +25,7 @@ class UserView:
     Attributes:
       config, params: config and parameters of the whole model.
       features: the user's features.
-      candidates: how many candidates the state will score where that is known (by `joint`), None in serving: a block with a
-        cheaper equal form for few candidates may use it.
+      candidates: candidates to score, None in serving: a block with a cheaper equal form for few candidates may use it.
     """
 
     config: Config
@@ -187,7 +186,7 @@ class Block:
 def block(cls: Class) -> Class:
     """Make a subclass of `Block` a frozen dataclass and register it under its class name; ValueError if another class has it.
 
-    Fields are numbers, booleans, strings and flat tuples of these; a value of another type than its field says is a ValueError.
+    Fields are numbers, booleans, strings and flat tuples of these. Other types are ValueErrors, but within a `tuple[X, Y]`.
     """
     return BLOCKS.add(cls, Block)
 

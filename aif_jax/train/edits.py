@@ -74,8 +74,7 @@ def platt(
 
 
 DEVIATION = 0.4
-"""Standard deviation of the SVD term over users (at the end of their events) and trained items, in logits; chosen on the
-validation slice of merged MovieLens (experiments/notes/study.md)."""
+"""Standard deviation of the SVD term over ends of histories and trained items, in logits; see experiments/notes/study.md."""
 SEED = 0  # of the vector that the iteration starts from
 REQUESTS = 1000  # whose scores give the scale
 Edit = Callable[..., Trained]
