@@ -182,14 +182,13 @@ def as_ids(raw: Any, name: str, *, like: IdKind | None = None, short: bool = Tru
 def expect_short(values: Sequence[Any] | np.ndarray, name: str) -> None:
     """Raise ValueError for a string of more than `MOST_CHARACTERS` among values [n]; names the position."""
     if isinstance(values, np.ndarray) and values.dtype.kind in "UT":
-        if values.dtype.kind == "U" and values.dtype.itemsize <= 4 * MOST_CHARACTERS:
+        narrow = values.dtype.kind == "U" and values.dtype.itemsize <= 4 * MOST_CHARACTERS
+        if narrow or np.strings.str_len(values).max(initial=0) <= MOST_CHARACTERS:
             return
-        lengths = np.strings.str_len(values)
-    else:
-        lengths = np.array([len(value) if isinstance(value, str) else 0 for value in values])
-    if (most := int(lengths.max(initial=0))) > MOST_CHARACTERS:
-        got = f"{most} at position {lengths.argmax()}; give long ones a short id, such as a digest, in all data"
-        raise ValueError(f"{name}: expected ids of at most {MOST_CHARACTERS} characters, got {got}")
+    for at, value in enumerate(values):
+        if isinstance(value, str) and len(value) > MOST_CHARACTERS:
+            got = f"{len(value)} at position {at}; give long ones a short id, such as a digest, in all data"
+            raise ValueError(f"{name}: expected ids of at most {MOST_CHARACTERS} characters, got {got}")
 
 
 def id_array(ids: np.ndarray | list[str]) -> np.ndarray:
