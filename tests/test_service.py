@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
+import http.client
 import json
 import re
 import shutil
@@ -265,15 +266,17 @@ def test_a_call_that_is_cut_off_is_told_to_go_elsewhere_and_counted(tmp_path, ca
     source, config = Slow(), dataclasses.replace(SERVING, drain_timeout=0.6, callable_timeout=None)
     with contextlib.ExitStack() as end:
         with running(tmp_path, source=source, config=config, keep=1) as service:
-            cut = end.enter_context(service.connect(HEAD + BODY))
+            callers = [end.enter_context(service.connect(HEAD + BODY))]
             until(lambda: source.started)
             publish(tmp_path, ["two"])
-            answers = [cut.recv(1 << 16).decode()]
-            callers = [end.enter_context(service.connect(HEAD + part)) for part in (BODY, BODY[:9])]
+            until(lambda: service.service.calls)  # that of the first version
+            callers += [end.enter_context(service.connect(HEAD + part)) for part in (BODY, BODY[:9])]
             until(lambda: len(source.started) == 2)
-        answers += [caller.recv(1 << 16).decode() for caller in callers]
-    assert [answer[9:12] for answer in answers] == ["503"] * 3 and service.service.calls == {("rank", "UNAVAILABLE"): 3}
-    texts = [json.loads(answer.partition("\r\n\r\n")[2])["error"]["message"] for answer in answers]
+        answers = [http.client.HTTPResponse(caller) for caller in callers]
+        for answer in answers:
+            answer.begin()
+    assert [answer.status for answer in answers] == [503] * 3 and service.service.calls == {("rank", "UNAVAILABLE"): 3}
+    texts = [json.loads(answer.read())["error"]["message"] for answer in answers]
     assert [text.partition("no answer before the ")[2] for text in texts] == ["engine closed", "service ended", "service ended"]
     assert "Traceback" not in caplog.text and "Exception in ASGI" not in caplog.text
 
