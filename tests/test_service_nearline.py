@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import threading
 
 import numpy as np
@@ -63,8 +64,7 @@ async def test_a_start_that_is_cut_off_leaves_no_thread(tmp_path, monkeypatch):
     cut_off = asyncio.get_running_loop().create_future()
     cut_off.cancel()
     monkeypatch.setattr(LoadedModel, "take_index", lambda *_: cut_off)
-    with pytest.raises(asyncio.CancelledError):
-        await Models(exports().root / "one", index=tmp_path).start()
+    await refused_later(asyncio.CancelledError, "", Models(exports().root / "one", index=tmp_path).start())
     assert not [thread for thread in threading.enumerate() if thread.name.startswith(("aif-score", "aif-user"))]
 
 
@@ -113,7 +113,12 @@ async def test_a_version_that_comes_back_serves_the_newest_index_and_a_kept_one_
         assert models.serving[0].index_from is not None
 
 
-def test_snapshots_are_found_by_export_or_for_all(tmp_path):
-    exports().index["one"].save(tmp_path / "0000000001")
+def test_snapshots_are_found_by_export_or_for_all_and_again_where_others_of_their_name_were(tmp_path):
+    (index := exports().index["one"]).save(path := tmp_path / "0000000001")
     assert newest(tmp_path / "none", "monday") is None
-    assert newest(tmp_path, "monday") == newest(tmp_path, "") == tmp_path / "0000000001"
+    assert newest(tmp_path, "monday") == newest(tmp_path, "") == path
+    _, before = newer(tmp_path, "", None, index.trained)
+    assert newer(tmp_path, "", before, index.trained) is None
+    shutil.rmtree(path)
+    index.save(path, positions={0: 2})
+    assert newer(tmp_path, "", before, index.trained)[1].positions == {0: 2}

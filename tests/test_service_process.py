@@ -17,11 +17,12 @@ from pathlib import Path
 import pytest
 
 from aif_jax import cli
+from aif_jax.connectors import SnapshotStore
 from aif_jax.export import RestoredModel
 from aif_jax.service.core import Service
 from aif_jax.service.current import ExportEntry, publish
 from aif_jax.service.models import Models
-from aif_jax.service.process import Listening, run, source_of
+from aif_jax.service.process import Listening, run
 from aif_jax.serving import AsyncPreRanker
 from tests.client import Client, ServiceError
 from tests.conftest import ROOT, child_environment
@@ -46,14 +47,18 @@ def serving(*words):
 
 
 def test_a_process_serves_by_its_flags_and_drains_on_sigterm(tmp_path):
-    """Flags are heeded, every line of the log is JSON, and after SIGTERM each call is answered or its connection refused."""
+    """Flags are heeded, a fetched index serves, and after SIGTERM each call is answered or its connection refused."""
     world = exports()
-    world.index["one"].save(tmp_path / "index", positions={3: 14})
+    world.index["one"].save(tmp_path / "made", positions={3: 14})
+    SnapshotStore(tmp_path / "store").publish(tmp_path / "made")
+    assert cli.main(["snapshots", "fetch", str(tmp_path / "store"), str(tmp_path / "index")]) == 0
     words = [world.root / "one", "--index", tmp_path / "index", "--log", tmp_path / "log", "--drain-delay", 0.3]
+    words += ["--features", "tests.test_service_log:Source"]
     with serving(*words) as (process, addresses):
         with Client(addresses["http"]) as client:
             answer = client.rank(**ANN, candidates=IDS, k=3)
             assert not answer["degraded"] and answer["stages"]["user"] > 0
+            assert not client.rank(user="bob", candidates=IDS, k=3)["degraded"]  # by the feature source
             text = client.request("GET", "/metrics")[2].decode()
             assert "aif_index_position{" in text and 'partition="3"' in text and "aif_index_age_seconds{" in text
         with connected(addresses["http"], b"no HTTP\r\n\r\n") as caller:
@@ -144,6 +149,7 @@ def test_a_signal_during_the_start_ends_it(monkeypatch, capsys):
     (["FOLDER", "--serving.buckets"], 2, "ServingConfig.buckets"),
     (["FOLDER", "--serving.colour", "1"], 2, "Unknown option: --serving.colour"),
     (["FOLDER", "--log", "log", "--log-share", "2"], 2, "log_share: expected 0 to 1, got 2"),
+    (["FOLDER", "--log-share", "0.5"], 2, "--log-share: expected --log DIR"),
     (["FOLDER", "--features", "json:nothing"], 1, "expected MODULE:NAME"),
     (["FOLDER", "--features", "json"], 1, "--features json: expected MODULE:NAME of a feature source"),
     (["FOLDER", "--max-bytes", "0"], 2, "max_bytes: expected more than 0"),
@@ -158,10 +164,6 @@ def test_exit_codes_before_anything_is_compiled(words, code, message, tmp_path, 
     folder = str(exports().root / "one")
     assert cli.main(["serve", *(folder if word == "FOLDER" else word for word in words), "--port", "0"]) == code
     assert message in capsys.readouterr().err
-
-
-def test_a_feature_source_by_its_name():
-    assert source_of("tests.test_service_log:Source").get
 
 
 @pytest.mark.skipif(shutil.which("javac") is None, reason="needs java and javac")

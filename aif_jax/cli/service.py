@@ -52,7 +52,7 @@ def serve(
       serving: config of every engine; its orders come on top of those of the export.
       keep: versions in memory that callers may name.
       poll: seconds between two looks at `current` and at the store.
-      index: folder of index snapshots that `aif-jax index follow` writes, or a folder of such folders, named like the exports.
+      index: folder of snapshots of `aif-jax index follow` or `snapshots fetch`, or of such folders named like the exports.
         Default: the export's index.
       features: object with async get(user), or a function that makes one, as MODULE:NAME, for calls that bring a user id alone.
         Default: calls bring the features.
@@ -65,6 +65,7 @@ def serve(
     is_store = URL.match(folder) is not None
     fits, got = is_store == (mirror_folder is not None), f"{folder} and --mirror {mirror_folder}"
     expect(fits, "serve", "a folder, or the URL of a store, file:///PATH on disk, and --mirror", got, error=UsageError)
+    expect(log or log_share == 1, "--log-share", "--log DIR, to which calls are logged", "no --log", error=UsageError)
     root = mirror_folder or Path(folder)
     expect(is_store or root.is_dir(), str(root), "an exported folder", "none; write: aif-jax export", error=FileNotFoundError)
     with options.as_usage("--token-file"):
@@ -74,14 +75,11 @@ def serve(
     logging.getLogger("aif_jax").setLevel(log_level.upper())
     logging.captureWarnings(True)
     source = None if features is None else process.source_of(features)
-    store: SnapshotStore | None = None
-    if is_store:  # credentials come from the environment
-        with options.open_store(folder) as store:
-            if not (root / CURRENT).is_file():
-                mirror(store, root)
+    with options.open_store(folder) if is_store else contextlib.nullcontext() as store:  # credentials: from the environment
+        if store is not None and not (root / CURRENT).is_file():
+            mirror(store, root)
     models = Models(root, source=source, store=store, config=serving, keep=keep, poll=poll, index=index)
-    with contextlib.ExitStack() as until_end:
-        calls = log and until_end.enter_context(contextlib.closing(RequestLog(log, share=log_share)))
+    with contextlib.closing(RequestLog(log, share=log_share)) if log else contextlib.nullcontext() as calls:
         process.serve(Service(models, observers=(calls,) if calls else ()), where, token)
     return FINE, None
 

@@ -3,6 +3,7 @@
 Which exports serve, `service.current` says; nearline jobs may bring newer indices:
 
     index/0000000042/                a snapshot of `aif-jax index follow`; the newest one serves
+    index/0000000042-3f9ab2c1/       one of `aif-jax snapshots fetch`; the newest one serves where no follower writes
     index/2026-11-26/0000000042/     the same for the export of that name, where several versions serve
 """
 
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 
 from aif_jax.checks import ArgumentError, expect
 from aif_jax.connectors.features import FeatureSource, Fetch
-from aif_jax.connectors.snapshot_store import SnapshotStore
+from aif_jax.connectors.snapshot_store import NAME, SnapshotStore
 from aif_jax.export import ExportError, RestoredModel, restore
 from aif_jax.index import ItemIndex, inspect
 from aif_jax.index.writer import snapshots
@@ -36,6 +37,7 @@ class SavedIndex(NamedTuple):
     """A snapshot of the index that a nearline job wrote."""
 
     path: Path  # of the snapshot
+    modified: int  # time of its manifest in ns: another snapshot of this path has another
     seconds: float  # when it was written, since 1970
     positions: Mapping[int, int]  # in the stream, by partition
 
@@ -45,7 +47,8 @@ def newest(directory: Path, folder: str) -> Path | None:
     for place in (directory / folder, directory):
         if is_complete(place):
             return place
-        if found := snapshots(place):
+        fetched = sorted(path for path in place.glob("*-*") if NAME.fullmatch(path.name) and is_complete(path))
+        if found := snapshots(place) or fetched:
             return found[-1]
     return None
 
@@ -53,11 +56,14 @@ def newest(directory: Path, folder: str) -> Path | None:
 def newer(directory: Path, folder: str, before: SavedIndex | None, trained: Trained) -> tuple[ItemIndex, SavedIndex] | None:
     """Return a model's newest `ItemIndex`; None where there is none, or only the one before. Raises as `ItemIndex.load`."""
     path = newest(directory, folder)
-    if path is None or (before is not None and path == before.path):
+    if path is None:
+        return None
+    modified = (path / MANIFEST).stat().st_mtime_ns  # first: a snapshot that replaces this one meanwhile has another
+    if before is not None and (path, modified) == (before.path, before.modified):
         return None
     index, positions = ItemIndex.load(path, trained), inspect(path).positions
-    seconds = (path / MANIFEST).stat().st_mtime  # never before the snapshot before it, even if its writer's clock was set back
-    return index, SavedIndex(path, seconds if before is None else max(seconds, before.seconds), positions)
+    seconds = modified / 1e9  # never before the snapshot before it, even if its writer's clock was set back
+    return index, SavedIndex(path, modified, seconds if before is None else max(seconds, before.seconds), positions)
 
 
 MIN_PREFIX = 8  # digits of a version that a caller may give in place of all 64
@@ -245,7 +251,8 @@ class Models:
             served.entry = entry  # with its share
             logger.info("version %s of %s serves", served.version[:12], served.name)
         self.publishes += 1
-        named = {(served.name, served.version) for served in loaded}  # no call could name another that has both
+        # the same export loaded twice, such as once with and once without sha256: the new one is kept
+        named = {(served.name, served.version) for served in loaded}
         held = loaded + [served for served in self.held if (served.name, served.version) not in named]
         before, self.serving, self.held = self.held, loaded, held[: max(self._keep, len(loaded))]
         for follower in self._index_followers:
