@@ -174,7 +174,9 @@ async def test_requests_of_one_user_share_a_read():
     await asyncio.sleep(0.005)
     first.cancel()  # a request that is over does not take the read from the other
     await second
-    assert source.reads == 2 and fetch.values()["stages"]["read"]["count"] == 2
+    await refused_later(RuntimeError, "feature source: expected `async get.*, got a plain", (plain := Fetch({})).record(7))
+    refused(ValueError, "record: expected Record.attributes, events", features.encoded, ENCODER, 7, {"events": {}}, 0)
+    assert source.reads == 2 and fetch.values()["stages"]["read"]["count"] == 2 and plain.counters == {"failed": 1}
 
 
 def test_a_read_that_hangs_is_not_shared_for_ever(monkeypatch):

@@ -15,7 +15,7 @@ from aif_jax.scores import over_all
 from aif_jax.serving import Candidates, NonFiniteScores, Request, ServingConfig
 from aif_jax.serving.programs import orders_of
 from tests import demo
-from tests.refusals import refused
+from tests.refusals import refused, refused_later
 from tests.serving_world import bids_for
 
 OBJECTIVES = ("click", "conversion|click", "like")
@@ -78,14 +78,13 @@ async def test_the_engine_ranks_by_its_orders_and_a_publish_changes_them(world):
             assert answer.ids.tolist() == best(value)
             np.testing.assert_allclose(answer.scores, np.sort(value)[::-1][:6], rtol=1e-4, atol=1e-5)
         for order in ("x", ""):
-            with pytest.raises(ValueError, match=rf"Request.order: expected one of .*'square', 'shy'\], got '{order}'"):
-                await engine.rank(Request(user=3, context=ids, order=order), 6)
+            message = rf"Request.order: expected one of .*'square', 'shy'\], got '{order}'"
+            await refused_later(ValueError, message, engine.rank(Request(user=3, context=ids, order=order), 6))
         trained = aif.Trained(engine.model, world.params)
-        with pytest.raises(ValueError, match="orders 'square': expected .* got KeyError: 'price'"):
-            await engine.publish(trained, world.index, orders={"square": lambda p, bid: p["price"] * bid})
-        with pytest.raises(ValueError, match="^ServingConfig.order: expected one of .*, got 'square'"):
-            other = {"other": lambda p, bid: p[""]}
-            await engine.publish(trained, world.index, orders=other)  # what requests take by default must stay
+        price = engine.publish(trained, world.index, orders={"square": lambda p, bid: p["price"] * bid})
+        await refused_later(ValueError, "orders 'square': expected .* got KeyError: 'price'", price)
+        other = engine.publish(trained, world.index, orders={"other": lambda p, bid: p[""]})
+        await refused_later(ValueError, "^ServingConfig.order: expected one of .*, got 'square'", other)  # the default stays
         with pytest.raises(NonFiniteScores, match="order 'square': the values of all 64 probe items are NaN or infinite"):
             await engine.publish(trained, world.index, orders={"square": lambda p, bid: jnp.log(0 - p[""])})
         assert (await engine.rank(Request(user=3, context=ids), 6)).ids.tolist() == best(p * row_bids**2)  # nothing changed
@@ -125,17 +124,16 @@ def test_orders_that_do_not_fit_are_refused_at_the_start():
     assert orders.need_bids == {"bid"}
     orders.expect("bid", given=True)
     orders.expect("both", given=False)
-    with pytest.raises(ValueError, match="order 'bid': expected bids with the candidates or 'bid' in schema.side, got neither"):
-        orders.expect("bid", given=False)
+    message = "Request.order: expected for 'bid' bids with the candidates, or a model whose items have the side value 'bid'"
+    refused(ValueError, message, orders.expect, "bid", given=False)
     own = orders_of(config, ServingConfig(orders={"bid": both}))  # may be replaced
     assert own.names == ("bid",) and own.functions == (both,)
     model, params = demo.build(objectives=("click", "like"), **demo.VARIANTS["base"])
     for changes in ({"orders": {"x": lambda p, bid: p[""]}}, {"order": "x"}):
-        with pytest.raises(ValueError, match="^orders 'x'|^ServingConfig.order"):
-            aif.AsyncPreRanker(aif.Trained(model, params), None, features=print, config=ServingConfig(**changes))
+        engine = {"features": print, "config": ServingConfig(**changes)}
+        refused(ValueError, "^orders 'x'|^ServingConfig.order", aif.AsyncPreRanker, aif.Trained(model, params), None, **engine)
     for texts in ({"x": "p.click * bid"}, ["p.click"]):
-        with pytest.raises(ValueError, match=r"ServingConfig.orders: expected functions f\(p, bid\) by name, such as .* got "):
-            ServingConfig(orders=texts)  # type: ignore[arg-type]
+        refused(ValueError, r"Config.orders: expected functions f\(p, bid\) by name, .* got", ServingConfig, orders=texts)
 
 
 def test_orders_of_two_versions_are_one_compiled_function(tmp_path):

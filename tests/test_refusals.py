@@ -22,7 +22,7 @@ from aif_jax.encoding.columns import Columns
 from aif_jax.heads import LogitSum, Mlp
 from aif_jax.refreshing import GateConfig
 from aif_jax.registry import BLOCKS, HEADS
-from aif_jax.service.current import parse_current
+from aif_jax.service.current import ExportEntry, parse_current, publish
 from aif_jax.service.process import Listening, source_of
 from aif_jax.serving import Request, ServingConfig
 from aif_jax.train import losses
@@ -351,7 +351,10 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
     (lambda: aif.Candidates([[1, [2]]]), "candidates: expected item ids [C], one axis of integers or strings, got lists in"),
     (lambda: aif.Candidates([1.5, np.float64(2.5)]), TypeError, "candidates: expected integers or strings, all of one kind"),
     (lambda: Listening(port=1 << 16), "0 to 65535"),
-    (lambda: source_of("builtins:int"), "expected an object with"),
+    *((lambda kind=kind: source_of(f"builtins:{kind}"), "expected an object with `async get") for kind in ("int", "dict")),
+    *((lambda names=names: publish(".", names), TypeError, "entries: expected a list of folder names") for names in (
+        "monday", ExportEntry("monday"), [b"monday"], [ExportEntry("monday", share="0.2")],
+    )),
 ]  # fmt: skip
 
 

@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import inspect
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -98,7 +99,9 @@ class Fetch:
     async def _read(self, user: Any) -> Record | None:
         start = time.perf_counter()
         try:
-            record = await self.source.get(user)
+            reading, got = self.source.get(user), "a plain function; define it with async"
+            expect(inspect.isawaitable(reading), "feature source", "`async get(user)`", got, error=RuntimeError)
+            record = await reading
         except Exception as error:
             self.counters["damaged" if isinstance(error, TypeError | ValueError) else "failed"] += 1
             raise
@@ -111,6 +114,7 @@ def encoded(encoder: Encoder, user: Any, record: Record | None, now: Any) -> Use
     """Return the features of a user's record, those of the unknown user without one; ValueError for another user's."""
     if record is None:
         return encoder.user(None, None, now)
+    expect(isinstance(record, tuple), "record", "Record(attributes, events) or None", type(record).__name__)
     columns, (attributes, events) = encoder.columns, record
     if attributes is None:
         attributes = dict.fromkeys((*columns.user_attributes, *columns.user_floats))

@@ -33,7 +33,7 @@ class Call:
     Attributes:
       candidates: to rank or score; None for `prepare`.
       exclude: item ids [E] that are not ranked or scored, of the candidates' kind, see `Request.exclude`; None for none.
-      k: how many of them `rank` answers with; None where the call does not say.
+      k: how many candidates `rank` returns; None where the call does not say.
       order: name of the order, see `Request.order`; None takes the engine's.
       budget: seconds that the engine has; None takes its default.
       version: model version that must answer: 64 hex digits, the first 8 or more, or an export's name; None: the user's.
@@ -181,6 +181,5 @@ def blamed(error: TypeError | ValueError) -> BadCall:
     if isinstance(error, BadCall):
         return error
     head, _, text = str(error).partition(": ")
-    words = head.lower().removeprefix("request.").split()
-    field = next((field for field in ("exclude", "candidates", "budget", "order", "k") if field in words), "candidates")
-    return BadCall(field, text if field in words[-1:] else str(error))
+    field = head.removeprefix("Request.").removeprefix("rank ")
+    return BadCall(field, text) if field in FIELDS else BadCall("candidates", str(error))

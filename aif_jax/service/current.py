@@ -91,10 +91,15 @@ def publish(root: str | Path, entries: Sequence[ExportEntry | str]) -> None:
 
     Raises:
       FileNotFoundError: a folder that is no export.
+      TypeError: a lone entry, names that are no text, shares that are no numbers.
       ValueError: as `read_current`.
     """
     root, lines = Path(root), []
-    for entry in (entry if isinstance(entry, ExportEntry) else ExportEntry(entry) for entry in entries):
+    listed = [entry if isinstance(entry, ExportEntry) else ExportEntry(entry) for entry in entries]
+    plain = not isinstance(entries, str | ExportEntry)  # each a sequence itself
+    fits = plain and all(isinstance(entry.folder, str) and isinstance(entry.share, int | float) for entry in listed)
+    expect(fits, "entries", "a list of folder names, or of ExportEntry with numbers as shares", repr(entries), error=TypeError)
+    for entry in listed:
         if not (root / entry.folder / MANIFEST).is_file():
             raise FileNotFoundError(f"{root / entry.folder}: expected an exported folder, got none; write one: aif-jax export")
         words = [f"sha256={entry.sha256}"] if entry.sha256 else []

@@ -6,6 +6,7 @@ that do not end, are for the proxy in front of it: docs/deploy has the configura
 
 import asyncio
 import contextlib
+import inspect
 import json
 import logging
 import pkgutil
@@ -52,8 +53,8 @@ def source_of(name: str) -> Any:
         source = found if hasattr(found, "get") and not isinstance(found, type) else found()
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"--features {name}: expected MODULE:NAME of a feature source or its maker: {error}") from error
-    good = callable(getattr(source, "get", None))
-    expect(good, f"--features {name}", "an object with `async get(user)`", type(source).__name__)
+    good = inspect.iscoroutinefunction(getattr(source, "get", None))
+    expect(good, f"--features {name}", "an object with `async get(user)`, defined with async", type(source).__name__)
     return source
 
 

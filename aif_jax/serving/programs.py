@@ -49,8 +49,8 @@ class Orders(NamedTuple):
     def expect(self, order: str, *, given: bool) -> None:
         """Raise ValueError for a request's order that there is none of, or that reads a bid that is nowhere."""
         expect(order in self.names, "Request.order", f"one of {[LOGIT, *self.names]}", repr(order))
-        expected = f"bids with the candidates or {self.bid!r} in schema.side"
-        expect(given or order not in self.need_bids, f"order {order!r}", expected, "neither; send bids, or take another order")
+        expected = f"for {order!r} bids with the candidates, or a model whose items have the side value {self.bid!r}"
+        expect(given or order not in self.need_bids, "Request.order", expected, "neither; send bids, or take another order")
 
 
 def orders_of(config: Config, serving: ServingConfig) -> Orders:
