@@ -29,7 +29,7 @@ class Reply:
     """A call that was answered.
 
     Attributes:
-      method: "rank", "explain", a "rank" whose parts are looked at, "score" or "prepare".
+      method: "rank", "score", "prepare", or "explain" (a rank whose blocks' contributions are shown).
       call: as it came; where there are observers and it brought raw values, `now` is filled in.
       served: version that answered.
       answer: `Ranking` or `Scores`; None of "prepare".

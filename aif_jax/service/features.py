@@ -50,7 +50,7 @@ class UserSource:
     async def fetch(self, request: Request) -> UserFeatures:
         """Return the engine's `features`: those of the call, else those of the source; BadCall without both."""
         context: Context = request.context
-        # features not read yet: an id alone, or `_request` of core.py met a state that has expired since
+        # None: the call is an id alone, or its state was cached for `_request` of core.py and expired since: features not read
         context.used = self.of(context.call) if context.features is None else context.features
         if context.used is not None:
             return context.used

@@ -109,12 +109,8 @@ class AsyncPreRanker:
 
     def __repr__(self) -> str:
         version = self._current.name[:12] if self._current else "not started"
-        return (
-            f"AsyncPreRanker(version={version}, pending={len(self._pending)}/{self.config.max_pending}, "
-            f"buckets={self.config.buckets}, cached_states={len(self._users.cache)})"
-        )
-
-    # life
+        pending = f"{len(self._pending)}/{self.config.max_pending}, buckets={self.config.buckets}"
+        return f"AsyncPreRanker(version={version}, pending={pending}, cached_states={len(self._users.cache)})"
 
     async def __aenter__(self) -> AsyncPreRanker:
         """Compile every bucket ahead of time, warm up, and open.
@@ -198,8 +194,6 @@ class AsyncPreRanker:
         self._users.serve(version.name)
         return version
 
-    # requests
-
     async def rank(self, request: Any, k: int, *, candidates: Any = None, budget: float | None = None) -> Ranking:
         """Return the best k of the candidates that retrieval finds, or that the caller has.
 
@@ -251,8 +245,6 @@ class AsyncPreRanker:
         """Return whether a request sent now would use the state of an earlier one, so that its features are not read."""
         key = StateKey(request.user, request.feature_version, self._current.name if self._current else "")
         return self._users.cache.get(key) is not None or key in self._users.running.by_key
-
-    # what a request goes through
 
     def _require_open(self) -> Version:
         """Return the version that serves. Raises EngineClosed unless the engine runs."""
@@ -386,8 +378,6 @@ class AsyncPreRanker:
         counters["non_finite_scores"] += non_finite
         if non_finite and not some:
             raise NonFiniteScores(f"scores: expected finite ones, got NaN or infinity for all {non_finite} known candidates")
-
-    # what an operator sees
 
     def metrics(self) -> dict[str, Any]:
         """Return plain counters, gauges and latencies; `prometheus_text(engine.metrics())` writes them for a scraper.

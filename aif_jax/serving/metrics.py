@@ -11,8 +11,7 @@ import numpy as np
 from aif_jax.checks import needs_extra
 from aif_jax.types import UserFeatures
 
-MIN_EVENTS = 5
-"""Events that a history must have before its unknown share marks an answer."""
+MIN_EVENTS = 5  # that a history must have before its unknown share marks an answer
 
 
 class UnknownCounts(NamedTuple):
@@ -87,13 +86,6 @@ class Metrics:
     def scoring(self) -> float:
         """Seconds within which nine of ten recent requests were scored: one late request counts for little."""
         return sorted(self.scorings)[round(0.9 * (len(self.scorings) - 1))]
-
-    def observe_unknown(self, unknown: UnknownCounts) -> None:
-        """Count the events and attributes of one user's features, and those that the model does not know."""
-        self.counters["history_events"] += unknown.events
-        self.counters["unknown_events"] += unknown.items
-        self.counters["unknown_actions"] += unknown.actions
-        self.counters["unknown_attributes"] += unknown.attributes
 
     def values(self) -> dict[str, Any]:
         """Return plain dicts and numbers: `counters`, `degraded` and `failed` by reason, `stages` by name."""

@@ -100,8 +100,7 @@ class Batches:
         """Return the next batch. Where nothing waits, the thread counts as free from then on: before its last answer leaves."""
         with self._lock:
             waiting = [each for each in self._waiting if not each.future.done()]  # without those that were given up
-            batch = [each for each in waiting if each.key == waiting[0].key]
-            batch = batch[: self._most]
+            batch = [each for each in waiting if each.key == waiting[0].key][: self._most]
             self._waiting = [each for each in waiting if each not in batch]
             self._working -= not batch
             return batch
@@ -293,4 +292,4 @@ def leave_out_repeats(rows: np.ndarray, jobs: list[PendingRequest]) -> None:
         own, bids = jobs[place].rows, jobs[place].candidates.bids
         order = np.lexsort((np.arange(len(own)), own) if bids is None else (np.arange(len(own)), -bids, own))
         repeats = order[np.flatnonzero(np.diff(own[order], prepend=EXCLUDED - 1) == 0)]
-        rows[place, repeats] = UNKNOWN
+        rows[place, repeats] = UNKNOWN  # in the device's copy, not in `job.rows`; repeats of -1 and -2 too, unscored anyway

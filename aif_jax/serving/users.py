@@ -188,7 +188,11 @@ class UserStates:
     def join(self, job: PendingRequest, *, prepare: bool = False) -> UserSide | Computation:
         """Return the user's state from the cache, or a computation, started if no running one can be shared; needs a `leave`.
 
-        Requests share a state where their feature version is known, or where `prepare` makes or made it: the newest counts.
+        | feature version | computation | cached for |
+        |---|---|---|
+        | known | shared by key | requests of that key |
+        | None, of `prepare` | a new one, in place of one that runs | the user's requests without one |
+        | None, of a request | that of a `prepare` that runs, else its own | the same requests; its own as a stand-in only |
         """
         request, version = job.request, job.version
         key = StateKey(request.user, request.feature_version, version.name)
@@ -275,7 +279,8 @@ class UserStates:
             self._features.note(error)  # mostly features that do not fit the model
             raise
         stages["user"].observe(span.end - span.start)
-        self._metrics.observe_unknown(unknown)
+        counted = {"history_events": unknown.events, "unknown_events": unknown.items, "unknown_actions": unknown.actions}
+        self._metrics.counters.update(counted, unknown_attributes=unknown.attributes)
         side = UserSide(state, start, unknown)
         if version.name == self._serving:
             self.cache.put(cache_key, side)
