@@ -106,9 +106,9 @@ def test_wrong_cascades_are_refused(plain):
     refused(ValueError, message, aif.read_cascade, six | {"stage": ["ranked", *["shown"] * 5]}, plain)
     twice = "column 'item': duplicate item: expected every item once in a request, got 9 twice in the request of user 'ann'"
     refused(ValueError, f"^cascade, row 3, {twice}$", aif.read_cascade, six | {"item": [7, 9, 9, 8, 7, 8]}, plain)
-    both = rf"^cascade, row 4, {twice}\n.* row 6, .* 7 twice .*'ann'\n\(2 problems in all"
+    both = rf"^cascade, row 4, {twice}\n.* row 6, .* 7 twice .*'ann'\n\(2 problems in all\)$"
     refused(ValueError, both, aif.read_cascade, six | {"item": [7, 9, 8, 9, 7, 7]}, plain)
-    for labels in (("item",), ("stage",), {"score": "y", "click": "y"}):
+    for labels in (("item",), ("stage",), {"score": "y", "click": "y"}, "score"):
         refused(ValueError, "labels: expected columns other than", aif.read_cascade, six, plain, labels=labels)
     none = "cascade: expected a known item, at the user and time of an event, got none in 1 lines"
     refused(ValueError, none, aif.read_cascade, {name: values[4:5] for name, values in LINES.items()}, plain)

@@ -13,7 +13,8 @@ from aif_jax.readers.tables import whole
 EVENTS = "user,item,time\n1,7,10\n1,8,20\n2,7,5\n2,7,6\n3,8,9\n3,7,11\n"
 ITEMS = "item,category\n7,tea\n8,cup\n"
 USERS = "user,age\n1,.5\n2,.25\n3,1\n"
-NO_INTEGERS = "these look like numbers that are no 64-bit integers; name the column in Columns.text to keep it text"
+NO_INTEGERS = "write integers as such: pandas makes floats of them where one is missing, astype('Int64') does not"
+OTHERS = "; Columns.text is for text such as 1.10, and for numbers beyond 64 bits"
 LONG = "user,item,time\n" + "".join(f"{user},7,{user}\n" for user in range(1, 150_000)) + "x,7,150000\n"
 """A column that begins with a block of integers is one of integers; what comes later is named, not made text of all."""
 
@@ -88,11 +89,10 @@ def test_parquet_tells_rows(tmp_path):
     pq.write_table(pa.table(items), tmp_path / "items.parquet")
     report = check(tmp_path / "events.parquet", items=tmp_path / "items.parquet", columns=Columns(content="content"))
     got = [(p.kind, p.row, p.column, p.got) for p in report.problems]
-    pandas = "double (cast to int64 if these are integers, of which pandas makes floats where one is missing)"
     assert got == [
         ("null", 3, "user", "nothing"),
         ("time unit", 1, "time", "1511544070000, which looks like 'ms'"),
-        ("wrong type", None, "item", pandas),
+        ("wrong type", None, "item", f"double ({NO_INTEGERS})"),
         ("wrong length", 2, "content", "1"),
         ("negative id", 3, "item", "-3"),
     ]
@@ -111,7 +111,7 @@ def test_torn_parquet(folder):
     (dict(items="item,category\nseven,tea\neight,cup\n"), None, [("wrong type", None, "item", "text")]),  # of two kinds
     (dict(events="user,item,time\n1,07,10\n1,7,20\n", items="item,category\n07,tea\n7,cup\n"), None, []),  # two text ids
     (dict(events="user,item,time\n1,07,10\n1,7,20\n"), None, [("wrong type", 2, "item", "'07'")]),
-    (dict(events="user,item,time\n10e4,7,10\n"), None, [("wrong type", None, "user", f"double ({NO_INTEGERS})")]),
+    (dict(events="user,item,time\n10e4,7,10\n"), None, [("wrong type", None, "user", f"double ({NO_INTEGERS}{OTHERS})")]),
     (dict(events="user,item,time\n10e4,7,10\n"), Columns(text=("user",)), []),
     (dict(events=LONG), None, [("wrong type", 150_001, "user", "'x'")]),
     (dict(events=LONG), Columns(text=("user",)), []),

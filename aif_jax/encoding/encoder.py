@@ -295,7 +295,7 @@ class Encoder:
         if columns.action is not None:
             action = expect_1d(self.action_rows(select(raw[columns.action], at)), f"events, column {columns.action!r}")
         time = select(time, at)
-        order = history_order(time, item, action, ids=lambda at: id_array(as_ids(select(values, at), name, short=False)))
+        order = history_order(time, item, action, ids=lambda tied: id_array(as_ids(select(values, tied), name, short=False)))
         latest = slice(None, -self.length - 1, -1)  # the last `length`, the most recent first
         item, action, time = (values[order][latest] for values in (item, action, time))
         return item, action, time if per_second == 1 else time // per_second

@@ -21,8 +21,7 @@ def names_in(table: Any) -> list[str]:
 
 def column_of(table: Any, name: str) -> Any:
     """Return a column of events, a mapping or an Arrow batch or table, as a list or a NumPy array."""
-    if name not in (present := names_in(table)):
-        raise ValueError(f"events: expected a column {name!r}, got {present}")
+    expect(name in (present := names_in(table)), "events", f"a column {name!r}", present)
     values = plain(table.column(name) if hasattr(table, "schema") else table[name])
     values = values if isinstance(values, list | np.ndarray) else np.asarray(values)
     if not (isinstance(values, list) or values.ndim):

@@ -174,6 +174,4 @@ def _date_of(number: int) -> str:
 
 
 def _place(wrong: np.ndarray) -> str:
-    if not wrong.ndim:
-        return ""
-    return f" at position {[int(at) for at in np.unravel_index(np.argmax(wrong), wrong.shape)]}"
+    return f" at position {[int(at) for at in np.unravel_index(np.argmax(wrong), wrong.shape)]}" if wrong.ndim else ""

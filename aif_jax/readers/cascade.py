@@ -45,8 +45,8 @@ def read_cascade(
     """
     named = dict(labels) if isinstance(labels, Mapping) else {name: name for name in labels}
     taken = ("stage", data.columns.user, data.columns.item, data.columns.time)
-    good = not set(taken) & set(named) and len(set(named.values())) == len(named)
-    expect(good, "labels", f"columns other than {taken}, each under another name", labels)
+    good = not isinstance(labels, str) and not set(taken) & set(named) and len(set(named.values())) == len(named)
+    expect(good, "labels", f"columns other than {taken}, each under another name, such as ('score',)", repr(labels))
     kinds: dict[str, Kind] = {"stage": "action", **dict.fromkeys(named, "number")}
     lines, users, rows, time = _lines(source, data, kinds, name="cascade")
     codes = encode_listed("stage", lines, "stage", STAGES) - 1
@@ -65,7 +65,7 @@ def read_cascade(
     cascade, without, cut = from_columns(
         data.log, user=users, time=time, rows=rows, stage=codes, labels=named_labels, candidates=candidates
     )
-    expect(len(cascade), str(lines.label), "a known item, at the user and time of an event", f"none in {lines.count:,} lines")
+    expect(len(cascade), lines.label.name, "a known item, at the user and time of an event", f"none in {lines.count:,} lines")
     if without or len(known) < lines.count:
         text = "cascade: %d requests without an event in the log and %d lines of unknown ids are left out"
         logger.warning(text, without, lines.count - len(known))
@@ -98,7 +98,7 @@ def read_candidates(source: Source, data: Dataset) -> np.ndarray:
     log, (lines, users, rows, time) = data.log, _lines(source, data, {}, name="candidates")
     first = log.request_start(users, time)
     there = (rows > 0) & (users > 0) & (first >= 0)
-    expect(there.any(), str(lines.label), "a known item, at the user and time of an event", f"none in {len(there):,} lines")
+    expect(there.any(), lines.label.name, "a known item, at the user and time of an event", f"none in {len(there):,} lines")
     if lost := int(np.count_nonzero(~there)):
         logger.warning("candidates: %d of %d lines are of no event in the log, or of unknown items", lost, len(there))
     order = np.flatnonzero(there)[np.argsort(first[there], kind="stable")]

@@ -7,7 +7,7 @@ import dataclasses
 
 from aif_jax.encoding.columns import Columns
 from aif_jax.encoding.encoder import Encoder
-from aif_jax.readers.read import events_of, read_tables, suspicions_of
+from aif_jax.readers.read import events_of, expect_options, read_tables, suspicions_of
 from aif_jax.readers.tables import CAP, Problem, Problems, Source, Suspicion
 
 
@@ -88,6 +88,7 @@ def check(
       >>> print(check(table).problems[1])
       events, row 2, column 'item': negative id: expected 0 or more, got -8
     """
+    expect_options(columns, encoder)
     problems, columns = Problems(cap), columns or (encoder.columns if encoder is not None else Columns())
     tables = read_tables({"events": events, "items": items, "users": users}, columns, problems, encoder=encoder)
     ordered = events_of(tables, columns)

@@ -78,7 +78,7 @@ def read(
     Raises:
       ImportError: pyarrow is not installed.
       FileNotFoundError: a file is not there.
-      ValueError: the first problems of the files with file, row, column, expected and got; wrong options.
+      ValueError, TypeError: the first problems of the files with file, row, column, expected and got; wrong options.
 
     Example:
       >>> events = {"user": ["ann", "ann", "bob"], "item": [7, 8, 7], "time": [20, 10, 30]}
@@ -86,6 +86,7 @@ def read(
       >>> data.log.item.tolist(), data.users.raw.tolist()
       ([2, 1, 1], ['ann', 'bob'])
     """
+    expect_options(columns, encoder, earlier)
     if earlier is not None:
         expect(encoder is None, "encoder", "none with earlier=, whose encoder it is", encoder)
         encoder = earlier.need_encoder("read earlier")
@@ -96,23 +97,20 @@ def read(
     named = (*columns.user_attributes, *columns.user_floats)
     expect(users is not None or not named, "users", f"a file, because Columns names user columns {named}", None)
     problems = Problems()
+    expect(items is not None, "items", "a path, a mapping of columns or an Arrow table", None, error=TypeError)
     sources: dict[TableName, Source | None] = {"events": events, "items": items, "users": users}
     with hidden(not progress):
         tables = read_tables(sources, columns, problems, encoder=encoder, grow=earlier is not None)
     skipped = SKIPPED if unknown == "skip" else ()
     for table in tables.tables.values():
         for kind in filter(table.noted.get, skipped):
-            logger.warning("%s: %d values left out or left unknown: %s", table.label, table.noted[kind], kind)
-    problems.expect_none(*skipped)
-    embedding = None
-    if columns.content is not None:  # float32 [N, E] by row of the item vocabulary, zeros for the unknown item
-        vectors = tables.tables["items"].array(columns.content)
-        embedding = _by_row(tables.rows["items"]["item"], vectors, len(tables.vocabularies["item"]))
+            logger.warning("%s: %d values left out or left unknown: %s", table.label.name, table.noted[kind], kind)
+    problems.expect_none(*skipped, lists_all="aif-jax check" if encoder is None else "aif-jax check --checkpoint FOLDER")
     if encoder is None:
         encoder = Encoder(
             columns=columns,
             vocabularies=tables.vocabularies,
-            content=0 if embedding is None else embedding.shape[1],
+            content=0 if columns.content is None else tables.tables["items"].array(columns.content).shape[1],
             scales={
                 f"{which}/{name}": scale_of(table.array(name))
                 for which, name, table in tables.float_columns(columns)
@@ -126,7 +124,7 @@ def read(
     log, display_positions = ordered.log, None
     if columns.position is not None:
         display_positions = np.nan_to_num(tables.tables["events"].array(columns.position)[ordered.at]).astype(np.int32)
-    catalogue = _catalogue(tables, encoder, embedding, earlier)
+    catalogue = _catalogue(tables, encoder, earlier)
     if columns.item_statistics:
         statistics = ItemStatistics(encoder.schema, log)
         catalogue = catalogue.with_statistics(statistics.at(np.arange(len(catalogue)), log.time.max(initial=0) + 1))
@@ -148,6 +146,17 @@ def read(
     text = "%s: users %s back to items (repeats=%s, %s): %.1f %% of the events repeat an item of their user"
     logger.info(text, data.name, comes, data.repeats, how, 100 * data.repeated)
     return data
+
+
+def expect_options(columns: Any, encoder: Any, earlier: Any = None) -> None:
+    """Raise TypeError, with the way out, for an option of another type, such as a `Run`."""
+    for value, kind, out in (
+        (columns, Columns, "columns=Columns(**...)"),
+        (encoder, Encoder, "encoder=run.encoder"),
+        (earlier, Trained, "earlier=run.trained"),
+    ):
+        name, got = out.partition("=")[0], f"{type(value).__name__}; give {out}"
+        expect(value is None or isinstance(value, kind), name, f"{kind.__name__} or None", got, error=TypeError)
 
 
 def read_items(
@@ -235,7 +244,7 @@ def read_tables(
     tables: dict[TableName, LoadedTable] = {
         name: read_table(source, columns.of(name, statistics=False), problems, columns=columns, name=name, content=content)
         for name in get_args(TableName)
-        if (source := sources.get(name)) is not None
+        if (source := sources.get(name)) is not None or name == "events"
     }
     rows: dict[TableName, dict[str, np.ndarray]] = {name: {} for name in tables}
     item_ids = tables["events"].codes[columns.item]  # which `encode_columns` drops
@@ -282,7 +291,8 @@ def encode_columns(
         newer = Vocabulary(next((ids for ids, _ in reversed(distinct) if len(ids)), []))
         both = [each.raw for each in (given, newer) if each is not None and len(each.raw)]
         vocabulary = Vocabulary(np.concatenate(both)) if both else newer
-    found = []
+    found, of_encoder = [], given is not None and not grow and name != "action"
+    out = " (read(unknown='skip') leaves others out, read(earlier=) adds them)" if of_encoder else ""
     # `fits`, `negative`, `row_of` are by code (distinct value); `ids` the values that fit; `[codes.codes]` spreads over rows
     for (table, column), codes, (ids, fits) in zip(members, held, distinct, strict=True):
         row_of, bag = np.zeros(len(fits) + 1, np.int32), table.kinds[column] == "bag"  # the last row is of code -1, no value
@@ -290,7 +300,7 @@ def encode_columns(
         rows = row_of[codes.codes]
         found.append(rows.reshape(-1, table.columns.bag_length) if bag else rows)
         if len(fits) and not fits.any():
-            others = [other.label for other, _ in members if other is not table]
+            others = [other.label.name for other, _ in members if other is not table]
             like = f"like the {name}s of {others[0]}" if given is None else f"like the vocabulary {name!r} given"
             expected, got = ("text", "integers or booleans; make them text") if kind == "strings" else ("integers", "text")
             table.problems.add("wrong type", table.label, None, column, f"{expected} {like}", got)
@@ -302,7 +312,7 @@ def encode_columns(
             for wrong, of_code, expected in (
                 ("wrong type", ~fits, "a whole number, like the others (Columns.text keeps a column text)"),
                 ("negative id", negative, "0 or more"),
-                (unknown, fits & ~negative & (row_of[:-1] == 0) & (not bag), f"one of the {len(vocabulary.raw)} known"),
+                (unknown, fits & ~negative & (row_of[:-1] == 0) & (not bag), f"one of the {len(vocabulary.raw)} known{out}"),
             ):
                 if of_code.any():
                     table.note(wrong, np.append(of_code, False)[codes.codes], column, expected, codes.shown)
@@ -358,7 +368,7 @@ def events_of(tables: Tables, columns: Columns) -> Events:
     parts = rows["user"], times, rows["item"], rows.get("action", np.ones(table.count, np.int32))
     user, moment, item, action = parts if good.all() else [part[good] for part in parts]
     kind = tables.vocabularies["item"].kind or "integers"
-    order = history_order(moment, item, action, user=user, ids=lambda at: tables.item_ids.values(kind)[good][at])
+    order = history_order(moment, item, action, user=user, ids=lambda tied: tables.item_ids.values(kind)[good][tied])
     user, moment, item, action = (part[order] for part in (user, moment, item, action))
     same = np.logical_and.reduce([part[1:] == part[:-1] for part in (user, moment, item, action)])
     duplicate = np.append(False, same)[: len(user)] & (item > 0)
@@ -411,7 +421,7 @@ def _by_row(rows: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
     return table
 
 
-def _catalogue(tables: Tables, encoder: Encoder, embedding: np.ndarray | None, earlier: Trained | None) -> Catalogue:
+def _catalogue(tables: Tables, encoder: Encoder, earlier: Trained | None) -> Catalogue:
     """Return the features of all items: from the file, else from the `earlier` model."""
     columns, table, vocabulary = encoder.columns, tables.tables["items"], tables.vocabularies["item"]
     rows, count = dict(tables.rows["items"]), len(vocabulary)
@@ -419,12 +429,13 @@ def _catalogue(tables: Tables, encoder: Encoder, embedding: np.ndarray | None, e
     floats = {name: _by_row(at, table.array(name), count) for name in (*columns.item_floats, *columns.side)}
     floats |= dict.fromkeys(columns.statistics, np.zeros(count, np.float32))  # from the events, when they are there
     ids = {name: _by_row(at, values, count) for name, values in rows.items()}
-    features: Any = encoder.item_features(ids | {"item": np.arange(count, dtype=np.int32)}, floats, embedding)
+    content = None if columns.content is None else _by_row(at, table.array(columns.content), count)
+    features: Any = encoder.item_features(ids | {"item": np.arange(count, dtype=np.int32)}, floats, content)
     gone = np.setdiff1d(np.arange(1, count), at)
     features.floats[np.append(0, gone)] = 0  # scaling made -mean/deviation of 0
     if len(gone) and (earlier is None or earlier.items is None):
         lost, way_out = "category, attributes, floats and content", ", or give earlier=, a model that holds them"
-        logger.warning(GONE, table.label, len(gone), "items", lost, way_out)
+        logger.warning(GONE, table.label.name, len(gone), "items", lost, way_out)
     elif earlier is not None and len(gone):
         own = earlier.need_encoder("read earlier")
         known = reencode(take(earlier.items, own.vocabularies["item"].encode(vocabulary.ids_of(gone))), own, encoder)
@@ -442,7 +453,7 @@ def _users(tables: Tables, encoder: Encoder) -> tuple[dict[str, np.ndarray], np.
     table, rows = tables.tables["users"], tables.rows["users"]
     gone = np.setdiff1d(np.arange(1, count), rows["user"])
     if len(gone) and (columns.user_attributes or columns.user_floats):
-        logger.warning(GONE, table.label, len(gone), "users", "attributes and floats", "")
+        logger.warning(GONE, table.label.name, len(gone), "users", "attributes and floats", "")
     ids |= {name: _by_row(rows["user"], rows[name], count) for name in columns.user_attributes}
     floats = stacked([table.array(name) for name in columns.user_floats], table.count)
     return ids, _by_row(rows["user"], encoder.scale_floats("user", floats), count)

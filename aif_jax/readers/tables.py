@@ -33,8 +33,6 @@ PRESENT = ("id", "action")  # coded kinds where null is wrong
 STATISTIC = r"events_(so_far|half_life_\d+|rate)(_.*)?|since_(first|last)_event"  # names of `schema.statistic_names`
 MISSING_TIME = np.iinfo(np.int64).min
 
-PathLike: TypeAlias = str | os.PathLike[str]
-
 
 def pyarrow(module: str = "pyarrow") -> Any:
     """Return a module of pyarrow. Raises ImportError with what to install where it is missing."""
@@ -58,9 +56,6 @@ class File:
     name: str
     is_text: bool = False
     broken: list[int] = dataclasses.field(default_factory=list)  # numbers of rows that the parser left out so far, ascending
-
-    def __str__(self) -> str:
-        return self.name
 
     def numbers(self, places: np.ndarray) -> np.ndarray:
         """Return row numbers of places among the rows read: 1, 3, 4, 6 of the places 0, 1, 2, 3 with rows 2 and 5 broken."""
@@ -127,7 +122,7 @@ class Problems:
         texts = itertools.repeat(got) if isinstance(got, str) else iter(got)
         for row, text in zip(numbers[:room], texts, strict=False):
             number = None if row is None else int(row)
-            where = file.name if number is None else f"{file}, {file.locate(number)}"
+            where = file.name if number is None else f"{file.name}, {file.locate(number)}"
             self._listed[kind].append(
                 Problem(kind=kind, file=file.name, row=number, column=column, expected=expected, got=str(text), where=where)
             )
@@ -136,8 +131,8 @@ class Problems:
         """Return the problems listed, by kind, then by file and row."""
         return [p for listed in self._listed.values() for p in sorted(listed, key=lambda p: (p.file, p.row or 0))]
 
-    def expect_none(self, *accepted: str) -> None:
-        """Raise ValueError if there is a problem; forgets kinds that are `accepted` first. Names one or more of each kind."""
+    def expect_none(self, *accepted: str, lists_all: str = "") -> None:
+        """Raise ValueError with problems of each kind that is not `accepted`; the command `lists_all` has the rest."""
         for kind in accepted:
             self.totals.pop(kind, None)
             self._listed.pop(kind, None)
@@ -147,11 +142,11 @@ class Problems:
         more = [problem for problem in self.listed() if problem is not kinds[problem.kind]]
         shown = [*kinds.values(), *more][: max(NAMED, len(kinds))]
         count = self.totals.total()
-        text = f"\n({count} problems in all; `aif-jax check` lists them)" if count > 1 else ""
+        text = f"\n({count} problems in all{lists_all and f'; `{lists_all}` lists them'})" if count > 1 else ""
         raise ValueError("\n".join(str(problem) for problem in shown) + text)
 
 
-Source: TypeAlias = PathLike | Mapping[str, Any] | Any
+Source: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | Any
 """A path to a file or a folder, a mapping of columns (arrays or lists), or Arrow: a table, a record batch, or a reader of
 batches, such as `pyarrow.csv.open_csv` gives of text without a header or with other separators."""
 
@@ -194,21 +189,21 @@ def batches(source: Source, wanted: Sequence[str], problems: Problems, *, name: 
                 problems.add("unreadable file", file, None, None, expected, f"{type(error).__name__}: {first}")
 
 
-def files_of(path: PathLike) -> list[Path]:
+def files_of(path: str | os.PathLike[str]) -> list[Path]:
     """Return the file itself, or the Parquet, CSV and TSV files under a folder in the order of their names, of one kind.
 
-    Files and folders whose name begins with "." or "_" are left out: what a writer has not finished, such as `_temporary/`.
+    Files and folders whose name begins with "." or "_" are left out: what a writer has not finished. Others are refused.
     """
     root = Path(path)
-    if root.is_dir():
-        names = (file.relative_to(root) for file in root.rglob("*") if file.name.endswith(SUFFIXES) and file.is_file())
-        files = sorted(root / name for name in names if not any(part.startswith((".", "_")) for part in name.parts))
-        kinds = {file.name.endswith(".parquet") for file in files}
-        expect(len(kinds) == 1, str(root), "Parquet files or text files, one kind", [file.name for file in files[:8]])
-        return files
     expect(root.exists(), str(root), "a file or folder", "no such file", error=FileNotFoundError)
-    expect(root.name.endswith(SUFFIXES), str(root), f"a name that ends in one of {', '.join(SUFFIXES)}", repr(root.name))
-    return [root]
+    names = [file.relative_to(root) for file in root.rglob("*") if file.is_file()] if root.is_dir() else [Path()]
+    files = sorted(root / name for name in names if not any(part.startswith((".", "_")) for part in name.parts))
+    other = [file.name for file in files if not file.name.endswith(SUFFIXES)]
+    expected = f"names that end in one of {', '.join(SUFFIXES)}; in a folder those that begin with '_' or '.' are left out"
+    expect(not other, str(root), expected, other[:8])
+    kinds = {file.name.endswith(".parquet") for file in files}
+    expect(len(kinds) == 1, str(root), "Parquet files or text files, one kind", [file.name for file in files[:8]])
+    return files
 
 
 Parts: TypeAlias = Iterator[tuple[Mapping[str, Any], Any]]
@@ -283,7 +278,7 @@ def _present(file: File, schema: Any, wanted: Sequence[str], problems: Problems)
     """Return the Arrow types of the columns wanted; a problem for each that is not there once."""
     names = schema.names
     if file.is_text and wanted and not set(names) & set(wanted):
-        way_out = "has the file a header? Add one, or give the reader of pyarrow.csv.open_csv, which takes column_names"
+        way_out = "has the file a header? Add one, or give pyarrow.csv.open_csv(...), which takes column_names and a delimiter"
         got = f"{', '.join(map(repr, names))[:200]}; {way_out}"
         problems.add("missing column", file, None, None, f"the columns {', '.join(map(repr, wanted))} in the first line", got)
         return {}
@@ -442,7 +437,6 @@ def expected_type(type_: Any, kind: Kind, *, parsed: bool, named: bool) -> str:
     boolean, empty = test.is_boolean(value), test.is_null(value)
     integer = test.is_integer(value) or (kind != "time" and (boolean or (test.is_decimal(value) and value.scale == 0)))
     words = is_text(value) or empty or (parsed and (not number or named))  # text may look like dates
-    numbers = ((parsed or empty or integer or number) and not listed, "numbers")
     # booleans can be an attribute, and name nobody
     names = (words or integer) and not listed and not (boolean and kind == "id")
     bag = parsed or is_text(value) or empty or (listed and integer)
@@ -450,8 +444,7 @@ def expected_type(type_: Any, kind: Kind, *, parsed: bool, named: bool) -> str:
         "vector": (listed and (empty or integer or number), "lists of numbers, of Parquet or a table in memory"),
         "bag": (bag, "lists of integers or text, or text to be split"),
         "time": ((parsed or empty or integer or is_dated(value)) and not listed, "whole numbers or timestamps"),
-        "float": numbers,
-        "number": numbers,
+        **dict.fromkeys(("float", "number"), ((parsed or empty or integer or number) and not listed, "numbers")),
     }.get(kind, (names, "integers or text"))
     return "" if fits else expected
 
@@ -586,7 +579,7 @@ class LoadedTable:
         """Return where row 0, 1, ... is, such as "row 4", with the file if there are several."""
         file, start, place = self._files[bisect.bisect_right(self._files, row, key=lambda each: each[1]) - 1]
         (number,) = file.numbers(np.array([row - start + place])).tolist()
-        return file.locate(number) if len(self._files) == 1 else f"{file.locate(number)} of {file}"
+        return file.locate(number) if len(self._files) == 1 else f"{file.locate(number)} of {file.name}"
 
     def counts(self) -> dict[str, int]:
         """Return rows by file."""
@@ -612,9 +605,8 @@ class LoadedTable:
         expected = expected_type(value, kind, parsed=batch.file.is_text, named=name in self.columns.text)
         if expected:
             lost = kind in CODED and (test.is_floating(value) or test.is_decimal(value))
-            why = "cast to int64 if these are integers, of which pandas makes floats where one is missing"
-            if batch.file.is_text:
-                why = "these look like numbers that are no 64-bit integers; name the column in Columns.text to keep it text"
+            why = "write integers as such: pandas makes floats of them where one is missing, astype('Int64') does not"
+            why += "; Columns.text is for text such as 1.10, and for numbers beyond 64 bits" if batch.file.is_text else ""
             self.problems.add("wrong type", batch.file, None, name, expected, f"{type_} ({why})" if lost else str(type_))
         return not expected
 
