@@ -34,7 +34,7 @@ from aif_jax.refreshing.steps import REPORT
 from aif_jax.scores import with_calibration
 from aif_jax.store.folders import WriteLock
 from aif_jax.train.settings import FitSettings
-from aif_jax.train.tasks import Impressions, NextItem
+from aif_jax.train.tasks import Cascaded, NextItem
 from aif_jax.train.training import training_positions
 from tests import demo
 from tests import refresh_world as world
@@ -327,7 +327,8 @@ def test_inputs_are_checked_before_an_unfinished_job_is_dropped(run, tmp_path):
         ({"items": str(tmp_path / "typo.csv")}, FileNotFoundError, "typo.csv: expected"),
         ({"current": tmp_path / "typo"}, FileNotFoundError, "typo: expected a served model, got nothing; give `current`"),
         ({"task": NextItem(negatives=3)}, ArgumentError, "refresh task: expected that of the served model, .* leave it out"),
-        ({"task": Impressions(candidates=3, threshold=2)}, ArgumentError, "refresh task: expected that of the served model"),
+        ({"current": run.trained.replace(settings=None), "task": Cascaded()}, ArgumentError, "got Cascaded, .* write a job"),
+        ({"current": run}, TypeError, "refresh current: expected a Trained, .* got Run; give run.trained"),
         ({"fixed": ("soon", "later")}, ArgumentError, "fixed: expected an ISO date"),
         ({"platforms": ("gpu",)}, ValueError, "platforms: expected names among .*, got .*gpu"),
         ({"epochs": 0}, ValueError, "FitConfig.epochs: expected at least 1, got 0"),

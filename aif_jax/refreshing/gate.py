@@ -63,11 +63,6 @@ class GateConfig(Fields):
             self.expect(value >= 0, name, "at least 0")
             self.expect(value <= 1 or name not in ("unknown", "volume", "floor"), name, "a share from 0 to 1")
 
-    @property
-    def bounds(self) -> dict[str, float]:
-        """How much worse a metric may be, by the first part of its name."""
-        return {"gauc": self.gauc, "hr": self.hit_rate, "log_loss": self.log_loss, "calibration_error": self.calibration}
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Requests:
@@ -217,9 +212,10 @@ def _worse(name: str, new: Measurement, compared: Mapping[str, Mapping[str, Any]
     users = len(new.by_user["gauc"].users) if "gauc" in new.by_user else 0
     if users < config.users:
         yield f"{name}: {users} users have candidates of both labels, too few to judge by; bound: at least {config.users}"
+    bounds = {"gauc": config.gauc, "hr": config.hit_rate, "log_loss": config.log_loss, "calibration_error": config.calibration}
     for metric, each in compared.items():
         kind = metric.partition("@")[0]
-        if (bound := config.bounds.get(kind)) is None:
+        if (bound := bounds.get(kind)) is None:
             continue
         difference: Interval = each["difference"]
         better = -1.0 if kind in LOWER_IS_BETTER else 1.0

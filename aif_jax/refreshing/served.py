@@ -46,8 +46,10 @@ def open_served(current: Trained | str | Path, since: Any, task: Task | None) ->
     """Return the served model and its record, with the task and `since` as given or as recorded.
 
     Raises:
-      FileNotFoundError: no served model. ArgumentError: no moment; another task than the model's.
+      FileNotFoundError: no served model. ArgumentError: no moment; another task than the model's, or one of cascades.
     """
+    got = f"{type(current).__name__}; give run.trained"
+    expect(isinstance(current, Trained | str | Path), "refresh current", "a Trained, a folder or a URL", got, error=TypeError)
     if isinstance(current, Trained):
         trained = current
     else:
@@ -63,10 +65,11 @@ def open_served(current: Trained | str | Path, since: Any, task: Task | None) ->
     known, given = record["task"], None if task is None else task_record(task)
     other = known is not None and given not in (None, known)
     expect(not other, "refresh task", f"that of the served model, {known}", f"{given}; leave it out", error=ArgumentError)
+    got = "Cascaded, whose requests it does not read; write a job of aif.read(earlier=), read_cascade and fit(start=)"
+    expect((known or given or {}).get("name") != "Cascaded", "refresh task", "NextItem, Impressions", got, error=ArgumentError)
     unit = trained.need_encoder("refresh").columns.time_unit
     since = record["since"] if since is None else seconds_of(since, "since", unit=unit)
-    if since is None:
-        expected = "the moment from which events are new, because the served model does not say until when it was trained"
-        out = "give it, such as --since 2026-05-06; a model that refresh, fit or `aif-jax add` wrote says it"
-        raise ArgumentError(f"refresh since: expected {expected}, got None; {out}")
+    expected = "the moment from which events are new, because the served model does not say until when it was trained"
+    got = "None; give it, such as --since 2026-05-06; a model that refresh, fit or `aif-jax add` wrote says it"
+    expect(since is not None, "refresh since", expected, got, error=ArgumentError)
     return trained, record | {"task": known or given, "since": since}
