@@ -235,18 +235,7 @@ class Models:
         entries = await asyncio.to_thread(read_current, self.root)
         if entries == [served.entry for served in self.serving]:
             return
-        known = {served.entry._replace(share=0.0): served for served in self.held}  # a share tells no export from another
-        wanted = [entry._replace(share=0.0) for entry in entries]
-        read = {entry: await asyncio.to_thread(self._restore, entry) for entry in wanted if entry not in known}
-        loaded: list[LoadedModel] = []
-        try:
-            for entry in wanted:
-                loaded.append(known.get(entry) or await self._load(entry, read[entry], [*self.held, *loaded]))
-                if loaded[-1] not in self.serving and self._index is not None:  # a kept version's index was not followed
-                    await self._begin_with_newest(loaded[-1], self._index)
-        except BaseException:
-            await asyncio.gather(*(served.engine.close() for served in loaded if served not in self.held))
-            raise
+        loaded = await self._loaded([entry._replace(share=0.0) for entry in entries])  # a share tells no export from another
         for served, entry in zip(loaded, entries, strict=True):
             served.entry = entry  # with its share
             logger.info("version %s of %s serves", served.version[:12], served.name)
@@ -264,6 +253,23 @@ class Models:
             task = asyncio.create_task(served.engine.close())
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
+
+    async def _loaded(self, entries: list[ExportEntry]) -> list[LoadedModel]:
+        """Return the versions of entries without shares, each with its newest index: all of them, or none stays in memory."""
+        held = {served.entry._replace(share=0.0): served for served in self.held}
+        read = {entry: await asyncio.to_thread(self._restore, entry) for entry in entries if entry not in held}
+        loaded: list[LoadedModel] = []
+        try:
+            for entry in entries:
+                loaded.append(served := held.get(entry) or await self._load(entry, read[entry], [*self.held, *loaded]))
+                if served not in self.serving and (index := self._index) is not None:  # a kept version's was not followed
+                    taken = await self._try(f"index {served.name}", functools.partial(served.take_index, index))
+                    if taken and served.index_from is None:
+                        logger.warning("%s: expected a snapshot of %s, got none; its export's index serves", index, served.name)
+        except BaseException:
+            await asyncio.gather(*(served.engine.close() for served in loaded if served not in self.held))
+            raise
+        return loaded
 
     def _restore(self, entry: ExportEntry) -> RestoredModel:
         """Return what a folder holds, read and compared with its checksums; nothing is compiled. Raises as `start`."""
@@ -292,9 +298,3 @@ class Models:
         await engine.__aenter__()
         name, objectives = entry.folder or self.root.name, objective_names(trained.config.objectives)
         return LoadedModel(name, trained.version, objectives, entry, restored, engine, users, exported)
-
-    async def _begin_with_newest(self, served: LoadedModel, directory: Path) -> None:
-        """Let a version serve the newest index of a nearline job, where there is one and it can be read."""
-        taken = await self._try(f"index {served.name}", functools.partial(served.take_index, directory))
-        if taken and served.index_from is None:
-            logger.warning("%s: expected a snapshot for %s, got none; its export's index serves", directory, served.name)
