@@ -252,7 +252,7 @@ class Encoder:
         if user is None:
             return {name: np.zeros((), np.int32) for name in names.values()}, np.zeros(len(columns.user_floats), np.float32)
         missing = [name for name in (*names, *columns.user_floats) if name not in user]
-        expect(not missing, "user", f"values of {[*names, *columns.user_floats]}", str(list(user))[:200])
+        expect(not missing, "user", f"values of {missing}, None or null where unknown", f"none among {list(user)}"[:200])
         ids = {name: self._row(user[column], column, name) for column, name in names.items()}
         given = {f"user, column {name!r}": user[name] for name in columns.user_floats}
         numbers = [np.nan if value is None else float_of(value, where) for where, value in given.items()]

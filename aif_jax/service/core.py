@@ -34,7 +34,7 @@ class Reply:
       served: version that answered.
       answer: `Ranking` or `Scores`; None of "prepare".
       order: name of the order of a ranking, "" otherwise.
-      features: that call or source brought; None where an earlier call's state answered, and of a stand-in.
+      features: that call or source brought; None where a prepared or versioned state answered, and of a stand-in.
     """
 
     method: str
@@ -139,7 +139,7 @@ class Service:
         if feature_version is not None and context.features is None:
             return dataclasses.replace(request, feature_version=("source", feature_version))
         if feature_version is None and context.features is not None and not prepare:
-            context.used = context.features  # what the call brings counts, whatever was prepared for its user
+            context.used = context.features  # also right where the cache answers: equal digest, equal features
             leaves = b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(context.features))
             return dataclasses.replace(request, feature_version=hashlib.blake2b(leaves, digest_size=16).digest())
         return request
@@ -151,7 +151,7 @@ MAX_EXPLAINED = 100  # rows of the answer that are kept
 async def explain(service: Service, call: Call) -> dict[str, Any]:
     """Return the first rows of the answer of "rank", its spans, and what each block added to the first objective's logit.
 
-    The contributions are computed from the features that call or source brought: none where an earlier call's state answered.
+    Contributions are computed from the features that call or source brought: none where a prepared or versioned state answered.
     """
     reply = await service.answer("explain", call)
     fields = reply.fields()

@@ -19,7 +19,7 @@ class Context:
 
     call: Call
     features: UserFeatures | None = None  # that the call brings, once they are read
-    used: UserFeatures | None = None  # of the call or the source; None where an earlier call's state answers
+    used: UserFeatures | None = None  # of the call or the source; None where a prepared or versioned state answers
 
 
 class SourceError(RuntimeError):
@@ -50,7 +50,7 @@ class UserSource:
     async def fetch(self, request: Request) -> UserFeatures:
         """Return the engine's `features`: those of the call, else those of the source; BadCall without both."""
         context: Context = request.context
-        # None: the call is an id alone, or its state was cached for `_request` of core.py and expired since: features not read
+        # None for an id alone, and where `_request` (core.py) found a cached state that has expired since
         context.used = self.of(context.call) if context.features is None else context.features
         if context.used is not None:
             return context.used

@@ -146,7 +146,7 @@ class App:
                     response = await _unless_left(handler(headers, body), receive)
                 code = "OK"
             except (Exception, asyncio.CancelledError) as error:
-                ended = isinstance(error, asyncio.CancelledError)  # by uvicorn, which waits no longer, for a body neither
+                ended = isinstance(error, asyncio.CancelledError)  # by uvicorn's shutdown: the body is not read either
                 unread = unread and not ended
                 problem = problem_of(EngineClosed("no answer before the service ended") if ended else error)
                 if problem.code == "INTERNAL":  # the service is at fault

@@ -163,7 +163,7 @@ def log_schema() -> Any:
         "degraded": arrow.bool_(),
         "reason": text,
         "stages": text,  # seconds by stage, JSON
-        "raw": text,  # record, events and now that the answer used, JSON; null of an earlier call's state, and of a source
+        "raw": text,  # record, events and now that the answer used, JSON; null of a prepared or versioned state or a source
         "exclude": integers,  # ids that were not to be ranked; null of texts, and for a call without
         "exclude_texts": texts,
         "feature_version": text,  # as JSON: another record of this version and user may have the raw values

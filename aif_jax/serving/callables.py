@@ -42,7 +42,7 @@ class TimeLimitedCall:
         self._max_hung = config.max_hung
         self._running: dict[asyncio.Future[Any], float] = {}  # calls in time, oldest first, and when each is late
         self._timer: asyncio.TimerHandle | None = None  # for the oldest
-        self._left: dict[asyncio.Future[Any], float] = {}  # without a caller, and when it is hung: see `_leave`, `_in_thread`
+        self._left: dict[asyncio.Future[Any], float] = {}  # calls without a caller: from when each counts as hung, 0.0 at once
         self.errors: Counter[str] = Counter()
         self._logged: dict[str, tuple[float, int]] = {}  # by type: when its last line was, and how many errors there were then
 

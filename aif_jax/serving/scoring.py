@@ -56,7 +56,7 @@ class Batches:
         self._waiting: list[WaitingTask] = []
         self._working = 0  # threads that were called and have not found the queue empty since
         self._done = deque[tuple[list[Any], float]]()  # outcomes, with seconds a task
-        self._handing_out = False  # whether the loop will see what is done: cleared before it looks
+        self._scheduled = False  # a `_hand_out` that has not begun: cleared before it looks at `_done`
 
     def start(self) -> None:
         """Start the threads."""
@@ -91,8 +91,8 @@ class Batches:
                 self._done.append((self._outcomes(batch), (time.perf_counter() - began) / len(batch)))
                 loop = batch[0].future.get_loop()
                 batch = self._take()
-                if not self._handing_out:
-                    self._handing_out = True
+                if not self._scheduled:
+                    self._scheduled = True
                     with contextlib.suppress(RuntimeError):  # the loop is closed
                         loop.call_soon_threadsafe(self._hand_out)
 
@@ -117,7 +117,7 @@ class Batches:
 
     def _hand_out(self) -> None:
         """Give, on the loop, every task that is done its outcome."""
-        self._handing_out = False
+        self._scheduled = False
         while self._done:
             outcomes, seconds = self._done.popleft()
             self.seconds += RECENT * (seconds / len(self._threads) - self.seconds)

@@ -133,8 +133,8 @@ class SingleFlight:
         computation.kept |= keep
         if computation.waiters or computation.task.done():
             return False
-        left = [other for other in self.by_key.values() if not other.waiters]  # not one that `forget` has let go
-        if computation.kept and computation in left and len(left) <= self._limit:
+        detached = [other for other in self.by_key.values() if not other.waiters]  # without a forgotten one: cancelled below
+        if computation.kept and computation in detached and len(detached) <= self._limit:
             return False
         self.forget(computation)
         return True
