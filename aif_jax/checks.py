@@ -124,8 +124,7 @@ def text_of(hint: Any) -> str:
 def expect_array(value: Any, name: str, *, dtype: Any, shape: tuple[int | None, ...]) -> np.ndarray:
     """Return `value` as a NumPy array of exactly that dtype and shape (None: any length), else TypeError or ValueError."""
     array = np.asarray(value)
-    if array.dtype != np.dtype(dtype):
-        raise TypeError(f"{name}: expected dtype {np.dtype(dtype).name}, got {array.dtype.name}")
+    expect(array.dtype == np.dtype(dtype), name, f"dtype {np.dtype(dtype).name}", array.dtype.name, error=TypeError)
     if array.ndim != len(shape) or any(want is not None and want != got for want, got in zip(shape, array.shape, strict=True)):
         wanted = ", ".join("any" if want is None else str(want) for want in shape)
         raise ValueError(f"{name}: expected shape [{wanted}], got {list(array.shape)}")
@@ -134,8 +133,8 @@ def expect_array(value: Any, name: str, *, dtype: Any, shape: tuple[int | None, 
 
 def expect_integer(value: Any, name: str, *, least: int, most: int | None = None) -> int:
     """Return `value` as an int. Raises TypeError for a bool or another type, ValueError outside of `least` to `most`."""
-    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{name}: expected an integer, got {value!r} ({type(value).__name__})")
+    fits = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    expect(fits, name, "an integer", f"{value!r} ({type(value).__name__})", error=TypeError)
     expected = f"at least {least}" if most is None else f"{least} to {most}"
     expect(least <= value and (most is None or value <= most), name, expected, value)
     return int(value)
@@ -146,8 +145,7 @@ def expect_integers(value: Any, name: str, *, size: int) -> np.ndarray:
     array = np.asarray(value)
     if array.size == 0 and not isinstance(value, np.ndarray):
         array = array.astype(np.int64)  # numpy reads an empty list as float64
-    if array.dtype.kind not in "iu":
-        raise TypeError(f"{name}: expected integers, got dtype {array.dtype.name}")
+    expect(array.dtype.kind in "iu", name, "integers", f"dtype {array.dtype.name}", error=TypeError)
     expect_range(array, name, size=size)
     return array
 
@@ -173,11 +171,9 @@ def expect_like_scores(shape: tuple[int, ...], name: str, scores: tuple[int, ...
 
 def expect_names(got: Any, name: str, wanted: Any) -> None:
     """Raise ValueError unless the dict `got` has exactly the keys `wanted`."""
-    if not isinstance(got, dict):
-        raise TypeError(f"{name}: expected a dict with keys {sorted(wanted)}, got {type(got).__name__}")
+    expect(isinstance(got, dict), name, f"a dict with keys {sorted(wanted)}", type(got).__name__, error=TypeError)
     missing, extra = sorted(set(wanted) - set(got)), sorted(set(got) - set(wanted))
-    if missing or extra:
-        raise ValueError(f"{name}: expected keys {sorted(wanted)}, got {sorted(got)} (missing {missing}, extra {extra})")
+    expect(not missing + extra, name, f"keys {sorted(wanted)}", f"{sorted(got)} (missing {missing}, extra {extra})")
 
 
 def expect_entries(fits: np.ndarray, array: np.ndarray, name: str, expected: str) -> None:

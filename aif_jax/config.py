@@ -7,7 +7,7 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
-from aif_jax.checks import Fields, expect, expect_types
+from aif_jax.checks import ArgumentError, Fields, expect, expect_types
 from aif_jax.heads import Mlp, head_of
 from aif_jax.registry import BLOCKS, HEADS, from_plain, plain
 from aif_jax.schema import Schema
@@ -53,6 +53,7 @@ class Config(Fields):
     assembled: tuple[str, ...] = ()
 
     def __post_init__(self):
+        expect(isinstance(self.blocks, tuple), "Config.blocks", "a tuple, such as (Bea(),)", self.blocks, error=ArgumentError)
         expect_types(self)
         for field in ("width", "short_length", "long_length"):
             expect(getattr(self, field) >= 1, f"Config.{field}", "at least 1", getattr(self, field))
@@ -66,7 +67,8 @@ class Config(Fields):
         names, taken = [part.name for part in (*self.blocks, *self.tables)], ("tower", "fields", GROUP)
         expected = f"blocks and tables of different names, strings without '/', none of {', '.join(taken)}"
         fits = all(isinstance(name, str) and "/" not in name for name in names)
-        expect(fits and len({*names, *taken}) == len(names) + len(taken), "Config.blocks", expected, names)
+        way_out = 'give a second block of one class another name, by a field such as `name: str = "twice"`'
+        expect(fits and len({*names, *taken}) == len(names) + len(taken), "Config.blocks", expected, f"{names}; {way_out}")
         for part in (*self.blocks, *self.tables):
             part.check(self)
         blocks = {block.name: block.widths(self) for block in self.blocks}

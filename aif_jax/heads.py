@@ -67,8 +67,9 @@ class Head:
         real time  first_layer(params)                   None for a head that reads the features themselves
                    apply(params, features) -> logits [C, T]
 
-    `widths[block][name]` is the width of each feature, in order, first "tower": user, item, product; `blocks` lacks
-    "tower". `features` are [C, w], w the sum of widths, or what the first layer gives, [C, H]. Blocks add terms past the head.
+    `widths[block][name]` is the width of each feature, in order, first "tower": user, item, product; `blocks` of `check` has no
+    "tower". A block without features has {}: leave it out of the parameters. `features` are [C, w], w the sum of widths, or
+    what the first layer gives, [C, H]. Blocks add terms past the head. A model's version does not cover code, see `Block`.
 
     A Flax linen module of parameters alone (no dropout, no batch statistics) is a head too: decorate it, and its
     `__call__(features [C, w])` gives the logits [C, T]; for T > 1 by a field of yours that says T.

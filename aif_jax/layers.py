@@ -11,7 +11,9 @@ from typing import Any, TypeAlias
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.errors import InvalidRngError
 
+from aif_jax.checks import expect
 from aif_jax.schema import Attribute, Schema
 from aif_jax.types import Array, Behaviours, Params, record
 
@@ -58,8 +60,17 @@ class MLP(nn.Module):
 
 
 def init_module(module: Module, key: jax.Array, width: int) -> Params:
-    """Return parameters of a Flax module of inputs [..., width], float32 nested dicts."""
-    return dict(module.init(key, jnp.zeros((1, width)))).get("params", {})
+    """Return parameters of a Flax module of inputs [..., width], float32 nested dicts; ValueError if it has more than these."""
+    inputs, name = jnp.zeros((1, width)), f"Flax module {type(module).__name__}"
+    expected = "parameters alone, without dropout, batch statistics and other variables"
+    try:
+        made = dict(module.init(key, inputs))
+        expect(made.keys() <= {"params"}, name, expected, f"the collections {sorted(made)}")
+        jax.eval_shape(module.apply, made, inputs)
+    except (InvalidRngError, KeyError) as error:  # what Linen and NNX raise where a module draws random numbers
+        expect("Rng" not in repr(error), name, expected, error)
+        raise
+    return made.get("params", {})
 
 
 def apply_module(module: Module, params: Params, x: jax.Array) -> jax.Array:

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from aif_jax import interaction, item, layers, user
 from aif_jax.blocks.block import expect_arrays
 from aif_jax.catalogue import Catalogue
-from aif_jax.checks import check_encoding, expect
+from aif_jax.checks import check_encoding, expect, expect_finite
 from aif_jax.config import Config
 from aif_jax.scores import GROUP
 from aif_jax.trees import leaves_by_path
@@ -184,6 +185,9 @@ def fit_tables(config: Config, catalogue: Catalogue, *, seed: int = 0) -> Params
         parts = {part.name: part.fit(items, config, seed=seed) for part in (*config.tables, *config.blocks)}
         fields = {name: jnp.asarray(items.ids[name], jnp.int32) for name in config.schema.behaviour_fields if name != "item"}
     fitted = {"fields": fields} | {name: made for name, made in expect_arrays(parts, "fit").items() if made}
+    for path, array in leaves_by_path(fitted).items():
+        if jnp.issubdtype(array.dtype, jnp.floating):
+            expect_finite(np.asarray(array, np.float32), f"fitted {path}")
     _check_fitted(config, fitted)
     return fitted
 

@@ -23,7 +23,9 @@ class Registry(dict[str, type]):
 
         Raises TypeError for a class of none of the `bases`, ValueError if another class has its name.
         """
-        expect(issubclass(cls, bases), cls.__name__, f"a subclass of one of {bases}", cls.__bases__, error=TypeError)
+        got = f"{cls.__bases__}"
+        got += "; give a Linen module that returns nnx.bridge.to_linen(...)(features)" if ".nnx." in got else ""
+        expect(issubclass(cls, bases), cls.__name__, f"a subclass of one of {bases}", got, error=TypeError)
         if "__dataclass_fields__" not in vars(cls):  # which a Flax module has
             own_checks = getattr(cls, "__post_init__", lambda self: None)
 
@@ -49,7 +51,7 @@ class Registry(dict[str, type]):
         known = self.get((part if isinstance(part, type) else type(part)).__name__)
         if known:  # a class in place of its value, or a value made before the class was defined again
             expected = f"a value of {known.__name__} as it was defined last; make it by {known.__name__}(...)"
-        expect(type(part) in self.values(), name, expected, repr(part), error=TypeError)
+        expect(type(part) in self.values(), name, expected, repr(part).partition("\n")[0], error=TypeError)
         for field, entry in plain(part).items():
             flat = isinstance(getattr(part, field), str | int | float | tuple | None)
             same = flat and json.loads(json.dumps(entry, default=repr)) == entry

@@ -4,8 +4,6 @@ The long history as means under exponential decays whose rates are trained, and 
 every part that a block can have: a fit, trained parameters, both halves, inputs of the head and a term of the logit.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import jax

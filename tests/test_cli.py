@@ -1,7 +1,5 @@
 """The command line: every command on real files, its exit codes, its help."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os
@@ -110,7 +108,8 @@ def test_modules_with_blocks_of_your_own_are_imported_first(tmp_path, monkeypatc
     (tmp_path / "own_parts.py").write_text("from aif_jax.blocks import Block, block\n\n@block\nclass OwnPart(Block): pass\n")
     monkeypatch.syspath_prepend(tmp_path)
     assert run("--import", "own_parts", "index", "verify", tmp_path / "none")[0] == 2 and "OwnPart" in BLOCKS
-    run.refuses(2, "No module named 'no_parts'", "--import", "no_parts", "index", "verify", "none")
+    for name, message in ("no_parts", "No module named 'no_parts'; set PYTHON"), ("own_parts.py", "a module name such as mine"):
+        run.refuses(2, message, "--import", name, "index", "verify", "none")
 
 
 def test_flags_are_the_fields_of_settings_with_their_defaults(run):

@@ -174,6 +174,11 @@ def test_assemble_takes_flax_modules_as_towers():
     for part in ("user", "item"):
         narrow = aif.assemble(config, **{part: nn.Dense(4)})
         refused(ValueError, rf"{part} tower: expected a vector \[8\]", narrow.joint, demo.init(narrow), features, items)
+    for more, got in (
+        (nn.BatchNorm(use_running_average=False), "'batch_stats', 'params'"), (nn.Dropout(0.5, deterministic=False), "PRNG"),
+        (nnx.bridge.to_linen(nnx.BatchNorm, inputs), "collections"), (nnx.bridge.to_linen(nnx.Dropout, 0.5), "No RngStream"),
+    ):  # fmt: skip
+        refused(ValueError, rf"Flax module \w+: expected parameters alone, .*{got}", demo.init, aif.assemble(config, item=more))
 
 
 def test_each_input_of_the_head_changes_the_scores(compiled):

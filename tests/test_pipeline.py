@@ -1,7 +1,5 @@
 """The pipeline: the same batches in every run, resumed, shared by processes, cut to length, made ahead; bad records named."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import json

@@ -1,7 +1,5 @@
 """`aif.refresh`: from a served model and newer events to the next version in service, and every reason of the gate."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import re

@@ -1,7 +1,5 @@
 """Several processes of one job: one loss, checkpoints, `fit`; 200 steps, kills, checkpoints that go from number to number."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import json

@@ -90,26 +90,29 @@ class Block:
     A block that overrides nothing does nothing. The order of calls:
 
         once       check(config)                       errors of a wrong config
-        init       fit(items [N], config, *, seed)     values of the catalogue; a table's -> params["fitted"][its name]
+        init       fit(items [N], config, *, seed)     arrays fitted on the catalogue -> params["fitted"][name]
                    init(key, config)                   trained parameters, floats; traced: JAX functions alone
-        nearline   item(params, item) of ONE item      -> rows.blocks[name]; a table's -> rows.fitted[name of the table]
+        nearline   item(params, item) of ONE item      -> rows.blocks[name]
         per user   user(params, user) of ONE user      -> state.blocks[name], while retrieval runs
         real time  score(params, state, rows, kernels) -> HeadInputs: one user, C candidates
         training   training_logit(params, display_positions)      -> added to the logits; optional
 
-    `params` is what `init` and `fit` returned, in one dict. `widths` names the pair features that a block gives;
-    `kernels[name]` [width, H] is the head's kernel for each. Return feature @ kernel as terms of `HeadInputs`, which has all
-    six. Heads without `first_layer`, such as Flax modules, pass identity slices: the same code then returns the features.
-    States and rows are pytrees of arrays; from index and engine their bfloat16 comes as float32. Histories may have fewer
-    places than the config says (in training by buckets), in exports a symbol: nothing may depend on their number. Divide by
-    `mask.sum()`, not by the length; cut a parameter with a row for each place, `p[: user.long.mask.shape[0]]`.
+    `params` is the block's own dict of what `init` and `fit` returned; `user.params` and `item.params` are the whole model's.
+    `widths` names the pair features that a block gives; `kernels[name]` [width, H] is the head's kernel for each. Return
+    feature @ kernel as terms of `HeadInputs`. Heads without `first_layer`, such as Flax modules, pass identity slices: the same
+    code then returns the features. States and rows are pytrees of arrays; from index and engine their bfloat16 comes as
+    float32. Histories may have fewer places than the config says (in training by buckets), in exports a symbol: nothing may
+    depend on their number. Divide by `mask.sum()`; cut a parameter with a row for each place, `p[: user.long.mask.shape[0]]`.
+
+    A model's version does not cover code: if you change what a block or head computes, rename its class or add a field such as
+    `revision: int = 2`.
 
     Attributes:
       training_logit: method for what training alone adds to the logits, [B, C], or [B, C, T] for T objectives, by
         `display_positions` int32 [B, C] as in `Batch`: data without `Columns.position` are refused.
       per_item: paths of `fit` arrays with a row for each item; `carry_over` moves their rows, a refresh fits again. (): none.
-        Unset, `carry_over` refuses fitted arrays as long as a changed vocabulary. Arrays per category, and trained arrays or
-        widths per id, do not follow: give each item its value, or read embeddings.
+        Unset, `carry_over` refuses a fitted array with as many rows as a changed vocabulary. It moves no array with a row for
+        each category and no trained one with a row for each id: fit the value of each item, or read embeddings.
 
     `user` and `item` read embeddings of the features' ids by `layers.lookup(user.params["embedding"][attribute], ids)`, rows of
     fitted arrays likewise; `layers.behaviour_fields` gives the categories of a history's items. A block that reads embeddings
@@ -143,7 +146,7 @@ class Block:
 
     @property
     def tables(self) -> tuple[Any, ...]:
-        """Fitted objects that blocks share, `Signatures` or yours; what only this block fits is in `fit`.
+        """Fitted objects that blocks share, `Signatures` or yours, in `params["fitted"]` by their names.
 
         Each is hashable and has `name`, `check(config)`, `fit(items, config, *, seed)` with an array "table" [N, ...], and
         `item(params, features)` of ONE item, the value in `rows.fitted[name]`; see `UserView.values` for those of a history.
@@ -151,18 +154,18 @@ class Block:
         return ()
 
     def least_history(self, config: Config) -> int:
-        """Return the fewest places of a history in exports: K if the state keeps K (`x[:K]`), or Python code tests for K."""
+        """Return the fewest places of a history in exports: K if the state holds the first K (`x[:K]`), or if code needs K."""
         return 1
 
     def check(self, config: Config) -> None:
         """Raise ValueError where the config lacks what the block needs."""
 
     def widths(self, config: Config) -> dict[str, int]:
-        """Return widths of the features for the head, by name, of no vocabulary's size: `score` gets a kernel for each."""
+        """Return widths of the features by name, each with a kernel in `score`. None may depend on a vocabulary's size."""
         return {}
 
     def fit(self, items: ItemFeatures, config: Config, *, seed: int) -> Params:
-        """Return parameters that are fitted once, on the host, on items [N], row 0 the unknown one; never trained."""
+        """Return finite parameters that are fitted once, on the host, on items [N], row 0 the unknown one; never trained."""
         return {}
 
     def init(self, key: jax.Array, config: Config) -> Params:
@@ -178,7 +181,7 @@ class Block:
         return {}
 
     def score(self, params: Params, state: UserState, rows: ItemRow, kernels: BlockKernels) -> HeadInputs:
-        """Return, in real time, features times their kernels and terms of the logit; a candidate's are of its row alone."""
+        """Return, in real time, features times kernels and terms of the logit. A candidate's may depend on its own row only."""
         return HeadInputs()
 
 

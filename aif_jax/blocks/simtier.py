@@ -5,8 +5,6 @@ With h differing bits of K, tier = min((K - h) T // K, T - 1), in integers. No a
 Their loop is unrolled: one elementwise pass with candidates minor, which a compiler vectorises. More tiers take more words.
 """
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 
@@ -22,13 +20,19 @@ FIELDS = 8  # 4-bit fields of a word
 SPAN = 4  # words of a field that are summed at once
 
 
+@record
+class TierHistory:
+    """Behaviours of a long history, as `histogram` compares candidates with them."""
+
+    signature: Array  # uint32 [L, W]
+    mask: Array  # bool [L]
+
+
 @block
 class SimTier(Block):
     """SimTier on content signatures: how many behaviours of the long history are how similar to the candidate.
 
         log(1 + number of behaviours j with tier(1 - hamming(s_i, s_j) / K) = t),   t = 0 .. T - 1, equal tiers of [0, 1]
-
-    The counts are exact.
 
     - Paper: SimTier (arXiv 2407.19467) on LSH similarities as in AIF (2511.12934).
     - Cost: real time C x min(L, `length`) comparisons of K bits: the most expensive block.
@@ -68,14 +72,6 @@ class SimTier(Block):
         kernel, signature = kernels["tiers"], jnp.asarray(rows.fitted[self.tables[0].name])
         counts = histogram(signature, state.blocks[self.name], tiers=self.tiers)
         return HeadInputs(pairs=((jnp.log1p(counts.astype(jnp.float32)), kernel),))
-
-
-@record
-class TierHistory:
-    """Behaviours of a long history, as `histogram` compares candidates with them."""
-
-    signature: Array  # uint32 [L, W]
-    mask: Array  # bool [L]
 
 
 def histogram(candidates: jax.Array, history: TierHistory, *, tiers: int) -> jax.Array:

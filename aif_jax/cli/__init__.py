@@ -22,7 +22,7 @@ import cyclopts
 import jax
 from cyclopts import App, Parameter
 
-from aif_jax.checks import ArgumentError
+from aif_jax.checks import ArgumentError, expect
 from aif_jax.cli import commands, doctor, service
 from aif_jax.cli.options import FINE, PROBLEMS, UNREAD, USAGE, Result, UsageError
 from aif_jax.output import hidden
@@ -32,6 +32,8 @@ from aif_jax.store.trained import __version__
 __all__ = ["main"]
 logger = logging.getLogger(__name__)
 
+MISUSE = cyclopts.CycloptsError, UsageError, ArgumentError, FileNotFoundError, FileExistsError, NotADirectoryError, ImportError
+"""What a command raises that could not start."""
 MANY = Parameter(consume_multiple=True, negative_iterable=(), negative_none=(), parse=re.compile("^(?!orders$)"))
 """A flag of several values takes all words up to the next flag; every parameter is a flag but `orders`, of Python functions."""
 app = App("aif-jax", help=__doc__, version=__version__, default_parameter=MANY, result_action="return_value")
@@ -58,7 +60,11 @@ def run(
       quiet: no progress bar.
     """
     for module in modules or ():
-        pkgutil.resolve_name(module)
+        expect(not module.endswith(".py"), "--import", "a module name such as mine", repr(module), error=UsageError)
+        try:
+            pkgutil.resolve_name(module)
+        except ModuleNotFoundError as error:
+            raise UsageError(f"--import: expected modules that Python finds, got {error}; set PYTHONPATH=FOLDER") from error
     keep_compiled()
     with hidden(quiet):
         return app(words, exit_on_error=False, print_error=False) or (FINE, None)  # None: of --help
@@ -93,15 +99,7 @@ def _run(argv: Sequence[str] | None) -> tuple[int, Any]:
     """Return the exit code of a command, and what is printed; its errors go to stderr."""
     try:
         return app.meta(sys.argv[1:] if argv is None else argv, exit_on_error=False, print_error=False) or (FINE, None)
-    except (
-        cyclopts.CycloptsError,
-        UsageError,
-        ArgumentError,
-        FileNotFoundError,
-        FileExistsError,
-        NotADirectoryError,
-        ImportError,
-    ) as error:
+    except MISUSE as error:
         code, text = USAGE, error
     except (ArithmeticError, OSError, RuntimeError, TypeError, ValueError, *_of_clients()) as error:
         code, text = PROBLEMS, error

@@ -178,8 +178,7 @@ def verify(folder: Path, /, *, tolerance: float = 1e-4, sha256: str | None = Non
         integers must agree exactly.
       sha256: digest that `export` printed: pins every file.
     """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: expected an exported folder, got none; write one: aif-jax export")
+    expect(folder.is_dir(), str(folder), "an exported folder", "none; write one: aif-jax export", error=FileNotFoundError)
     return FINE, exports.verify(folder, tolerance=tolerance, sha256=sha256)
 
 

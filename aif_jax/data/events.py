@@ -4,8 +4,6 @@ A training sample is a position in the log. Its history is the user's events wit
 ties would let the model look at the answer.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Item statistics: how popular an item is at a moment, by exponentially decayed counts of the events before it."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

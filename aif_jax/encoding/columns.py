@@ -1,7 +1,5 @@
 """Names and meaning of the columns of your files."""
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 from typing import Any, Literal, TypeAlias, get_args

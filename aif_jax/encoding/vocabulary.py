@@ -1,7 +1,5 @@
 """Vocabularies: raw ids to rows 1..n in ascending order of the raw id; row 0 is everything unknown."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import itertools

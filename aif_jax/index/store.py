@@ -7,8 +7,6 @@ An update writes into arrays only while no computation is being handed to the de
 and a writer collects all of them, so those that come while it waits do not go before it.
 """
 
-from __future__ import annotations
-
 import threading
 import weakref
 from collections import deque

@@ -1,7 +1,5 @@
 """What goes into the engine, what comes out of it, and what it raises."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math

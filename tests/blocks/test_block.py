@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import aif_jax as aif
 from aif_jax import blocks, heads, layers, train
@@ -79,6 +80,7 @@ def test_a_name_that_the_model_has_taken_is_refused():
     refused(TypeError, "no `@dataclass`", blocks.block, dataclasses.make_dataclass("Own", (), bases=(blocks.Block,)))
     for add in (blocks.block, heads.head):
         refused(TypeError, "Loose: expected a subclass of one of .*Block|Head.*, got", add, type("Loose", (), {}))
+    refused(TypeError, "Loose: .* returns nnx.bridge.to_linen", heads.head, type("Loose", (nnx.Module,), {}))
     untyped = blocks.block(type("Untyped", (blocks.Block,), {"__annotations__": {"sizes": object}}))
     refused(ValueError, "Untyped.sizes: expected a number, .* flat tuple of these", demo.config, blocks=(untyped(np.ones(3)),))
 
@@ -105,6 +107,8 @@ def test_what_a_part_gives_is_refused_by_its_name(monkeypatch):
         (blocks.Bea, "init", {"w": jnp.arange(2)}, TypeError, "bea.init: .* of float32, bfloat16, float16 by .*'int32"),
         *((blocks.ItemOffset, "fit", fitted, ValueError, f"fitted: expected 50 rows in item_offset/table, row 0 .*{got}")
           for got, fitted in (("none; there are .*/rows", {"rows": jnp.zeros(50)}), ("shape .5", {"table": jnp.zeros(5)}))),
+        *((blocks.Bea, "fit", {"t": jnp.array([1, at])}, ValueError, f"fitted bea/t: expected finite values, got {at} at .*1")
+          for at in (np.nan, -np.inf)),
         *((blocks.Bea, half, 1.0, TypeError, f"bea.{half}: expected a pytree of arrays, got 1.0") for half in ("user", "item")),
         *((blocks.Bea, "widths", w, ValueError, "bea.widths: expected a dict of")
           for w in (3, [3], {"f": 3.0}, {"f": -1}, {1: 3}, {"a/b": 3})),
