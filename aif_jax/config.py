@@ -1,11 +1,9 @@
 """Static configuration of a model: sizes of the towers, a list of blocks, and a head; frozen, hashable, checked once."""
 
-from __future__ import annotations
-
 import dataclasses
 import importlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 from aif_jax.checks import ArgumentError, Fields, expect, expect_types
 from aif_jax.heads import Mlp, head_of
@@ -113,11 +111,11 @@ class Config(Fields):
         """Return the block of that name, or None."""
         return next((block for block in self.blocks if block.name == name), None)
 
-    def replace(self, **changes: Any) -> Config:
+    def replace(self, **changes: Any) -> Self:
         """Return a copy with some fields changed, checked again."""
         return dataclasses.replace(self, **changes)
 
-    def with_encoding(self, encoding: str) -> Config:
+    def with_encoding(self, encoding: str) -> Self:
         """Return the same config for data of the encoder of that version, see `Schema.encoding`."""
         return self.replace(schema=dataclasses.replace(self.schema, encoding=encoding))
 
@@ -127,7 +125,7 @@ class Config(Fields):
         return plain(self, if_set=("objectives", "assembled")) | {"schema": self.schema.to_json()} | parts
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Config:
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
         """Return the config that `to_json` wrote; ValueError for unknown fields, unregistered parts, or no such record."""
         importlib.import_module("aif_jax.blocks")  # registers the package's own, which import this module
         try:

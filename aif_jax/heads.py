@@ -72,32 +72,33 @@ class Head:
     what the first layer gives, [C, H]. Blocks add terms past the head. A model's version does not cover code, see `Block`.
 
     A Flax linen module of parameters alone (no dropout, no batch statistics) is a head too: decorate it, and its
-    `__call__(features [C, w])` gives the logits [C, T]; for T > 1 by a field of yours that says T.
+    `__call__(features [w])` gives the logits [T] of ONE pair; for T > 1 by a field of yours that says T.
 
     Example:
-      >>> import flax.linen as nn, aif_jax as aif
-      >>> from aif_jax.heads import head
+      >>> import jax, aif_jax as aif
+      >>> from aif_jax.heads import Head, head
       >>> @head
-      ... class Gated(nn.Module):
-      ...     width: int = 32
-      ...     @nn.compact
-      ...     def __call__(self, features):
-      ...         gate = nn.sigmoid(nn.Dense(features.shape[-1])(features))
-      ...         return nn.Dense(1)(nn.relu(nn.Dense(self.width)(gate * features)))
+      ... class OneLayer(Head):
+      ...     scale: float = 0.1
+      ...     def init(self, key, widths, outputs):
+      ...         size = sum(sum(each.values()) for each in widths.values())
+      ...         return {"kernel": self.scale * jax.random.normal(key, (size, outputs))}
+      ...     def apply(self, params, features):
+      ...         return features @ params["kernel"]
       >>> schema = aif.Schema(item_attributes=(aif.Attribute(name="item", size=9), aif.Attribute(name="category", size=3)))
-      >>> aif.presets.aif(schema, head=Gated(width=16)).to_json()["head"]
-      {'head': 'Gated', 'width': 16}
+      >>> aif.presets.aif(schema, head=OneLayer(scale=0.2)).to_json()["head"]
+      {'head': 'OneLayer', 'scale': 0.2}
     """
 
     def check(self, blocks: Widths, outputs: int) -> None:
         """Raise ValueError if the head cannot take the features of the config's blocks, or give T = `outputs` logits."""
 
     def init(self, key: jax.Array, widths: Widths, outputs: int) -> Params:
-        """Return trained parameters, a dict; no key may be "direct", which the weights of the blocks' logits have."""
+        """Return trained parameters, a dict; traced. No key may be "direct", which the weights of the blocks' logits have."""
         return {}
 
     def first_layer(self, params: Params) -> FirstLayer | None:
-        """Return a linear first layer with a kernel for each feature; those of the towers may be left out, all or none."""
+        """Return a linear first layer: `kernels[block][name]` for each feature; without "tower" the towers' are left out."""
         return None
 
     def apply(self, params: Params, features: jax.Array) -> jax.Array:
@@ -175,7 +176,7 @@ class FlaxHead(Head):
         return layers.init_module(self.module, key, sum(width for each in widths.values() for width in each.values()))
 
     def apply(self, params: Params, features: jax.Array) -> jax.Array:
-        return layers.apply_module(self.module, params, features)
+        return jax.vmap(lambda pair: layers.apply_module(self.module, params, pair))(features)  # alone: serving pads candidates
 
 
 def head_of(value: Any) -> Head:

@@ -61,7 +61,7 @@ class MLP(nn.Module):
 
 def init_module(module: Module, key: jax.Array, width: int) -> Params:
     """Return parameters of a Flax module of inputs [..., width], float32 nested dicts; ValueError if it has more than these."""
-    inputs, name = jnp.zeros((1, width)), f"Flax module {type(module).__name__}"
+    inputs, name = jnp.zeros(width), f"Flax module {type(module).__name__}"
     expected = "parameters alone, without dropout, batch statistics and other variables"
     try:
         made = dict(module.init(key, inputs))

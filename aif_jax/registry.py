@@ -27,6 +27,7 @@ class Registry(dict[str, type]):
         got += "; give a Linen module that returns nnx.bridge.to_linen(...)(features)" if ".nnx." in got else ""
         expect(issubclass(cls, bases), cls.__name__, f"a subclass of one of {bases}", got, error=TypeError)
         if "__dataclass_fields__" not in vars(cls):  # which a Flax module has
+            expect("__init__" not in vars(cls), cls.__name__, "fields such as `width: int = 4`", "its own `__init__`")
             own_checks = getattr(cls, "__post_init__", lambda self: None)
 
             def check(self: Any) -> None:

@@ -1,9 +1,7 @@
 """Which features there are: the part of a config that data, model, index and export must agree on."""
 
-from __future__ import annotations
-
 import dataclasses
-from typing import Any
+from typing import Any, Self
 
 from aif_jax.checks import expect, expect_types
 
@@ -117,7 +115,7 @@ class Schema:
         return dataclasses.asdict(written, dict_factory=lambda fields: dict(f for f in fields if f not in left_out))
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Schema:
+    def from_json(cls, value: dict[str, Any]) -> Self:
         """Return the schema that `to_json` wrote."""
         expect("encoding" not in value, "schema", "a record that `to_json` made", "one with an encoding")
         fields: dict[str, Any] = {name: tuple(entry) if isinstance(entry, list) else entry for name, entry in value.items()}

@@ -1,12 +1,10 @@
 """A small client of a service over HTTP, on the standard library alone."""
 
-from __future__ import annotations
-
 import http.client
 import json
 import time
 import urllib.parse
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -32,7 +30,7 @@ class Client:
         self._connection = http.client.HTTPConnection(urllib.parse.urlsplit(address).netloc, timeout=timeout)
         self._headers = {} if token is None else {"authorization": f"Bearer {token}"}
 
-    def __enter__(self) -> Client:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -11,7 +11,7 @@ from aif_jax.heads import head
 
 @head
 class Experts(nn.Module):
-    """Logits [C, T] as the mean of experts, weighed by a softmax gate (Jacobs et al. 1991, doi:10.1162/neco.1991.3.1.79).
+    """Logits [T] as the mean of experts, weighed by a softmax gate (Jacobs et al. 1991, doi:10.1162/neco.1991.3.1.79).
 
     Attributes:
       experts: how many networks.
@@ -27,6 +27,6 @@ class Experts(nn.Module):
     def __call__(self, features: jax.Array) -> jax.Array:
         features = nn.LayerNorm()(features)
         gate = nn.softmax(nn.Dense(self.experts, name="gate")(features))
-        hidden = nn.relu(nn.DenseGeneral((self.experts, self.width), name="hidden")(features))  # [C, experts, width]
-        logits = nn.DenseGeneral(self.outputs, name="logits")(hidden)  # [C, experts, T]
+        hidden = nn.relu(nn.DenseGeneral((self.experts, self.width), name="hidden")(features))  # [experts, width]
+        logits = nn.DenseGeneral(self.outputs, name="logits")(hidden)  # [experts, T]
         return (gate[..., None] * logits).sum(-2)

@@ -109,6 +109,7 @@ class Total(heads.Head):
 @heads.head
 class FlaxTotal(nn.Module):
     def __call__(self, features):
+        assert features.ndim == 1  # of one pair, so that it cannot mix candidates, which serving pads
         return features.sum(-1, keepdims=True)
 
 

@@ -241,6 +241,7 @@ def test_what_a_dictionary_lists_and_no_row_has_is_no_id_and_booleans_and_large_
     refused(ValueError, "unknown item: .* got 'c'", readers.read, events | {"item": ["a", "c"]}, items=items, columns=columns)
     nobody = pa.array(["ann", None]).dictionary_encode(null_encoding="encode")  # null is one of the values
     assert readers.check(events | {"user": nobody}, columns=columns).totals == {"null": 1}
+    assert readers.check(events | {"user": ["ann", ""]}, columns=columns).totals == {"null": 1}  # as in text files
 
 
 def test_tomorrows_files_keep_todays_rows(caplog):

@@ -1,7 +1,5 @@
 """The page of the service in a real browser, and what it is made of."""
 
-from __future__ import annotations
-
 import base64
 import io
 import json
@@ -10,7 +8,7 @@ import shutil
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pytest
@@ -44,7 +42,7 @@ class Browser:
         for domain in ("Page", "Runtime", "Log"):
             self.send(f"{domain}.enable")
 
-    def __enter__(self) -> Browser:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -93,6 +93,11 @@ def test_a_number_that_reads_as_a_date_is_refused(number):
     refused(ValueError, "since: expected a moment", seconds_of, number, "since", unit="ms")
     assert seconds_of(str(number), "since") == seconds_of(date, "since")
     assert seconds_of(20241301, "since") == 20241301  # there is no month 13
+    events, items = {"user": [1, 1], "item": [1, 1], "time": [number, 20241231]}, {"item": [1], "category": [1]}
+    assert aif.check(events, items=items).totals == {"time unit": 2}
+    message, columns = f"time unit: expected .* or dates such as .*, got {number}, a date", aif.Columns()
+    refused(ValueError, message, aif.read, events, items=items, columns=columns)
+    assert not aif.check(events | {"time": [number, 20241301]}, items=items).totals  # seconds that happen to read as a date
 
 
 @given(st.lists(st.tuples(st.integers(1, 3), st.integers(0, 4), st.integers(0, 3), st.integers(0, 2)), max_size=30))

@@ -1,7 +1,5 @@
 """Update streams: what a stream says is in the index exactly once, whatever is killed."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import random
@@ -57,7 +55,7 @@ class Broker:
     def url(self) -> str:
         return f"kafka://{self.address}/{self.name}"
 
-    def open(self) -> Noted:
+    def open(self) -> "Noted":
         return Noted(self.url)
 
     def send(self, value: bytes | None, *, key: bytes | None = None, partition: int = 0) -> None:

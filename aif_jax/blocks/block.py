@@ -110,13 +110,13 @@ class Block:
     Attributes:
       training_logit: method for what training alone adds to the logits, [B, C], or [B, C, T] for T objectives, by
         `display_positions` int32 [B, C] as in `Batch`: data without `Columns.position` are refused.
-      per_item: paths of `fit` arrays with a row for each item; `carry_over` moves their rows, a refresh fits again. (): none.
-        Unset, `carry_over` refuses a fitted array with as many rows as a changed vocabulary. It moves no array with a row for
-        each category and no trained one with a row for each id: fit the value of each item, or read embeddings.
+      per_item: paths of `fit` arrays with a row for each item, () if none has; `carry_over` moves their rows, a refresh fits
+        again. Unset, `carry_over` refuses a fitted array with as many rows as a changed vocabulary. It moves no array with a
+        row for each category and refuses a trained one with a row for each id: fit the value of each item, or read embeddings.
 
-    `user` and `item` read embeddings of the features' ids by `layers.lookup(user.params["embedding"][attribute], ids)`, rows of
-    fitted arrays likewise; `layers.behaviour_fields` gives the categories of a history's items. A block that reads embeddings
-    of other ids trains with `sparse=()`, see `train.make_step`: else these are NaN.
+    `user` and `item` read embeddings of the features' ids by `layers.lookup(user.params["embedding"][attribute], ids)` only,
+    rows of fitted arrays likewise; `layers.behaviour_fields` gives the categories of a history's items. A block that reads
+    embeddings of other ids trains with `sparse=()`, see `train.make_step`: else these are NaN.
 
     Example:
       >>> import jax, jax.numpy as jnp, aif_jax as aif

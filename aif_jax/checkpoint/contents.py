@@ -1,7 +1,5 @@
 """One checkpoint folder: `save` and `load` of parameters, config, encoder, optimizer state, position and metrics."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math
@@ -9,7 +7,7 @@ import operator
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import jax
 import numpy as np
@@ -213,7 +211,7 @@ class Checkpoints:
     def __repr__(self) -> str:
         return f"Checkpoints({str(self.directory)!r}, steps={self.steps}, latest={self.latest}, best={self.best})"
 
-    def __enter__(self) -> Checkpoints:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:

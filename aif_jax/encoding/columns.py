@@ -26,7 +26,7 @@ class Columns(Fields):
     Attributes:
       user: user ids in events and users: integers from 0, or text.
       item: item ids in events and items: integers from 0, or text.
-      time: when it happened: integers in `time_unit`, or timestamps (UTC where none is named). Ages and requests go by seconds.
+      time: when it happened: integers in `time_unit`, or timestamps (UTC unless named). Ages and requests go by seconds.
       time_unit: "s", "ms", "us" or "ns": unit of integer times, and the resolution of their order: timestamps are rounded
         down to it, and events of one user that are then equal are ordered by item and action, in training as in serving.
       action: what was done (a behaviour type or a rating); None where the events are of one kind.

@@ -1,7 +1,5 @@
 """The encoder: raw users, events and items to features, the same way in training and in serving."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import hashlib
@@ -9,7 +7,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -43,7 +41,7 @@ class Encoder:
     | raw | becomes |
     |---|---|
     | an item or attribute value that the vocabulary lacks, an attribute None | row 0; an unknown item is still an event |
-    | a user float None; NaN; a user without one of the columns | 0 once scaled; ValueError; ValueError |
+    | a user float None; NaN or no such column | 0 once scaled; ValueError |
     | an action that is none of those listed | action 0 |
     | an event whose action is none of `Columns.history_actions`, where there are any | left out |
     | events in any order | the most recent first, ties as `times.history_order` has them: the order of arrival never matters |
@@ -108,7 +106,7 @@ class Encoder:
         parts = self._settings() | {"vocabularies": {name: v.digest for name, v in self.vocabularies.items()}}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
-    def with_length(self, length: int) -> Encoder:
+    def with_length(self, length: int) -> Self:
         """Return the same encoder for histories of `length` places; the version stays."""
         return dataclasses.replace(self, length=length)
 
@@ -208,7 +206,7 @@ class Encoder:
         return {f"{name}/{key}": array for name, v in self.vocabularies.items() for key, array in v.to_arrays().items()}
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Encoder:
+    def from_record(cls, record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Self:
         """Return the encoder that `to_record` and `to_arrays` wrote. Raises ValueError for missing or other parts."""
         known, named = ids_by_name(arrays), record.get("vocabularies", ())
         if missing := [name for name in named if name not in known]:

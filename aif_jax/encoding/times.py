@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from aif_jax.checks import ArgumentError
+from aif_jax.checks import ArgumentError, expect
 
 TimeUnit: TypeAlias = Literal["s", "ms", "us", "ns"]
 Moment: TypeAlias = int | float | str | datetime.datetime
@@ -40,8 +40,7 @@ def in_unit(times: Any, name: str, *, unit: TimeUnit = "s") -> np.ndarray:
         return array.astype(np.int64, copy=False)
     if kind in "OM":
         missing = np.isnat(array) if kind == "M" else np.reshape([value is None for value in array.flat], array.shape)
-        if missing.any():
-            raise ValueError(f"{name}: expected a time, got none{_place(missing)}")
+        expect(not missing.any(), name, "a time", f"none{_place(missing)}")
     if kind in "OUT" and all(isinstance(value, str | datetime.date) for value in array.flat):
         nanoseconds, step = [_nanoseconds(value, name) for value in array.flat], PER_SECOND["ns"] // PER_SECOND[unit]
         whole = np.array([value // PER_SECOND["ns"] for value in nanoseconds]).reshape(array.shape)
@@ -73,7 +72,8 @@ def seconds_of(value: Any, name: str, *, unit: TimeUnit = "s") -> int:
         why = f"; {error}" if not isinstance(value, str) and isinstance(error, ValueError) else ""
         expected = f"an ISO date such as '2022-05-06', a datetime, or an integer in {unit!r}"
         raise ArgumentError(f"{name}: expected {expected}, got {value!r}{why}") from None
-    if isinstance(value, int | np.integer) and (date := _date_of(int(value))):
+    if isinstance(value, int | np.integer) and dates_as_numbers(np.asarray(value)):
+        date = f"{value // 10000}-{value // 100 % 100:02}-{value % 100:02}"
         out = f"give {date!r} for that date, {iso_text(moment)!r} for that moment"
         raise ArgumentError(f"{name}: expected a moment, got {value}, a date written as a number or {unit!r} since 1970; {out}")
     return moment
@@ -104,6 +104,12 @@ def wrong_unit(value: np.ndarray, *, unit: str, dated: bool = False) -> tuple[np
         if other < PER_SECOND[unit]:
             coarse |= (value > MODERN * other) & (value < LATEST * other)
     return late, coarse, ancient
+
+
+def dates_as_numbers(values: np.ndarray) -> np.ndarray:
+    """Return which integers may be meant as dates from 1970 to 2099, such as 20240501, which in seconds is in August 1970."""
+    month, day = values // 100 % 100, values % 100
+    return (values >= 19700101) & (values < 21000101) & (month >= 1) & (month <= 12) & (day >= 1) & (day <= 31)
 
 
 def quoted(value: int, unit: str, *, dated: bool) -> str:
@@ -163,14 +169,6 @@ def _nanoseconds(value: str | datetime.date, name: str) -> int:
         time = value if isinstance(value, datetime.datetime) else datetime.datetime.combine(value, datetime.time.min)
     since = (time if time.tzinfo else time.replace(tzinfo=datetime.UTC)) - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
     return since // datetime.timedelta(microseconds=1) * 1000 + beyond
-
-
-def _date_of(number: int) -> str:
-    """Return the date that an integer such as 20240501 may be meant as, "" for none; those of 1970 to 2099."""
-    try:
-        return datetime.datetime.strptime(str(number), "%Y%m%d").date().isoformat() if 19700101 <= number < 21000101 else ""
-    except ValueError:
-        return ""
 
 
 def _place(wrong: np.ndarray) -> str:

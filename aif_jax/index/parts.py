@@ -10,11 +10,9 @@ Every type is one that Parquet, Ray Data and Spark keep. Each row says what made
 mixed, whatever shuffles them.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -37,7 +35,7 @@ class RowVersion(NamedTuple):
         return " ".join(map(str, self))
 
     @classmethod
-    def parse(cls, text: str, where: str) -> RowVersion:
+    def parse(cls, text: str, where: str) -> Self:
         """Return what a text says; ValueError for one that no job writes."""
         words = text.split()
         good = len(words) == 3 and words[1] in STORAGES and words[2].isdecimal() and 1 <= int(words[2]) < 1 << 31

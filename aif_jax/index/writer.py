@@ -6,14 +6,12 @@ already are skipped. Positions rise within a partition; gaps are allowed, as Kaf
 directory, see `store.folders.WriteLock`. Snapshots are numbered, so they sort by age.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, Self
 
 from aif_jax.checks import expect
 from aif_jax.index.item_index import ItemIndex, inspect, positions_by_partition
@@ -63,7 +61,7 @@ class IndexWriter:
         self._untried, self._tried_at = 0, monotonic()  # updates since the last save was tried
 
     @classmethod
-    def start(cls, directory: str | Path, index: ItemIndex, **options: Any) -> IndexWriter:
+    def start(cls, directory: str | Path, index: ItemIndex, **options: Any) -> Self:
         """Return a writer for a directory without snapshots; saves the first one before it returns. Arguments as the class.
 
         Raises FileExistsError: there are snapshots in `directory`; WriterConflict: another writer has the directory.
@@ -81,7 +79,7 @@ class IndexWriter:
         return writer
 
     @classmethod
-    def resume(cls, directory: str | Path, trained: Trained, **options: Any) -> IndexWriter:
+    def resume(cls, directory: str | Path, trained: Trained, **options: Any) -> Self:
         """Return a writer that continues the newest complete snapshot; replay partitions after their `writer.positions`.
 
         Args:
@@ -176,7 +174,7 @@ class IndexWriter:
                 self._lock.close()
             self._lock = None
 
-    def __enter__(self) -> IndexWriter:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:

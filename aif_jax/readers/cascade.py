@@ -22,9 +22,9 @@ def read_cascade(
 ) -> Dataset:
     """Read a cascade's log and return the data with it; users, items and times are as in the events; errors as `read`.
 
-    A request is all lines of one user and time. Its history is what the event log has of the user strictly earlier, so requests
-    at whose time the log has no event of the user (nothing was shown) are left out; the logger "aif_jax.readers.cascade" counts
-    them, lines of unknown items, and candidates beyond M.
+    A request is all lines of one user and second. Its history is what the event log has of the user strictly earlier, so
+    requests without an event of the user in that second (nothing was shown) are left out; the logger "aif_jax.readers.cascade"
+    counts them, lines of unknown items, and candidates beyond M.
 
     Args:
       source: Parquet, CSV or TSV, a folder of them, or columns in memory: one line for each candidate, once in a request, with
@@ -59,7 +59,7 @@ def read_cascade(
         pairs = zip(data.items.ids_of(rows[at]).tolist(), data.users.ids_of(users[at]).tolist(), strict=True)
         return (f"{item!r} twice in the request of user {user!r}" for item, user in pairs)
 
-    lines.note("duplicate item", again, data.columns.item, "every item once in a request", got)
+    lines.note("duplicate item", again, data.columns.item, "every item once in a request (one user and second)", got)
     lines.problems.expect_none()
     named_labels = {new: lines.array(name) for name, new in named.items()}
     cascade, without, cut = from_columns(
@@ -77,8 +77,8 @@ def read_cascade(
 def read_candidates(source: Source, data: Dataset) -> np.ndarray:
     """Read what retrieval found for requests: int32 [n, N] catalogue rows for each event of the log, for `train.Teacher`.
 
-    A request is all lines of one user and time; its events are those of the log of that user and time. Lines of requests that
-    the log does not have are left out, and so are unknown items, which the logger "aif_jax.readers.cascade" counts.
+    A request is all lines of one user and second, and its events are those of the log. Lines of requests that the log does not
+    have are left out, and so are unknown items, which the logger "aif_jax.readers.cascade" counts.
 
     Args:
       source: Parquet, CSV or TSV, a folder of them, or columns in memory: one line for each candidate, in the order of

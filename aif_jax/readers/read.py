@@ -105,7 +105,8 @@ def read(
     for table in tables.tables.values():
         for kind in filter(table.noted.get, skipped):
             logger.warning("%s: %d values left out or left unknown: %s", table.label.name, table.noted[kind], kind)
-    problems.expect_none(*skipped, lists_all="aif-jax check" if encoder is None else "aif-jax check --checkpoint FOLDER")
+    lists_all = "aif-jax check" if encoder is None else "aif-jax check --checkpoint FOLDER"
+    problems.expect_none(*skipped, lists_all="" if earlier is not None else lists_all)  # it would list new ids too
     if encoder is None:
         encoder = Encoder(
             columns=columns,
@@ -292,7 +293,7 @@ def encode_columns(
         both = [each.raw for each in (given, newer) if each is not None and len(each.raw)]
         vocabulary = Vocabulary(np.concatenate(both)) if both else newer
     found, of_encoder = [], given is not None and not grow and name != "action"
-    out = " (read(unknown='skip') leaves others out, read(earlier=) adds them)" if of_encoder else ""
+    out = " (read(unknown='skip') accepts others, read(earlier=) adds them)" if of_encoder else ""
     # `fits`, `negative`, `row_of` are by code (distinct value); `ids` the values that fit; `[codes.codes]` spreads over rows
     for (table, column), codes, (ids, fits) in zip(members, held, distinct, strict=True):
         row_of, bag = np.zeros(len(fits) + 1, np.int32), table.kinds[column] == "bag"  # the last row is of code -1, no value
@@ -354,7 +355,7 @@ def _note_duplicates(table: LoadedTable, column: str, which: str, rows: np.ndarr
 class Events(NamedTuple):
     """Events of known users with a time, by user and in the order of histories; arrays [n]."""
 
-    log: EventLog  # given in its order, which it keeps, so that `at` and the others have it too
+    log: EventLog  # sorted already, so it has the order of `at` and the others
     at: np.ndarray  # int64, rows of the table
     moment: np.ndarray  # in `Columns.time_unit`
     duplicate: np.ndarray  # bool, whether an event of a known item equals the one before it

@@ -4,8 +4,6 @@ Arrow batches become one NumPy array a column; a file is never held as a whole. 
 lists all problems.
 """
 
-from __future__ import annotations
-
 import bisect
 import collections
 import dataclasses
@@ -16,13 +14,13 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Self, TypeAlias
 
 import numpy as np
 
 from aif_jax.checks import expect, needs_extra
 from aif_jax.encoding.columns import CODED, Columns, Kind
-from aif_jax.encoding.times import FLOOR, PER_SECOND, likely_unit, quoted, rescaled, wrong_unit
+from aif_jax.encoding.times import FLOOR, PER_SECOND, dates_as_numbers, likely_unit, quoted, rescaled, wrong_unit
 from aif_jax.encoding.vocabulary import WHOLE, IdKind, id_array
 from aif_jax.output import track
 
@@ -314,7 +312,7 @@ class Cells(NamedTuple):
         if self.values.null_count:
             self.note("null", ~self.valid(), expected, "nothing")
 
-    def cast(self, target: Any, expected: str) -> Cells:
+    def cast(self, target: Any, expected: str) -> Self:
         """Return the values as another Arrow type; null, with a problem, where one is no such value."""
         arrow, values = pyarrow(), self.values
         good = np.ones(len(values), bool)
@@ -384,6 +382,9 @@ class Cells(NamedTuple):
             text = "" if dated or bad is ancient else ", which looks like {!r}"
             got = (f"{quoted(v, given, dated=dated)}{text.format(likely_unit(int(v)))}" for v in array[bad])
             self.note("time unit", bad, f"{expected} in {given!r}", got)
+        if not dated and valid.any() and dates_as_numbers(array[valid]).all():  # of a batch; some times may look like dates
+            got = (f"{value}, a date written as a number" for value in array[valid])
+            self.note("time unit", valid, f"times in {given!r}, or dates such as '2024-05-01'", got)
         good = valid & ~late & ~ancient  # coarse ones are noted, and still fit for the profile of `check`
         array = np.where(good, array, 0).astype(np.int64)
         times = rescaled(array, given=given, unit=unit)
@@ -614,6 +615,9 @@ class LoadedTable:
         codes = self.codes[cells.column]
         codes.parsed = cells.file.is_text
         if kind in PRESENT:
+            if is_text(cells.values.type):  # an empty text names nobody; of CSV it is null already
+                compute = pyarrow("pyarrow.compute")
+                cells = cells._replace(values=compute.if_else(compute.equal(cells.values, ""), None, cells.values))
             cells.note_nulls("an id" if kind == "id" else "a value in every row")
         if kind == "bag":
             coded, cut = cells.bags(self.columns)

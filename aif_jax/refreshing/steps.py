@@ -79,7 +79,7 @@ class Refresh:
             return 0
         times = self.data.log.time
         since = int(times.max(initial=0)) - round(self.config.forget * DAY)
-        if int(times.min(initial=since + 1)) <= since:
+        if (times <= since).any():
             return since
         output.say(f"refresh: forget: nothing, since no event is of {iso_text(since)} or earlier")
         return 0

@@ -72,7 +72,7 @@ def forget_ids(data: Dataset, since: int) -> Dataset:
             labels={name: values[there] for name, values in cascade.labels.items()},
         )
     every = log if data.counted_log is None else data.counted_log
-    counted = EventLog(every.user, places["item"][every.item], every.action, every.time)
+    counted = EventLog(every.user, places["item"][every.item], every.action, every.time)  # statistics read no users
     return dataclasses.replace(
         data,
         log=EventLog(*(c[known] for c in (user, item, log.action, log.time)), users=len(vocabularies["user"])),

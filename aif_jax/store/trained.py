@@ -4,14 +4,12 @@ The version is one string for the contents of parameters, config and encoder. Us
 that they were made with; a different one is refused, never mixed.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -194,17 +192,17 @@ class Trained:
         known = "" if "version" not in self.__dict__ else f", version={self.version[:12]}..."
         return f"Trained({self.model!r}, {'without' if self.encoder is None else 'with'} encoder{known})"
 
-    def replace(self, **changes: Any) -> Trained:
+    def replace(self, **changes: Any) -> Self:
         """Return a copy with other fields, whose version is computed again."""
         return dataclasses.replace(self, **changes)
 
-    def with_version(self, version: str) -> Trained:
+    def with_version(self, version: str) -> Self:
         """Return copy whose version is not computed: for a reader that compared the digests, or received it with the arrays."""
         copy = dataclasses.replace(self)
         copy.__dict__["version"] = version
         return copy
 
-    def on_device(self) -> Trained:
+    def on_device(self) -> Self:
         """Return a copy with its parameters on the default device."""
         return self.replace(params=jax.device_put(self.params)).with_version(self.version)
 

@@ -1,11 +1,9 @@
 """The settings of a training run: `FitConfig`, which a caller gives, and the record that every checkpoint of a run carries."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 from aif_jax.checkpoint import CheckpointError
 from aif_jax.checks import Fields, expect, expect_types
@@ -136,7 +134,7 @@ class FitSettings(FitConfig):
         return json.loads(json.dumps(values))
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any], where: str = "settings") -> FitSettings:
+    def from_json(cls, value: Mapping[str, Any], where: str = "settings") -> Self:
         """Return the settings that `to_json` wrote; CheckpointError for another record."""
         try:
             task = dict(value["task"])

@@ -77,6 +77,8 @@ def test_a_name_that_the_model_has_taken_is_refused():
     for field in "block", "widths", "name":
         own = type("Own", (blocks.Block,), {"__annotations__": {field: int}})
         refused(ValueError, rf"Own: expected no field .*, got \['{field}'\]", blocks.block, own)
+    own_init = type("Own", (blocks.Block,), {"__init__": lambda self, width: None})
+    refused(ValueError, "Own: expected fields such as `width: int = 4`, got its own `__init__`", blocks.block, own_init)
     refused(TypeError, "no `@dataclass`", blocks.block, dataclasses.make_dataclass("Own", (), bases=(blocks.Block,)))
     for add in (blocks.block, heads.head):
         refused(TypeError, "Loose: expected a subclass of one of .*Block|Head.*, got", add, type("Loose", (), {}))

@@ -4,8 +4,6 @@ Ids are text, times in ms, attributes have nulls, bags a separator; each day has
 second road is that of an impression log, from its files to a service that follows a store through two refreshes.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import re
@@ -51,7 +49,7 @@ class Road:
     additions: tuple[str, ...]
 
     @classmethod
-    def drawn(cls, rng: np.random.Generator) -> Road:
+    def drawn(cls, rng: np.random.Generator) -> "Road":
         impressions = bool(rng.random() < 0.4)
         chosen = [name for name in ADDITIONS if rng.random() < 0.5 and not (impressions and name == "catalogue")]
         return cls(
