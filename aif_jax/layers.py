@@ -11,7 +11,6 @@ from typing import Any, TypeAlias
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.errors import InvalidRngError
 
 from aif_jax.checks import expect
 from aif_jax.schema import Attribute, Schema
@@ -67,8 +66,9 @@ def init_module(module: Module, key: jax.Array, width: int) -> Params:
         made = dict(module.init(key, inputs))
         expect(made.keys() <= {"params"}, name, expected, f"the collections {sorted(made)}")
         jax.eval_shape(module.apply, made, inputs)
-    except (InvalidRngError, KeyError) as error:  # what Linen and NNX raise where a module draws random numbers
-        expect("Rng" not in repr(error), name, expected, error)
+    except Exception as error:
+        expect("Rng" not in repr(error), name, expected, error)  # as Linen and NNX raise where a module draws random numbers
+        error.add_note(f"{name} was given the inputs [{width}] of one user, one item or one pair")
         raise
     return made.get("params", {})
 

@@ -179,6 +179,8 @@ def test_assemble_takes_flax_modules_as_towers():
         (nnx.bridge.to_linen(nnx.BatchNorm, inputs), "collections"), (nnx.bridge.to_linen(nnx.Dropout, 0.5), "No RngStream"),
     ):  # fmt: skip
         refused(ValueError, rf"Flax module \w+: expected parameters alone, .*{got}", demo.init, aif.assemble(config, item=more))
+    mixing, given = aif.assemble(config, item=nn.MultiHeadDotProductAttention(1)), "Flax module Multi.* inputs .* of one user"
+    refused(IndexError, given, demo.init, mixing)
 
 
 def test_each_input_of_the_head_changes_the_scores(compiled):
