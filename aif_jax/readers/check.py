@@ -56,11 +56,11 @@ def check(
     |---|---|
     | missing column, missing action, wrong type, wrong number of fields, wrong length | not what `columns` describes |
     | no rows, unreadable file | not a table, or an incomplete one |
-    | null, not finite, negative id | a value that must be there, be finite, be 0 or more |
+    | null, not finite, negative id | a value that must be there (an id of "" is not), be finite, be 0 or more |
     | position | no whole number from 0 to 2^24 - 1 |
     | unknown item, user, action, category | what the encoder, or else items, users, or `Columns.actions` lack; not in bags |
     | duplicate item, duplicate user | the same id twice |
-    | time unit | a time that is implausible in the unit stated, such as milliseconds read as seconds |
+    | time unit | times that are implausible in their unit: milliseconds read as seconds, dates such as 20240501 |
 
     A *suspicion* is what `read` takes and logs as a warning:
 
