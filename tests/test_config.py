@@ -57,6 +57,7 @@ def test_json_by_hand():
 def test_two_classes_of_one_name_and_a_subclass_that_is_not_registered_are_refused():
     Wider = type("Wider", (blocks.Bea,), {})  # which the decorator has not seen: no JSON could name it
     refused(TypeError, "a class made by the decorator `block`", demo.config, blocks=(Wider(),))
+    refused(ValueError, r"Config.blocks: expected a tuple, such as \(Bea\(\),\), got Bea\(", demo.config, blocks=blocks.Bea())
     Bea = type("Bea", (blocks.Block,), {"__module__": "somewhere.else"})
     refused(ValueError, "block 'Bea': expected a new name, got one that aif_jax.blocks.bea has registered", blocks.block, Bea)
     assert BLOCKS["Bea"] is blocks.Bea
@@ -107,8 +108,7 @@ def kinds(config: aif.Config) -> list[type]:
 
 
 def test_baselines():
-    two_tower, full = presets.two_tower(SCHEMA), presets.full_attention(SCHEMA)
-    matching = presets.two_tower_matching(SCHEMA)
+    two_tower, matching, full = (of(SCHEMA) for of in (presets.two_tower, presets.two_tower_matching, presets.full_attention))
     assert two_tower.head == aif.heads.LogitSum() and two_tower.blocks == (blocks.DotProduct(),)
     assert matching.head == aif.heads.Mlp((64, 32)) and kinds(matching) == [blocks.MatchingStatistics, blocks.DotProduct]
     attention = [blocks.CrossAttention, blocks.TargetAttention]

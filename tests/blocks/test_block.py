@@ -66,10 +66,10 @@ def test_a_user_view_has_both_histories():
 
 
 def test_a_name_that_the_model_has_taken_is_refused():
-    expected = "Config.blocks: expected blocks and tables of different names, strings without '/', none of tower, fields"
+    expected = "Config.blocks: expected blocks and tables of different names, .* none of tower, fields.* give a second"
     Fields = blocks.block(type("Fields", (blocks.Block,), {"__annotations__": {"name": str}, "name": "fields"}))
     Called = blocks.block(type("Called", (blocks.Block,), {"name": lambda self: "called"}))
-    for taken in (Fields(),), (Fields("signatures_64"), blocks.LshDin()), (Fields("a/b"),), (Called(),):
+    for taken in (Fields(),), (Fields("signatures_64"), blocks.LshDin()), (Fields("a/b"),), (Called(),), (blocks.Bea(),) * 2:
         refused(ValueError, expected, demo.config, blocks=taken)
     for field, got in ("tables", lambda self: ()), ("per_item", "price"):
         wrong = blocks.block(type("Wrong", (blocks.Block,), {field: got}))
