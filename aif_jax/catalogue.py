@@ -1,9 +1,7 @@
 """The catalogue: features of every item by row of the item vocabulary; row 0, the unknown item, is all zeros."""
 
-from __future__ import annotations
-
 import dataclasses
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -55,7 +53,7 @@ class Catalogue:
     @classmethod
     def from_items(
         cls, schema: Schema, raw: Any, *, ids: dict[str, Any], floats: Any = None, content: Any = None, side: Any = None
-    ) -> Catalogue:
+    ) -> Self:
         """Return the catalogue of N - 1 known items: adds row 0, and "item" (the row's own number) where `ids` lacks it.
 
         Args:
@@ -93,7 +91,7 @@ class Catalogue:
         rows = expect_integers(rows, "rows", size=len(self))
         return take(self.items if content else dataclasses.replace(self.items, content=None), rows)
 
-    def with_statistics(self, statistics: np.ndarray) -> Catalogue:
+    def with_statistics(self, statistics: np.ndarray) -> Self:
         """Return the catalogue with other item statistics float32 [N, ...], the last of its floats; see `ItemStatistics`."""
         floats = np.concatenate([np.asarray(self.items.floats)[:, : -statistics.shape[1]], statistics], 1)
         return dataclasses.replace(self, items=dataclasses.replace(self.items, floats=floats))

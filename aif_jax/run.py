@@ -1,14 +1,12 @@
 """`fit`, the usual training run in one call, and `Run`, what it returns: evaluate, index, serve, export."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import datetime
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import jax
 import numpy as np
@@ -62,7 +60,7 @@ class Run:
     folder: Path | None = None
 
     @classmethod
-    def load(cls, folder: str | Path, *, model: PreRanker | None = None) -> Run:
+    def load(cls, folder: str | Path, *, model: PreRanker | None = None) -> Self:
         """Return the run in a folder that `fit` or `save` wrote.
 
         Args:
@@ -127,7 +125,7 @@ class Run:
         given |= {"k": k if self.settings.task.ranks_catalogue else None, "candidates": source} | options
         return evaluate(self.model, self.params, data, positions, **given)
 
-    def edit(self, data: Dataset, change: Edit, **options: Any) -> Run:
+    def edit(self, data: Dataset, change: Edit, **options: Any) -> Self:
         """Return a run whose model is changed by a function `(trained, data, **options) -> Trained`, such as of `train.edits`.
 
         Params, config and version include the change, so build indexes and exports after it. A calibration of the run is
@@ -139,7 +137,7 @@ class Run:
         made = made.replace(settings=made.settings or self.trained.settings)
         return dataclasses.replace(self, trained=made, metrics={}, folder=None)
 
-    def with_popularity_correction(self, data: Dataset, *, untrained: float | None = UNTRAINED) -> Run:
+    def with_popularity_correction(self, data: Dataset, *, untrained: float | None = UNTRAINED) -> Self:
         """Return the same model for candidates from the whole catalogue: item offsets turn scores from log(P / q) into log P.
 
         Training draws negatives by popularity q, so its scores rank candidates that popularity found, such as those that
@@ -154,14 +152,14 @@ class Run:
             raise ValueError(f"with_popularity_correction: expected a NextItem task, not corrected, got {task}")
         return self.edit(data, edits.popularity_correction, before=self.settings.first_validation, untrained=untrained)
 
-    def with_svd(self, data: Dataset) -> Run:
+    def with_svd(self, data: Dataset) -> Self:
         """Return the same model with an SVD term: a `PureSvd` block with the factors of the events before the validation slice.
 
         See `blocks.PureSvd` and `edit`. A block that the config has keeps its sizes.
         """
         return self.edit(data, edits.svd_term, before=self.settings.first_validation)
 
-    def with_unseen_items(self, data: Dataset) -> Run:
+    def with_unseen_items(self, data: Dataset) -> Self:
         """Return the same model, with items without a training event scored as the unknown item with their own other features.
 
         For a run with `id_dropout`, which trains the unknown item; ValueError for another. See `edit`.
@@ -169,7 +167,7 @@ class Run:
         expect(self.settings.id_dropout > 0, "with_unseen_items", "a run with id_dropout above 0", "one with 0")
         return self.edit(data, edits.unseen_items, before=self.settings.first_validation)
 
-    def calibrate(self, data: Dataset, *, requests: int | None = None, progress: bool = True, **options: Any) -> Run:
+    def calibrate(self, data: Dataset, *, requests: int | None = None, progress: bool = True, **options: Any) -> Self:
         """Return the run with a calibration fitted on the validation slice, see `train.edits.calibration` and `edit`.
 
         `metrics` keeps the figures that a calibration does not change.

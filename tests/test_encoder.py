@@ -83,7 +83,7 @@ NOWS = [
     {name: [values[i] for i in (1, 2, 0)] for name, values in EVENTS.items()},
     {name: np.array(values) for name, values in EVENTS.items()},
     {name: np.array(values, object if name == "event" else None) for name, values in EVENTS.items()},
-    pa.RecordBatch.from_pydict(EVENTS),
+    pa.RecordBatch.from_pydict(EVENTS | {"sku": pa.array(EVENTS["sku"]).cast(pa.decimal128(38))}),  # as of a database
     pa.table(EVENTS | {"at": pa.array(EVENTS["at"], pa.timestamp("s", "UTC"))}),
     pa.concat_tables([pa.table(EVENTS).slice(1), pa.table(EVENTS).slice(0, 1)]),
     EVENTS | {"at": np.array(EVENTS["at"], "datetime64[s]").astype("datetime64[ns]")},

@@ -181,7 +181,7 @@ def test_a_thousand_of_one_kind_hide_no_other():
         read(data)
     lines = str(error.value).splitlines()
     assert len(lines) == 6 and lines[-1] == "(1002 problems in all; `aif-jax check` lists them)"
-    assert "unknown action: expected one of 'view', 'buy', got 'look'" in lines[1]
+    assert "unknown action: expected one of 'view', 'buy' (read(unknown='skip') accepts others), got 'look'" in lines[1]
 
 
 def test_a_scale_is_that_of_the_values_without_outliers():

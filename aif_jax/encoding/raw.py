@@ -35,6 +35,7 @@ def plain(values: Any) -> Any:
         return values
     for step in ("combine_chunks", "dictionary_decode"):
         values = getattr(values, step)() if hasattr(values, step) else values
+    values = values.cast("int64") if getattr(values.type, "scale", 1) == 0 else values  # whole decimals, as databases have them
     listed = values.null_count or hasattr(values, "value_lengths")
     return values.to_pylist() if listed else values.to_numpy(zero_copy_only=False)
 

@@ -73,7 +73,7 @@ def seconds_of(value: Any, name: str, *, unit: TimeUnit = "s") -> int:
         expected = f"an ISO date such as '2022-05-06', a datetime, or an integer in {unit!r}"
         raise ArgumentError(f"{name}: expected {expected}, got {value!r}{why}") from None
     if isinstance(value, int | np.integer) and dates_as_numbers(np.asarray(value)):
-        date = f"{value // 10000}-{value // 100 % 100:02}-{value % 100:02}"
+        date = re.sub(r"^(....)(..)(..).*", r"\1-\2-\3", str(value))
         out = f"give {date!r} for that date, {iso_text(moment)!r} for that moment"
         raise ArgumentError(f"{name}: expected a moment, got {value}, a date written as a number or {unit!r} since 1970; {out}")
     return moment
@@ -91,8 +91,10 @@ def expect_plausible(value: np.ndarray, name: str, *, unit: TimeUnit, dated: boo
     for wrong, expected in ((late, "before 2100"), (coarse, "that looks like no coarser unit"), (ancient, least)):
         if wrong.any():
             got = int(value[wrong].flat[0]) if value.ndim else int(value)
-            looks = f", which looks like {likely_unit(got)!r}" if got > MODERN and not dated else ""
-            raise ValueError(f"{name}: expected a time {expected} in {unit!r}, got {got}{_place(wrong)}{looks}")
+            looks = f"which looks like {likely_unit(got)!r}"
+            looks = "a date written as a number" if dates_as_numbers(np.array(got)) else looks
+            hint = f", {looks}" if got > MODERN and not dated else ""
+            raise ValueError(f"{name}: expected a time {expected} in {unit!r}, got {got}{_place(wrong)}{hint}")
 
 
 def wrong_unit(value: np.ndarray, *, unit: str, dated: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -107,9 +109,15 @@ def wrong_unit(value: np.ndarray, *, unit: str, dated: bool = False) -> tuple[np
 
 
 def dates_as_numbers(values: np.ndarray) -> np.ndarray:
-    """Return which integers may be meant as dates from 1970 to 2099, such as 20240501, which in seconds is in August 1970."""
-    month, day = values // 100 % 100, values % 100
-    return (values >= 19700101) & (values < 21000101) & (month >= 1) & (month <= 12) & (day >= 1) & (day <= 31)
+    """Return which integers may be meant as dates from 1970 to 2099: 20240501, which in seconds is in August 1970.
+
+    202405011230 and 20240501123000 are such too, in milliseconds and microseconds of the seventies.
+    """
+    minutes = np.where(values < 10**11, 0, np.where(values < 10**13, values, values // 100) % 10**4)
+    dates = np.where(values < 10**11, values, np.where(values < 10**13, values // 10**4, values // 10**6))
+    month, day = dates // 100 % 100, dates % 100
+    fits = (dates >= 19700101) & (dates < 21000101) & (month >= 1) & (month <= 12) & (day >= 1) & (day <= 31)
+    return fits & (minutes < 2400) & (minutes % 100 < 60)
 
 
 def quoted(value: int, unit: str, *, dated: bool) -> str:

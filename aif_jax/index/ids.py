@@ -9,8 +9,6 @@ reads the same array. Rows are in pages of 128; a version has a directory of pag
 pages that it alters. A key that a version does not hold has row -1 in it.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -66,7 +64,7 @@ MAX_LOAD = 0.7
 class View(NamedTuple):
     """One version of the map."""
 
-    ids: IdMap
+    ids: "IdMap"
     pages: np.ndarray  # int32 [pages, PAGE] rows
     directory: np.ndarray  # int32 [buckets * BUCKET / PAGE] page of each run of keys
     length: int  # keys that have a row

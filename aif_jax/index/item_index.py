@@ -3,14 +3,12 @@
 Snapshots of one index share their memory, see `store.py`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -132,7 +130,7 @@ class ItemIndex:
         batch_size: int = BATCH,
         capacity: int | None = None,
         progress: bool = True,
-    ) -> ItemIndex:
+    ) -> Self:
         """Run the item function over a catalogue; host memory is bounded by a few batches and 20 to 30 bytes an item for ids.
 
         Args:
@@ -156,7 +154,7 @@ class ItemIndex:
             return cls(*fill(program, computed, capacity=capacity, known=known))
 
     @classmethod
-    def load(cls, path: str | Path, trained: Trained) -> ItemIndex:
+    def load(cls, path: str | Path, trained: Trained) -> Self:
         """Read a snapshot, into the least table that `build` would make, and check that it belongs to a model.
 
         Raises:
@@ -181,7 +179,7 @@ class ItemIndex:
     @classmethod
     def from_parts(
         cls, trained: Trained, parts: Iterable[Any], *, items: int | None = None, progress: bool = True
-    ) -> ItemIndex:
+    ) -> Self:
         """Merge rows that `engines.ItemJob` encoded, wherever it ran, in bounded memory; equals `build` bit for bit.
 
         Args:
@@ -207,7 +205,7 @@ class ItemIndex:
     @classmethod
     def of_rows(
         cls, trained: Trained, keys: np.ndarray, rows: Any, *, kind: IdKind | None = None, **options: Any
-    ) -> ItemIndex:  # fmt: skip
+    ) -> Self:  # fmt: skip
         """Return the index of distinct keys [n] and their rows, arrays [n] by dotted name: columns as the table has them.
 
         `kind` is that of the ids of an index without items, `options` are arguments of `ItemProgram`. Raises ValueError for
@@ -298,7 +296,7 @@ class ItemIndex:
         keys, rows = self._view.items()
         return keys, self._on_host(_decode_stored if decoded else _columns, rows)
 
-    def upsert(self, ids: Any, features: ItemFeatures | None = None) -> ItemIndex:
+    def upsert(self, ids: Any, features: ItemFeatures | None = None) -> "ItemIndex":
         """Return a snapshot with some items new or changed.
 
         Args:
@@ -328,7 +326,7 @@ class ItemIndex:
             base._store.rows.give_back(rows)
             raise
 
-    def delete(self, ids: Any) -> ItemIndex:
+    def delete(self, ids: Any) -> "ItemIndex":
         """Return a snapshot without some items; unknown ids are ignored. TypeError for ids of another kind than the index's."""
         keys = raw_keys(ids, "ids", like=self.kind)
         keys = keys[last_of(keys)]
@@ -338,12 +336,12 @@ class ItemIndex:
         base = self if self._store.head() is self else self._copy()
         return base._next(keys, np.full(len(keys), -1, np.int32))
 
-    def _next(self, keys: np.ndarray, rows: np.ndarray) -> ItemIndex:
+    def _next(self, keys: np.ndarray, rows: np.ndarray) -> "ItemIndex":
         view, *unread = self._store.ids.assign(self._view, keys, rows)
         self._store.retire(self, *unread)
         return ItemIndex(self._store, view)
 
-    def _copy(self, *, least: int = 0, kind: IdKind | None = None) -> ItemIndex:
+    def _copy(self, *, least: int = 0, kind: IdKind | None = None) -> "ItemIndex":
         """Return a copy in new memory, rows by ascending key, with room for at least so many more items."""
         program, (keys, rows) = self._store.program, self._view.items()
         capacity = max(self.capacity, capacity_for(len(self) + least) if least else 0)

@@ -219,7 +219,7 @@ class Tables:
     tables: Mapping[TableName, LoadedTable]
     rows: Mapping[TableName, dict[str, np.ndarray]]  # by file, then by vocabulary
     vocabularies: Mapping[str, Vocabulary]
-    item_ids: Codes  # of the events, which order them, those of unknown items too
+    item_ids: Codes  # raw ids of the events' items, unknown ones too, which order events of one moment
 
     def float_columns(self, columns: Columns) -> Iterator[tuple[str, str, LoadedTable]]:
         """Yield ("item" or "user", column, table) of every float column that is there."""
@@ -292,8 +292,8 @@ def encode_columns(
         newer = Vocabulary(next((ids for ids, _ in reversed(distinct) if len(ids)), []))
         both = [each.raw for each in (given, newer) if each is not None and len(each.raw)]
         vocabulary = Vocabulary(np.concatenate(both)) if both else newer
-    found, of_encoder = [], given is not None and not grow and name != "action"
-    out = " (read(unknown='skip') accepts others, read(earlier=) adds them)" if of_encoder else ""
+    found, adds = [], "" if name == "action" else ", read(earlier=) adds them"
+    out = f" (read(unknown='skip') accepts others{adds})" if given is not None and not grow else ""
     # `fits`, `negative`, `row_of` are by code (distinct value); `ids` the values that fit; `[codes.codes]` spreads over rows
     for (table, column), codes, (ids, fits) in zip(members, held, distinct, strict=True):
         row_of, bag = np.zeros(len(fits) + 1, np.int32), table.kinds[column] == "bag"  # the last row is of code -1, no value
@@ -334,7 +334,8 @@ def encode_listed(name: str, table: LoadedTable, column: str, listed: Sequence[A
     numbers = {str(value): number for number, value in enumerate(listed, start=1)}
     row_of = np.array([*(numbers.get(str(value), 0) for value in codes.distinct.to_pylist()), 0], np.int32)
     boolean = codes.type == "int64" and "true" in map(str.lower, map(str, listed))
-    rows, expected = row_of[codes.codes], f"one of {', '.join(map(repr, listed))}{' (make booleans text)' if boolean else ''}"
+    out = " (make booleans text)" if boolean else " (read(unknown='skip') accepts others)" if name == "action" else ""
+    rows, expected = row_of[codes.codes], f"one of {', '.join(map(repr, listed))}{out}"
     table.note(f"unknown {name}", (codes.codes >= 0) & (rows == 0), column, expected, codes.shown)
     return rows
 

@@ -376,16 +376,20 @@ class Cells(NamedTuple):
         given = values.type.unit if dated else unit
         values = values if arrow.types.is_uint64(values.type) else values.cast(arrow.int64())
         array, valid = values.fill_null(0).to_numpy(zero_copy_only=False), cells.valid()
-        late, coarse, ancient = (bad & valid for bad in wrong_unit(array, unit=given, dated=dated))
+        # all of a batch: single true times may look like dates
+        numbers = valid & bool(not dated and valid.any() and dates_as_numbers(array[valid]).all())
+        late, coarse, ancient = (bad & valid & ~numbers for bad in wrong_unit(array, unit=given, dated=dated))
         least = f"times of at least {quoted(FLOOR * PER_SECOND[given], given, dated=dated)}"
-        for bad, expected in ((late, "times before 2100"), (coarse, "times that look like no coarser unit"), (ancient, least)):
-            text = "" if dated or bad is ancient else ", which looks like {!r}"
+        looks = "" if dated else ", which looks like {!r}"
+        for bad, expected, text in (
+            (numbers, "times (dates such as '2024-05-01')", ", a date written as a number"),
+            (late, "times before 2100", looks),
+            (coarse, "times that look like no coarser unit", looks),
+            (ancient, least, ""),
+        ):
             got = (f"{quoted(v, given, dated=dated)}{text.format(likely_unit(int(v)))}" for v in array[bad])
             self.note("time unit", bad, f"{expected} in {given!r}", got)
-        if not dated and valid.any() and dates_as_numbers(array[valid]).all():  # of a batch; some times may look like dates
-            got = (f"{value}, a date written as a number" for value in array[valid])
-            self.note("time unit", valid, f"times in {given!r}, or dates such as '2024-05-01'", got)
-        good = valid & ~late & ~ancient  # coarse ones are noted, and still fit for the profile of `check`
+        good = valid & ~late & ~ancient & ~numbers  # coarse ones are noted, and still fit for the profile of `check`
         array = np.where(good, array, 0).astype(np.int64)
         times = rescaled(array, given=given, unit=unit)
         rounded = bool((rescaled(times, given=unit, unit=given) != array).any())

@@ -1,12 +1,10 @@
 """`Service`: calls in, answers out; knows versions and observers, and nothing of networks."""
 
-from __future__ import annotations
-
 import asyncio
 import dataclasses
 import hashlib
 from collections import Counter
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import jax
 import numpy as np
@@ -75,7 +73,7 @@ class Service:
         self.latest: tuple[str, Timeline] | None = None  # version and stages of the latest answer
         self.unready: Literal["starting", "draining"] | None = "starting"  # why no traffic should come; None where it may
 
-    async def __aenter__(self) -> Service:
+    async def __aenter__(self) -> Self:
         await self.models.start()
         self.unready = None
         return self

@@ -3,8 +3,6 @@
 Ranking figures read raw logits; log-loss and calibration read calibrated probabilities, see `train.edits.calibration`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
@@ -82,7 +80,7 @@ class Evaluation:
     hit_rate: float | None = None
     ranker_recall: float | None = None
     kept: int | None = None
-    objectives: Mapping[str, Evaluation] = dataclasses.field(default_factory=dict)
+    objectives: Mapping[str, "Evaluation"] = dataclasses.field(default_factory=dict)
     by_user: Mapping[str, metrics.ByUser] = dataclasses.field(default_factory=dict, repr=False, compare=False)
     inputs: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
@@ -97,7 +95,7 @@ class Evaluation:
         """
         return metrics.user_intervals(self._parts())
 
-    def against(self, other: Evaluation) -> dict[str, metrics.Interval]:
+    def against(self, other: "Evaluation") -> dict[str, metrics.Interval]:
         """Return these figures less those of another model on the same requests, resampled by the same users.
 
         A difference whose interval includes 0 may be chance, see `metrics.paired_interval`.

@@ -16,8 +16,6 @@ Sources: sampled softmax and its logQ correction, Bengio and Senecal 2008, Yi et
 (arXiv 1503.02531); one signature for all, google/rax.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
@@ -108,10 +106,10 @@ class Loss:
     terms: tuple[tuple[float, Term], ...]
     objectives: tuple[str, ...] = ()
 
-    def __add__(self, other: Loss) -> Loss:
+    def __add__(self, other: "Loss") -> "Loss":
         return Loss(self.terms + other.terms) if isinstance(other, Loss) else NotImplemented
 
-    def __mul__(self, weight: float) -> Loss:
+    def __mul__(self, weight: float) -> "Loss":
         expect(math.isfinite(weight), "weight", "a finite number", repr(weight))
         return Loss(tuple((weight * old, term) for old, term in self.terms))
 
@@ -121,7 +119,7 @@ class Loss:
         """Return the sum as it would be written."""
         return " + ".join(repr(term) if weight == 1 else f"{weight:g} * {term!r}" for weight, term in self.terms)
 
-    def of(self, label: str, *, objective: str | None = None) -> Loss:
+    def of(self, label: str, *, objective: str | None = None) -> "Loss":
         """Return the same loss of one label by name; terms that have a label keep it. NaN is unknown and does not count.
 
         Args:
@@ -132,7 +130,7 @@ class Loss:
         named = ((w, term if term.label is not None else dataclasses.replace(term, **given)) for w, term in self.terms)
         return Loss(tuple(named))
 
-    def bind(self, objectives: tuple[str, ...]) -> Loss:
+    def bind(self, objectives: tuple[str, ...]) -> "Loss":
         """Return the same for a model with these objectives; ValueError for a term of an objective that it lacks."""
         known = objective_names(objectives)
         for _, term in self.terms:
