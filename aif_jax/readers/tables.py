@@ -376,8 +376,8 @@ class Cells(NamedTuple):
         given = values.type.unit if dated else unit
         values = values if arrow.types.is_uint64(values.type) else values.cast(arrow.int64())
         array, valid = values.fill_null(0).to_numpy(zero_copy_only=False), cells.valid()
-        # all of a batch: single true times may look like dates
-        numbers = valid & bool(not dated and valid.any() and dates_as_numbers(array[valid]).all())
+        some, like = array[valid], dates_as_numbers  # all times of a batch: single ones may look so; the first is quick
+        numbers = valid & bool(not dated and len(some) and like(some[:1]).all() and like(some).all())
         late, coarse, ancient = (bad & valid & ~numbers for bad in wrong_unit(array, unit=given, dated=dated))
         least = f"times of at least {quoted(FLOOR * PER_SECOND[given], given, dated=dated)}"
         looks = "" if dated else ", which looks like {!r}"
