@@ -53,11 +53,13 @@ def inputs(params: Params, state: UserState, rows: ItemRow, *, config: Config) -
     kernels = {name: heads.identity(each) for name, each in config.head_features.items()} if first is None else first.kernels
     if first is not None:
         got = {path: np.shape(kernel) for path, kernel in leaves_by_path(kernels).items()}
-        widths = leaves_by_path({of: each for of, each in config.head_features.items() if of != "tower" or "tower/user" in got})
+        whole = not isinstance(kernels, Mapping) or "tower" in kernels
+        widths = leaves_by_path({of: each for of, each in config.head_features.items() if whole or of != "tower"})
         hidden = next((shape[-1:] for shape in got.values()), np.shape(first.bias)[-1:])
         fits = got == {path: (width, *hidden) for path, width in widths.items()}
         fits = fits and (first.bias == 0 if isinstance(first.bias, float) else np.shape(first.bias) == hidden != ())
-        expect(fits, of_head, f"kernels [width, H] of {widths}, a bias 0.0 or [H]", (got, np.shape(first.bias) or first.bias))
+        shapes = got, np.shape(first.bias) or first.bias
+        expect(fits, of_head, f"kernels [width, H] in dicts of {widths}, a bias 0.0 or [H]", shapes)
     if "tower" in kernels:
         given["tower"] = towers(kernels["tower"], jnp.asarray(state.vector), jnp.asarray(rows.vector))
     for block in config.blocks:

@@ -26,7 +26,7 @@ from aif_jax.scores import with_calibration
 from aif_jax.serving import AsyncPreRanker, ServingConfig
 from aif_jax.sharding import processes
 from aif_jax.store.folders import local
-from aif_jax.store.trained import Trained, fingerprint
+from aif_jax.store.trained import Trained, check_params, fingerprint
 from aif_jax.train import edits, training
 from aif_jax.train.distillation import Teacher, with_teacher
 from aif_jax.train.edits import Edit
@@ -275,8 +275,8 @@ def fit(
       loss: a `losses.Loss` or any function, see `make_step`; None takes that of the task.
       teacher: a ranker whose scores are trained on too; None for none.
       optimizer: any Optax transformation; None takes AdamW with the rates of the config.
-      start: parameters to begin with, `fitted` included, such as yesterday's under today's vocabulary, see
-        `refreshing.warm_start`; None draws them. The optimizer state starts afresh.
+      start: parameters to begin with, `fitted` included, such as yesterday's under today's vocabulary,
+        `refreshing.warm_start(...).params`; None draws them. The optimizer state starts afresh.
       on_log: receives the step and the values of every log entry, see `aif_jax.train.loop`.
       progress: whether to show bars and the figures of every evaluation.
 
@@ -309,6 +309,8 @@ def fit(
     if teacher is not None:
         terms = with_teacher(terms, teacher.loss, model.config.objectives)
     expect(out is not None or not processes.several(), "fit out", "a folder that all processes of the job see", None)
+    if start is not None:
+        check_params(model, start, "start")
     settings = training.resolve_settings(
         config, data, model.config, task=task, out=None if out is None else local(out, "out"),
         loss=repr(terms) if isinstance(terms, Loss) else name_of(terms),

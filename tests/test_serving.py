@@ -493,12 +493,12 @@ async def test_wrong_questions_get_plain_answers(world):
 
 async def test_an_index_of_other_params_is_refused_and_updates_are_seen_by_new_requests(world):
     other = world.other_params(1)
-    with pytest.raises(aif.VersionMismatch):
-        async with aif.AsyncPreRanker(aif.Trained(world.model, other), world.index, features=lambda request: None):
-            pass
+    unlike = aif.AsyncPreRanker(aif.Trained(world.model, other), world.index, features=lambda request: None)
+    await refused_later(aif.VersionMismatch, "", unlike.__aenter__())
     async with world.engine() as engine:
         await refused_later(aif.VersionMismatch, "", engine.publish(aif.Trained(engine.model, other), world.index))
         await refused_later(aif.VersionMismatch, "", engine.update_index(world.index_of(other)))
+        await refused_later(TypeError, "index: expected one of ItemIndex.build or load, got None", engine.update_index(None))
         expect(world, await engine.rank(3, 5), 3, world.ids[:40], 5)
         await engine.update_index(world.index.delete(world.ids[:1]))
         answer = await engine.rank(3, 5)

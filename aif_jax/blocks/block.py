@@ -100,9 +100,9 @@ class Block:
     `params` is the block's own dict of what `init` and `fit` returned; `user.params` and `item.params` are the whole model's.
     `widths` names the pair features that a block gives; `kernels[name]` [width, H] is the head's kernel for each. Return
     feature @ kernel as terms of `HeadInputs`. Heads without `first_layer`, such as Flax modules, pass identity slices: the same
-    code then returns the features. States and rows are pytrees of arrays; from index and engine their bfloat16 comes as
-    float32. Histories may have fewer places than the config says (in training by buckets), in exports a symbol: nothing may
-    depend on their number. Divide by `mask.sum()`; cut a parameter with a row for each place, `p[: user.long.mask.shape[0]]`.
+    code then returns the features. States and rows are pytrees of arrays, keys without "/"; from index and engine their
+    bfloat16 comes as float32. Histories may have fewer places than the config says (in training by buckets), in exports a
+    symbol: nothing may depend on their number. Divide by `mask.sum()`; cut a parameter of places, `p[: mask.shape[0]]`.
 
     A model's version does not cover code: if you change what a block or head computes, rename its class or add a field such as
     `revision: int = 2`.
@@ -148,13 +148,14 @@ class Block:
     def tables(self) -> tuple[Any, ...]:
         """Fitted objects that blocks share, `Signatures` or yours, in `params["fitted"]` by their names.
 
-        Each is hashable and has `name`, `check(config)`, `fit(items, config, *, seed)` with an array "table" [N, ...], and
-        `item(params, features)` of ONE item, the value in `rows.fitted[name]`; see `UserView.values` for those of a history.
+        Each is a frozen dataclass, so that two blocks' are equal, and has `name`, `check(config)`,
+        `fit(items, config, *, seed)` with an array "table" [N, ...], and `item(params, features)`, of what `fit` returned and
+        the `ItemFeatures` of ONE item, the value in `rows.fitted[name]`; see `UserView.values` for those of a history.
         """
         return ()
 
     def least_history(self, config: Config) -> int:
-        """Return the fewest places of a history in exports: K if the state holds the first K (`x[:K]`), or if code needs K."""
+        """Return the fewest places of a history in exports alone: K if a state holds the first K (`x[:K]`), or code needs K."""
         return 1
 
     def check(self, config: Config) -> None:
@@ -207,9 +208,11 @@ def expect_arrays(made: dict[str, Any], function: str) -> dict[str, Any]:
     floats = ["float32", "bfloat16", "float16"]
     fitted = [*floats, "float8_e4m3fn", "bool", "int8", "int16", "int32", "uint8", "uint16", "uint32"]
     kept = {"init": floats, "fit": fitted}.get(function)
-    expected = f'nested dicts of {", ".join(kept)} by strings without "/", none empty' if kept else "a pytree of arrays"
+    expected = f"nested dicts of {', '.join(kept)} by strings" if kept else "a pytree of arrays by keys"
+    expected += ' without "/"' + ", none empty" * bool(kept)
     for name, value in made.items():
-        nested = not kept or jax.tree.structure(nest(leaves_by_path(value))) == jax.tree.structure(value)
+        nested = "/" not in "".join(leaves_by_path(value, separator=" "))
+        nested = nested and (not kept or jax.tree.structure(nest(leaves_by_path(value))) == jax.tree.structure(value))
         arrays = [hasattr(leaf, "dtype") and (not kept or str(leaf.dtype) in kept) for leaf in jax.tree.leaves(value)]
         got = jax.tree.map(lambda leaf: describe(leaf) if hasattr(leaf, "dtype") else leaf, value)
         checks.expect(nested and all(arrays), f"{name}.{function}", expected, got, error=TypeError)

@@ -109,10 +109,7 @@ def wrong_unit(value: np.ndarray, *, unit: str, dated: bool = False) -> tuple[np
 
 
 def dates_as_numbers(values: np.ndarray) -> np.ndarray:
-    """Return which integers may be meant as dates from 1970 to 2099: 20240501, which in seconds is in August 1970.
-
-    202405011230 and 20240501123000 are such too, in milliseconds and microseconds of the seventies.
-    """
+    """Return which integers may be meant as dates from 1970 to 2099, such as 20240501, 202405011230 or 20240501123000."""
     minutes = np.where(values < 10**11, 0, np.where(values < 10**13, values, values // 100) % 10**4)
     dates = np.where(values < 10**11, values, np.where(values < 10**13, values // 10**4, values // 10**6))
     month, day = dates // 100 % 100, dates % 100

@@ -7,8 +7,6 @@
 Source: the online asynchronous inference of AIF (arXiv 2511.12934).
 """
 
-from __future__ import annotations
-
 import asyncio
 import bisect
 import contextlib
@@ -16,7 +14,7 @@ import dataclasses
 import time
 import weakref
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
@@ -72,7 +70,7 @@ class AsyncPreRanker:
       >>> model = aif.build(aif.presets.two_tower(schema))
       >>> catalogue = aif.Catalogue.from_items(schema, range(8), ids={"category": [1, 2] * 4})
       >>> trained = aif.Trained(model, model.init(jax.random.key(0), catalogue))
-      >>> AsyncPreRanker(trained, None, features=lambda request: aif.empty_user(schema, length=256))
+      >>> AsyncPreRanker(trained, None, features=lambda request: aif.empty_user(schema, length=256))  # to start, an index
       AsyncPreRanker(version=not started, pending=0/64, buckets=(128, 256, ..., 8192, 10240, 16384), cached_states=0)
     """
 
@@ -85,7 +83,7 @@ class AsyncPreRanker:
         retrieval: Callable[[Request], Any] | None = None,
         config: ServingConfig | None = None,
         describe: Callable[[Exception], str] = described,
-        compiled_from: AsyncPreRanker | None = None,
+        compiled_from: "AsyncPreRanker | None" = None,
     ):
         self.config = config = config or ServingConfig()
         self.model = model = trained.model
@@ -112,7 +110,7 @@ class AsyncPreRanker:
         pending = f"{len(self._pending)}/{self.config.max_pending}, buckets={self.config.buckets}"
         return f"AsyncPreRanker(version={version}, pending={pending}, cached_states={len(self._users.cache)})"
 
-    async def __aenter__(self) -> AsyncPreRanker:
+    async def __aenter__(self) -> Self:
         """Compile every bucket ahead of time, warm up, and open.
 
         Raises:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aif_jax.checks import VersionMismatch, expect_finite
+from aif_jax.checks import VersionMismatch, expect, expect_finite
 from aif_jax.features import UserPacker, behaviours, empty_user
 from aif_jax.output import track
 from aif_jax.schema import Schema
@@ -92,7 +92,8 @@ def next_snapshot(programs: Programs, version: Version, index: Any, config: Serv
 
 
 def check_version(index: Any, name: str) -> None:
-    """Raise VersionMismatch unless the index was made by the model version of that name."""
+    """Raise VersionMismatch unless the index was made by the model version of that name, TypeError for none."""
+    expect(hasattr(index, "lookup"), "index", "one of ItemIndex.build or load", type(index).__name__, error=TypeError)
     if index.version != name:
         raise VersionMismatch("index", expected=name, got=index.version)
 

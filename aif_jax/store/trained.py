@@ -108,7 +108,7 @@ def check_params(model: PreRanker, params: Params, name: str = "params") -> None
     Ids beyond a table that is too small would read row 0: nothing would fail, and nothing be right.
     """
     groups = sorted(params) if isinstance(params, Mapping) else type(params).__name__
-    expect("fitted" in groups, name, "the groups that `model.init` returns, 'fitted' among them", groups)
+    expect("fitted" in groups, name, "the groups that `model.init` returns, 'fitted' among them, such as run.params", groups)
     leaves, tree = jax.tree.flatten(params["fitted"])
     expected = _expected(model.init, tree, tuple(map(np.shape, leaves)))
     shapes = {path: str(list(np.shape(leaf))) for path, leaf in leaves_by_path(params).items()}

@@ -1,7 +1,5 @@
 """Training tasks: which events are samples, with which candidates and labels, under which loss."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeAlias
@@ -147,6 +145,11 @@ class Cascaded(Fields):
         return logged(data, counts=None if held_out else {stage: getattr(self, stage) for stage in STAGES})
 
 
+Task: TypeAlias = NextItem | Impressions | Cascaded
+TASKS: dict[str, type[Task]] = {task.__name__: task for task in (NextItem, Impressions, Cascaded)}
+"""Tasks by name, for the record of a run."""
+
+
 def task_of(data: Dataset, task: Task | None) -> Task:
     """Return the task, or `NextItem` for None; ValueError where events have several actions and nothing names the positives."""
     if task is not None or (data.encoder is not None and data.encoder.engaged is not None):
@@ -169,8 +172,3 @@ def _with_history(data: Dataset, *, min_history: int, **span: Any) -> np.ndarray
         return sample_positions(data.log, min_history=min_history, **span)
     positions = sample_positions(data.log, **span)
     return positions[data.history_lengths(positions) >= min_history]
-
-
-Task: TypeAlias = NextItem | Impressions | Cascaded
-TASKS: dict[str, type[Task]] = {task.__name__: task for task in (NextItem, Impressions, Cascaded)}
-"""Tasks by name, for the record of a run."""

@@ -31,7 +31,6 @@ from aif_jax.data.split import time_cuts
 from aif_jax.encoding.times import iso_text, seconds_of
 from aif_jax.model import PreRanker, fit_tables
 from aif_jax.sharding import processes
-from aif_jax.store.trained import check_params
 from aif_jax.train import distillation
 from aif_jax.train.baselines import baseline_scores
 from aif_jax.train.distillation import Teacher
@@ -157,8 +156,6 @@ def train(
     start: Params | None, optimizer: optax.GradientTransformation | None, on_log: LogFn | None,
 ) -> Checkpoint:  # fmt: skip
     """Train in a folder, from its last checkpoint on; returns the best one by `settings.keep_best`, else the last."""
-    if start is not None:
-        check_params(model, start, "start")
     task, config = settings.task, model.config
     source = task.source(data, before=settings.first_validation)
     positions, candidates, validated = training_positions(data, settings), source, data

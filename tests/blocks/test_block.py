@@ -66,7 +66,7 @@ def test_a_user_view_has_both_histories():
 
 
 def test_a_name_that_the_model_has_taken_is_refused():
-    expected = "Config.blocks: expected blocks and tables of different names, .* none of tower, fields.* give a second"
+    expected = "Config.blocks: expected blocks and tables of different names, .* none of tower, fields.* name a second"
     Fields = blocks.block(type("Fields", (blocks.Block,), {"__annotations__": {"name": str}, "name": "fields"}))
     Called = blocks.block(type("Called", (blocks.Block,), {"name": lambda self: "called"}))
     for taken in (Fields(),), (Fields("signatures_64"), blocks.LshDin()), (Fields("a/b"),), (Called(),), (blocks.Bea(),) * 2:
@@ -111,12 +111,15 @@ def test_what_a_part_gives_is_refused_by_its_name(monkeypatch):
           for got, fitted in (("none; there are .*/rows", {"rows": jnp.zeros(50)}), ("shape .5", {"table": jnp.zeros(5)}))),
         *((blocks.Bea, "fit", {"t": jnp.array([1, at])}, ValueError, f"fitted bea/t: expected finite values, got {at} at .*1")
           for at in (np.nan, -np.inf)),
-        *((blocks.Bea, half, 1.0, TypeError, f"bea.{half}: expected a pytree of arrays, got 1.0") for half in ("user", "item")),
+        *((blocks.Bea, half, 1.0, TypeError, f"bea.{half}: expected a pytree .*, got 1.0") for half in ("user", "item")),
+        (blocks.Bea, "item", {"a/b": ones}, TypeError, 'bea.item: expected a pytree of arrays by keys without "/", got {.a/b'),
         *((blocks.Bea, "widths", w, ValueError, "bea.widths: expected a dict of")
           for w in (3, [3], {"f": 3.0}, {"f": -1}, {1: 3}, {"a/b": 3})),
         (heads.Mlp, "first_layer", {}, TypeError, "head Mlp.first_layer: expected a FirstLayer or None, got dict"),
-        *((heads.Mlp, "first_layer", heads.FirstLayer(*first), ValueError, "Mlp.first_layer: expected kernels .width, H. of")
-          for first in (({},), (left_out,), (ones,), ({"bea": ones},), (whole, jnp.ones(1)), (whole, 1.0), (whole, 0),
+        *((heads.Mlp, "first_layer", heads.FirstLayer(listed), ValueError, "in dicts of .*tower/user': 4.* a bias")
+          for listed in (ones, {"tower": {"item": jnp.ones((4, 3))}})),
+        *((heads.Mlp, "first_layer", heads.FirstLayer(*first), ValueError, "first_layer: expected kernels .width, H. in dicts")
+          for first in (({},), (left_out,), ({"bea": ones},), (whole, jnp.ones(1)), (whole, 1.0), (whole, 0),
                         *((whole | {"bea": {"read": jnp.ones(shape)}},) for shape in ((4,), (4, 1), (3, 3))))),
     ):  # fmt: skip
         with monkeypatch.context() as patch:
