@@ -480,10 +480,9 @@ def test_a_warm_start_keeps_the_rows_of_old_ids(run, newer):
     lost = "encoder, 'item': expected every id of the model's"
     refused(ValueError, lost, warm_start, warm, run.encoder, world.data(4).catalogue)
     named = [{**table, "item": [f"i{item}" for item in table["item"]]} for table in (world.events(5), world.items(5))]
-    message = "expected integers like the vocabulary 'item' given, got text"
+    message = r"(?s)expected integers like the vocabulary 'item' given, got text\n.*\n\(2 problems in all\)$"
     refused(ValueError, message, aif.read, named[0], items=named[1], **given)
-    with pytest.raises(ValueError, match="encoder: expected none with earlier=, whose encoder it is"):
-        aif.read(world.events(5), items=world.items(5), encoder=run.encoder, **given)
+    refused(ValueError, "encoder: expected none with e", aif.read, world.events(5), items=None, encoder=run.encoder, **given)
 
 
 def test_the_old_model_answers_new_requests_as_in_service(run, newer):

@@ -81,6 +81,7 @@ def test_dates_of_64_bits_and_far_ones():
     ("1651838400", ValueError, "in ISO form"), (True, TypeError, "got dtype bool"), (1.5, TypeError, "got dtype float64"),
     ("2101-01-01", ValueError, "expected a time before 2100"), ("1700-01-01", ValueError, "expected a time of at least"),
     (np.datetime64("2200-01-01"), ValueError, "expected a time before 2100"), (-(2**62), ValueError, "a time of at least"),
+    ([20240501123000], ValueError, r"before 2100 in 's', got 20240501123000 at position \[0\], a date written as a number"),
 ])  # fmt: skip
 def test_what_is_no_time(value, error, message):
     refused(error, message, in_unit, value, "at")
@@ -97,7 +98,8 @@ def test_a_number_that_reads_as_a_date_is_refused(number):
     for unit, written in itertools.product(PER_SECOND, (number, 20240501123000, 202405011230)):
         report = aif.check(events | {"time": [written, written]}, items=items, columns=aif.Columns(time_unit=unit))
         assert report.totals == {"time unit": 2} and f", got {written}, a date written as a number" in str(report.problems[0])
-    assert not aif.check(events | {"time": [number, 20241301]}, items=items).totals  # seconds that happen to read as a date
+    for unit, other in zip(PER_SECOND, (20241301, 202405012460, 20240501250000), strict=False):  # one is no date, so none is
+        assert not aif.check(events | {"time": [number, other]}, columns=aif.Columns(time_unit=unit)).totals
 
 
 @given(st.lists(st.tuples(st.integers(1, 3), st.integers(0, 4), st.integers(0, 3), st.integers(0, 2)), max_size=30))
