@@ -70,7 +70,7 @@ def shown(items, actions) -> Dataset:
 
 
 def test_of_a_long_list_the_positives_are_kept_and_the_rest_is_drawn():
-    data = shown([1, 2, 3, 4, 5, 6, 7, 0], [1, 1, 1, 1, 1, 3, 2, 3])
+    data = shown([1, 2, 3, 4, 5, 6, 7, 0, 8], [1, 1, 1, 1, 1, 3, 2, 3, 0])  # an unknown item and an unknown action are none
     source = impressions(data, candidates=3, threshold={"click": 2, "like": 3})
     drawn = set()
     for step in range(30):
@@ -82,7 +82,7 @@ def test_of_a_long_list_the_positives_are_kept_and_the_rest_is_drawn():
     assert drawn == {1, 2, 3, 4, 5}
     many = impressions(data, candidates=1, threshold=2)
     assert {int(many(np.array([1]), BatchKey(0, 0, step)).rows[0, 0]) for step in range(30)} == {6, 7}
-    assert impressions(data, candidates=8, threshold=2)(np.array([1]), DRAW).rows.tolist() == [[1, 2, 3, 4, 5, 6, 7, 0]]
+    assert impressions(data, candidates=9, threshold=2)(np.array([1]), DRAW).rows.tolist() == [[1, 2, 3, 4, 5, 6, 7, 0, 0]]
     assert impressions(data, candidates=7, threshold=2)(np.array([1]), DRAW).rows.tolist() == [[1, 2, 3, 4, 5, 6, 7]]
 
 
@@ -173,6 +173,8 @@ def test_what_retrieval_found_without_the_target_and_repetitions(dataset, form):
 
 def test_wrong_sources_are_refused(dataset):
     refused(ValueError, "candidates: expected at least 1, got 0", impressions, dataset, candidates=0, threshold=2)
+    lone, message = of_log(EventLog([1], [1], [1], [5]), items=1, actions=2), "two actions or more, .* got one; name"
+    refused(ValueError, message, impressions, lone, candidates=1, threshold=2)
     for retrieval, message in (
         (np.zeros((9, 0), np.int32), r"retrieval: expected rows \[1, R\] of at least one candidate, got shape \[1, 0\]"),
         (np.full((9, 2), 7), r"retrieval: expected values in \[0, 7\), got 7"),

@@ -5,6 +5,7 @@ import datetime
 import functools
 import importlib
 import json
+from typing import Any
 
 import jax
 import numpy as np
@@ -233,12 +234,16 @@ def test_actions_are_counted_apart_with_the_rate_of_each():
         np.testing.assert_allclose(np.exp(4 * found[f"events_rate_{name}"]), [*shares, 1, 1], rtol=1e-5)
 
 
-def test_rates_stay_when_an_item_is_forgotten_that_only_one_action_has():
+def test_rates_stay_when_an_item_is_forgotten_that_only_one_action_has_and_where_users_are_unknown():
     table = {"user": [1, 1, 2], "item": [1, 1, 3], "what": ["shown", "click", "shown"], "time": [START + 9, START + 9, START]}
     data = aif.read(table, items={"item": [1, 3], "category": [1, 1]}, columns=by_action().columns, progress=False)
     fewer = dataclasses.replace(forget_ids(data, START + 9))  # as `read_cascade` does
     assert fewer.items.raw.tolist() == [1]
     jax.tree.map(np.testing.assert_array_equal, *(each.statistic_columns([1], START + 10) for each in (data, fewer)))
+    more = {name: [*values, values[0]] for name, values in table.items()} | {"user": [1, 1, 2, 9]}
+    ways: list[dict[str, Any]] = [{"columns": data.columns}, {"encoder": data.encoder, "unknown": "skip"}]  # of user 9
+    both = [aif.read(more, items={"item": [1, 3], "category": [1, 1]}, progress=False, **way) for way in ways]
+    np.testing.assert_array_equal(*(each.catalogue.items.floats for each in both))
 
 
 def test_statistics_by_action_are_those_of_the_moment_wherever_they_are_read():

@@ -214,11 +214,9 @@ def test_what_add_writes_is_a_run(run, corrected, tmp_path):
     assert again.evaluate(days, **options).figures() == whole.evaluate(days, **options).figures()
     again.calibrate(days, progress=False).save(tmp_path / "saved")
     assert aif.Run.load(tmp_path / "saved").version == aif.open(tmp_path / "saved").version != again.version
-    with pytest.raises(FileExistsError, match="expected a new folder or one of a run, got a checkpoint; give another `out`"):
-        world.first(tmp_path / "run")
+    refused(FileExistsError, "a new folder or one of a run, got a checkpoint; give another", world.first, tmp_path / "run")
     aif.checkpoint.save(tmp_path / "bare", run.trained.replace(settings=None))
-    with pytest.raises(FileNotFoundError, match="expected the folder of a run, found a checkpoint; open it by aif.open"):
-        aif.Run.load(tmp_path / "bare")
+    refused(FileNotFoundError, "the folder of a run, found a checkpoint; open it by aif.open", aif.Run.load, tmp_path / "bare")
     mine = run.edit(days, lambda trained, _: aif.Trained(trained.model, trained.params, trained.encoder))
     mine.save(tmp_path / "mine")
     assert aif.Run.load(tmp_path / "mine").settings == run.settings
@@ -520,8 +518,7 @@ def test_training_goes_on_from_given_parameters_with_a_replay(run, newer):
     assert (~new).sum() == round(0.5 * new.sum()) and (np.diff(positions) > 0).all()
     item = np.asarray(more.params["embedding"]["item"])
     np.testing.assert_allclose(item, warm.params["embedding"]["item"], atol=1e-5)  # hardly moved
-    with pytest.raises(ValueError, match="FitConfig.replay: expected 0 without since, got 0.5"):
-        demo.fit(warm.model, newer, replay=0.5, **(options | {"since": None}))
+    refused(ValueError, "replay: expected 0 without", demo.fit, warm.model, newer, replay=0.5, **options | {"since": None})
 
 
 def measured(gauc: float = 0.8, **changes: Any) -> Measurement:

@@ -122,8 +122,8 @@ def impressions(dataset: Dataset, *, candidates: int, threshold: int | Mapping[s
     """Return the list that was shown: all events of a request, label 1 where the action is at least `threshold`.
 
     A request is the events of one user at one time: its candidates share one history. An item that repeats in a request is one
-    candidate, with its highest action; unknown items are left out. Longer lists keep their positives (of any label) and a
-    random choice of the rest.
+    candidate, with its highest action; unknown items and actions are left out. Longer lists keep their positives (of any
+    label) and a random choice of the rest.
 
     Args:
       dataset: the data; its log holds impressions, its action rows are in ascending order of what they mean (seen, clicked).
@@ -153,11 +153,11 @@ def impressions(dataset: Dataset, *, candidates: int, threshold: int | Mapping[s
         for row in np.flatnonzero(ends - first > candidates):
             span = np.arange(first[row], ends[row])
             item, action = log.item[span], log.action[span]
-            apart = (item != 0) & ~_repeated(item, action)
+            apart = (item != 0) & (action != 0) & ~_repeated(item, action)
             order = np.where(apart, np.where(action >= lowest, 0.0, 1.0) + rng.random(len(span)), 2.0)
             some = np.sort(np.argsort(order)[:candidates])
             at[row], inside[row] = span[some], apart[some]
-        rows = log.item[at] * inside
+        rows = log.item[at] * (inside & (log.action[at] > 0))
         rows[_repeated(rows, log.action[at])] = 0
         labels = {name: ((log.action[at] >= least) & inside).astype(np.float32) for name, least in thresholds.items()}
         return CandidateLists(rows, labels if several else labels[""])
@@ -200,7 +200,8 @@ def retrieved(dataset: Dataset, *, retrieval: Callable[[np.ndarray], Any] | np.n
 
 def expect_threshold(dataset: Dataset, row: Any, name: str) -> None:
     """Raise ValueError for a threshold that is no action row above another one, or whose actions are in no order of meaning."""
-    raw = dataset.action_names
+    raw, out = dataset.action_names, "one; name Columns.action"
+    expect(dataset.schema.actions > 2, name, "events of two actions or more, such as ('shown', 'click')", out)
     rows = "".join(f"{', ' if place else ': '}{place + 1} is {value!r}" for place, value in enumerate(raw[:20]))
     good = isinstance(row, int | np.integer) and not isinstance(row, bool) and 2 <= row < dataset.schema.actions
     expect(good, name, f"an action row in [2, {dataset.schema.actions}){rows}", repr(row))

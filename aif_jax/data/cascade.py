@@ -94,7 +94,7 @@ def from_columns(
     place = np.arange(len(order)) - np.searchsorted(request[order], request[order])
     chosen = order[place < candidates]
     chosen = chosen[np.lexsort((rows[lines[chosen]], stage[lines[chosen]], request[chosen]))]
-    at, chosen = (request[chosen], place[place < candidates]), lines[chosen]
+    at, chosen = (request[chosen], place[place < candidates]), lines[chosen]  # either order goes request by request
 
     def table(values: np.ndarray, dtype: Any, fill: Any) -> np.ndarray:
         filled = np.full((len(positions), candidates), fill, dtype)

@@ -44,7 +44,7 @@ class Dataset:
       repeats: whether users come back to items, which training, evaluation and candidates follow: where they do not, an item
         that the user has met is no negative and no candidate. None estimates it when the data set is made: whether `repeated`,
         the measured share of events, is at least `REPEATED`, 1 %. `dataclasses.replace` keeps the value.
-      counted_log: events that item statistics count, those of users who were forgotten too; None for `log`.
+      counted_log: events that item statistics count, those of forgotten or unknown users too; None for `log`.
 
     Raises:
       TypeError, ValueError: parts that do not fit together: names the field, what was expected and what came.

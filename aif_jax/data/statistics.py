@@ -20,16 +20,16 @@ class ItemStatistics:
 
         log(1 + n),   log(1 + sum_i 2^(-s_i / h)),   log(1 + hours since the first),   log(1 + hours since the last)
 
-    divided by 4; all are 0 for an item without an earlier event and for row 0. With `actions` the first two are of each action
-    apart, n_a events of it, and are followed by how often the action is the one taken, smoothed and compared with all items:
+    divided by 4; all are 0 for an item without an earlier event and for row 0. With `Schema.statistic_actions` the first two
+    are of each, n_a events of it, and are followed by how often it is the one taken, smoothed and compared with all items:
 
-        log(((n_a + 20 p_a) / (sum_b n_b + 20)) / p_a),   with p_a the share of the action in all earlier events of `actions`
+        log(((n_a + 20 p_a) / (sum_b n_b + 20)) / p_a),   with p_a its share of all earlier events of these actions
 
     also divided by 4. A value depends on no event at or after the moment: training reads the statistics as of each sample, from
     the whole log, and serving as of the last refresh, from the events so far.
 
     Building takes O(n log n), reading one item a binary search. Memory for each event: 16 bytes and 8 a half-life, with
-    `actions` 32 and 8 a half-life.
+    these actions 32 and 8.
 
     Args:
       schema: half-lives, actions that count apart, and how many items there are.

@@ -67,8 +67,9 @@ def read(
       earlier: a trained model to go on with, see `refreshing.warm_start`: its encoder with new ids, of all but actions. Items
         that left the items file keep the features that the model knew (`Trained.items`), with the item statistics of today.
       unknown: for what the encoder lacks, or without one the file of items or users, or `Columns.actions`: "error", or "skip".
-        Then lines of an unknown user or item and events of an unknown user are left out; events of an unknown item stay, with
-        row 0, and are no positives; an unknown action or category is row 0. Warnings count these. In bags it is row 0 anyway.
+        Then lines of an unknown user or item and events of an unknown user are left out, though item statistics count them;
+        events of an unknown item stay, with row 0, and are no positives; an unknown action or category is row 0, and no
+        candidate of `Impressions`. Warnings count these. In bags it is row 0 anyway.
       name: name of the data set; default: the name of the events file.
       repeats: whether users come back to items, see `Dataset`; None: as estimated from the events, see the log.
 
@@ -127,8 +128,9 @@ def read(
         display_positions = np.nan_to_num(tables.tables["events"].array(columns.position)[ordered.at]).astype(np.int32)
     catalogue = _catalogue(tables, encoder, earlier)
     if columns.item_statistics:
-        statistics = ItemStatistics(encoder.schema, log)
-        catalogue = catalogue.with_statistics(statistics.at(np.arange(len(catalogue)), log.time.max(initial=0) + 1))
+        counted = log if ordered.counted is None else ordered.counted
+        statistics = ItemStatistics(encoder.schema, counted).at(np.arange(len(catalogue)), counted.time.max(initial=0) + 1)
+        catalogue = catalogue.with_statistics(statistics)
     for suspicion in suspicions_of(tables, columns, ordered):
         logger.warning("%s", suspicion)
     data = Dataset(
@@ -142,6 +144,7 @@ def read(
         encoder=encoder,
         display_positions=display_positions,
         repeats=repeats,
+        counted_log=ordered.counted,
     )
     comes, how = "come" if data.repeats else "do not come", "estimated" if repeats is None else "as given"
     text = "%s: users %s back to items (repeats=%s, %s): %.1f %% of the events repeat an item of their user"
@@ -360,6 +363,7 @@ class Events(NamedTuple):
     at: np.ndarray  # int64, rows of the table
     moment: np.ndarray  # in `Columns.time_unit`
     duplicate: np.ndarray  # bool, whether an event of a known item equals the one before it
+    counted: EventLog | None  # what item statistics count, where that is more: events of unknown users too
 
 
 def events_of(tables: Tables, columns: Columns) -> Events:
@@ -369,13 +373,17 @@ def events_of(tables: Tables, columns: Columns) -> Events:
     good = (times != MISSING_TIME) & (rows["user"] > 0)  # `read` refuses missing times before, `check` goes on
     parts = rows["user"], times, rows["item"], rows.get("action", np.ones(table.count, np.int32))
     user, moment, item, action = parts if good.all() else [part[good] for part in parts]
+    per_second, counted = PER_SECOND[columns.time_unit], None
+    if columns.item_statistics and not good.all():
+        every = [part[times != MISSING_TIME] for part in parts]
+        counted = EventLog(np.maximum(every[0], 1), every[2], every[3], every[1] // per_second)  # statistics read no users
     kind = tables.vocabularies["item"].kind or "integers"
     order = history_order(moment, item, action, user=user, ids=lambda tied: tables.item_ids.values(kind)[good][tied])
     user, moment, item, action = (part[order] for part in (user, moment, item, action))
     same = np.logical_and.reduce([part[1:] == part[:-1] for part in (user, moment, item, action)])
     duplicate = np.append(False, same)[: len(user)] & (item > 0)
-    log = EventLog(user, item, action, moment // PER_SECOND[columns.time_unit], users=len(tables.vocabularies["user"]))
-    return Events(log, np.flatnonzero(good)[order], moment, duplicate)
+    log = EventLog(user, item, action, moment // per_second, users=len(tables.vocabularies["user"]))
+    return Events(log, np.flatnonzero(good)[order], moment, duplicate, counted)
 
 
 def suspicions_of(tables: Tables, columns: Columns, events: Events) -> Iterator[Suspicion]:

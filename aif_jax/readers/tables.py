@@ -130,7 +130,7 @@ class Problems:
         return [p for listed in self._listed.values() for p in sorted(listed, key=lambda p: (p.file, p.row or 0))]
 
     def expect_none(self, *accepted: str, lists_all: str = "") -> None:
-        """Raise ValueError with problems of each kind that is not `accepted`; the command `lists_all` has the rest."""
+        """Drop problems of `accepted` kinds for good; raise ValueError where there are others. `lists_all` names a command."""
         for kind in accepted:
             self.totals.pop(kind, None)
             self._listed.pop(kind, None)

@@ -99,7 +99,7 @@ class Impressions(Fields):
         """Return the first event of every request in a span of time, from the first impression of its user on."""
         starts = _with_history(data, min_history=min_history, since=since, before=before, requests=True)
         log = data.log
-        shown = np.flatnonzero(log.action < min(self.thresholds.values()))
+        shown = np.flatnonzero((log.action > 0) & (log.action < min(self.thresholds.values())))
         users, place = np.unique(log.user[shown], return_index=True)
         first = np.full(log.users, len(log))
         first[users] = shown[place]
