@@ -181,7 +181,7 @@ class UserPacker:
                     return words
         check_user_features(self._schema, features, batched=False)
         length = np.size(features.history.mask)
-        expect(length == self._length, "UserFeatures.history", f"a history of L={self._length}", f"L={length}")
+        expect(length == self._length, "UserFeatures.history", f"L={self._length}", f"L={length}; see Encoder.with_length")
         return pack(jax.tree.map(np.asarray, features))  # no check failed: an age is -0, whose sign bit is above every limit
 
 

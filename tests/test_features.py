@@ -194,7 +194,7 @@ def test_a_user_is_packed_where_the_check_passes():
     for features in (user(), user(encoding="monday"), zero, largest, empty_user(SCHEMA, length=24)):
         np.testing.assert_array_equal(packer(features), pack(features))
         np.testing.assert_array_equal(packer(jax.tree.map(jnp.asarray, features)), pack(features))
-    refused(ValueError, "UserFeatures.history: expected a history of L=24, got L=7", packer, empty_user(SCHEMA, length=7))
+    refused(ValueError, "UserFeatures.history: expected L=24, got L=7; see Encoder", packer, empty_user(SCHEMA, length=7))
 
 
 BITS = {

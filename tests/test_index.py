@@ -84,8 +84,8 @@ def test_lookup(index):
 @pytest.mark.parametrize(("bad", "message"), [
     ([1.5], "expected integers or strings.*, got dtype float64"),
     (["7"], "expected integers, got strings"),
-    (np.array([7, None], object), "NoneType after int at position 1"),
-    ([7, "7"], "str after int at position 1"),
+    (np.array([7, None], object), "int, then NoneType at position 1"),
+    ([7, "7"], "int, then str at position 1"),
     ([7, 2**63], "got 9223372036854775808"),
     (np.array([7, 2**63], np.uint64), "got 9223372036854775808"),
     ([True], "got dtype bool"),

@@ -211,5 +211,4 @@ def test_a_history_longer_or_shorter_than_the_model_reads_is_cut_or_taken(compil
 def test_content_that_a_tower_reads_may_not_be_missing(compiled):
     model, params, joint = compiled
     items = demo.catalogue().features([1, 2], content=False)
-    missing = r"item: expected content float32 \[12\], which the model reads, got None"
-    refused(ValueError, missing, joint, params, demo.user(model.config), items)
+    refused(ValueError, r"content float32 \[12\], which the model reads, got", joint, params, demo.user(model.config), items)

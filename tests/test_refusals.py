@@ -211,7 +211,7 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
     (lambda: aif.Vocabulary(["a"]).encode([1]), TypeError, "expected strings like the vocabulary, got dtype int64"),
     (lambda: aif.Vocabulary([1, 2]).encode([1.0]), TypeError, "expected integers like the vocabulary, got dtype float64"),
     (lambda: aif.Vocabulary([1.0, float("nan")]), TypeError, "expected integers or strings, got dtype float64"),
-    (lambda: aif.Vocabulary(["a", "b"]).encode(["a", "z", 7]), TypeError, "got int after str at position 2"),
+    (lambda: aif.Vocabulary(["a", "b"]).encode(["a", "z", 7]), TypeError, "got str, then int at position 2"),
     # logs, splits, orders, negatives
     (lambda: log([0, 1], [1, 1], [1, 1], [1, 1]),
      "user: expected values in [1, 3)... got 0 at position 0; row 0 is the unknown"),
@@ -348,7 +348,7 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
         ("abc", "bids: expected numbers [C]"), (["1.5", "2", "3"], "bids: expected numbers [C], none null, got list of str"),
         ([True, False, True], "got list of bool"), ([1, None, 2], "bids: expected numbers [C], none null, got list of object"),
     )),
-    (lambda: aif.Candidates([[1, [2]]]), "candidates: expected item ids [C], one axis of integers or strings, got lists in"),
+    (lambda: aif.Candidates([[1, [2]]]), "candidates: expected item ids [C], one axis of integers or strings, got lists of"),
     (lambda: aif.Candidates([1.5, np.float64(2.5)]), TypeError, "candidates: expected integers or strings, all of one kind"),
     (lambda: Listening(port=1 << 16), "0 to 65535"),
     *((lambda kind=kind: source_of(f"builtins:{kind}"), "expected an object with `async get") for kind in ("int", "dict")),

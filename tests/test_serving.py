@@ -478,8 +478,8 @@ async def test_wrong_questions_get_plain_answers(world):
             await refused_later(ValueError, "budget: expected None or more than 0 seconds", engine.rank(3, 5, budget=budget))
         for ids, message in (
             (np.array([1.5]), "candidates: expected integers or strings.* got dtype float64"),
-            ([1000, "1000"], "candidates: .* got str after int at position 1"),
-            (np.array([1000, None]), "candidates: .* got NoneType after int at position 1"),
+            ([1000, "1000"], "candidates: .* got int, then str at position 1"),
+            (np.array([1000, None]), "candidates: .* got int, then NoneType at position 1"),
             (np.array([1000, 2**63], object), "candidates: expected integers .* got 9223372036854775808"),
             (np.array([1000, 2**63], np.uint64), "candidates: expected integers .*2.63"),
             (["a", "b"], "expected integers"),  # which the index has

@@ -182,7 +182,8 @@ def test_one_writer_owns_a_directory(world):
         refused(WriterConflict, rf"process {os.getpid()} on .* \(since .*\) is writing here", call)
     world.apply(stream, 1)
     stream.close()
-    refused(WriterConflict, "this writer is closed", stream.snapshot)
+    for closed in stream.snapshot, lambda: world.apply(stream, 2), lambda: world.apply(IndexWriter("new", stream.index), 1):
+        refused(WriterConflict, "expected a writer of `start` or `resume`, got none, or one closed", closed)
     second = world.resume()
     assert second.positions == {0: 1}
     del second  # as if it had been forgotten: the lock goes with it

@@ -209,5 +209,5 @@ def _of_objects(values: Sequence[Any], name: str, wanted: str) -> np.ndarray | l
         return None
     first = type(values[0])
     at = next((i for i, each in enumerate(values) if each is None or type(each) is bool or not isinstance(each, first)), 0)
-    before = f" after {type(values[0]).__name__}" if at else ""
-    raise TypeError(f"{name}: expected {wanted}, got {type(values[at]).__name__}{before} at position {at}")
+    before = f"{first.__name__}, then " if at else ""
+    raise TypeError(f"{name}: expected {wanted}, got {before}{type(values[at]).__name__} at position {at}")

@@ -97,8 +97,8 @@ class Store:
 
     @property
     def room(self) -> int:
-        """Rows that an update may use now."""
-        # Frees what no living snapshot reads; they die in any order, what the oldest living one may read stays.
+        """Rows that an update may use now; first takes back those that no living snapshot reads."""
+        # Snapshots die in any order; what the oldest living one may read stays.
         while self._retired and self._retired[0][0]() is None:
             _, rows, pages = self._retired.popleft()
             self.rows.give_back(rows)

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 class IndexWriter:
     """Applies updates in order, and saves a snapshot every so many updates or seconds.
 
-    `IndexWriter.start` takes a new directory, `IndexWriter.resume` one with snapshots; `close`, or the end of a `with` block,
+    Only `IndexWriter.start`, in a new directory, and `IndexWriter.resume` make one; `close`, or the end of a `with` block,
     saves what is left and releases the directory. One thread applies; `index`, the latest snapshot, may be read from any.
 
     Args:
@@ -139,6 +139,7 @@ class IndexWriter:
 
         Returns as `upsert`; raises TypeError, ValueError for a position that is no integer, and what the function raises.
         """
+        expect(self._lock, f"{self.directory}", "a writer of `start` or `resume`", "none, or one closed", error=WriterConflict)
         ((partition, position),) = positions_by_partition({partition: position}).items()
         if partition in self._positions and position <= self._positions[partition]:
             return False
@@ -157,8 +158,7 @@ class IndexWriter:
     def snapshot(self) -> None:
         """Save the index now and remove the oldest snapshots beyond `keep`; may raise OSError, WriterConflict."""
         self._untried, self._tried_at = 0, monotonic()
-        if self._lock is None:
-            raise WriterConflict(f"{self.directory}: this writer is closed; resume to go on")
+        expect(self._lock, f"{self.directory}", "a writer of `start` or `resume`", "none, or one closed", error=WriterConflict)
         number = 1 + max(map(_number, snapshots(self.directory)), default=0)
         self.index.save(self.directory / f"{number:010d}", positions=self._positions)
         self.saved_positions = self.positions

@@ -413,7 +413,7 @@ def _about(job: PendingRequest, non_finite: int) -> dict[str, Any]:
         "degraded": job.reason is not None,
         "reason": job.reason,
         "stand_in": job.stand_in,
-        "state_age": None if job.user is job.version.unknown else now - job.user.since,
+        "state_age": None if job.user is job.version.unknown_user else now - job.user.since,
         "timeline": timeline,
         "_probabilities": job.version.probabilities,
     }

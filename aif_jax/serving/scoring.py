@@ -136,7 +136,7 @@ class UserSide(NamedTuple):
 
     state: Any
     since: float  # fetch of its features, by time.perf_counter; 0.0 for the unknown user
-    unknown: UnknownCounts = UnknownCounts()  # what of them the model does not know
+    counts: UnknownCounts = UnknownCounts()  # what of them the model does not know
 
 
 class TopCandidates(NamedTuple):
@@ -212,7 +212,7 @@ class Version:
     encoding: str  # version of the encoder that its features must come from, "" where none is known
     params: Any
     user: Callable[..., Any]  # compiled, for up to b users
-    unknown: UserSide  # the unknown user: to compile for, and to answer with
+    unknown_user: UserSide  # to compile for, and to answer with
     snapshot: Snapshot
     probabilities: Callable[[np.ndarray], dict[str, np.ndarray]]  # of logits, on the host
 

@@ -133,8 +133,8 @@ class SingleFlight:
         computation.kept |= keep
         if computation.waiters or computation.task.done():
             return False
-        detached = [other for other in self.by_key.values() if not other.waiters]  # without a forgotten one: cancelled below
-        if computation.kept and computation in detached and len(detached) <= self._limit:
+        detached, forgotten = sum(not each.waiters for each in self.by_key.values()), computation not in self.by_key.values()
+        if computation.kept and not forgotten and detached <= self._limit:
             return False
         self.forget(computation)
         return True
@@ -250,7 +250,7 @@ class UserStates:
         job.reason = f"user side {why}: {told}; answered with the {job.stand_in}"
         job.degraded = f"{why}, {job.stand_in}"
         if stale is None:
-            return job.version.unknown
+            return job.version.unknown_user
         job.reason += f" of {time.perf_counter() - stale.since:.1f} s ago"
         return stale
 
@@ -261,7 +261,7 @@ class UserStates:
 
     def _marked(self, job: PendingRequest, side: UserSide) -> UserSide:
         """Return the same state; the answer says so where the model knows too little of its history."""
-        if warning := side.unknown.warning(self._config.max_unknown):
+        if warning := side.counts.warning(self._config.max_unknown):
             job.reason, job.degraded = warning, "unknown history"
         return side
 

@@ -88,7 +88,7 @@ def next_snapshot(programs: Programs, version: Version, index: Any, config: Serv
     """Return the snapshot for an updated index of the same version; at the same capacity the functions stay the same."""
     if index.shapes == version.snapshot.index.shapes:
         return version.snapshot._replace(index=index)
-    return build_snapshot(programs, version.params, version.unknown, index, config, version.snapshot.orders)
+    return build_snapshot(programs, version.params, version.unknown_user, index, config, version.snapshot.orders)
 
 
 def check_version(index: Any, name: str) -> None:
