@@ -48,8 +48,8 @@ def inputs(params: Params, state: UserState, rows: ItemRow, *, config: Config) -
     """Return what towers and blocks give to the head, by name."""
     trained = {name: leaf for name, leaf in params.get("head", {}).items() if name != DIRECT}
     first, given = heads.head_of(config.head).first_layer(trained), {}
-    of_head = f"head {type(config.head).__name__}.first_layer"
-    expect(isinstance(first, FirstLayer | None), of_head, "a FirstLayer or None", type(first).__name__, error=TypeError)
+    at = f"head {type(config.head).__name__}.first_layer"
+    expect(isinstance(first, FirstLayer | None), at, "a FirstLayer or None", type(first).__name__, error=TypeError)
     kernels = {name: heads.identity(each) for name, each in config.head_features.items()} if first is None else first.kernels
     if first is not None:
         got = {path: np.shape(kernel) for path, kernel in leaves_by_path(kernels).items()}
@@ -58,8 +58,7 @@ def inputs(params: Params, state: UserState, rows: ItemRow, *, config: Config) -
         hidden = next((shape[-1:] for shape in got.values()), np.shape(first.bias)[-1:])
         fits = got == {path: (width, *hidden) for path, width in widths.items()}
         fits = fits and (first.bias == 0 if isinstance(first.bias, float) else np.shape(first.bias) == hidden != ())
-        shapes = got, np.shape(first.bias) or first.bias
-        expect(fits, of_head, f"kernels [width, H] in dicts of {widths}, a bias 0.0 or [H]", shapes)
+        expect(fits, at, f"kernels [width, H] in dicts of {widths}, bias 0.0 or [H]", (got, np.shape(first.bias) or first.bias))
     if "tower" in kernels:
         given["tower"] = towers(kernels["tower"], jnp.asarray(state.vector), jnp.asarray(rows.vector))
     for block in config.blocks:

@@ -309,13 +309,11 @@ def fit(
     if teacher is not None:
         terms = with_teacher(terms, teacher.loss, model.config.objectives)
     expect(out is not None or not processes.several(), "fit out", "a folder that all processes of the job see", None)
-    if start is not None:
-        check_params(model, start, "start")
     settings = training.resolve_settings(
         config, data, model.config, task=task, out=None if out is None else local(out, "out"),
         loss=repr(terms) if isinstance(terms, Loss) else name_of(terms),
         optimizer="AdamW" if optimizer is None else "given",
-        start=None if start is None else fingerprint(start, model.config, data.encoder),
+        start=None if start is None else fingerprint(check_params(model, start, "start"), model.config, data.encoder),
         teacher=None if teacher is None else teacher.name,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() if out is None else contextlib.nullcontext(out) as folder:

@@ -15,7 +15,7 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import checkpoint
-from aif_jax.blocks import Bea
+from aif_jax.blocks import Bea, Block, block
 from aif_jax.checkpoint import METADATA_FILE, CheckpointError, Checkpoints, storage
 from tests import demo
 from tests.refusals import refused
@@ -132,7 +132,7 @@ def test_every_kind_of_leaf_comes_back(tmp_path):
     assert [name for name, leaf in arrays.items() if isinstance(leaf, jax.Array)] == ["key", "keys"]
 
 
-def test_other_config_is_refused_by_field(saved):
+def test_other_config_is_refused_by_field(saved, tmp_path):
     schema = json.loads(json.dumps(CONFIG.schema.to_json()))
     schema["item_attributes"][1]["size"] = 99
     other = CONFIG.replace(width=16, schema=aif.Schema.from_json(schema), blocks=(Bea(bridges=5),))
@@ -141,6 +141,9 @@ def test_other_config_is_refused_by_field(saved):
     assert "config.width: expected 16, the checkpoint has 8" in str(error.value)
     assert "config.schema.item_attributes[1].size: expected 99, the checkpoint has 6" in str(error.value)
     assert "config.blocks[0].bridges: expected 5, the checkpoint has 4" in str(error.value)
+    fields = {"__annotations__": {"revision": int}, "revision": 2}  # which changed code adds
+    older, newer = (CONFIG.replace(blocks=(block(type("Grown", (Block,), of))(),)) for of in ({}, fields))
+    refused(ValueError, "revision: not in the checkpoint", checkpoint.load, save(tmp_path, small(), older), config=newer)
 
 
 def test_a_numpy_template_stays_in_numpy_and_renamed_and_resized_leaves_are_named(saved):

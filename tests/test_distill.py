@@ -101,6 +101,7 @@ def test_what_does_not_fit_is_refused(data, student, teacher):
     refused(ValueError, message, distill.with_teacher, losses.pointwise_bce, losses.distill_listwise, two)
     message, loss = "fit loss: expected a losses.Loss next to a teacher", lambda scores, labels, *, where: scores.sum()
     refused(ValueError, message, fit, student, data, teacher=Teacher(teacher), loss=loss, **GIVEN)
+    refused(TypeError, r"Teacher.ranker: expected a Trained \(run.trained\), a function or .*, got NoneType", Teacher, None)
     several = aif.build(teacher.config.replace(objectives=two))
     message = r"teacher: expected a model of one objective, or a function, got one of \['click'"
     several = aif.Trained(several, several.init(jax.random.key(5), data.catalogue))

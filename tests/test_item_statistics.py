@@ -243,7 +243,7 @@ def test_rates_stay_when_an_item_is_forgotten_that_only_one_action_has_and_where
     more = {name: [*values, values[0]] for name, values in table.items()} | {"user": [1, 1, 2, 9]}
     ways: list[dict[str, Any]] = [{"columns": data.columns}, {"encoder": data.encoder, "unknown": "skip"}]  # of user 9
     both = [aif.read(more, items={"item": [1, 3], "category": [1, 1]}, progress=False, **way) for way in ways]
-    np.testing.assert_array_equal(*(each.catalogue.items.floats for each in both))
+    jax.tree.map(np.testing.assert_array_equal, *((d.catalogue.items.floats, d.statistics.at([1], START + 10)) for d in both))
 
 
 def test_statistics_by_action_are_those_of_the_moment_wherever_they_are_read():

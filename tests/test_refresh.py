@@ -222,8 +222,7 @@ def test_what_add_writes_is_a_run(run, corrected, tmp_path):
     assert aif.Run.load(tmp_path / "mine").settings == run.settings
     aif.checkpoint.save(tmp_path / "newer", run.trained.replace(settings={"first_validation": 1, "unknown": 2}))
     assert aif.open(tmp_path / "newer").version == run.version
-    with pytest.raises(CheckpointError, match="settings of the served model: expected the record of a run, got another"):
-        training_record(aif.open(tmp_path / "newer"))
+    refused(CheckpointError, "model: expected the record of a run, got another", training_record, aif.open(tmp_path / "newer"))
 
 
 def test_a_refresh_without_a_needed_argument_is_wrong_usage_and_leaves_nothing(corrected, tmp_path, capsys):

@@ -105,7 +105,7 @@ class Block:
     symbol: nothing may depend on their number. Divide by `mask.sum()`; cut a parameter of places, `p[: mask.shape[0]]`.
 
     A model's version does not cover code: if you change what a block or head computes, rename its class or add a field such as
-    `revision: int = 2`.
+    `revision: int = 2`; `fit(out=)` and exports from before are refused then.
 
     Attributes:
       training_logit: method for what training alone adds to the logits, [B, C], or [B, C, T] for T objectives, by
@@ -115,8 +115,8 @@ class Block:
         row for each category and refuses a trained one with a row for each id: fit the value of each item, or read embeddings.
 
     `user` and `item` read embeddings of the features' ids by `layers.lookup(user.params["embedding"][attribute], ids)` only,
-    rows of fitted arrays likewise; `layers.behaviour_fields` gives the categories of a history's items. A block that reads
-    embeddings of other ids trains with `sparse=()`, see `train.make_step`: else these are NaN.
+    rows of fitted arrays, which may be NumPy's, likewise; `layers.behaviour_fields` gives the categories of a history's items.
+    A block that reads embeddings of other ids trains with `sparse=()`, see `train.make_step`: else these are NaN.
 
     Example:
       >>> import jax, jax.numpy as jnp, aif_jax as aif
@@ -208,8 +208,7 @@ def expect_arrays(made: dict[str, Any], function: str) -> dict[str, Any]:
     floats = ["float32", "bfloat16", "float16"]
     fitted = [*floats, "float8_e4m3fn", "bool", "int8", "int16", "int32", "uint8", "uint16", "uint32"]
     kept = {"init": floats, "fit": fitted}.get(function)
-    expected = f"nested dicts of {', '.join(kept)} by strings" if kept else "a pytree of arrays by keys"
-    expected += ' without "/"' + ", none empty" * bool(kept)
+    expected = (f"nested dicts of {', '.join(kept)}, none empty," if kept else "a pytree of arrays") + ' by strings without "/"'
     for name, value in made.items():
         nested = "/" not in "".join(leaves_by_path(value, separator=" "))
         nested = nested and (not kept or jax.tree.structure(nest(leaves_by_path(value))) == jax.tree.structure(value))

@@ -103,8 +103,7 @@ def load(path: str | Path, *, config: Config | None = None, like: Mapping[str, A
     stored = storage.parsed(path, record, "config", Config.from_json)
     step = storage.parsed(path, record, "step", operator.index)
     metrics = metrics_of(path, record)
-    if config is not None and config != stored:
-        lines = differences(stored.to_json(), config.to_json(), path="config", source="checkpoint")
+    if config and (lines := differences(record["config"], config.to_json(), path="config", source="checkpoint")):
         raise ValueError(f"{path}: expected this config and schema, got others; give those saved with it:\n{listed(lines)}")
     templates = {"params": None} | {name: np.ndarray for name in ("encoder", "items") if name in leaves} | dict(like or {})
     trees = storage.read(path, leaves, templates)

@@ -26,7 +26,7 @@ from aif_jax.store.folders import local, unfinished
 from aif_jax.store.sealed import ARRAYS
 from aif_jax.store.trained import Trained, fingerprint, model_of
 from aif_jax.train import training
-from aif_jax.trees import leaves_by_path, nest
+from aif_jax.trees import differences, leaves_by_path, listed, nest
 from aif_jax.types import ItemFeatures
 
 
@@ -145,7 +145,9 @@ def _trained(folder: Path, manifest: Mapping[str, Any], *, model: PreRanker | No
         raise consume.ExportError(f"{folder}: expected params, config and encoder, got others: {error}") from error
     version = fingerprint(params, config, encoder)
     if version != manifest["version"]:
-        raise consume.ExportError(f"{folder}: expected contents of version {manifest['version']}, got those of {version}")
+        lines = differences(manifest["config"], config.to_json(), path="config", source="export")
+        why = f"; open it with the code that wrote it:\n{listed(lines)}" if lines else ""
+        raise consume.ExportError(f"{folder}: expected contents of version {manifest['version']}, got those of {version}{why}")
     config = config if encoder is None else config.with_encoding(encoder.version)
     return Trained(model_of(config, model), params, encoder, manifest.get("settings"), features).with_version(version)
 

@@ -102,8 +102,8 @@ def model_of(config: Config, model: PreRanker | None = None) -> PreRanker:
     return model
 
 
-def check_params(model: PreRanker, params: Params, name: str = "params") -> None:
-    """Raise ValueError unless the model's `init` takes the fitted group, and makes the other leaves, by path and shape.
+def check_params(model: PreRanker, params: Params, name: str = "params") -> Params:
+    """Return parameters; ValueError unless the model's `init` takes the fitted group, and makes the others by path and shape.
 
     Ids beyond a table that is too small would read row 0: nothing would fail, and nothing be right.
     """
@@ -114,6 +114,7 @@ def check_params(model: PreRanker, params: Params, name: str = "params") -> None
     shapes = {path: str(list(np.shape(leaf))) for path, leaf in leaves_by_path(params).items()}
     if lines := differences(shapes, expected, source=name):
         raise ValueError(f"{name}: expected parameters of this model (warm_start, per_item), got others:\n{listed(lines)}")
+    return params
 
 
 @functools.lru_cache(maxsize=16)

@@ -74,6 +74,8 @@ class Teacher:
     count: int = COUNT
 
     def __post_init__(self):
+        fits, got = isinstance(self.ranker, Trained | str) or callable(self.ranker), type(self.ranker).__name__
+        expect(fits, "Teacher.ranker", "a Trained (run.trained), a function or the name of a label", got, error=TypeError)
         expect(self.count >= 1, "Teacher.count", "at least 1", self.count)
         fits = self.candidates is None or not isinstance(self.ranker, str)
         expect(fits, "Teacher.candidates", "None for a label of the cascade, whose candidates are logged", self.candidates)

@@ -154,5 +154,4 @@ def test_what_an_encoder_made_stays_its_own(data, other):
         dataclasses.replace(data, catalogue=dataclasses.replace(data.catalogue, schema=other.schema))
     assert data.schema == other.schema and data.encoding != other.encoding
     assert "encoding" not in data.schema.to_json()
-    with pytest.raises(ValueError, match="schema: expected a record that `to_json` made, got one with an encoding"):
-        aif.Schema.from_json(data.schema.to_json() | {"encoding": "x"})
+    refused(ValueError, "made, got one with an encoding", aif.Schema.from_json, data.schema.to_json() | {"encoding": "x"})
