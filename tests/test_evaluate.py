@@ -214,11 +214,11 @@ def test_baselines_are_evaluated_beside_the_model(data, small, params, positions
 
 
 def test_scores_are_of_earlier_events():
-    actions = ["shown", "click", "shown", "shown", "click", "click", "click"]
-    events = {"user": [1, 1, 2, 2, 1, 2, 1], "item": [1, 2, 2, 1, 2, 3, 3], "time": [10, 20, 30, 40, 50, 60, 70]}
+    actions = ["shown", "click", "shown", "shown", "click", "click", "click", "gift"]  # the last is unknown, so no show
+    events = {"user": [1, 1, 2, 2, 1, 2, 1, 1], "item": [1, 2, 2, 1, 2, 3, 3, 1], "time": [10, 20, 30, 40, 50, 60, 70, 15]}
     columns = aif.Columns(action="what", actions=("shown", "click"), history_actions=("click",))
     catalogue = {"item": [1, 2, 3, 4], "category": [1] * 4}
-    data = aif.read(events | {"what": actions}, items=catalogue, columns=columns, progress=False)
+    data = aif.read(events | {"what": actions}, items=catalogue, columns=columns, unknown="skip", progress=False)
     scores = {name: values[1:].tolist() for name, values in baseline_scores(data, before=60, thresholds={"click": 2}).items()}
     assert scores["popularity"] == [0, 2, 0, 0]  # of histories, which hold clicks
     assert scores["latest"] == [10, 20, -np.inf, -np.inf]

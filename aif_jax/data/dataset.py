@@ -209,9 +209,8 @@ class Dataset:
 
     @functools.cached_property
     def statistics(self) -> ItemStatistics | None:
-        """Item statistics as of any moment, from the events of the log; None where the schema has none."""
-        counted = self.log if self.counted_log is None else self.counted_log
-        return ItemStatistics(self.schema, counted) if self.schema.item_statistics else None
+        """Item statistics as of any moment, from the events counted; None where the schema has none."""
+        return ItemStatistics(self.schema, self.counted_log or self.log) if self.schema.item_statistics else None
 
     def item_features(self, rows: Any, times: Any, *, content: bool = True) -> ItemFeatures:
         """Return item features as of given times: those of the catalogue, with the statistics of that time.

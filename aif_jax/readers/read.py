@@ -67,9 +67,9 @@ def read(
       earlier: a trained model to go on with, see `refreshing.warm_start`: its encoder with new ids, of all but actions. Items
         that left the items file keep the features that the model knew (`Trained.items`), with the item statistics of today.
       unknown: for what the encoder lacks, or without one the file of items or users, or `Columns.actions`: "error", or "skip".
-        Then lines of an unknown user or item and events of an unknown user are left out, though item statistics count them;
-        events of an unknown item stay, with row 0, and are no positives; an unknown action or category is row 0, and no
-        candidate of `Impressions`. Warnings count these. In bags it is row 0 anyway.
+        Then lines of an unknown user or item are left out, and events of an unknown user, which item statistics alone count;
+        events of an unknown item stay, with row 0, and are no positives; an unknown category is row 0, as in bags anyway; so is
+        an unknown action, whose events are no candidates of `Impressions`. Warnings count these.
       name: name of the data set; default: the name of the events file.
       repeats: whether users come back to items, see `Dataset`; None: as estimated from the events, see the log.
 
@@ -128,7 +128,7 @@ def read(
         display_positions = np.nan_to_num(tables.tables["events"].array(columns.position)[ordered.at]).astype(np.int32)
     catalogue = _catalogue(tables, encoder, earlier)
     if columns.item_statistics:
-        counted = log if ordered.counted is None else ordered.counted
+        counted = ordered.counted or log
         statistics = ItemStatistics(encoder.schema, counted).at(np.arange(len(catalogue)), counted.time.max(initial=0) + 1)
         catalogue = catalogue.with_statistics(statistics)
     for suspicion in suspicions_of(tables, columns, ordered):

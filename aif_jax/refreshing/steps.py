@@ -245,7 +245,8 @@ class Refresh:
     def export(self, folder: Path, trained: Trained | None = None) -> dict[str, Any]:
         """Export the new model, or another, with the index of the items file and the item statistics after the last event."""
         trained, target = trained or self.trained, folder / EXPORT
-        today = functools.partial(self.data.statistic_columns, time=_moment(int(self.data.log.time.max()) + 1))
+        counted = self.data.counted_log or self.data.log
+        today = functools.partial(self.data.statistic_columns, time=_moment(int(counted.time.max()) + 1))
         rows = read_items(self.items, trained.need_encoder("refresh"), statistics=today)  # `data` counts forgotten items too
         index = ItemIndex.build(trained, rows)
         export.save(target, trained, index, platforms=self.config.platforms)

@@ -70,7 +70,7 @@ class AsyncPreRanker:
       >>> model = aif.build(aif.presets.two_tower(schema))
       >>> catalogue = aif.Catalogue.from_items(schema, range(8), ids={"category": [1, 2] * 4})
       >>> trained = aif.Trained(model, model.init(jax.random.key(0), catalogue))
-      >>> AsyncPreRanker(trained, None, features=lambda request: aif.empty_user(schema, length=256))  # to start, an index
+      >>> AsyncPreRanker(trained, None, features=lambda request: aif.empty_user(schema, length=256))  # needs an index to start
       AsyncPreRanker(version=not started, pending=0/64, buckets=(128, 256, ..., 8192, 10240, 16384), cached_states=0)
     """
 

@@ -18,8 +18,8 @@ def baseline_scores(data: Dataset, *, before: int, thresholds: Mapping[str, int]
 
     - "popularity": events of the item in `Dataset.history_log`.
     - "latest": seconds of the item's first event in the log; items without an earlier event come last.
-    - "NAME_rate" for each threshold, such as "click_rate": the smoothed share of positives, (n + 20 p) / (shown + 20), with n
-      of the item's events at or above the threshold, and p that share of all events.
+    - "NAME_rate" for each threshold, such as "click_rate": the smoothed share of positives, (n + 20 p) / (shown + 20), with
+      shown the item's events of known actions, n those at or above the threshold, and p that share of all.
 
     Args:
       thresholds: the least action row of a positive, by name, as those of `Impressions`.
@@ -38,7 +38,7 @@ def baseline_scores(data: Dataset, *, before: int, thresholds: Mapping[str, int]
         item, action, time = (getattr(log, name)[start : start + BLOCK] for name in ("item", "action", "time"))
         earlier = time < before
         np.minimum.at(first, item[earlier], time[earlier])
-        shown += np.bincount(item[earlier], minlength=count)
+        shown += np.bincount(item[earlier & (action > 0)], minlength=count)
         for name, least in thresholds.items():
             positive[name] += np.bincount(item[earlier & (action >= least)], minlength=count)
     rates = {
