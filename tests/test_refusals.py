@@ -348,7 +348,7 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
         ("abc", "bids: expected numbers [C]"), (["1.5", "2", "3"], "bids: expected numbers [C], none null, got list of str"),
         ([True, False, True], "got list of bool"), ([1, None, 2], "bids: expected numbers [C], none null, got list of object"),
     )),
-    (lambda: aif.Candidates([[1, [2]]]), "candidates: expected item ids [C], one axis of integers or strings, got lists of"),
+    (lambda: aif.Candidates([[1, [2]]]), "candidates: expected item ids [C], one axis of integers or strings, got list of l"),
     (lambda: aif.Candidates([1.5, np.float64(2.5)]), TypeError, "candidates: expected integers or strings, all of one kind"),
     (lambda: Listening(port=1 << 16), "0 to 65535"),
     *((lambda kind=kind: source_of(f"builtins:{kind}"), "expected an object with `async get") for kind in ("int", "dict")),

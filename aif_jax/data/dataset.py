@@ -207,10 +207,15 @@ class Dataset:
         found = order[np.searchsorted(shown[order], wanted, side="right") - 1]
         return np.where((shown[found] == wanted) & (rows > 0), self.display_positions[event[found]], 0)
 
+    @property
+    def counted(self) -> EventLog:
+        """The events that item statistics count."""
+        return self.counted_log or self.log
+
     @functools.cached_property
     def statistics(self) -> ItemStatistics | None:
         """Item statistics as of any moment, from the events counted; None where the schema has none."""
-        return ItemStatistics(self.schema, self.counted_log or self.log) if self.schema.item_statistics else None
+        return ItemStatistics(self.schema, self.counted) if self.schema.item_statistics else None
 
     def item_features(self, rows: Any, times: Any, *, content: bool = True) -> ItemFeatures:
         """Return item features as of given times: those of the catalogue, with the statistics of that time.

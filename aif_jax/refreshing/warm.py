@@ -71,7 +71,7 @@ def forget_ids(data: Dataset, since: int) -> Dataset:
             stage=cascade.stage[there],
             labels={name: values[there] for name, values in cascade.labels.items()},
         )
-    every = data.counted_log or log
+    every = data.counted
     counted = EventLog(every.user, places["item"][every.item], every.action, every.time)  # statistics read no users
     return dataclasses.replace(
         data,

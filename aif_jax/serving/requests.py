@@ -105,8 +105,9 @@ def plain_ids(raw: Any, name: str) -> np.ndarray:
     values: Any = raw if listed else np.asarray(raw)
     nested = listed and len(values) > 0 and isinstance(values[0], list | tuple | np.ndarray)
     if nested or (not listed and values.ndim != 1):
-        no_array = not listed and values.dtype == object and values.ndim == 0
-        got = "lists of several" if nested else type(values.item()).__name__ if no_array else f"shape {list(values.shape)}"
+        got = f"{type(raw).__name__} of {type(values[0]).__name__}" if nested else f"shape {list(values.shape)}"
+        if not listed and values.dtype == object and values.ndim == 0:
+            got = type(values.item()).__name__
         raise ValueError(f"{name}: expected item ids [C], one axis of integers or strings, got {got}")
     if not listed and (values.dtype == np.int64 or values.dtype.kind in "UT"):
         if values.dtype.kind != "i":
