@@ -7,7 +7,7 @@ computed once a request: (r U) K = r (U K). A head without one gets the features
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, dataclass_transform
+from typing import Any, ClassVar, NamedTuple, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -69,7 +69,7 @@ class Head:
 
     `widths[block][name]` is the width of each feature, in order, first "tower": user, item, product; `blocks` of `check` has no
     "tower". A block without features has {}: leave it out of the parameters. `features` are [C, w], w the sum of widths, or
-    what the first layer gives, [C, H]. Blocks add terms past the head. A model's version does not cover code, see `Block`.
+    what the first layer gives, [C, H]. Blocks add terms past the head. Raise `revision` with the code, see `Block`.
 
     A Flax linen module of parameters alone (no dropout, no batch statistics) is a head too: decorate it, and its
     `__call__(features [w])` gives the logits [T] of ONE pair; for T > 1 by a field of yours that says T.
@@ -89,6 +89,8 @@ class Head:
       >>> aif.presets.aif(schema, head=OneLayer(scale=0.2)).to_json()["head"]
       {'head': 'OneLayer', 'scale': 0.2}
     """
+
+    revision: ClassVar[int] = 0
 
     def check(self, blocks: Widths, outputs: int) -> None:
         """Raise ValueError if the head cannot take the features of the config's blocks, or give T = `outputs` logits."""

@@ -38,8 +38,13 @@ class Registry(dict[str, type]):
             cls = dataclasses.dataclass(frozen=True)(cls)
         expect(cls.__hash__, cls.__name__, f"no `@dataclass`, which `@{self.kind}` adds", "a mutable one", error=TypeError)
         fields, base = vars(cls)["__dataclass_fields__"], bases[0]
-        taken = [f for f in fields if f == self.kind or callable(getattr(base, f, 0)) or type(getattr(cls, f, 0)) is property]
-        expect(not taken, cls.__name__, f"no field {self.kind!r} or named as a method, or a property without a default", taken)
+        reserved = (self.kind, "revision")
+        taken = [f for f in fields if f in reserved or callable(getattr(base, f, 0)) or type(getattr(cls, f, 0)) is property]
+        expected = f"no field named {self.kind!r} or as a method, no property without a default, `revision = 1` without a type"
+        expect(not taken, cls.__name__, expected, taken)
+        revision = getattr(cls, "revision", 0)  # which a Flax module may lack
+        expect(type(revision) is int, f"{cls.__name__}.revision", "a whole number", repr(revision))
+        cls.revision = revision  # type: ignore[attr-defined]
         known = self.setdefault(cls.__name__, cls)
         same = (known.__module__, known.__qualname__) == (cls.__module__, cls.__qualname__)
         expect(same, f"{self.kind} {cls.__name__!r}", "a new name", f"one that {known.__module__} has registered")
@@ -59,17 +64,25 @@ class Registry(dict[str, type]):
             expect(same, f"{type(part).__name__}.{field}", "a number, boolean, string or flat tuple of these", repr(entry))
 
     def to_json(self, part: Any) -> dict[str, Any]:
-        """Return the part as plain JSON values."""
-        return {self.kind: type(part).__name__} | plain(part)
+        """Return the part as plain JSON values, with the revision of its class if that is not 0."""
+        revision = {"revision": part.revision} if part.revision else {}
+        return {self.kind: type(part).__name__} | revision | plain(part)
 
-    def from_json(self, value: Mapping[str, Any]) -> Any:
-        """Return the part that `to_json` wrote; ValueError for a class that is not registered, or fields that it lacks."""
+    def from_json(self, value: Mapping[str, Any], *, by_hand: bool = False) -> Any:
+        """Return the part that `to_json` wrote, or somebody who leaves out the revision of the class.
+
+        Raises ValueError for a class that is not registered, lacks a field or has another revision.
+        """
         given = value if isinstance(value, Mapping) else {}
         name = given.get(self.kind)
         way_out = f"import the module with its `@{self.kind}`" if name else f'give {{"{self.kind}": NAME, FIELD: VALUE}}'
         expect(name in self, self.kind, f"one of {sorted(self)}", f"{name or value!r}; {way_out}")
-        fields = {key: entry for key, entry in given.items() if key != self.kind}
-        return from_plain(self[str(name)], fields, f"{self.kind} {name!r}")
+        cls = self[str(name)]
+        revision = given.get("revision", cls.revision if by_hand else 0)
+        got = f"{revision!r}; use the code that wrote it"
+        expect(revision == cls.revision, f"{self.kind} {name!r}", f"revision {cls.revision}, that of the class", got)
+        fields = {key: entry for key, entry in given.items() if key not in (self.kind, "revision")}
+        return from_plain(cls, fields, f"{self.kind} {name!r}")
 
 
 BLOCKS, HEADS = Registry("block"), Registry("head")

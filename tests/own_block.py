@@ -28,6 +28,7 @@ class Decay(Block):
       ValueError: fewer than one decay; a schema without content.
     """
 
+    revision = 2
     per_item = ("unusual",)
     rates: int = 2
 

@@ -19,6 +19,7 @@ class Experts(nn.Module):
       outputs: T, the objectives of the model.
     """
 
+    revision = 1
     experts: int = 3
     width: int = 16
     outputs: int = 1

@@ -301,8 +301,7 @@ def test_what_a_user_has_seen_is_no_negative(events):
     at = np.arange(len(log))
     seen = SeenPairs(of_log(log, items=6, actions=2), at)
     for sample in at.tolist():
-        earlier = (log.user == log.user[sample]) & (log.time < log.time[sample])
-        mine = sorted(set(log.item[earlier].tolist()))
+        mine = sorted(set(log.item[(log.user == log.user[sample]) & (log.time < log.time[sample])].tolist()))
         assert seen.items(sample).tolist() == mine
         assert seen.contains(sample, np.arange(7)).tolist() == [item in mine for item in range(7)]
     rows = NegativeSampler(np.ones(7)).sample(len(at), 5, seen=seen, key=DRAW)

@@ -108,12 +108,10 @@ def write(folder, name, changes=()):
     ("100k", "3\t10\t1", "3\t10\t0", ", line 2, column 'rating': expected a rating of 1, 2, 3, 4, 5, got 0"),
     ("100k", "3\t10", "3\t11", ", line 2, column 'movieId': expected a movie that the movies' file has, got 11"),
     ("100k", "3\t10", "4\t10", ", line 2, column 'userId': expected a user that the users' file has, got 4"),
-    ("100k", "|15-Dec-1995|", "|", ": CSV parse error: Row #1: Expected 24 columns, got 23: 20|Heat (1995)||http://x|0|1|0|0|0|1"),
     ("100k", "0|1|0|0|0|1", "0|2|0|0|0|1", ", line 1, column 'Action': expected a genre flag of 0 or 1, got '2'"),
     ("100k", "10|Caf", "20|Caf", ", line 2, column 'movieId': expected every id once, got 20, which is in line 1 too"),
     ("100k", "10|Caf", "ten|Caf", ": In CSV column #0: Row #2: CSV conversion error to int64: invalid value 'ten'"),
     ("100k", "|M|", "|X|", ", line 2, column 'gender': expected F or M, got 'X'"),
-    ("100k", "|53|", "|?|", ": In CSV column #1: Row #1: CSV conversion error to int64: invalid value '?'"),
     ("1m", "7::10::3::100", "7:10::3::100", ": CSV parse error: Row #3: Expected 4 columns, got 3: 7:10::3::100"),
     ("1m", "7::10::3::100\n", "7::10::3::1", ": expected a line end after the last line, got none: the file may be cut off"),
     ("csv", "rating,timestamp", "stars,timestamp", ": Column 'rating' in include_columns does not exist in CSV file"),
@@ -123,15 +121,12 @@ def write(folder, name, changes=()):
     ("recbole", "rating:float\t", "", ": Column 'rating:float' in include_columns does not exist in CSV file"),
     ("taobao", ",fav,", ",like,", ", line 3, column 'behaviour': expected one of pv, cart, fav, buy, got 'like'"),
     ("taobao", "2,200,70,fav", "2,200,x,fav", ": In CSV column #2: Row #3: CSV conversion error to int64: invalid value 'x'"),
-    ("taobao", "1511544000", "2017-11-25", ": In CSV column #4: Row #2: CSV conversion error to int64: invalid value '2017"),
     ("kuairand", "4,10,20220409", "4,11,20220409",
      ", line 4, column 'video_id': expected one that video_features_basic_1k.csv has, got 11"),
     ("kuairand", "0,20,20220422", "5,20,20220422",
      ", line 2, column 'user_id': expected one that user_features_1k.csv has, got 5"),
     ("kuairand", "1649390400100,0", "1649390400100,2", ", line 3, column 'is_click': expected one of 0, 1, got '2'"),
-    ("kuairand", "1649390400100", "noon", "Row #3: CSV conversion error to int64: invalid value 'noon'"),
     ("kuairand", "\"12,65\"", "\"12,6x\"", ", line 2, column 'tag': expected whole numbers, or nothing, got '12,6x'"),
-    ("kuairand", "\"12,65\"", "12,65", ": CSV parse error: Row #2: Expected 12 columns, got 13: 10,7,NORMAL,2022-04-01"),
     ("kuairand", "10000.0", "long", ", line 2, column 'video_duration': expected a number of 0 or more, or nothing, got"),
     ("kuairand", "30,8", "10,8", ", line 4, column 'video_id': expected every id once, got 10, which is in line 2 too"),
     ("kuairand", "4,middle", "0,middle", ", line 3, column 'user_id': expected every id once, got 0, which is in line 2 too"),
@@ -185,8 +180,7 @@ def test_half_stars_and_windows_line_ends_and_recbole_without_users(tmp_path):
 
 
 def test_more_genres_than_fit_are_left_out_from_the_end(tmp_path):
-    many = "A|B|C|D|E|F|G|H"
-    data = movielens.read(write(tmp_path, "csv", [("movies.csv", "Action|Comedy", many)]))
+    data = movielens.read(write(tmp_path, "csv", [("movies.csv", "Action|Comedy", "A|B|C|D|E|F|G|H")]))
     assert data.catalogue.items.ids["genres"][2].tolist() == [1, 2, 3, 4, 6, 7]  # Drama, of the other movie, is 5
 
 
@@ -293,8 +287,7 @@ def test_the_head_of_taobao():
     assert np.bincount(data.log.action).tolist() == [0, 89_710, 5_446, 2_744, 2_101]
     lengths = np.diff(data.log.offsets)[1:]
     assert (np.median(lengths), lengths.max()) == (74, 539)
-    inside = taobao.read(HEAD, between=taobao.WINDOW)
-    assert 0.999 < len(inside.log) / len(data.log) < 1
+    assert 0.999 < len(taobao.read(HEAD, between=taobao.WINDOW).log) / len(data.log) < 1
 
 
 def test_events_of_all_logs_and_features(tmp_path):
@@ -418,11 +411,9 @@ def test_a_wheel_with_other_files_is_refused(tmp_path, server, wheel, files, mes
 
 def test_pip_that_does_not_run_and_a_cache_that_cannot_be_written_are_named(tmp_path, server, monkeypatch):
     monkeypatch.setattr(fetch.sys, "executable", str(tmp_path / "no-python"))
-    message = r"RecBole wheel: pip did not run to its end: .*no-python"
-    refused(FetchError, message, fetch_movielens, cache_dir=tmp_path / "cache")
+    refused(FetchError, "RecBole wheel: pip did not run to its end: .*no-python", fetch_movielens, cache_dir=tmp_path / "cache")
     (tmp_path / "file").write_text("")
-    message = "the cache directory .*file cannot be written"
-    refused(FetchError, message, fetch_movielens, cache_dir=tmp_path / "file")
+    refused(FetchError, "the cache directory .*file cannot be written", fetch_movielens, cache_dir=tmp_path / "file")
 
 
 @pytest.mark.parametrize(("head", "piece", "message"), [

@@ -360,5 +360,4 @@ def test_parts_that_do_not_fit_together_are_refused(changes, message):
 def test_scales_by_hand():
     assert scale_of(np.float32([1, 2, 3, 6])) == (3.0, float(np.float32(np.sqrt(3.5))))
     assert scale_of(np.full(7, 0.1, np.float32)) == (float(np.float32(0.1)), 1.0)
-    off = encoder(scales={})
-    assert off.user({"uid": "ann", "country": "DE", "age": 25}, None, NOW).floats.tolist() == [25]
+    assert encoder(scales={}).user({"uid": "ann", "country": "DE", "age": 25}, None, NOW).floats.tolist() == [25]

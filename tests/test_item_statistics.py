@@ -111,8 +111,7 @@ def test_an_event_at_the_moment_itself_is_not_counted():
     statistics = of([1, 1], [START, START + HOUR], LIVES)
     log_count = statistics.at(np.array([1, 1, 1]), np.array([START, START + HOUR, START + HOUR + 1]))[:, 0] * 4
     np.testing.assert_allclose(np.expm1(log_count), [0, 1, 2], atol=1e-5)
-    statistics = of([], [], (HOUR,))
-    assert statistics.at(np.array([[1, 2]]), np.array([[START]])).tolist() == [[[0.0] * 4] * 2]
+    assert of([], [], (HOUR,)).at(np.array([[1, 2]]), np.array([[START]])).tolist() == [[[0.0] * 4] * 2]
 
 
 @pytest.mark.parametrize("days", [0, 3, 11, 30])

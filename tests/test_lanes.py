@@ -36,8 +36,7 @@ def test_no_test_of_the_default_lane_starts_an_interpreter():
 @pytest.mark.parametrize("lane", lanes.but_for(["default"], ["default", "standing"]))
 def test_a_test_gets_one_lane(request, lane):
     assert [mark.name for mark in request.node.iter_markers() if mark.name in lanes.LANES] == [lane]
-    unmarked = SimpleNamespace(get_closest_marker={}.get, fixturenames=["tmp_path", "python"])
-    assert lanes.lane_of(unmarked) == "standing"
+    assert lanes.lane_of(SimpleNamespace(get_closest_marker={}.get, fixturenames=["tmp_path", "python"])) == "standing"
 
 
 def test_the_lanes_together_are_the_suite():

@@ -319,8 +319,7 @@ def test_what_stands_at_the_door_is_the_model():
 def test_a_room_can_be_overlooked():
     """Few files in a room: a job that is cut into many files cannot be read. The bounds of crowded rooms only go down."""
     rooms = collections.Counter(path.parent.relative_to(PACKAGE).as_posix() for path in SOURCES)
-    crowded = {room: count for room, count in rooms.items() if room != "." and count > CROWDED.get(room, ROOM)}
-    assert crowded == {}
+    assert {room: count for room, count in rooms.items() if room != "." and count > CROWDED.get(room, ROOM)} == {}
     assert {room: bound for room, bound in CROWDED.items() if rooms[room] < bound} == {}, "lower the bound"
 
 

@@ -152,8 +152,7 @@ def test_a_terminal_is_left_with_whole_lines(jobs, run, monkeypatch, tmp_path): 
     monkeypatch.setattr(progress, "DELAY", 0)
     for name, (command, said) in jobs.items():
         monkeypatch.setattr(sys, "stderr", terminal := Terminal())
-        place = [tmp_path / name] if command[-1] == "--out" else []
-        assert run(*command, *place)[0] == 0
+        assert run(*command, *[tmp_path / name] if command[-1] == "--out" else [])[0] == 0
         assert said in terminal.getvalue(), name
         *lines, last = terminal.lines()
         assert last == "", name

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import cli
-from aif_jax.blocks import ItemOffset, popularity_offset, with_table
+from aif_jax.blocks import Block, ItemOffset, block, popularity_offset, with_table
 from aif_jax.checkpoint import CheckpointError
 from aif_jax.checks import ArgumentError
 from aif_jax.connectors import SnapshotStore
@@ -28,7 +29,7 @@ from aif_jax.readers import encode_items
 from aif_jax.refreshing import GateConfig, Measurement, Requests, forget_ids, judge, measure, volume, warm_start
 from aif_jax.refreshing.job import begin
 from aif_jax.refreshing.served import training_record
-from aif_jax.refreshing.steps import REPORT
+from aif_jax.refreshing.steps import REPORT, Refresh
 from aif_jax.scores import with_calibration
 from aif_jax.store.folders import WriteLock
 from aif_jax.train.settings import FitSettings
@@ -253,6 +254,23 @@ def test_a_second_job_is_refused_and_an_unfinished_one_of_other_data_is_dropped(
         assert job.sealed("read") is None
         message = "other arguments is dropped: refresh.k: expected 2, the unfinished job has 1"
         assert capsys.readouterr().err.strip().endswith(message)
+
+
+def test_a_killed_refresh_does_not_go_on_with_a_model_of_other_code(run, stocked, tmp_path, monkeypatch, capsys):
+    def grown(**fields: Any) -> aif.PreRanker:
+        return aif.build(run.config.replace(blocks=(*run.config.blocks, block(type("Level", (Block,), fields))())))
+
+    aif.checkpoint.save(served := tmp_path / "served", run.trained.replace(model=grown()))
+    monkeypatch.setattr(Refresh, "judge", lambda *_: sys.exit())  # killed
+    refused(SystemExit, "", refreshed, served, world.events(5), stocked, progress=True)
+    grown(revision=1)
+    message = "/served: the config .*; block 'Level': expected revision 1, that of the class, got 0; use the code that wrote it"
+    refused(CheckpointError, message, refreshed, served, world.events(5), stocked, progress=True)
+    grown(__annotations__={"kind": int}, kind=2)
+    monkeypatch.undo()
+    made = refreshed(served, world.events(5), stocked, progress=True)
+    assert made.status == "published" and made.report["current"]["version"] == aif.open(served).version
+    assert "a block or head got other fields since the job was killed, so its steps are done again" in capsys.readouterr().err
 
 
 def test_a_day_that_no_calibration_fits_is_refused_with_a_report(served, run, tmp_path):

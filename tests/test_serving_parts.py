@@ -79,8 +79,7 @@ def test_cache_accounts_agree_with_its_contents(puts):
     cache = StateCache(limit)
     for user, feature, size in puts:
         cache.put(key(user, feature), state(EACH * (size % 3) + size))
-        held = [EACH + side.state.nbytes for side, _ in cache._entries.values()]
-        assert cache.bytes == sum(held) <= limit
+        assert cache.bytes == sum([EACH + side.state.nbytes for side, _ in cache._entries.values()]) <= limit
 
 
 MEASURED = """

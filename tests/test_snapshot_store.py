@@ -220,8 +220,7 @@ def test_interrupted_uploads_are_collected(open_store, tmp_path):
 
 def test_secrets_are_in_no_message(bucket, tmp_path, caplog):
     caplog.set_level(logging.DEBUG, "aif_jax")
-    wrong = bucket | {"secret": "WRONGSECRET"}
-    stores = [SnapshotStore("s3://bucket/x", **bucket), SnapshotStore("s3://bucket/x", **wrong)]
+    stores = [SnapshotStore("s3://bucket/x", **bucket), SnapshotStore("s3://bucket/x", **bucket | {"secret": "WRONGSECRET"})]
     shown = [repr(store) for store in stores]
     fill(tmp_path / "made", 1)
     with pytest.raises(OSError) as refused:

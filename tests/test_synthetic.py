@@ -38,8 +38,7 @@ def test_the_same_seed_gives_the_same_world_which_is_that_of_the_records(world):
 
 def test_features_are_those_of_raw_events():
     """Without ties, whose order the log keeps as they happened and the encoder by item."""
-    world = synthetic_world(7, **SMALL | {"users": 3}, tie_rate=0.0)
-    data, position = world.dataset, 300
+    data, position = synthetic_world(7, **SMALL | {"users": 3}, tie_rate=0.0).dataset, 300
     user = data.log.user[position]
     before = slice(data.log.offsets[user], position)
     raw = {"item": data.items.raw[data.log.item[before] - 1], "action": data.log.action[before], "time": data.log.time[before]}

@@ -167,8 +167,7 @@ def test_edits_compose_and_a_calibration_is_of_the_scores_before(trained, run, d
     calibrated = calibration(trained, data, candidates=sampled_before(data, positions))
     assert same(calibration(trained, data), calibrated)
     assert same(correction(calibrated, data), correction(trained, data))
-    twice = run.edit(data, svd).edit(data, correction)
-    assert same(twice.trained, run.with_svd(data).with_popularity_correction(data).trained)
+    assert same(run.edit(data, svd).edit(data, correction).trained, run.with_svd(data).with_popularity_correction(data).trained)
     with pytest.raises(aif.EncodingMismatch):
         encoded = aif.Trained(trained.model, trained.params, data.encoder)
         svd(encoded, synthetic_world(1, users=5, items=20, topics=4, categories=4, interests=2, favourites=2).dataset)

@@ -322,8 +322,7 @@ def test_the_command_follows_and_goes_on(trained, kafka_address, tmp_path, capsy
         metrics = json.loads(capsys.readouterr().out)
         assert metrics["counters"]["stream_applied"] == metrics["counters"]["stream_rejected"] == 1
         assert metrics["counters"]["stream_published"] == 2 and metrics["gauges"]["stream_lag"] == 0
-        fetched = SnapshotStore(tmp_path / "store").fetch(tmp_path / "out")
-        assert aif.index.verify(fetched).items == number + 1
+        assert aif.index.verify(SnapshotStore(tmp_path / "store").fetch(tmp_path / "out")).items == number + 1
 
 
 def test_a_command_that_is_told_to_end_saves(trained, kafka_address, tmp_path):

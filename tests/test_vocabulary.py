@@ -60,8 +60,7 @@ def test_integers_of_any_dtype_shape_and_container(spread):
 
 def test_one_long_id_costs_its_own_length():
     vocabulary = Vocabulary([f"item {number}" for number in range(10_000)] + ["x" * 2_000])
-    arrays = vocabulary.to_arrays()
-    assert sum(array.nbytes for array in arrays.values()) < 250_000
+    assert sum(array.nbytes for array in vocabulary.to_arrays().values()) < 250_000
     assert vocabulary.raw.nbytes + sys.getsizeof("x" * 2_000) < 250_000
     assert vocabulary.encode(["x" * 2_000]).tolist() == [10_001]
 

@@ -104,10 +104,11 @@ class Block:
     bfloat16 comes as float32. Histories may have fewer places than the config says (in training by buckets), in exports a
     symbol: nothing may depend on their number. Divide by `mask.sum()`; cut a parameter of places, `p[: mask.shape[0]]`.
 
-    A model's version does not cover code: if you change what a block or head computes, rename its class or add a field such as
-    `revision: int = 2`; `fit(out=)` and exports from before are refused then.
+    A model's version does not cover code: each time you change what a block or head computes, raise its `revision`, and models
+    from before are refused.
 
     Attributes:
+      revision: number of the code, `revision = 1` in the class, without a type.
       training_logit: method for what training alone adds to the logits, [B, C], or [B, C, T] for T objectives, by
         `display_positions` int32 [B, C] as in `Batch`: data without `Columns.position` are refused.
       per_item: paths of `fit` arrays with a row for each item, () if none has; `carry_over` moves their rows, a refresh fits
@@ -136,6 +137,7 @@ class Block:
       'last_seen'
     """
 
+    revision: ClassVar[int] = 0
     per_item: ClassVar[tuple[str, ...] | None] = None
     training_logit: Any = None
 
@@ -208,13 +210,13 @@ def expect_arrays(made: dict[str, Any], function: str) -> dict[str, Any]:
     floats = ["float32", "bfloat16", "float16"]
     fitted = [*floats, "float8_e4m3fn", "bool", "int8", "int16", "int32", "uint8", "uint16", "uint32"]
     kept = {"init": floats, "fit": fitted}.get(function)
-    expected = (f"nested dicts of {', '.join(kept)}, none empty," if kept else "a pytree of arrays") + ' by strings without "/"'
+    expected = f"nested dicts of {', '.join(kept)}, none empty" if kept else "a pytree of arrays (jnp.asarray of a number)"
     for name, value in made.items():
         nested = "/" not in "".join(leaves_by_path(value, separator=" "))
         nested = nested and (not kept or jax.tree.structure(nest(leaves_by_path(value))) == jax.tree.structure(value))
         arrays = [hasattr(leaf, "dtype") and (not kept or str(leaf.dtype) in kept) for leaf in jax.tree.leaves(value)]
         got = jax.tree.map(lambda leaf: describe(leaf) if hasattr(leaf, "dtype") else leaf, value)
-        checks.expect(nested and all(arrays), f"{name}.{function}", expected, got, error=TypeError)
+        checks.expect(nested and all(arrays), f"{name}.{function}", f'{expected}, keys without "/"', got, error=TypeError)
     return made
 
 

@@ -100,11 +100,12 @@ def load(path: str | Path, *, config: Config | None = None, like: Mapping[str, A
       ValueError: another config or schema than expected, or leaves missing, renamed or resized against the template.
     """
     leaves, record = storage.inspect(path)
+    if config and (lines := differences(record.get("config"), config.to_json(), path="config", source="checkpoint")):
+        expected = "expected this config and schema, got others; give those saved with it, or another folder"
+        raise ValueError(f"{path}: {expected}:\n{listed(lines)}")
     stored = storage.parsed(path, record, "config", Config.from_json)
     step = storage.parsed(path, record, "step", operator.index)
     metrics = metrics_of(path, record)
-    if config and (lines := differences(record["config"], config.to_json(), path="config", source="checkpoint")):
-        raise ValueError(f"{path}: expected this config and schema, got others; give those saved with it:\n{listed(lines)}")
     templates = {"params": None} | {name: np.ndarray for name in ("encoder", "items") if name in leaves} | dict(like or {})
     trees = storage.read(path, leaves, templates)
     encoder = None

@@ -95,7 +95,7 @@ def train(
         labels = tuple(dict.fromkeys((*objective_names(fields.get("objectives", ())), *ranker)))
         data = read_cascade(cascade, data, labels=labels)
     with options.as_usage("--set"):
-        fields |= {"head": HEADS.from_json(fields["head"])} if "head" in fields else {}
+        fields |= {"head": HEADS.from_json(fields["head"], by_hand=True)} if "head" in fields else {}
         model = build(PRESETS[preset](data.schema, **fields))
     run = fit(model, data, config, out=out, task=options.read_task(task), teacher=teacher)
     figures: dict[str, Any] = {"validation": run.metrics}

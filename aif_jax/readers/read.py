@@ -181,16 +181,7 @@ def read_items(
 
 
 def encode_items(items: Source, encoder: Encoder, *, problems: Problems | None = None) -> tuple[np.ndarray, ItemFeatures]:
-    """Return raw ids [n] and features of a table of raw items that fits in memory; as `read_items`. Fills `problems`.
-
-    Example:
-      >>> columns = Columns(item_floats=("price",))
-      >>> items = {"item": [7, 8], "category": ["tea", "cup"], "price": [1.0, 3.0]}
-      >>> data = read({"user": [1], "item": [7], "time": [10]}, items=items, columns=columns)
-      >>> ids, features = encode_items({"item": [8, 99], "category": ["cup", None], "price": [3.0, 2.0]}, data.encoder)
-      >>> ids.tolist(), features.ids["item"].tolist(), features.ids["category"].tolist(), features.floats.tolist()
-      ([8, 99], [2, 0], [1, 0], [[1.0], [0.0]])
-    """
+    """Return raw ids [n] and features of a table of raw items that fits in memory; as `read_items`. Fills `problems`."""
     columns, problems = encoder.columns, problems or Problems()
     table = read_table(items, columns.of("items"), problems, columns=columns, name="items", content=encoder.content)
     if not table.count:

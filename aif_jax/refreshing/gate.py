@@ -195,12 +195,7 @@ def judge(
 
 
 def volume(times: np.ndarray, since: int) -> float | None:
-    """Return events a second from `since` on, as a share of those in as long a time before; None where nothing is before.
-
-    Example:
-      >>> volume(np.array([0, 1, 2, 3, 5, 7]), 4)
-      0.5
-    """
+    """Return events a second from `since` on, as a share of those in as long a time before; None where nothing is before."""
     span = int(times.max()) + 1 - since
     start = max(int(times.min()), since - span)
     before, now = np.count_nonzero((times >= start) & (times < since)), np.count_nonzero(times >= since)

@@ -113,8 +113,9 @@ def refresh(
         steps = Refresh(
             job=job, config=config, opened=opened, events=events, items=items, users=users, store=store, teacher=teacher,
         )  # fmt: skip
-        if (before := job.sealed("read")) and before["digest"] != steps.data.digest:
-            output.say("refresh: the data changed since the job was killed, so its steps are done again")
+        if other := steps.changed():
+            check()
+            output.say(f"refresh: {other} since the job was killed, so its steps are done again")
             job.restart()
             steps = dataclasses.replace(steps)  # which has read nothing
         job.step("current", steps.keep_current)

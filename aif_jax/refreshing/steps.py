@@ -12,6 +12,7 @@ import numpy as np
 
 from aif_jax import checkpoint, export, output
 from aif_jax.blocks import item_offset
+from aif_jax.checkpoint import CheckpointError
 from aif_jax.checks import ArgumentError, expect
 from aif_jax.connectors.snapshot_store import SnapshotError, SnapshotStore
 from aif_jax.data.dataset import Dataset
@@ -99,6 +100,16 @@ class Refresh:
         """Task of both models."""
         task = dict(self.job.records["current"]["task"] or {})
         return task_of(self.data, TASKS[task.pop("name")](**task) if task else None)
+
+    def changed(self) -> str:
+        """Return what changed since a killed job sealed steps, "" for nothing."""
+        current, before = self.job.sealed("current"), self.job.sealed("read")
+        try:
+            if current and self.served.version != current["version"]:
+                return "a block or head got other fields"
+        except CheckpointError as error:
+            return f"the served model changed ({error})"
+        return "the data changed" if before and before["digest"] != self.data.digest else ""
 
     @property
     def since(self) -> int:
@@ -245,8 +256,7 @@ class Refresh:
     def export(self, folder: Path, trained: Trained | None = None) -> dict[str, Any]:
         """Export the new model, or another, with the index of the items file and the item statistics after the last event."""
         trained, target = trained or self.trained, folder / EXPORT
-        counted = self.data.counted_log or self.data.log
-        today = functools.partial(self.data.statistic_columns, time=_moment(int(counted.time.max()) + 1))
+        today = functools.partial(self.data.statistic_columns, time=_moment(int(self.data.counted.time.max()) + 1))
         rows = read_items(self.items, trained.need_encoder("refresh"), statistics=today)  # `data` counts forgotten items too
         index = ItemIndex.build(trained, rows)
         export.save(target, trained, index, platforms=self.config.platforms)

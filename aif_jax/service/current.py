@@ -58,12 +58,7 @@ def read_current(root: Path) -> list[ExportEntry]:
 
 
 def parse_current(text: str) -> list[ExportEntry]:
-    """Return the versions that a file `current` names; raises as `read_current`.
-
-    Example:
-      >>> parse_current("tuesday\\nwednesday share=0.25")
-      [ExportEntry(folder='tuesday', sha256=None, share=0.75), ExportEntry(folder='wednesday', sha256=None, share=0.25)]
-    """
+    """Return the versions that a file `current` names; raises as `read_current`."""
     entries = []
     for line in text.splitlines():
         folder, *words = line.split()[:4] or [""]
@@ -116,16 +111,6 @@ def mirror(store: SnapshotStore, folder: str | Path) -> str:
 
     The last `MIRRORED` exports stay in the folder. One process at a time mirrors into it. Raises what `SnapshotStore.fetch` and
     `publish` raise.
-
-    Example:
-      >>> import tempfile
-      >>> root = Path(tempfile.mkdtemp())
-      >>> (root / "export").mkdir()
-      >>> _ = (root / "export" / "manifest.json").write_text("{}")
-      >>> store = SnapshotStore(root / "store")
-      >>> name = store.publish(root / "export")
-      >>> mirror(store, root / "here") == name, (root / "here" / "current").read_text() == name + "\\n"
-      (True, True)
     """
     root, name = Path(folder), store.fetch(folder).name
     if not (root / CURRENT).is_file() or [entry.folder for entry in read_current(root)] != [name]:

@@ -60,13 +60,7 @@ class WriteLock:
 
 
 def local(path: str | os.PathLike[str], name: str = "path") -> Path:
-    """Return the absolute path of a local file or folder; ValueError for a URL, which would become a folder's name.
-
-    Example:
-      >>> local("s3://bucket/index")
-      Traceback (most recent call last):
-      ValueError: path: expected a local path, got the URL 's3://bucket/index'; aif_jax.connectors.SnapshotStore copies there
-    """
+    """Return the absolute path of a local file or folder; ValueError for a URL, which would become a folder's name."""
     if URL.match(os.fspath(path)):
         where = redacted(os.fspath(path))
         hint = "aif_jax.connectors.SnapshotStore copies there"

@@ -74,9 +74,10 @@ def test_a_name_that_the_model_has_taken_is_refused():
     for field, got in ("tables", lambda self: ()), ("per_item", "price"):
         wrong = blocks.block(type("Wrong", (blocks.Block,), {field: got}))
         refused(ValueError, "Wrong: expected attributes or properties `tables` and `per_item`", demo.config, blocks=(wrong(),))
-    for field in "block", "widths", "name":
+    for field in "block", "widths", "name", "revision":
         own = type("Own", (blocks.Block,), {"__annotations__": {field: int}})
         refused(ValueError, rf"Own: expected no field .*, got \['{field}'\]", blocks.block, own)
+    refused(ValueError, "Own.revision: expected a whole number", blocks.block, type("Own", (blocks.Block,), {"revision": "1"}))
     own_init = type("Own", (blocks.Block,), {"__init__": lambda self, width: None})
     refused(ValueError, "Own: expected fields such as `width: int = 4`, got its own `__init__`", blocks.block, own_init)
     refused(TypeError, "no `@dataclass`", blocks.block, dataclasses.make_dataclass("Own", (), bases=(blocks.Block,)))
@@ -112,7 +113,7 @@ def test_what_a_part_gives_is_refused_by_its_name(monkeypatch):
         *((blocks.Bea, "fit", {"t": jnp.array([1, at])}, ValueError, f"fitted bea/t: expected finite values, got {at} at .*1")
           for at in (np.nan, -np.inf)),
         *((blocks.Bea, half, 1.0, TypeError, f"bea.{half}: expected a pytree .*, got 1.0") for half in ("user", "item")),
-        (blocks.Bea, "item", {"a/b": ones}, TypeError, 'bea.item: .* of arrays by strings without "/", got {.a/b'),
+        (blocks.Bea, "item", {"a/b": ones}, TypeError, 'bea.item: .* of arrays .*, keys without "/", got {.a/b'),
         *((blocks.Bea, "widths", w, ValueError, "bea.widths: expected a dict of")
           for w in (3, [3], {"f": 3.0}, {"f": -1}, {1: 3}, {"a/b": 3})),
         (heads.Mlp, "first_layer", {}, TypeError, "head Mlp.first_layer: expected a FirstLayer or None, got dict"),

@@ -12,7 +12,7 @@ import optax
 import pytest
 
 import aif_jax as aif
-from aif_jax import blocks, checkpoint, export, train
+from aif_jax import blocks, checkpoint, export, heads, train
 from aif_jax.train import losses
 from tests import demo
 from tests.own_block import Decay
@@ -64,8 +64,7 @@ def own(request) -> Own:
 
 @pytest.mark.parametrize("name", PARTS)
 def test_the_package_does_not_know_it(name):
-    sources = Path(aif.__file__).parent.rglob("*.py")
-    assert not [path for path in sources if re.search(rf"\b{name}\b", path.read_text())]
+    assert not [path for path in Path(aif.__file__).parent.rglob("*.py") if re.search(rf"\b{name}\b", path.read_text())]
 
 
 def test_training_moves_all_of_it(own):
@@ -78,8 +77,10 @@ def test_training_moves_all_of_it(own):
 
 def test_json_and_a_checkpoint_keep_it(own, tmp_path):
     config, record = own.model.config, json.loads(json.dumps(own.model.config.to_json()))
-    kept = {"Decay": {"block": "Decay", "rates": 2}, "Experts": {"head": "Experts", "experts": 2, "width": 8, "outputs": 1}}
+    head = {"head": "Experts", "revision": 1, "experts": 2, "width": 8, "outputs": 1}
+    kept = {"Decay": {"block": "Decay", "revision": 2, "rates": 2}, "Experts": head}
     assert kept[own.name] in (*record["blocks"], record["head"])
+    assert heads.HEADS.from_json({"head": "Experts"}, by_hand=True) == Experts()  # of --set
     assert aif.Config.from_json(record) == config and hash(aif.Config.from_json(record)) == hash(config)
     checkpoint.save(tmp_path / "checkpoint", own.trained)
     saved = checkpoint.load(tmp_path / "checkpoint")
