@@ -174,10 +174,8 @@ def test_ranks_in_the_catalogue_do_not_depend_on_the_future(monkeypatch):
     assert len(catalogues) == 1 and catalogues[0] is not data().catalogue  # no rows are made that none reads
     ended = before(time + 6 * HOUR)
     same = np.flatnonzero((ended.log.time >= time) & (ended.log.time < time + 6 * HOUR))
-    past = rank_catalogue(model, params, ended, same)
-    np.testing.assert_array_equal(whole, past)
-    reversed_ = rank_catalogue(model, params, data(), positions[::-1])
-    np.testing.assert_array_equal(reversed_[::-1], whole)
+    np.testing.assert_array_equal(whole, rank_catalogue(model, params, ended, same))
+    np.testing.assert_array_equal(rank_catalogue(model, params, data(), positions[::-1])[::-1], whole)
 
 
 def test_without_them_schema_and_columns_are_what_they_were():

@@ -12,6 +12,7 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import train
+from aif_jax.blocks import Block, DotProduct, HeadInputs, block
 from aif_jax.data.pipeline import Batch, PrefetchedBatch
 from aif_jax.train import losses, optimizers
 from aif_jax.train import step as training
@@ -170,17 +171,24 @@ def test_parts_hold_samples_of_like_length():
     np.testing.assert_array_equal(parts.labels[1, :2], batch.labels[[2, 0]])
 
 
-@pytest.mark.parametrize(
-    "optimizer",
-    [
-        optax.adagrad(0.1),
-        optax.sgd(optax.linear_schedule(0.3, 0.0, 10)),
-        optax.chain(optax.clip_by_global_norm(0.05), optax.adagrad(0.1)),
-    ],
-    ids=["adagrad", "sgd under a schedule", "clipped"],
-)
+@block
+class Embedding(Block):
+    """Its parameter is called as a table is."""
+
+    def widths(self, config): return {"read": 2}  # fmt: skip
+
+    def init(self, key, config): return {"item": jnp.zeros((config.width, 2))}  # fmt: skip
+
+    def score(self, params, state, rows, kernels):
+        return HeadInputs(rest=rows.vector @ params["item"] @ kernels["read"])
+
+
+@pytest.mark.parametrize("optimizer", [
+    optax.adagrad(0.1), optax.sgd(optax.linear_schedule(0.3, 0.0, 10)),
+    optax.chain(optax.clip_by_global_norm(0.05), optax.adagrad(0.1)),
+], ids=["adagrad", "sgd under a schedule", "clipped"])  # fmt: skip
 def test_where_a_zero_gradient_changes_nothing_the_whole_table_is_that_of_the_dense_optimizer(optimizer):
-    model, params = demo.build(**demo.SMALL)
+    model, params = demo.build(**demo.SMALL | {"blocks": (DotProduct(), Embedding()), "head": aif.heads.Mlp()})
     batches = [batch_of(model.config, seed=s, samples=2) for s in range(4)]
     dense, expected = run(model, params, optimizer, batches, sparse=())
     got, metrics = run(model, params, optimizer, batches, sparse=ITEM)

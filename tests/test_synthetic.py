@@ -138,8 +138,7 @@ def test_content_shows_the_topic_and_the_category_does_not(world):
     np.testing.assert_allclose(np.linalg.norm(content, axis=1), 1, rtol=1e-5)
     similarity, topic, category = content @ content.T, world.topic[1:], world.category[1:]
     pairs = np.triu_indices(300, 1)
-    alike = (topic[:, None] == topic)[pairs]
-    assert metrics.auc(similarity[pairs], alike) > 0.99
+    assert metrics.auc(similarity[pairs], (topic[:, None] == topic)[pairs]) > 0.99
     assert metrics.auc(similarity[pairs], (category[:, None] == category)[pairs]) == pytest.approx(0.5, abs=0.03)
 
 

@@ -60,8 +60,7 @@ def test_empty_history_and_no_candidates():
     empty = history(rng, 12, 2, kept=0.0)
     assert not np.any(histogram(words(rng, 5, 2), empty, tiers=8))
     assert histogram(np.zeros((0, 2), np.uint32), empty, tiers=8).shape == (0, 8)
-    nothing = history(rng, 0, 2)
-    assert not np.any(histogram(words(rng, 5, 2), nothing, tiers=8))
+    assert not np.any(histogram(words(rng, 5, 2), history(rng, 0, 2), tiers=8))
 
 
 def test_no_array_of_all_pairs_is_held():

@@ -222,8 +222,7 @@ def test_nothing_of_an_id_stays_at_a_row_that_another_one_gets(world):
     # fitted again on the new catalogue, the row has the new item's values, as in a model that never knew the old one
     again = aif.fit_tables(after[0].config, world.data.catalogue)
     assert again["fields"]["category"][new.encode([60])[0]] == cup
-    signature = again["signatures_64"]["table"]
-    assert (signature[row] != params["fitted"]["signatures_64"]["table"][row]).any()
+    assert (again["signatures_64"]["table"][row] != params["fitted"]["signatures_64"]["table"][row]).any()
 
 
 @pytest.mark.lane("standing")

@@ -58,12 +58,7 @@ class Call:
 
 
 def parse(fields: Mapping[str, Any], most: int = MAX_VALUES, *, size: int = 0) -> Call:
-    """Return the call that fields say; arrays may be lists, of `most` values. Raises BadCall with the name of the field.
-
-    Example:
-      >>> parse({"user": "ann", "candidates": [7, 9], "k": 1}).candidates.ids.tolist()
-      [7, 9]
-    """
+    """Return the call that fields say; arrays may be lists, of `most` values. Raises BadCall with the name of the field."""
     values = {name: value for name, value in fields.items() if value is not None}
     if unknown := [str(name) for name in fields if name not in FIELDS]:
         raise BadCall(unknown[0], f"expected one of the fields {', '.join(FIELDS)}, got {unknown[0][:80]!r}")

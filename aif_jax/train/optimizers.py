@@ -29,6 +29,7 @@ from aif_jax.checks import expect
 from aif_jax.config import Config
 from aif_jax.layers import behaviour_fields
 from aif_jax.schema import Schema
+from aif_jax.trees import leaves_by_path
 from aif_jax.types import ItemFeatures, Params, UserFeatures, record
 
 
@@ -138,23 +139,26 @@ def update_rows(
     counts = {name: trained["embedding"][name].shape[0] for name in ids}
     dense, tables = split_tables(trained, ids)
     rows = {name: table.at[ids[name]].get(mode="clip") for name, table in tables.items()}
-    row_state = _map_rows(lambda leaf, name: leaf.at[ids[name]].get(mode="clip"), opt_state, counts)
+    alike = tuple(path for path in leaves_by_path(trained) if "/embedding/" in path)
+    row_state = _map_rows(lambda leaf, name: leaf.at[ids[name]].get(mode="clip"), alike, counts, opt_state)
     updated, state, rest = update(join_tables(gradient, row_gradients), join_tables(dense, rows), row_state)
     dense, rows = split_tables(updated, ids)
     tables = {name: table.at[ids[name]].set(rows[name], mode="drop") for name, table in tables.items()}
-    opt_state = _map_rows(lambda leaf, name, new: leaf.at[ids[name]].set(new, mode="drop"), opt_state, counts, state)
+    opt_state = _map_rows(lambda leaf, name, new: leaf.at[ids[name]].set(new, mode="drop"), alike, counts, opt_state, state)
     return join_tables(dense, tables), opt_state, rest
 
 
-def _map_rows(f: Callable, opt_state: Any, counts: Mapping[str, int], *rest: Any) -> Any:
+def _map_rows(f: Callable, alike: tuple[str, ...], counts: Mapping[str, int], opt_state: Any, *rest: Any) -> Any:
     """Map f(leaf, table, *others) over what the optimizer keeps of a table; other leaves come from the last tree given.
 
-    Paths of an optimizer's state end as those of the parameters: "embedding", name of the table.
+    Paths of an optimizer's state end as those of the parameters: "embedding", name of the table. `alike` are paths of other
+    parameters that end so too, such as "blocks/mine/embedding/item".
     """
 
     def one(path: tuple, leaf: Any, *others: Any) -> Any:
-        group, name = ["", "", *(str(getattr(key, "key", "")) for key in path)][-2:]
-        if group != "embedding" or name not in counts:
+        keys = [str(getattr(key, "key", "")) for key in path]
+        group, name = ["", "", *keys][-2:]
+        if group != "embedding" or name not in counts or "/".join(keys).endswith(alike):
             return others[-1] if others else leaf
         expected = f"one row for each of the {counts[name]} rows of table {name!r}"
         got = f"shape {leaf.shape}; such an optimizer needs sparse=()"
