@@ -60,7 +60,9 @@ class Config(Fields):
         for part in self.blocks:
             BLOCKS.check(part, "Config.blocks")
             fits, got = isinstance(part.tables, tuple) and isinstance(part.per_item, tuple | None), (part.tables, part.per_item)
-            expect(fits, type(part).__name__, "attributes or properties `tables` and `per_item`, tuples", repr(got))
+            fits = fits and all(type(table).__hash__ for table in part.tables)
+            expected = "attributes or properties `tables`, of frozen dataclasses, and `per_item`, tuples"
+            expect(fits, type(part).__name__, expected, repr(got))
         HEADS.check(self.head, "Config.head")
         names, taken = [part.name for part in (*self.blocks, *self.tables)], ("tower", "fields", GROUP)
         expected = f"blocks and tables of different names, strings without '/', none of {', '.join(taken)}"

@@ -219,10 +219,10 @@ def test_altered_contents_are_named(copy):
 
 
 @pytest.mark.parametrize("config, words", [
-    ({"hologram": 1}, "the config inside cannot be read .*hologram"),
+    ({"hologram": 1}, "the config inside cannot be read.*hologram"),
     ({"blocks": [{"block": "Hologram", "size": 3}]}, "got 'Hologram'; import the module with its `@block`$"),
     ({"blocks": [{"block": "Bea", "hue": 3}]}, "block 'Bea': expected fields among .*hue"),
-    ({}, "the encoder inside cannot be read .* expected"),
+    ({}, "the encoder inside cannot be read.* expected"),
 ])  # fmt: skip
 def test_a_config_or_encoder_that_this_process_cannot_build_is_refused(tmp_path, config, words):
     encoder = damaged.encoder()

@@ -103,8 +103,9 @@ def parsed(path: str | Path, record: Mapping[str, Any], name: str, parse: Callab
     try:
         return parse(record[name])
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
-        written = f"written by aif_jax {record.get('aif_jax')}, this is {__version__}"
-        raise CheckpointError(f"{path}: the {name} inside cannot be read ({written}); {error}") from error
+        by = record.get("aif_jax", __version__)
+        written = "" if by == __version__ else f" (written by aif_jax {by}, this is {__version__})"
+        raise CheckpointError(f"{path}: the {name} inside cannot be read{written}; {error}") from error
 
 
 def read(path: str | Path, leaves: Mapping[str, Mapping[str, Digest]], like: Mapping[str, Any]) -> dict[str, Any]:

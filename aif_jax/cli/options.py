@@ -53,8 +53,9 @@ class TrainingFiles(Files):
 
     Attributes:
       unknown: for users, items, actions and categories that encoder, file of items or users, or `Columns.actions` lack: error,
-        or skip, which leaves out events and lines of unknown users, and lines of the items file with an unknown item. Others
-        become row 0, as in serving, and events with an unknown item are no positives. A warning counts them.
+        or skip, see `read`: leaves out lines of unknown users, their events, which item statistics alone count, and lines of
+        the items file with an unknown item. Others become row 0: events with an unknown item are no positives, those with an
+        unknown action no candidates of Impressions. A warning counts them.
       repeats: whether users come back to items, see `Dataset`. Default: as estimated, see the log; in add as the run has it.
     """
 

@@ -87,13 +87,6 @@ def read_candidates(source: Source, data: Dataset) -> np.ndarray:
 
     Raises:
       ValueError: no line of a known item for a request of the log; and as `read`.
-
-    Example:
-      >>> import aif_jax as aif
-      >>> events = {"user": ["ann", "ann"], "item": [7, 8], "time": [10, 20]}
-      >>> data = aif.read(events, items={"item": [7, 8, 9], "category": ["tea", "cup", "tea"]}, columns=aif.Columns())
-      >>> read_candidates({"user": ["ann"] * 2, "item": [9, 7], "time": [20] * 2}, data).tolist()
-      [[0, 0], [3, 1]]
     """
     log, (lines, users, rows, time) = data.log, _lines(source, data, {}, name="candidates")
     first = log.request_start(users, time)

@@ -286,8 +286,8 @@ def encode_columns(
         newer = Vocabulary(next((ids for ids, _ in reversed(distinct) if len(ids)), []))
         both = [each.raw for each in (given, newer) if each is not None and len(each.raw)]
         vocabulary = Vocabulary(np.concatenate(both)) if both else newer
-    found, adds = [], "" if name == "action" else ", read(earlier=) adds them"
-    out = f" (read(unknown='skip') accepts others{adds})" if given is not None and not grow else ""
+    found, adds = [], "" if name == "action" or given is None or grow else ", read(earlier=) adds them"
+    out = f" (read(unknown='skip') accepts others{adds})"
     # `fits`, `negative`, `row_of` are by code (distinct value); `ids` the values that fit; `[codes.codes]` spreads over rows
     for (table, column), codes, (ids, fits) in zip(members, held, distinct, strict=True):
         row_of, bag = np.zeros(len(fits) + 1, np.int32), table.kinds[column] == "bag"  # the last row is of code -1, no value

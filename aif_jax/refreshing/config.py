@@ -18,7 +18,8 @@ class RefreshConfig(Fields):
     """Settings of a refresh. Dates and numbers of moments are as in `FitConfig`.
 
     Attributes:
-      unknown: what to do with users, items, actions, categories that neither the files nor the served model know, see `read`.
+      unknown: what to do with actions that the served model does not know, and with users and items of the events that neither
+        it nor the file of users or items knows, see `read`.
       since: the moment from which events are new, a date or number; None: the end of the validation slice of the served
         model's run, or of the training of its refresh.
       forget: days without an event after which an item, a user, or an attribute value that came with them alone loses its row

@@ -102,10 +102,10 @@ class Refresh:
         return task_of(self.data, TASKS[task.pop("name")](**task) if task else None)
 
     def changed(self) -> str:
-        """Return what changed since a killed job sealed steps, "" for nothing."""
+        """Return what changed since a killed job sealed steps, code of blocks and heads or the data; "" for nothing."""
         current, before = self.job.sealed("current"), self.job.sealed("read")
         try:
-            if current and self.served.version != current["version"]:
+            if current and self.served.version != current["version"]:  # loaded by today's code: a new field counts
                 return "a block or head got other fields"
         except CheckpointError as error:
             return f"the served model changed ({error})"
