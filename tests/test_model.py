@@ -170,7 +170,7 @@ def test_assemble_takes_flax_modules_as_towers():
     np.testing.assert_allclose(plain.mean(1), np.zeros(5), atol=1e-5)  # of a layer norm
     np.testing.assert_allclose(joint, staged, rtol=1e-4, atol=1e-5)
     listed = aif.Component(lambda key, config: {"layers": {0: jnp.ones(1)}}, item.apply)  # as `nnx.List` has it
-    refused(TypeError, r"item.init: .* by strings .* got {'layers': {0: '", demo.init, aif.assemble(config, item=listed))
+    refused(TypeError, r"item.init: .* keys text .* got {'layers': {0: '", demo.init, aif.assemble(config, item=listed))
     for part in ("user", "item"):
         narrow = aif.assemble(config, **{part: nn.Dense(4)})
         refused(ValueError, rf"{part} tower: expected a vector \[8\]", narrow.joint, demo.init(narrow), features, items)

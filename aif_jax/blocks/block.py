@@ -218,7 +218,7 @@ def expect_arrays(made: dict[str, Any], function: str) -> dict[str, Any]:
         nested = nested and (not kept or jax.tree.structure(nest(leaves_by_path(value))) == jax.tree.structure(value))
         arrays = [hasattr(leaf, "dtype") and (not kept or str(leaf.dtype) in kept) for leaf in jax.tree.leaves(value)]
         got = jax.tree.map(lambda leaf: describe(leaf) if hasattr(leaf, "dtype") else leaf, value)
-        checks.expect(nested and all(arrays), f"{name}.{function}", f'{expected}, keys without "/"', got, error=TypeError)
+        checks.expect(nested and all(arrays), f"{name}.{function}", f'{expected}, keys text without "/"', got, error=TypeError)
     return made
 
 

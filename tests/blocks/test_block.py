@@ -113,7 +113,7 @@ def test_what_a_part_gives_is_refused_by_its_name(monkeypatch):
         *((blocks.Bea, "fit", {"t": jnp.array([1, at])}, ValueError, f"fitted bea/t: expected finite values, got {at} at .*1")
           for at in (np.nan, -np.inf)),
         *((blocks.Bea, half, 1.0, TypeError, f"bea.{half}: expected a pytree .*, got 1.0") for half in ("user", "item")),
-        (blocks.Bea, "item", {"a/b": ones}, TypeError, 'bea.item: .* of arrays .*, keys without "/", got {.a/b'),
+        (blocks.Bea, "item", {"a/b": ones}, TypeError, 'bea.item: .* of arrays .*, keys text without "/", got {.a/b'),
         *((blocks.Bea, "widths", w, ValueError, "bea.widths: expected a dict of")
           for w in (3, [3], {"f": 3.0}, {"f": -1}, {1: 3}, {"a/b": 3})),
         (heads.Mlp, "first_layer", {}, TypeError, "head Mlp.first_layer: expected a FirstLayer or None, got dict"),
