@@ -351,11 +351,13 @@ def test_raw_updates(raw):
 
 
 def test_a_stream_of_unknown_length_grows_the_table():
-    many = demo.items(3000, seed=2)
-    cuts = [0, 100, 100, *range(107, 300, 7), *range(300, 3001, 500), 3000]
+    many = demo.items(3600, seed=2)
+    cuts = [0, 100, 100, *range(107, 300, 7), *range(300, 3601, 500), 3600]
     stream = [(np.arange(i, j), take(many, slice(i, j))) for i, j in itertools.pairwise(cuts)]
-    streamed = ItemIndex.build(trained(), iter(stream), batch_size=64, progress=False)
-    assert same(streamed.take(np.arange(3000))[0], make(many, np.arange(3000)).take(np.arange(3000))[0])
+    for batch_size in (64, 4096):  # one batch may be larger than twice the first table
+        streamed = ItemIndex.build(trained(), iter(stream), batch_size=batch_size, progress=False)
+        known = make(many, np.arange(3600), batch_size=batch_size)
+        assert same(streamed.take(np.arange(3600))[0], known.take(np.arange(3600))[0]) and streamed.capacity == known.capacity
     message = "capacity: expected at least the catalogue's items, got 2000"
     refused(ValueError, message, ItemIndex.build, trained(), stream, batch_size=64, capacity=2000, progress=False)
 

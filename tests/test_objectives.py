@@ -31,8 +31,7 @@ def test_objectives_are_parsed_and_chained():
     assert aif_scores.objective_names(NAMES) == ("click", "conversion", "like")
     deep = ("a", "b|a", "c|b")
     assert aif_scores.chains(deep) == {"a": (0,), "b": (1, 0), "c": (2, 1, 0)}
-    rng = np.random.default_rng(0)
-    logits = rng.normal(size=(50, 3)) * 8
+    logits = np.random.default_rng(0).normal(size=(50, 3)) * 8
     for name, count in (("a", 1), ("b", 2), ("c", 3)):
         whole = aif_scores.over_all(logits, deep, name, np)
         np.testing.assert_allclose(sigmoid(whole), sigmoid(logits[:, :count]).prod(1), rtol=1e-9)

@@ -23,8 +23,7 @@ README = Path(judge.__file__).with_name("README.md")
 
 @pytest.fixture(scope="module")
 def slices() -> dict[str, judge.Slice]:
-    data = datasets.load("smoke")
-    return {name: judge.slice_of(data, name) for name in judge.SLICES}
+    return {name: judge.slice_of(datasets.load("smoke"), name) for name in judge.SLICES}
 
 
 @pytest.mark.parametrize("slice_", judge.SLICES)

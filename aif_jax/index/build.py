@@ -43,13 +43,13 @@ def fill(
             if count > store.room:
                 got = f"{capacity}; leave it None, or pass more"
                 expect(capacity is None, "capacity", "at least the catalogue's items", got)
-                store.resize(2 * store.capacity)
+                store.resize(max(2 * store.capacity, capacity_for(store.rows.fresh + count)))
             store.put(stored, store.rows.take(count))
             seen.append(keys)
             bar.update(count)
     keys = np.concatenate(seen) if seen else np.zeros(0, np.int64)
     _expect_distinct(keys)
-    if capacity is None and known is None and store.capacity > (least := capacity_for(len(keys))):
+    if capacity is None and known is None and store.capacity != (least := capacity_for(len(keys))):
         store.resize(least)
     store.kind = kind_of(keys) or kind
     store.ids = IdMap(store.capacity, store.kind)

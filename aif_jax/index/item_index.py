@@ -177,9 +177,7 @@ class ItemIndex:
         return cls.of_rows(trained, keys, rows, kind=manifest.ids, **sizes)
 
     @classmethod
-    def from_parts(
-        cls, trained: Trained, parts: Iterable[Any], *, items: int | None = None, progress: bool = True
-    ) -> Self:
+    def from_parts(cls, trained: Trained, parts: Iterable[Any], *, items: int | None = None, progress: bool = True) -> Self:
         """Merge rows that `engines.ItemJob` encoded, wherever it ran, in bounded memory; equals `build` bit for bit.
 
         Args:

@@ -142,6 +142,7 @@ class Store:
 
     def put(self, stored: Packed, rows: np.ndarray) -> None:
         """Write a batch of stored rows, of which the first are items, into free rows [n], in place."""
+        expect(rows.max(initial=-1) < self.capacity, "rows", f"below the capacity {self.capacity}", rows.max(initial=-1))
         targets = np.full(self.program.batch_size, self.capacity, np.int32)  # out of range: dropped
         targets[: len(rows)] = rows
         with self._writing():
