@@ -71,12 +71,7 @@ def run(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; `argv` None takes the words of this process. Returns the exit code; reasons are on stderr.
-
-    Example:
-      >>> main(["index", "verify", "no-such-folder"])
-      2
-    """
+    """Run a command; `argv` None takes the words of this process. Returns the exit code; reasons are on stderr."""
     try:
         try:
             code, told = _run(argv)

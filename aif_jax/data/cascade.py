@@ -92,13 +92,13 @@ def from_columns(
     positions, request = np.unique(start[start >= 0], return_inverse=True)
     order = np.lexsort((stage[lines], request))
     place = np.arange(len(order)) - np.searchsorted(request[order], request[order])
-    chosen = order[place < candidates]
-    chosen = chosen[np.lexsort((rows[lines[chosen]], stage[lines[chosen]], request[chosen]))]
-    at, chosen = (request[chosen], place[place < candidates]), lines[chosen]  # either order goes request by request
+    kept = order[place < candidates]
+    kept = kept[np.lexsort((rows[lines[kept]], stage[lines[kept]], request[kept]))]
+    at = request[kept], place[place < candidates]  # 0, 1, ... in each request, as before the sort within requests
 
     def table(values: np.ndarray, dtype: Any, fill: Any) -> np.ndarray:
         filled = np.full((len(positions), candidates), fill, dtype)
-        filled[at] = values[chosen]
+        filled[at] = values[lines[kept]]
         return filled
 
     cascade = Cascade(
@@ -107,4 +107,4 @@ def from_columns(
         stage=table(stage, np.int8, 0),
         labels={name: table(values, np.float32, np.nan) for name, values in labels.items()},
     )
-    return cascade, without, len(lines) - len(chosen)
+    return cascade, without, len(lines) - len(kept)

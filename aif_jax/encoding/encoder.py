@@ -41,7 +41,8 @@ class Encoder:
     | raw | becomes |
     |---|---|
     | an item or attribute value that the vocabulary lacks, an attribute None | row 0; an unknown item is still an event |
-    | a user float None; NaN or no such column | 0 once scaled; ValueError |
+    | a user float None | 0 once scaled |
+    | a user float NaN, a user without that column | ValueError |
     | an action that is none of those listed | action 0 |
     | an event whose action is none of `Columns.history_actions`, where there are any | left out |
     | events in any order | the most recent first, ties as `times.history_order` has them: the order of arrival never matters |

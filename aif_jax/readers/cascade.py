@@ -32,7 +32,8 @@ def read_cascade(
       data: what `read` gave.
       labels: columns of numbers: the objectives' labels, the ranker's score; or their new names by column. NaN, or an empty
         value in CSV, where the log does not know.
-      candidates: M, of a request at most; the furthest stages are kept, then the order of the lines.
+      candidates: M, of a request at most: those of the furthest stages, of one stage the first lines. They are stored by stage
+        and item.
 
     Example:
       >>> import aif_jax as aif

@@ -286,7 +286,8 @@ def encode_columns(
         newer = Vocabulary(next((ids for ids, _ in reversed(distinct) if len(ids)), []))
         both = [each.raw for each in (given, newer) if each is not None and len(each.raw)]
         vocabulary = Vocabulary(np.concatenate(both)) if both else newer
-    found, adds = [], "" if name == "action" or given is None or grow else ", read(earlier=) adds them"
+    own_file = f"those of the {name}s file" if name in ("user", "item") and len(members) > 1 else "them"
+    found, adds = [], "" if name == "action" or given is None or grow else f", read(earlier=) adds {own_file}"
     out = f" (read(unknown='skip') accepts others{adds})"
     # `fits`, `negative`, `row_of` are by code (distinct value); `ids` the values that fit; `[codes.codes]` spreads over rows
     for (table, column), codes, (ids, fits) in zip(members, held, distinct, strict=True):
@@ -304,8 +305,10 @@ def encode_columns(
             if kind == "integers" and table.kinds[column] == "id":
                 negative[fits] = np.asarray(ids) < 0
             unknown = f"unknown {name if name in ('user', 'item', 'action') else 'category'}"
+            way_out = "the others (Columns.text keeps a column text)"
+            like = way_out if given is None else f"the vocabulary {name!r} (text needs a new model, with Columns.text)"
             for wrong, of_code, expected in (
-                ("wrong type", ~fits, "a whole number, like the others (Columns.text keeps a column text)"),
+                ("wrong type", ~fits, f"a whole number, like {like}"),
                 ("negative id", negative, "0 or more"),
                 (unknown, fits & ~negative & (row_of[:-1] == 0) & (not bag), f"one of the {len(vocabulary.raw)} known{out}"),
             ):

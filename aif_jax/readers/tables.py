@@ -380,11 +380,11 @@ class Cells(NamedTuple):
         numbers = valid & bool(not dated and len(some) and like(some[:1]).all() and like(some).all())
         late, coarse, ancient = (bad & valid & ~numbers for bad in wrong_unit(array, unit=given, dated=dated))
         least = f"times of at least {quoted(FLOOR * PER_SECOND[given], given, dated=dated)}"
-        looks = "" if dated else ", which looks like {!r}"
+        hint = "" if dated else ", which looks like {!r}"
         for bad, expected, text in (
             (numbers, "times (dates such as '2024-05-01')", ", a date written as a number"),
-            (late, "times before 2100", looks),
-            (coarse, "times that look like no coarser unit", looks),
+            (late, "times before 2100", hint),
+            (coarse, "times that look like no coarser unit", hint),
             (ancient, least, ""),
         ):
             got = (f"{quoted(v, given, dated=dated)}{text.format(likely_unit(int(v)))}" for v in array[bad])
