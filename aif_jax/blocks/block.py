@@ -159,7 +159,7 @@ class Block:
         return ()
 
     def least_history(self, config: Config) -> int:
-        """Return the fewest places of a history in exports alone: K if a state holds the first K (`x[:K]`), or code needs K."""
+        """Return the fewest places in exports, padding counted: K if a state holds the first K (`x[:K]`), or code needs K."""
         return 1
 
     def check(self, config: Config) -> None:
