@@ -46,8 +46,7 @@ def test_requests_start_where_user_or_time_changes(dataset, monkeypatch, block):
     assert starts(min_history=1) == [3, 4, 8]
     assert starts(min_history=4) == [4]
     assert starts(since=20, before=40) == [3, 4, 6]
-    long = EventLog([1] * 20, [1] * 20, [1] * 20, [0] * 5 + [7] * 15)
-    assert sample_positions(long, requests=True).tolist() == [0, 5]
+    assert sample_positions(EventLog([1] * 20, [1] * 20, [1] * 20, [0] * 5 + [7] * 15), requests=True).tolist() == [0, 5]
 
 
 def test_a_shown_list_is_all_events_of_its_request_with_the_history_of_its_first(dataset):
@@ -88,8 +87,7 @@ def test_of_a_long_list_the_positives_are_kept_and_the_rest_is_drawn():
 
 @pytest.mark.parametrize("candidates", [3, 4, 6])
 def test_an_item_that_is_logged_twice_in_a_request_is_one_candidate(candidates):
-    data = shown([2, 1, 2, 1], [1, 2, 2, 2])
-    rows, labels, _ = impressions(data, candidates=candidates, threshold=2)(np.array([1]), DRAW)
+    rows, labels, _ = impressions(shown([2, 1, 2, 1], [1, 2, 2, 2]), candidates=candidates, threshold=2)(np.array([1]), DRAW)
     there = rows[0] > 0
     assert rows[0][there].tolist() == [1, 2] and labels[0][there].tolist() == [1, 1]
 

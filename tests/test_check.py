@@ -99,12 +99,13 @@ def test_parquet_tells_rows(tmp_path):
     assert str(report.problems[1]).startswith(f"{tmp_path / 'events.parquet'}, row 1, column 'time': time unit: expected")
 
 
-def test_torn_parquet(folder):
-    pq.write_table(pa.table({"user": [1], "item": [7], "time": [1]}), folder / "events.parquet")
+def test_torn_and_altered_parquet(folder):
+    pq.write_table(pa.table({"user": [1], "item": [7], "time": [0xABCDE]}), folder / "events.parquet", write_page_checksum=True)
     whole = (folder / "events.parquet").read_bytes()
-    (folder / "events.parquet").write_bytes(whole[: len(whole) // 2])
-    (problem,) = check(folder / "events.parquet", columns=Columns()).problems
-    assert problem.kind == "unreadable file" and "magic bytes" in problem.got
+    for damaged, got in (whole[: len(whole) // 2], "magic bytes"), (whole.replace(b"\xde\xbc\n\0", b"\xde\xbc\n\1"), "CRC"):
+        (folder / "events.parquet").write_bytes(damaged)
+        (problem,) = check(folder / "events.parquet", columns=Columns()).problems
+        assert problem.kind == "unreadable file" and got in problem.got
 
 
 @pytest.mark.parametrize(("files", "columns", "problems"), [

@@ -299,8 +299,7 @@ def test_an_unknown_item_may_have_a_long_id_whether_or_not_it_ties():
 
 def test_ids_of_users_that_are_text_may_come_as_numbers():
     columns = Columns(text=("user",))
-    known = {"user": Vocabulary(["1"]), "item": Vocabulary(range(1, 10)), "category": Vocabulary([1])}
-    made = encoder(columns, known, 0)
+    made = encoder(columns, {"user": Vocabulary(["1"]), "item": Vocabulary(range(1, 10)), "category": Vocabulary([1])}, 0)
     events = {"user": [1, 1], "item": [3, 4], "time": [NOW - 20, NOW - 10]}
     assert len(rows(made({"user": "1"}, events, NOW))) == 2
     refused(ValueError, "expected rows of user '2' alone, got 2 of 2 of others, such as 1", made, {"user": "2"}, events, NOW)

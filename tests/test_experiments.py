@@ -287,8 +287,7 @@ def test_points_are_hundredths_with_the_error_to_both_sides():
 
 def test_kernels(tmp_path):
     figures = measured(tmp_path, "experiments.kernels")
-    names = "din_linear", "simtier", "interaction", "interaction_exact", "head_only"
-    for key in names:
+    for key in "din_linear", "simtier", "interaction", "interaction_exact", "head_only":
         assert list(figures[f"{key}_ms"]) == ["40,64"]
         assert all(math.isfinite(x) and x > 0 for x in figures[f"{key}_ms"].values()), key
     assert figures["interaction_longest_over_shortest"] == {"40": 1.0}  # one length

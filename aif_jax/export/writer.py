@@ -1,7 +1,6 @@
 """Writes a model as one folder: functions, parameters, config, encoder, golden case, checksums, the loader."""
 
 import dataclasses
-import hashlib
 import json
 import platform
 import shutil
@@ -109,10 +108,13 @@ def save(
             name: {"bytes": (partial / name).stat().st_size, "sha256": digest_of(partial / name)} for name in names
         }
         manifest["sha256"] = consume.seal(manifest)
-        raw = json.dumps(manifest, indent=1).encode()
-        (partial / files.MANIFEST).write_bytes(raw)
-        digest = hashlib.sha256(raw).hexdigest()
-        consume.verify(partial, sha256=digest)
+        (partial / files.MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="ascii")
+        digest = digest_of(partial / files.MANIFEST)
+        try:
+            consume.verify(partial, sha256=digest)
+        except consume.ExportError as error:
+            way_out = "padding may not change a score: see `Block.score`, `Head.apply`"
+            raise consume.ExportError(f"{folder}: expected the golden case again, got {error}; {way_out}") from error
         return digest
 
 
@@ -163,9 +165,6 @@ def _entries(specs: functions.Specs) -> list[dict[str, Any]]:
 
 def _axes(config: Config, bounds: functions.Bounds) -> dict[str, Any]:
     """Return bounds and compiled sizes of every axis."""
-    sizes = {
-        "c": [size for size in (1 << i for i in range(6, 15)) if size >= bounds["c"][0]],
-        "l": [config.history_length],
-        "n": [1, 64, 4096],
-    }
+    candidates = [1 << i for i in range(6, 15) if 1 << i >= bounds["c"][0]]
+    sizes = {"c": candidates, "l": [config.history_length], "n": [1, 64, 4096]}
     return {name: {"minimum": low, "maximum": high, "buckets": sizes[name]} for name, (low, high) in bounds.items()}

@@ -209,7 +209,7 @@ Parts: TypeAlias = Iterator[tuple[Mapping[str, Any], Any]]
 
 
 def _parquet(file: File, path: Path, wanted: Sequence[str], problems: Problems) -> Parts:
-    with pyarrow("pyarrow.parquet").ParquetFile(path) as opened:
+    with pyarrow("pyarrow.parquet").ParquetFile(path, page_checksum_verification=True) as opened:
         types = _present(file, opened.schema_arrow, wanted, problems)
         yield from ((types, part) for part in opened.iter_batches(batch_size=ROWS, columns=list(types)))
 
