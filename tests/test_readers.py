@@ -114,7 +114,7 @@ def test_what_a_writer_has_not_finished_is_left_out(tmp_path):
     for user, name in enumerate(("1.csv", "_temporary/0/2.csv", ".3.csv", "day=1/_4.csv", "day=1/5.csv", "_SUCCESS", "6.CSV")):
         (tmp_path / "events" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "events" / name).write_text(f"user,item,time\n{user},7,20\n")
-    refused(ValueError, r"expected names that end in .* got \['6.CSV'\]", readers.read, tmp_path / "events", **given)
+    refused(ValueError, r"expected files .* got \['6.CSV'\]", readers.read, tmp_path / "events", **given)
     (tmp_path / "events" / "6.CSV").unlink()
     assert readers.read(tmp_path / "events", **given).users.raw.tolist() == [0, 4]
     assert len(readers.read(tmp_path / "events" / "_temporary", **given).log) == 1  # the folder itself may have any name
@@ -230,14 +230,15 @@ def test_of_an_item_that_is_shown_twice_in_a_list_the_largest_place_counts():
 
 
 def test_what_a_dictionary_lists_and_no_row_has_is_no_id_and_booleans_and_large_integers_are_numbers():
-    listed = pa.DictionaryArray.from_arrays([0, 1], ["a", "b", "c"])
-    items = {"item": listed, "category": [True, False], "shop": pa.array([7, 8], pa.uint8()), "since": [10**18 + 1, 7]}
-    events = {"user": pa.array([1, 1]).cast(pa.decimal128(38)), "item": ["a", "b"], "time": [1, 2]}  # as of a database
+    listed = pa.DictionaryArray.from_arrays([0, 1], pa.array(["a", "b", "c"], pa.string_view()))
+    items = {"item": listed, "category": [True, False], "shop": pa.array([2**64 - 1, 7], pa.uint64()), "since": [10**18 + 1, 7]}
+    names = pa.array(["a", "b"], pa.string_view())  # as of Polars; decimals as of a database
+    events = {"user": pa.array([1, 1]).cast(pa.decimal128(38)), "item": names, "time": [1, 2]}
     columns = Columns(item_floats=("since",), item_attributes=("shop",), text=("shop",))
     data = readers.read(events, items=items, columns=columns)
     assert data.items.raw.tolist() == ["a", "b"] and np.ptp(data.catalogue.features(np.array([1, 2])).floats) > 1
     assert data.catalogue.items.ids["category"].tolist() == [0, 2, 1]
-    assert [data.encoder.vocabularies[name].raw.tolist() for name in ("shop", "user")] == [["7", "8"], [1]]
+    assert [data.encoder.vocabularies[name].raw.tolist() for name in ("shop", "user")] == [[str(2**64 - 1), "7"], [1]]
     refused(ValueError, "unknown item: .* got 'c'", readers.read, events | {"item": ["a", "c"]}, items=items, columns=columns)
     nobody = pa.array(["ann", None]).dictionary_encode(null_encoding="encode")  # null is one of the values
     assert readers.check(events | {"user": nobody}, columns=columns).totals == {"null": 1}
@@ -361,6 +362,8 @@ def test_items_for_an_index_equal_the_catalogue(folder, monkeypatch):
 
 def test_wrong_options(folder):
     (folder / "_events.feather").write_bytes(b"")
+    (folder / "_linked" / "day").mkdir(parents=True)
+    (folder / "_linked" / "more.csv").symlink_to("day")  # a folder
     csv(folder, events="user\n")  # the folder has files of two kinds
     spelled, booleans = dataclasses.replace(COLUMNS, actions=("false", "True")), EVENTS | {"event": [True] * 4}
     for changes, error, message in (
@@ -372,7 +375,9 @@ def test_wrong_options(folder):
         ({"encoder": read().encoder, "items": ITEMS | {"brand": [True] * 3}}, ValueError, "text like .*; make them text"),
         ({"unknown": "keep"}, ValueError, "unknown: expected 'error' or 'skip', got 'keep'"),
         ({"events": folder / "no.parquet"}, FileNotFoundError, "expected a file or folder, got no such file"),
-        ({"events": folder / "_events.feather"}, ValueError, r"expected names that end in one of \.parquet, \.csv"),
+        ({"events": folder / "_events.feather"}, ValueError, r"expected files \.parquet, \.csv"),
+        ({"events": folder / "_linked"}, ValueError, r"no links to folders; .* got \['more.csv'\]"),
+        ({"events": pa.table(EVENTS)[:0].to_reader()}, ValueError, "no rows: .* got none; a reader gives its rows once"),
         ({"events": folder}, ValueError, "expected Parquet files or text files, one kind"),
     ):
         refused(error, message, read, **changes)

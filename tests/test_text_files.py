@@ -54,9 +54,9 @@ def test_a_byte_order_mark_encodings_and_quotes(tmp_path):
     path = tmp_path / "movies.csv"
     path.write_text('id,title\n1,"Me, Myself ""and"" I"\n3,plain\n')
     assert loaded(path, {"title": "action"})["title"].tolist() == ['Me, Myself "and" I', "plain"]
-    for text in (b"id,title\n1,a\n2,\xff\n", b""):
+    for text, kind in (b"id,title\n1,a\n2,\xff\n", "ArrowI"), (b"", "ArrowI"), ("id,title\n1,a\n".encode("utf16"), "Unicode"):
         path.write_bytes(text)
-        message = r"movies\.csv: unreadable file: expected text with a header in utf8, got ArrowInvalid"
+        message = rf"movies\.csv: unreadable file: expected text with a header in utf8, got {kind}"
         refused(ValueError, message, loaded, path, {"title": "action"})
 
 

@@ -134,7 +134,7 @@ def read(
     for suspicion in suspicions_of(tables, columns, ordered):
         logger.warning("%s", suspicion)
     data = Dataset(
-        name=name or Path(tables.tables["events"].label.name).name.split(".")[0],
+        name=name or Path(tables.tables["events"].label.name).absolute().name.split(".")[0],
         log=log,
         catalogue=catalogue,
         user_ids=user_ids,

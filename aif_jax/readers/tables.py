@@ -181,8 +181,9 @@ def batches(source: Source, wanted: Sequence[str], problems: Problems, *, name: 
                         yield TableBatch(file, start, types, part)
                     start += part.num_rows
                 if not start:
-                    problems.add("no rows", file, None, None, "at least one row", "none")
-            except (arrow.ArrowException, OSError) as error:
+                    got = "none; a reader gives its rows once" if isinstance(source, arrow.RecordBatchReader) else "none"
+                    problems.add("no rows", file, None, None, "at least one row", got)
+            except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
                 first = (str(error).splitlines() or [""])[0]
                 problems.add("unreadable file", file, None, None, expected, f"{type(error).__name__}: {first}")
 
@@ -190,14 +191,15 @@ def batches(source: Source, wanted: Sequence[str], problems: Problems, *, name: 
 def files_of(path: str | os.PathLike[str]) -> list[Path]:
     """Return the file itself, or the Parquet, CSV and TSV files under a folder in the order of their names, of one kind.
 
-    Files and folders whose name begins with "." or "_" are left out: what a writer has not finished. Others are refused.
+    Names that begin with "." or "_" are left out: what a writer has not finished. Others, links to folders too, are refused.
     """
     root = Path(path)
     expect(root.exists(), str(root), "a file or folder", "no such file", error=FileNotFoundError)
-    names = [file.relative_to(root) for file in root.rglob("*") if file.is_file()] if root.is_dir() else [Path()]
+    under = root.rglob("*") if root.is_dir() else [root]
+    names = [path.relative_to(root) for path in under if path.is_symlink() or not path.is_dir()]
     files = sorted(root / name for name in names if not any(part.startswith((".", "_")) for part in name.parts))
-    other = [file.name for file in files if not file.name.endswith(SUFFIXES)]
-    expected = f"names that end in one of {', '.join(SUFFIXES)}; in a folder those that begin with '_' or '.' are left out"
+    other = [file.name for file in files if not file.name.endswith(SUFFIXES) or (file.is_dir() and file != root)]
+    expected = f"files {', '.join(SUFFIXES)}, no links to folders; in a folder names that begin with '_' or '.' are left out"
     expect(not other, str(root), expected, other[:8])
     kinds = {file.name.endswith(".parquet") for file in files}
     expect(len(kinds) == 1, str(root), "Parquet files or text files, one kind", [file.name for file in files[:8]])
@@ -400,8 +402,8 @@ class Cells(NamedTuple):
         arrow, test, values = pyarrow(), pyarrow("pyarrow.types"), self.values
         if test.is_null(values.type):
             values = values.cast(arrow.int64())
-        if test.is_uint64(values.type) or test.is_decimal(values.type):
-            values = self.cast(arrow.int64(), "an integer below 2^63").values
+        if not text and (test.is_uint64(values.type) or test.is_decimal(values.type)):
+            values = self.cast(arrow.int64(), "an integer below 2^63, or text by Columns.text").values
         coded = values.dictionary_encode()
         target = arrow.large_string() if text or is_text(coded.dictionary.type) else arrow.int64()
         return arrow.DictionaryArray.from_arrays(coded.indices.cast(arrow.int32()), coded.dictionary.cast(target))
@@ -422,9 +424,16 @@ class Cells(NamedTuple):
         return coded, int(np.count_nonzero(lengths > length))
 
 
+def plain(values: Any) -> Any:
+    """Return an Arrow array as no dictionary, which may list unused values and null, and no view, which few functions take."""
+    if pyarrow().types.is_dictionary(values.type):
+        return plain(values.dictionary).take(values.indices)
+    return values.cast(pyarrow().large_string()) if pyarrow().types.is_string_view(values.type) else values
+
+
 def is_text(type_: Any) -> bool:
     """Return whether an Arrow type is one of text."""
-    return pyarrow().types.is_string(type_) or pyarrow().types.is_large_string(type_)
+    return str(type_) in ("string", "large_string", "string_view")
 
 
 def is_dated(type_: Any) -> bool:
@@ -555,10 +564,8 @@ class LoadedTable:
         self.count += count
         for name, kind in self.kinds.items():
             values = batch.columns.column(name) if name in self._fitting else pyarrow().nulls(count)
-            if pyarrow().types.is_dictionary(values.type):  # which may list unused values, and null as one of them
-                values = values.dictionary_decode()
             noted = self.problems if name in self._fitting else Problems()  # that the type is wrong is said already
-            cells = Cells(values, batch.start, batch.file, name, noted)
+            cells = Cells(plain(values), batch.start, batch.file, name, noted)
             if kind in CODED:
                 self._add_codes(cells, kind)
             elif kind == "time":
@@ -611,7 +618,7 @@ class LoadedTable:
         if expected:
             lost = kind in CODED and (test.is_floating(value) or test.is_decimal(value))
             why = "write integers as such: pandas makes floats of them where one is missing, astype('Int64') does not"
-            why += "; Columns.text is for text such as 1.10, and for numbers beyond 64 bits" if batch.file.is_text else ""
+            why += "; Columns.text is for text such as 1.10, and for whole numbers from 2^63 on" if batch.file.is_text else ""
             self.problems.add("wrong type", batch.file, None, name, expected, f"{type_} ({why})" if lost else str(type_))
         return not expected
 
