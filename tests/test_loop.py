@@ -107,7 +107,7 @@ def test_a_slow_input_shows_in_the_input_share(feed, spend):
     assert rows[1][1]["input_share"] == pytest.approx(0.75) and rows[1][1]["examples_per_s"] == pytest.approx(50 / 4)
 
 
-def test_a_step_that_is_not_finite_is_counted_and_its_samples_are_named(feed, caplog, monkeypatch):
+def test_a_step_that_is_not_finite_is_counted_and_its_samples_are_named(feed, caplog, monkeypatch, tmp_path):
     caplog.set_level(logging.WARNING, "aif_jax.train.loop")
     state, rows = run(with_problems(feed, {3: "nan", 14: "nan"}), log_every=10)
     assert int(state.skipped) == 2 and int(state.step) == 24 and rows[-1][1]["skipped"] == 2
@@ -119,7 +119,8 @@ def test_a_step_that_is_not_finite_is_counted_and_its_samples_are_named(feed, ca
     assert same(without(feed, 3, 14).trained, state.trained)
     with pytest.raises(FloatingPointError, match=r"2 of 15 steps had a loss or gradient that was not finite \(allowed: 1\)"):
         monkeypatch.setattr(loop_module, "MOST_SKIPPED", 1)
-        run(with_problems(feed, {3: "nan", 14: "nan"}))
+        saving = Saving(aif.Checkpoints(tmp_path), feed.config, every=15, evaluate=lambda state: pytest.fail("evaluated first"))
+        run(with_problems(feed, {3: "nan", 14: "nan"}), save=saving)
 
 
 def test_a_step_corrects_a_sampled_softmax(feed):

@@ -111,7 +111,7 @@ class Block:
 
     Attributes:
       revision: number of the code, `revision = 1` in the class, without a type.
-      training_logit: method for what training alone adds to the logits, [B, C], or [B, C, T] for T objectives, by
+      training_logit: method for what training alone adds to the logits, [B, C], with several objectives [B, C, T], by
         `display_positions` int32 [B, C] as in `Batch`: data without `Columns.position` are refused.
       per_item: paths of `fit` arrays with a row for each item, () if none has; `carry_over` moves their rows, a refresh fits
         again. Unset, `carry_over` refuses a fitted array with as many rows as a changed vocabulary. It moves no array with a

@@ -183,8 +183,7 @@ def evaluate(
         inputs |= {"calibration_negatives": calibration_negatives, "k": k}
         more: dict[str, Any] = {"by_user": by_user, "inputs": inputs, "objectives": parts if len(parts) > 1 else {}}
         if k is not None:
-            ranks = rank_catalogue(model, params, data, positions)
-            by_user |= _hits(ranks, users, k)
+            by_user |= _hits(rank_catalogue(model, params, data, positions), users, k)
             inputs["repeats"] = bool(data.repeats)
             more["hit_rate"] = by_user[f"hr@{k}"].mean
         if (ranked := _ranked(model, params, data, positions, lists, scores)) is not None:

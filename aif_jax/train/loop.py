@@ -178,10 +178,12 @@ def loop(
     recent, source, cursor = _LogWindow(started=time.perf_counter()), iter(batches), None
     with hidden(not (progress and processes.first())), track(total=total, label="train", unit="steps") as bar:
 
-        def enter(figures: Mapping[str, float] | None = None) -> None:
+        def enter(evaluate: Callable[[TrainState], Mapping[str, float]] | None = None) -> dict[str, float]:
             if not recent.pending:
-                return
-            values = _values(state, recent) | dict(figures or {})
+                return {}
+            values = _values(state, recent)  # first, since an evaluation of what is not finite says less
+            figures = {name: float(value) for name, value in evaluate(state).items()} if evaluate else {}
+            values |= figures
             bar.set_postfix(
                 loss=f"{values['loss']:.4f}", skipped=int(values["skipped"]), samples_s=f"{values['examples_per_s']:.0f}",
                 input=f"{values['input_share']:.0%}",
@@ -191,18 +193,13 @@ def loop(
                 log.write(number, values)
             if on_log is not None:
                 on_log(number, values)
+            return figures
 
         def checkpoint() -> None:
             nonlocal saved
             if save is None or number == saved:
                 return
-            figures = {}
-            if save.evaluate is not None:
-                jax.block_until_ready(state.step)  # so that the evaluation waits for no step
-                began = time.perf_counter()
-                figures = {name: float(value) for name, value in save.evaluate(state).items()}
-                recent.started += time.perf_counter() - began
-            enter(figures)
+            figures = enter(save.evaluate)
             given: dict[str, Any] = dict(opt_state=_rest(state), position=cursor, metrics=figures or None)
             save.checkpoints.save_async(number, state.params, save.config, encoder=save.encoder, **given)
             saved = number

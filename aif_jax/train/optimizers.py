@@ -8,7 +8,8 @@ table and the optimizer's state, any Optax transformation updates them as if the
 An optimizer for which a zero gradient changes nothing (SGD, Adagrad, row-wise Adagrad) gives the same result as its dense form.
 Adam becomes lazy Adam: moments, weights and decoupled decay of a row move only in steps whose batch names it, the bias
 correction counts all steps. Gradients of several occurrences are summed first; norms for clipping are of the whole gradient. An
-optimizer whose state or step mixes rows (Adafactor's columns, LARS) is refused or gives another result.
+optimizer whose state or step mixes rows (Adafactor's columns, LARS) is refused or gives another result; `optax.MultiSteps` and
+`optax.apply_every`, which move rows in later steps, are refused.
 
 `layers.Rows` replaces the table in the model. Unique ids are found without sorting, by an int32 slot for each row of the table:
 every occurrence writes its index to the slot of its id, and the one whose index stays is the id's first. Then the slot holds
@@ -160,9 +161,10 @@ def _map_rows(f: Callable, alike: tuple[str, ...], counts: Mapping[str, int], op
         group, name = ["", "", *keys][-2:]
         if group != "embedding" or name not in counts or "/".join(keys).endswith(alike):
             return others[-1] if others else leaf
-        expected = f"one row for each of the {counts[name]} rows of table {name!r}"
+        expected = f"one row for each of the {counts[name]} rows of table {name!r}, which only its batch moves"
         got = f"shape {leaf.shape}; such an optimizer needs sparse=()"
-        expect(leaf.shape[:1] == (counts[name],), f"optimizer state {jax.tree_util.keystr(path)}", expected, got)
+        gathers = {"acc_grads", "grad_acc"} & {getattr(key, "name", "") for key in path}  # moves rows in a later step
+        expect(leaf.shape[:1] == (counts[name],) and not gathers, f"opt_state{jax.tree_util.keystr(path)}", expected, got)
         return f(leaf, name, *others)
 
     return jax.tree_util.tree_map_with_path(one, opt_state, *rest)

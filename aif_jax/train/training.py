@@ -132,8 +132,7 @@ def training_positions(data: Dataset, settings: FitSettings) -> np.ndarray:
         return positions
     earlier = positions_in(since=None, before=settings.since)
     count = min(len(earlier), round(settings.replay * len(positions)))
-    drawn = np.random.default_rng((settings.seed, 1)).choice(earlier, count, replace=False)
-    return np.union1d(positions, drawn)
+    return np.union1d(positions, np.random.default_rng((settings.seed, 1)).choice(earlier, count, replace=False))
 
 
 def expect_task(task: Task, data: Dataset) -> None:
