@@ -109,8 +109,7 @@ def attention(query: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Ar
 
 def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
     """Return the mean of values [S, D] over the entries that mask [S] keeps; zeros where it keeps none."""
-    kept = jnp.where(mask[:, None], values, 0.0)
-    return kept.sum(0) / jnp.maximum(mask.sum(), 1).astype(values.dtype)
+    return jnp.where(mask[:, None], values, 0.0).sum(0) / jnp.maximum(mask.sum(), 1).astype(values.dtype)
 
 
 def fold_events(step: Callable, shared: Any, own: Any, events: Any, mask: jax.Array, total: Any) -> tuple[Any, Any]:

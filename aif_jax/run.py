@@ -24,6 +24,7 @@ from aif_jax.output import hidden
 from aif_jax.readers import read_candidates
 from aif_jax.scores import with_calibration
 from aif_jax.serving import AsyncPreRanker, ServingConfig
+from aif_jax.serving.requests import plain_ids
 from aif_jax.sharding import processes
 from aif_jax.store.folders import local
 from aif_jax.store.trained import Trained, check_params, fingerprint
@@ -222,10 +223,10 @@ class Run:
         """
         encoder, items = self.trained.need_encoder("rank"), self.trained.items
         expect(items is not None, "rank", "a model saved with its items", "one without; serve it with an index")
-        expect(k >= 1, "rank k", "at least 1", k)
+        expect(isinstance(k, int | np.integer) and k >= 1, "rank k", "a whole number of at least 1", k)
         profile = user if user is None or isinstance(user, Mapping) else {encoder.columns.user_record_id: user}
         now = datetime.datetime.now(datetime.UTC) if now is None else now
-        vocabulary = encoder.vocabularies["item"]
+        vocabulary, candidates = encoder.vocabularies["item"], plain_ids(candidates, "candidates")
         rows = np.array([row for row in dict.fromkeys(vocabulary.encode(candidates, "candidates").tolist()) if row], np.int32)
         padded = np.resize(rows, 1 << max(0, len(rows) - 1).bit_length())  # few shapes, each of which compiles once
         features = jax.tree.map(lambda leaf: leaf[padded], items)

@@ -224,8 +224,7 @@ def test_ranker_recall_is_of_the_cascade_whatever_the_lists(data):
     logged, usual = (train.evaluate(model, params, data, some, candidates=of, **given) for of in (sources.logged(data), None))
     assert usual.kept == logged.kept and usual.ranker_recall == pytest.approx(logged.ranker_recall)
     assert 0 < usual.ranker_recall < 1
-    plain = dataclasses.replace(data, cascade=None)
-    assert train.evaluate(model, params, plain, some, **given).ranker_recall is None
+    assert train.evaluate(model, params, dataclasses.replace(data, cascade=None), some, **given).ranker_recall is None
 
 
 def write_recflow(folder, day, *lines):

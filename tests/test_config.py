@@ -111,8 +111,7 @@ def test_baselines():
     two_tower, matching, full = (of(SCHEMA) for of in (presets.two_tower, presets.two_tower_matching, presets.full_attention))
     assert two_tower.head == aif.heads.LogitSum() and two_tower.blocks == (blocks.DotProduct(),)
     assert matching.head == aif.heads.Mlp((64, 32)) and kinds(matching) == [blocks.MatchingStatistics, blocks.DotProduct]
-    attention = [blocks.CrossAttention, blocks.TargetAttention]
-    assert kinds(full) == [blocks.MatchingStatistics, *attention, blocks.DotProduct]
+    assert kinds(full) == [blocks.MatchingStatistics, blocks.CrossAttention, blocks.TargetAttention, blocks.DotProduct]
 
 
 def test_without_content_a_line_says_what_is_left_out(caplog):

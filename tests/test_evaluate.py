@@ -138,8 +138,7 @@ def test_evaluation_is_in_bounded_memory(data, positions, preset, monkeypatch):
         monkeypatch.setattr(evaluating, name, functools.partial(measured, name, getattr(evaluating, name)))
 
     def scores() -> tuple[np.ndarray, np.ndarray]:
-        ranks = rank_catalogue(model, params, data, few)
-        return list_scores(model, params, data, few, lists.rows), ranks
+        return list_scores(model, params, data, few, lists.rows), rank_catalogue(model, params, data, few)
 
     monkeypatch.setattr(evaluating, "REQUESTS", len(few))
     expected, ranks = scores()

@@ -109,7 +109,8 @@ def test_ranking_in_one_call_is_the_answer_of_the_engine(data, run, edit):
     none = [run.rank(given, None, candidates, 5)[0].tolist() for given in (raw_user, {"user": raw_user}, None)]
     assert none[0] == none[1] != ids.tolist() and len(none[2]) == 5
     assert [len(part) for part in run.rank(None, None, [10**9], 5)] == [0, 0]
-    refused(ValueError, "rank k: expected at least 1, got 0", run.rank, None, None, candidates, 0)
+    refused(ValueError, "rank k: expected a whole number of at least 1, got 1.5", run.rank, None, None, candidates, 1.5)
+    refused(ValueError, r"candidates: expected item ids \[C\], .* got shape \[\]", run.rank, None, None, "ab", 5)
 
 
 def kill_at(step: int):

@@ -45,8 +45,7 @@ def data_of(columns: aif.Columns, table: dict[str, list] | None = None, **more: 
 
 def history(data: aif.Dataset, user: int, minute: int, length: int = 8) -> list[tuple[int, int, float]]:
     """Items, actions and minutes ago of a history, most recent first, from the log."""
-    features = data.request_features(data.users.encode([user]), [START + 60 * minute], length=length)
-    found = features.history
+    found = data.request_features(data.users.encode([user]), [START + 60 * minute], length=length).history
     parts = (part[found.mask].tolist() for part in (found.item, found.action, found.age / 60))
     return list(zip(*parts, strict=True))
 
@@ -135,8 +134,7 @@ def test_several_actions_must_name_their_positives_or_the_task():
     refused(ValueError, message, demo.fit, model_of(data), data, **SMALL)
     assert task_of(data_of(ENGAGED), None) == NextItem()
     assert task_of(data, TASK) is TASK and task_of(data, NextItem()) == NextItem()
-    one = rows((1, 1, "1 click, 2 click"), (1, 2, "3 click"))
-    assert task_of(data_of(COLUMNS, one), None) == NextItem()
+    assert task_of(data_of(COLUMNS, rows((1, 1, "1 click, 2 click"), (1, 2, "3 click"))), None) == NextItem()
 
 
 HISTORY = rows((3, -9, "1 click"), (3, -8, "2 click, 4 buy"), (3, -7, "5 click"), (4, -9, "6 click"))

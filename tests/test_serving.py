@@ -47,6 +47,7 @@ async def test_rank_equals_joint_for_any_number_of_candidates(world):
             answer = await engine.rank(3, 8)
             expect(world, answer, 3, world.ids[:count], 8)
             assert (answer.candidates, answer.unknown, answer.degraded, answer.reason) == (count, 0, False, None)
+            assert answer.scores.flags.writeable and answer.logits.flags.writeable
             assert answer.version == world.index.version
         await refused_later(ValueError, "candidates: expected at most 64, .* got 65", engine.score(3, world.ids[:65]))
 
@@ -100,7 +101,7 @@ async def test_a_request_that_is_late_in_scoring_makes_the_next_one_keep_more_ti
 async def test_item_ids_may_be_strings(world):
     names = np.array([f"item-{raw}" for raw in world.ids])
     trained, sizes = aif.Trained(world.model, world.params), dict(batch_size=64, capacity=512)
-    index = aif.ItemIndex.build(trained, [(names, world.features)], progress=False, **sizes)
+    index = aif.ItemIndex.build(trained, (names, world.features), progress=False, **sizes)
     async with world.engine(index=index) as engine:
         by_number = {count: await engine.rank(Request(user=3, context=list(names[:count])), 8) for count in (40, 5)}
         wanted = np.argsort(-world.logits(3, world.ids[:40]), kind="stable")[:8]
@@ -317,9 +318,10 @@ async def test_late_user_side_is_answered_with_the_unknown_user_then_with_the_st
 
 async def test_no_answer_uses_a_state_older_than_max_stale(world, monkeypatch):
     async with world.engine(max_stale=0.5) as engine:
-        request, now = Request(user=3, feature_version=1), [1000.0]
+        request, now = Request(user=3, feature_version=1), [2.0**32 + 30]  # where a float32 counts by 512
         monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-        first = await engine.rank(request, 5)
+        monkeypatch.setattr("aif_jax.serving.engine.Timeline", lambda: aif.serving.requests.Timeline(now[0]))
+        first = await engine.rank(request, 5, budget=np.float32(5))
         assert 0 <= first.state_age < 0.5 and first.stand_in is None
         now[0] += 0.2
         assert (await engine.rank(request, 5)).state_age > first.state_age  # the same state
@@ -482,6 +484,7 @@ async def test_wrong_questions_get_plain_answers(world):
             (np.array([1000, None]), "candidates: .* got int, then NoneType at position 1"),
             (np.array([1000, 2**63], object), "candidates: expected integers .* got 9223372036854775808"),
             (np.array([1000, 2**63], np.uint64), "candidates: expected integers .*2.63"),
+            (np.array(["a", None], np.dtypes.StringDType(na_object=None)), "candidates: .* got str, then NoneType"),
             (["a", "b"], "expected integers"),  # which the index has
         ):
             await refused_later(TypeError, message, engine.rank(Request(user=3, context=ids), 3))

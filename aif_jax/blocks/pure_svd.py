@@ -50,8 +50,7 @@ class PureSvd(Block):
         mask = jnp.asarray(events.mask)
         factors = layers.lookup(params["table"], jnp.asarray(events.item))
         place = jnp.arange(1, mask.shape[0] + 1).astype(jnp.float32)  # counted in integers: an export's length is a symbol
-        weight = jnp.where(mask, place**-self.decay, 0.0)
-        return {"sum": weight @ factors}
+        return {"sum": jnp.where(mask, place**-self.decay, 0.0) @ factors}
 
     def item(self, params: Params, item: ItemView) -> dict[str, jax.Array]:
         return {"factor": layers.lookup(params["table"], jnp.asarray(item.features.ids["item"]))}

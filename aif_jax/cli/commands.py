@@ -166,8 +166,7 @@ def export(*, checkpoint: Path, index: Path | None = None, out: Path, platforms:
     expect_nothing(local(out, "--out"))
     trained = open_model(checkpoint)
     loaded = None if index is None else ItemIndex.load(index, trained)
-    digest = exports.save(out, trained, loaded, platforms=platforms)
-    return FINE, {"sha256": digest, "version": trained.version}
+    return FINE, {"sha256": exports.save(out, trained, loaded, platforms=platforms), "version": trained.version}
 
 
 def verify(folder: Path, /, *, tolerance: float = 1e-4, sha256: str | None = None) -> Result:

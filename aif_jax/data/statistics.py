@@ -103,7 +103,6 @@ class _Counts:
         row, time = np.divmod(self._keys, self._span)
         place, sums, step = np.arange(len(time)) - self._first[row], np.ones((len(time), len(lives))), 1
         while len(later := np.flatnonzero(place >= step)):
-            gap = (time[later] - time[later - step])[:, None]
-            sums[later] += sums[later - step] * np.exp2(-gap / lives)
+            sums[later] += sums[later - step] * np.exp2(-(time[later] - time[later - step])[:, None] / lives)
             step *= 2
         return sums

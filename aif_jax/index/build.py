@@ -111,6 +111,8 @@ def item_batches(program: ItemProgram, catalogue: Any) -> tuple[Iterator[Batch],
         whole, known = catalogue, len(catalogue) - 1
         places = (slice(start, min(start + PIECE, known)) for start in range(0, known, PIECE))
         catalogue = ((whole.raw[at], whole.features(np.arange(at.start + 1, at.stop + 1))) for at in places)
+    elif isinstance(catalogue, tuple) and len(catalogue) == 2 and isinstance(catalogue[1], ItemFeatures):
+        catalogue = [catalogue]
     elif isinstance(catalogue, str | Path | Mapping) or hasattr(catalogue, "schema"):
         catalogue = read_items(catalogue, program.trained.need_encoder("raw items"))
     elif not isinstance(catalogue, Iterable):

@@ -136,8 +136,8 @@ class ItemIndex:
         Args:
           trained: model whose item function runs. Features and catalogues that another encoder made are refused. Its parameters
             are held by reference, for updates.
-          catalogue: a `Catalogue`; raw items as `aif.read` takes them; or an iterable of those, or of (raw ids [n],
-            ItemFeatures [n]). Raw items need the encoder.
+          catalogue: a `Catalogue`; raw items as `aif.read` takes them; (raw ids [n], ItemFeatures [n]); or an iterable of raw
+            items or such pairs. Raw items need the encoder.
           storage: storage of vectors: "float32" (exact), "bfloat16" or "int8" with a scale for each row.
           batch_size: items in one run of the item function. Rows may differ in the last bit between two batch sizes.
           capacity: rows of the table; None leaves an eighth free. For a stream of unknown length it saves copies of the table.
@@ -236,8 +236,7 @@ class ItemIndex:
         record["positions"] = {str(partition): at for partition, at in sorted(positions_by_partition(positions).items())}
         keys, rows = self._view.items()
         ids = {"ids": first_of(keys)} | ({"marks": keys["marks"]} if kind_of(keys) == "strings" else {})
-        trees = {"ids": ids, "rows": self._on_host(_columns, rows)}
-        sealed.write(path, trees, record, format=FORMAT)
+        sealed.write(path, {"ids": ids, "rows": self._on_host(_columns, rows)}, record, format=FORMAT)
 
     def __len__(self) -> int:
         """Return items in this snapshot."""

@@ -167,8 +167,7 @@ def _parts(reply: Reply, ids: np.ndarray) -> dict[str, list[float]]:
     rows, known = index.take(np.resize(ids, MAX_EXPLAINED))  # every count of rows has one compiled function
     if not known.all():
         return {}
-    state = jax.jit(model.user)(params, reply.features)
-    parts = _contributions(params, state, rows, config=model.config)
+    parts = _contributions(params, jax.jit(model.user)(params, reply.features), rows, config=model.config)
     return {name: np.asarray(part)[: len(ids)].reshape(len(ids), -1)[:, 0].tolist() for name, part in parts.items()}
 
 

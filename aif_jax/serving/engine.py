@@ -227,7 +227,7 @@ class AsyncPreRanker:
         Args:
           candidates: item ids [C], or `Candidates`.
 
-        Raises what `rank` raises.
+        Raises what `rank` raises, but for the order, which it does not read.
         """
         return await self._answered(request, budget, lambda job: self._scores(job, candidates))
 
@@ -255,7 +255,8 @@ class AsyncPreRanker:
         version, counters, timeline = self._require_open(), self._metrics.counters, Timeline()
         expect_budget(budget, "budget")
         request = request if isinstance(request, Request) else Request(user=request)
-        budget = budget if budget is not None else request.budget if request.budget is not None else self.config.budget
+        # of Python, since the clock plus a float32 is one
+        budget = next((float(given) for given in (budget, request.budget, self.config.budget) if given is not None), None)
         counters["requests"] += 1
         if refusal := self._refusal(budget):
             counters["refused"] += 1
@@ -342,7 +343,7 @@ class AsyncPreRanker:
     async def _ranking(self, job: PendingRequest, candidates: Any, k: int) -> Ranking:
         """Return the best k candidates; NonFiniteScores where the scores of all known ones are NaN or infinite."""
         best = await self._scored(job, candidates)
-        ids, (scores, logits, positions) = job.candidates.ids, (field[:k] for field in best[:3])
+        ids, (scores, logits, positions) = job.candidates.ids, (field[:k].copy() for field in best[:3])
         full = len(scores) == k and scores[-1] > -np.inf
         if full:  # as scores descend
             mask, chosen = np.ones(k, bool), ids[positions]

@@ -155,8 +155,7 @@ class Programs:
             return each(lambda state, rows, bids: one(params, state, table, rows, bids, order), count, states, rows, bids)
 
         shapes = [jax.ShapeDtypeStruct((len(states), bucket), dtype) for dtype in (np.int32, np.float32)]
-        arguments = (states, index.shapes, *shapes, COUNT, COUNT)
-        return self._get("score", score, params, arguments, static=orders)
+        return self._get("score", score, params, (states, index.shapes, *shapes, COUNT, COUNT), static=orders)
 
     def _get(
         self, kind: str, function: Callable[..., Any], params: Params, arguments: Any, *, static: Any = None

@@ -109,7 +109,7 @@ def plain_ids(raw: Any, name: str) -> np.ndarray:
         if not listed and values.dtype == object and values.ndim == 0:
             got = type(values.item()).__name__
         raise ValueError(f"{name}: expected item ids [C], one axis of integers or strings, got {got}")
-    if not listed and (values.dtype == np.int64 or values.dtype.kind in "UT"):
+    if not listed and (values.dtype == np.int64 or (values.dtype.kind in "UT" and not hasattr(values.dtype, "na_object"))):
         if values.dtype.kind != "i":
             expect_short(values, name)
         return values

@@ -97,8 +97,7 @@ def decode(table: Packed, rows: Array) -> Any:
         words = words.reshape(-1, width // 2, 2)
     words = words.at[at].get(mode="clip").reshape(*at.shape, width)
     # Without the barrier XLA gathers again for every column.
-    columns = unpack(Packed(words=jax.lax.optimization_barrier(words), layout=table.layout))
-    return widen(columns)
+    return widen(unpack(Packed(words=jax.lax.optimization_barrier(words), layout=table.layout)))
 
 
 def _encode_leaf(leaf: jax.Array, *, storage: Storage) -> Any:

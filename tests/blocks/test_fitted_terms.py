@@ -157,8 +157,7 @@ def test_factors_are_the_leading_singular_vectors(users, width):
 def test_factors_of_a_run_are_those_of_its_training_events(data, run):
     block = PureSvd(width=6, length=3)
     params, config = with_table(run.params, np.zeros((len(data.catalogue), 6), np.float32), block, config=run.config)
-    sized = dataclasses.replace(run, trained=run.trained.replace(model=aif.build(config), params=params))
-    made = sized.with_svd(data)
+    made = dataclasses.replace(run, trained=run.trained.replace(model=aif.build(config), params=params)).with_svd(data)
     assert made.config == config  # keeps the block that is there
     before = data.log.time < run.settings.first_validation
     table = svd_factors(data.log.user[before], data.log.item[before], size=len(data.catalogue), block=block)

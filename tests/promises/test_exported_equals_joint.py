@@ -84,8 +84,7 @@ def expect_equal(folder: Any, case: Case, seed: int = 0) -> None:
     short = min(places, model.config.short_length + 1)
     joint = jax.jit(model.joint).lower(params, user, items).compile(light.options())
     for history in (user.history, demo.history(short, short // 2, seed=seed), demo.history(places, 0)):
-        features = dataclasses.replace(user, history=history)
-        logits = loaded.interaction(loaded.user(features), loaded.item(items))
+        logits = loaded.interaction(loaded.user(dataclasses.replace(user, history=history)), loaded.item(items))
         whole = dataclasses.replace(user, history=demo.pad(history, places))
         expected = joint(params, whole, items)
         np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)

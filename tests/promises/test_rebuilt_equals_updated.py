@@ -27,8 +27,7 @@ def world(request):
     storage, kind = request.param
     model, params = demo.build()
     ids = IDS if kind == "integers" else np.array([f"sku {i}" for i in IDS], np.dtypes.StringDType())
-    trained = Trained(model, params).with_version("v")
-    return trained, demo.items(200), ids, dict(batch_size=8, storage=storage, progress=False)
+    return Trained(model, params).with_version("v"), demo.items(200), ids, dict(batch_size=8, storage=storage, progress=False)
 
 
 @settings(max_examples=15, deadline=None)

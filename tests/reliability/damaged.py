@@ -237,8 +237,7 @@ COLUMN_NAMES = {"events": ("user", "item", "time", "event"), "items": ("item", "
 
 
 def _tables(number: int) -> dict[str, pa.Table]:
-    count = 60
-    n = np.arange(count)
+    n = np.arange(60)
     actions, time = np.array(["view", "buy"])[n % 2], 1_600_000_000 + n * 37 + number
     m, u = np.arange(11), np.arange(7)
     tables = {
