@@ -67,6 +67,7 @@ def test_log_loss_and_calibration_of_certain_and_of_missing_entries():
     close(log_loss([1e4, -1e4], [0, 1]), 1e4)
     without = metrics.calibration([0.0, 0.0], [0, 0])
     assert math.isnan(without.ratio) and without.error == 0.5
+    assert np.isnan(metrics.calibration([0.0, 1.0], [0, 1], weights=[0, 0], by="size")[:2]).all()
 
 
 def test_top_k_labels():
@@ -228,6 +229,7 @@ def test_the_interval_resamples_users_and_not_their_requests():
     once = metrics.mean_by_user(values, np.arange(10))
     often = metrics.mean_by_user(np.repeat(values, 100), np.repeat(np.arange(10), 100))
     assert metrics.user_interval(once) == metrics.user_interval(often)
+    refused(ValueError, "users: expected integers or strings, got float64", metrics.mean_by_user, [1, 0], [1.5, 1.7])
 
 
 def test_a_paired_difference_is_surer_than_two_intervals():
@@ -251,11 +253,11 @@ def test_auc_by_user_has_the_error_of_resampled_users():
     """Its mean is AUC, and its interval that of AUC itself over draws of users."""
     scores, labels, owner = case(users=30, requests=300)
     scores = np.round(scores, 1) + np.linspace(0, 2, 40)[owner - 10][:, None]  # ties; and levels that differ between users
-    found = metrics.auc_by_user(scores, labels, owner[:, None])
-    assert found.mean == pytest.approx(metrics.auc(scores, labels)) and found.users.tolist() == sorted(set(owner))
+    found = metrics.auc_by_user(scores, labels, owner.astype(str)[:, None])
+    assert found.mean == pytest.approx(metrics.auc(scores, labels)) and found.users.tolist() == sorted(set(owner.astype(str)))
     rng, drawn = np.random.default_rng(0), []
     for _ in range(300):
-        at = np.concatenate([np.flatnonzero(owner == user) for user in rng.choice(found.users, len(found.users))])
+        at = np.concatenate([np.flatnonzero(owner == user) for user in rng.choice(found.users.astype(int), len(found.users))])
         drawn.append(metrics.auc(scores[at], labels[at]))
     low, high = metrics.user_interval(found)[1:]
     assert (low, high) == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.3 * (high - low))

@@ -29,7 +29,7 @@ class ByUser(NamedTuple):
     """A metric that is a weighted mean over users, before it is averaged.
 
     Attributes:
-      users: int64 [U], ascending, each once.
+      users: integers or strings [U], ascending, each once.
       values: float64 [U], the metric of each user alone.
       weights: float64 [U], above 0.
     """
@@ -139,7 +139,7 @@ def calibration(
     expect(by in ("width", "size"), "by", "'width' or 'size'", repr(by))
     logits, positive, weight = weighted_entries(scores, labels, where, weights)
     probability, share = probability_of(logits), np.zeros(len(logits))
-    if by == "size" and len(logits):
+    if by == "size" and weight.any():
         order = np.argsort(logits, kind="stable")
         share[order] = (np.cumsum(weight[order]) - weight[order] / 2) / weight.sum()
     place = bin_of(probability if by == "width" else share, bins)

@@ -31,7 +31,7 @@ class Interval(NamedTuple):
 
 
 def mean_by_user(values: Any, users: Any) -> ByUser:
-    """Return mean of a value of each request, such as 1 for a hit: float [R] and integer users [R]; a user weighs by requests.
+    """Return mean of a value of each request, such as 1 for a hit: float [R], users as `gauc_by_user`; they weigh by requests.
 
     Example:
       >>> mean_by_user([1, 0, 1], [3, 3, 5]).mean
@@ -39,8 +39,8 @@ def mean_by_user(values: Any, users: Any) -> ByUser:
     """
     values, users = np.asarray(values, np.float64), np.asarray(users)
     expect(values.shape == users.shape and values.ndim == 1, "users", f"shape {list(values.shape)}", list(users.shape))
-    unique, place, count = np.unique(users, return_inverse=True, return_counts=True)
-    return ByUser(unique.astype(np.int64), np.bincount(place, values, len(unique)) / count, count.astype(np.float64))
+    unique, place, count = _unique(users)
+    return ByUser(unique, np.bincount(place, values, len(unique)) / count, count.astype(np.float64))
 
 
 def auc_by_user(scores: Any, labels: Any, users: Any, *, where: Any = None) -> ByUser:
@@ -60,7 +60,7 @@ def auc_by_user(scores: Any, labels: Any, users: Any, *, where: Any = None) -> B
     above = (positives.sum() - np.cumsum(positives) + positives / 2)[order]
     pairs = negatives.sum() * positives.sum()
     if not pairs:
-        return ByUser(*(np.zeros(0, dtype) for dtype in (np.int64, np.float64, np.float64)))
+        return ByUser(users[:0], *np.zeros((2, 0)))
     area = below[positive].sum() / pairs
     share = np.where(positive, below / negatives.sum() - area, above / positives.sum() - area)
     share /= np.where(positive, positives.sum(), negatives.sum())
@@ -93,16 +93,21 @@ def probabilities_by_user(
 def _ratio(above: np.ndarray, below: np.ndarray, users: np.ndarray) -> ByUser:
     """Return sum(above) / sum(below) of entries [n] as a plain mean over users, as `auc_by_user`."""
     if not (total := below.sum()):
-        return ByUser(*(np.zeros(0, dtype) for dtype in (np.int64, np.float64, np.float64)))
+        return ByUser(users[:0], *np.zeros((2, 0)))
     value = above.sum() / total
     return _linear(value, (above - value * below) / total, users)
 
 
 def _linear(value: float, share: np.ndarray, users: np.ndarray) -> ByUser:
     """Return a plain mean over users of value + U (sum of the user's shares of the error)."""
-    unique, place = np.unique(users, return_inverse=True)
+    unique, place, _ = _unique(users)
     moved = len(unique) * np.bincount(place, share, len(unique))
-    return ByUser(unique.astype(np.int64), value + moved, np.ones(len(unique)))
+    return ByUser(unique, value + moved, np.ones(len(unique)))
+
+
+def _unique(users: np.ndarray) -> tuple[np.ndarray, ...]:
+    expect(users.dtype.kind != "f" or not users.size, "users", "integers or strings", users.dtype)
+    return np.unique(users, return_inverse=True, return_counts=True)
 
 
 def user_interval(metric: ByUser) -> Interval:
