@@ -176,8 +176,7 @@ def lookup(table: Array | Rows, ids: jax.Array) -> jax.Array:
     if isinstance(table, Rows):
         return table[ids]
     table = jnp.asarray(table)
-    known = (ids >= 0) & (ids < table.shape[0])
-    return table.at[jnp.where(known, ids, 0)].get(mode="promise_in_bounds")
+    return table.at[jnp.where((ids >= 0) & (ids < table.shape[0]), ids, 0)].get(mode="promise_in_bounds")
 
 
 def embed_attributes(embedding: Params, attributes: tuple[Attribute, ...], ids: Mapping[str, Array]) -> list[jax.Array]:

@@ -298,8 +298,7 @@ def test_shares_and_moments_by_hand(given, expected):
 
 def test_a_run_by_dates_resumes_is_evaluated_and_says_its_samples(data, small, tmp_path, capsys, caplog):
     time = np.sort(data.log.time)
-    moments = [str(np.datetime64(int(time[place]), "s")) for place in (200, 800, 1000)]
-    since, validation, test = moments
+    since, validation, test = [str(np.datetime64(int(time[place]), "s")) for place in (200, 800, 1000)]
     given = dict(epochs=1, out=tmp_path / "run", batch_size=64, task=NextItem(negatives=3, evaluated=20), requests=60, k=10)
     given |= dict(since=since, validation=validation, test=test)
     run = fit(small, data, **given)

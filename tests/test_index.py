@@ -315,7 +315,8 @@ def test_raw_items_come_in_as_training_read_them(raw, tmp_path):
     assert mask.tolist() == [True, False] and rows.side["bid"][0] == 3.0
     np.testing.assert_allclose(rows.vector[:1], want.vector, rtol=1e-5, atol=1e-6)
     files = tmp_path / "items.csv", str(tmp_path / "items.parquet")
-    for catalogue in (*files, arrow.to_batches(max_chunksize=7), [arrow], arrow, arrow.to_reader(), TABLE, [TABLE]):
+    frame = type("DataFrame", (), {"__arrow_c_stream__": lambda self, schema=None: arrow.__arrow_c_stream__(schema)})()
+    for catalogue in (*files, arrow.to_batches(max_chunksize=7), [arrow], arrow, arrow.to_reader(), frame, TABLE, [TABLE]):
         assert same(ItemIndex.build(raw, catalogue, **options).stored(), index.stored())
 
 

@@ -74,8 +74,7 @@ def test_positions_of_a_span_equal_a_plain_selection(monkeypatch, tmp_path, bloc
         _, first, second = split.time_cuts(log.time[log.item > 0], validation=0.2, test=0.2)
         spans = ({"before": first}, {"since": first, "before": second}, {"since": second})
         for number, (part, span) in enumerate(zip(parts, spans, strict=True)):
-            inside = (log.time >= span.get("since", 0)) & (log.time < span.get("before", 99))
-            plain = np.flatnonzero(able & inside)
+            plain = np.flatnonzero(able & (log.time >= span.get("since", 0)) & (log.time < span.get("before", 99)))
             np.testing.assert_array_equal(part, plain)
             np.testing.assert_array_equal(sample_positions(log, min_history=min_history, **span), plain)
             file = tmp_path / f"{seed}-{number}.npy"

@@ -70,8 +70,7 @@ def test_data_without_repeats_are_judged_without_met_items(smoke, tmp_path):
 def test_every_model_has_the_same_sizes_and_the_fields_of_the_data(smoke):
     configs = {name: question.config_of(question.Trial(dataset="smoke", model=name), smoke) for name in question.MODELS}
     assert len({(config.width, config.towers, config.short_length) for config in configs.values()}) == 1
-    fields = smoke.dataset.schema.behaviour_fields
-    assert MatchingStatistics(fields) in configs[question.AIF].blocks
+    assert MatchingStatistics(smoke.dataset.schema.behaviour_fields) in configs[question.AIF].blocks
 
 
 def test_presets_are_models_of_the_study(smoke):

@@ -78,8 +78,7 @@ def test_retrieval_finds_trained_items_and_reads_the_past_alone(once):
     later = np.where(np.isin(np.arange(len(log)), part.held), 1, log.item)
     changed = EventLog(log.user, later, log.action, log.time, users=log.users)
     other = dataclasses.replace(data, dataset=dataclasses.replace(data.dataset, log=changed, repeats=data.repeats))
-    again = retrieval.of_training(other, part, taught_at, counts)
-    np.testing.assert_array_equal(again, taught)
+    np.testing.assert_array_equal(retrieval.of_training(other, part, taught_at, counts), taught)
 
 
 @pytest.fixture(scope="module")

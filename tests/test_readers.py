@@ -349,8 +349,7 @@ def test_items_for_an_index_equal_the_catalogue(folder, monkeypatch):
     parts = list(read_items(folder / "items.parquet", data.encoder))
     assert [ids.tolist() for ids, _ in parts] == [[20, 10], [30]]
     for ids, features in parts:
-        rows = data.items.encode(ids)
-        expected = data.catalogue.features(rows)
+        expected = data.catalogue.features(data.items.encode(ids))
         for name, values in expected.ids.items():
             assert np.array_equal(features.ids[name], values), name
         assert np.array_equal(features.floats, expected.floats) and np.array_equal(features.content, expected.content)

@@ -66,8 +66,7 @@ class Signatures:
         value = layers.lookup(table, row)
         if features.content is None:
             return value
-        new = sign(projection, jnp.asarray(features.content))
-        return jnp.where((row > 0) & (row < table.shape[0]), value, new)
+        return jnp.where((row > 0) & (row < table.shape[0]), value, sign(projection, jnp.asarray(features.content)))
 
 
 def fit_projection(content: np.ndarray, *, bits: int, seed: int = 0) -> jax.Array:

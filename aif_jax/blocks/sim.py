@@ -187,5 +187,4 @@ def _most_frequent(group: jax.Array, order: jax.Array, slots: int) -> tuple[jax.
         first = jnp.where(left & (runs == count) & (count > 0), order, total - 1).min()
         return (count, first), (first, count)
 
-    none = (jnp.int32(total + 1), jnp.int32(0))
-    return jax.lax.scan(following, none, None, length=slots)[1]
+    return jax.lax.scan(following, (jnp.int32(total + 1), jnp.int32(0)), None, length=slots)[1]

@@ -113,7 +113,7 @@ def item_batches(program: ItemProgram, catalogue: Any) -> tuple[Iterator[Batch],
         catalogue = ((whole.raw[at], whole.features(np.arange(at.start + 1, at.stop + 1))) for at in places)
     elif isinstance(catalogue, tuple) and len(catalogue) == 2 and isinstance(catalogue[1], ItemFeatures):
         catalogue = [catalogue]
-    elif isinstance(catalogue, str | Path | Mapping) or hasattr(catalogue, "schema"):
+    elif isinstance(catalogue, str | Path | Mapping) or hasattr(catalogue, "__arrow_c_stream__"):
         catalogue = read_items(catalogue, program.trained.need_encoder("raw items"))
     elif not isinstance(catalogue, Iterable):
         expected = "a Catalogue, raw items as `aif.read` takes them, or batches of such or of pairs (ids, ItemFeatures)"

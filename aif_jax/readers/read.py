@@ -58,7 +58,7 @@ def read(
     is kept, with a warning, one line each.
 
     Args:
-      events: a Parquet, CSV or TSV file, or a folder of them, or a table in memory: one row for each interaction.
+      events: a Parquet, CSV or TSV file, or a folder of them, or a data frame or table: one row for each interaction.
       items: likewise, one row for each item of the catalogue.
       users: likewise, one row for each user; None if there is no table of users.
       columns: which column is what; left out with `encoder` and `earlier`.

@@ -145,8 +145,9 @@ class Problems:
 
 
 Source: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | Any
-"""A path to a file or a folder, a mapping of columns (arrays or lists), or Arrow: a table, a record batch, or a reader of
-batches, such as `pyarrow.csv.open_csv` gives of text without a header or with other separators."""
+"""A path to a file or a folder, a mapping of columns (arrays or lists), or Arrow: a table, a record batch, a data frame that
+gives its columns as Arrow (Polars, pandas), or a reader of batches, such as `pyarrow.csv.open_csv` gives of text without a
+header or with other separators."""
 
 
 class TableBatch(NamedTuple):
@@ -223,8 +224,8 @@ def _in_memory(file: File, source: Any, wanted: Sequence[str], problems: Problem
         lengths = {key: len(column) for key, column in columns.items()}
         expect(len({*lengths.values()}) <= 1, name, "columns of one length", lengths)
         source = arrow.table(columns)
-    if isinstance(source, arrow.RecordBatch):
-        source = arrow.Table.from_batches([source])
+    if hasattr(source, "__arrow_c_stream__") and not isinstance(source, arrow.RecordBatchReader):
+        source = arrow.table(source)  # of a record batch or a data frame
     if not isinstance(source, arrow.Table | arrow.RecordBatchReader):
         raise TypeError(f"{name}: expected a path, a mapping of columns or an Arrow table, got {type(source).__name__}")
     types = _present(file, source.schema, wanted, problems)

@@ -58,8 +58,7 @@ def build_version(programs: Programs, trained: Trained, index: Any, config: Serv
 
 def _non_finite(snapshot: Snapshot, side: UserSide, count: int, order: str, config: ServingConfig) -> int:
     """Return how many of the first `count` rows, also of deleted items, have no finite value by an order without given bids."""
-    bucket = config.buckets[0]
-    packed, _ = snapshot.run([side], snapshot.inputs([np.arange(count)], [None], order, bucket))
+    packed, _ = snapshot.run([side], snapshot.inputs([np.arange(count)], [None], order, config.buckets[0]))
     return snapshot.best(packed, 1)[0].non_finite
 
 

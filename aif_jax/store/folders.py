@@ -215,8 +215,7 @@ def compiled_folder(name: str = "aif_jax") -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         for path in cache.rglob("*"):
             with contextlib.suppress(FileNotFoundError):  # another run was faster
-                unused = time.time() - max(path.stat().st_atime, path.stat().st_mtime) > DAYS * 86_400
-                if unused and path.is_file():
+                if time.time() - max(path.stat().st_atime, path.stat().st_mtime) > DAYS * 86_400 and path.is_file():
                     path.unlink()
     except OSError as error:
         got = f"{folder} ({error}). Name another: JAX_COMPILATION_CACHE_DIR=FOLDER"

@@ -84,8 +84,7 @@ def loss_and_gradient(
     first, first + count, ... are summed; first is int32 [].
     """
     if part is None:
-        correction = {} if batch.log_q is None else {"log_q": batch.log_q}
-        whole = partial(loss, where=batch.where, **correction)
+        whole = partial(loss, where=batch.where, **({} if batch.log_q is None else {"log_q": batch.log_q}))
         return jax.value_and_grad(lambda params: whole(scores_of(params, batch), batch.labels))(params)
     assert isinstance(loss, Loss)
     norms = loss.norms(batch.labels, batch.where)
