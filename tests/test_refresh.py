@@ -1,6 +1,7 @@
 """`aif.refresh`: from a served model and newer events to the next version in service, and every reason of the gate."""
 
 import dataclasses
+import functools
 import json
 import re
 import shutil
@@ -271,6 +272,17 @@ def test_a_killed_refresh_does_not_go_on_with_a_model_of_other_code(run, stocked
     made = refreshed(served, world.events(5), stocked, progress=True)
     assert made.status == "published" and made.report["current"]["version"] == aif.open(served).version
     assert "a block or head got other fields since the job was killed, so its steps are done again" in capsys.readouterr().err
+
+
+def test_a_killed_refresh_does_not_go_on_from_a_model_that_was_rolled_back(served, published, tmp_path, monkeypatch, capsys):
+    folder = shutil.copytree(published[0], tmp_path / "store")
+    call = functools.partial(refreshed, folder, world.events(6), folder, items=world.items(6), progress=True)
+    monkeypatch.setattr(Refresh, "judge", lambda *_: sys.exit())  # killed
+    refused(SystemExit, "", call)
+    SnapshotStore(folder).rollback()
+    monkeypatch.undo()
+    assert call().report["current"]["version"] == aif.open(served).version != published[1].trained.version
+    assert "the served model was rolled back since the job was killed" in capsys.readouterr().err
 
 
 def test_a_day_that_no_calibration_fits_is_refused_with_a_report(served, run, tmp_path):
@@ -555,7 +567,7 @@ REFUSALS = {
     "log-loss": (measured(metrics={"log_loss": 0.35}), {}, r"log_loss went from 0.3.* difference of \+0.0500 .* 0.02 worse"),
     "calibration": (measured(metrics={"calibration_error": 0.05}), {}, r"calibration_error .* difference of \+0.0400"),
     "an undefined metric": (measured(metrics={"gauc": np.nan}), {}, "gauc of the new model is nan"),
-    "vocabulary": (measured(unknown=0.2), {}, "20.0% of the requests are for items that the new model's vocabulary lacks"),
+    "vocabulary": (measured(unknown=0.2), {}, "20.0% of the events are of items that the new model lacks"),
     "lost data": (measured(), {"volume": 0.5}, "50.0% of the events a day .* bound: at least 60.0%"),
 }  # fmt: skip
 
@@ -618,6 +630,9 @@ def test_planted_models_are_refused(run, requests, newer, fault):
         source = task.source(newer, before=world.START + 4 * world.DAY, held_out=True)
         stale = measure(run.trained, Requests(data=newer, positions=positions, candidates=source, k=5))
         assert 0.05 < stale.unknown < 0.5
+        item = np.where(np.isin(np.arange(len(newer.log)), positions), newer.log.item, 0)  # others are of items nobody knows
+        nobody = dataclasses.replace(newer, log=type(newer.log)(newer.log.user, item, newer.log.action, newer.log.time))
+        assert measure(run.trained, Requests(data=nobody, positions=positions, candidates=source, k=5)).unknown > 0.5
         reasons = judge({"newest": (stale, stale)}, GateConfig(users=5)).reasons
     else:
         new = measure(planted(run.trained, fault), requests)

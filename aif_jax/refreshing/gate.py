@@ -40,7 +40,7 @@ class GateConfig(Fields):
       hit_rate: HR@k that may be lost.
       log_loss: nats that log-loss may grow by; uncalibrated, that of the scores before SVD term and popularity correction.
       calibration: how much the expected calibration error may grow; of the scores of `log_loss`.
-      unknown: largest share of the requests' items that the new model's vocabulary lacks.
+      unknown: largest share of the newest events whose item the new model lacks.
       volume: least events a day of the new part, as a share of the days before; half of the files missing is refused.
       users: least users to judge by.
       floor: what GAUC on the newest requests must surely be above, its interval as a whole; 0.5 is a random order.
@@ -90,7 +90,7 @@ class Measurement:
     Attributes:
       finite: whether every parameter and score is; without it there is nothing else.
       by_user: metrics by name before they are averaged.
-      unknown: share of the requests' items that the model's vocabulary lacks.
+      unknown: share of the events from the first request to the last whose item the model lacks, or the data do.
     """
 
     finite: bool
@@ -124,8 +124,7 @@ def measure(trained: Trained, requests: Requests) -> Measurement:
     """
     data, positions, k = requests.data, requests.positions, requests.k
     served = with_served_vocabulary(trained, data.encoder)
-    params = served.params
-    lists = requests.candidates(positions, BatchKey(0, 0, 0))
+    params, lists = served.params, requests.candidates(positions, BatchKey(0, 0, 0))
     scores = list_scores(served.model, params, data, positions, lists.rows)
     if not all(np.isfinite(np.asarray(leaf)).all() for leaf in (scores, *jax.tree.leaves(params))):
         return Measurement(finite=False)
@@ -140,9 +139,10 @@ def measure(trained: Trained, requests: Requests) -> Measurement:
     if k is not None:
         ranks = rank_catalogue(served.model, params, data, positions)
         by_user[f"hr@{k}"] = metrics.mean_by_user(ranks < k, data.log.user[positions])
-    item = data.log.item[positions]
-    known = params[ROWS]["item"][item] if ROWS in params else item
-    return Measurement(finite=True, by_user=by_user, unknown=float((np.asarray(known) == 0).mean()))
+    time = data.log.time
+    item = data.log.item[(time >= time[positions].min()) & (time <= time[positions].max())]  # no request is for row 0
+    known = np.asarray(params[ROWS]["item"])[item] if ROWS in params else item
+    return Measurement(finite=True, by_user=by_user, unknown=float((known == 0).mean()))
 
 
 def without_terms(trained: Trained) -> Params:
@@ -186,7 +186,7 @@ def judge(
         interval = f"95% interval {own.low:.4f} to {own.high:.4f}"
         reasons.append(f"{name}: gauc of the new model is {own.value:.4f} ({interval}); bound: surely above {config.floor:g}")
     if new.unknown > config.unknown:
-        share = f"{new.unknown:.1%} of the requests are for items that the new model's vocabulary lacks"
+        share = f"{new.unknown:.1%} of the events are of items that the new model lacks"
         reasons.append(f"{name}: {share}; bound: at most {config.unknown:.1%}")
     if volume is not None and volume < config.volume:
         events = f"the new part has {volume:.1%} of the events a day that the days before it had"

@@ -97,7 +97,7 @@ def refresh(
     }  # fmt: skip
     if teacher is not None:
         arguments["teacher"] = {"name": teacher.name, "loss": repr(teacher.loss)}
-    opened = functools.cache(functools.partial(open_served, current, config.since, task))
+    opened = functools.partial(open_served, current, config.since, task)  # again under the lock: a publish may come between
 
     def check() -> None:
         expect_platforms(config.platforms)

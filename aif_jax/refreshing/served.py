@@ -53,8 +53,7 @@ def open_served(current: Trained | str | Path, since: Any, task: Task | None) ->
     if isinstance(current, Trained):
         trained = current
     else:
-        folder = Path(current)
-        is_url = URL.match(str(current)) is not None
+        folder, is_url = Path(current), URL.match(str(current)) is not None
         there, got = is_url or any(folder.glob("[!.]*")), "nothing; give `current`, such as the --out of `aif-jax train`"
         expect(there, str(current), "a served model", got, error=FileNotFoundError)
         with tempfile.TemporaryDirectory() as fetched:

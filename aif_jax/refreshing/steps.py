@@ -102,8 +102,11 @@ class Refresh:
         return task_of(self.data, TASKS[task.pop("name")](**task) if task else None)
 
     def changed(self) -> str:
-        """Return what changed since a killed job sealed steps, code of blocks and heads or the data; "" for nothing."""
+        """Return what changed since a killed job sealed steps: the served model, code of blocks and heads, the data; or ""."""
         current, before = self.job.sealed("current"), self.job.sealed("read")
+        undone = [json.loads(manifest)["version"] for manifest in self.store.rolled_back(EXPORTED).values()] if current else []
+        if current and current["version"] in undone:
+            return "the served model was rolled back"
         try:
             if current and self.served.version != current["version"]:  # loaded by today's code: a new field counts
                 return "a block or head got other fields"
