@@ -190,8 +190,7 @@ def embed_attributes(embedding: Params, attributes: tuple[Attribute, ...], ids: 
 
 def behaviour_fields(params: Params, schema: Schema, item: Array) -> dict[str, jax.Array]:
     """Return int32 [S] ids of behaviour fields for the items [S] of a history, looked up in `params["fitted"]["fields"]`."""
-    rows = jnp.asarray(item)
-    tables = params["fitted"]["fields"]
+    rows, tables = jnp.asarray(item), params["fitted"]["fields"]
     return {field: rows if field == "item" else lookup(tables[field], rows) for field in schema.behaviour_fields}
 
 

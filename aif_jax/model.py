@@ -154,8 +154,7 @@ def _built(config: Config, *_: str) -> PreRanker:
 def rebuilt(model: PreRanker, config: Config, name: str) -> PreRanker:
     """Return the model of a config that `name` may have changed; ValueError where one of `assemble` would lose its parts."""
     way_out = "change params and config without an edit, and call assemble(config, ...) with these again"
-    others = ", ".join(model.config.assembled)
-    same = config is model.config
+    others, same = ", ".join(model.config.assembled), config is model.config
     expect(same or not others, name, "a model of `build`", f"one of `assemble` with {others}; {way_out}")
     return model if same else build(config)
 

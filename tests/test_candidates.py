@@ -132,8 +132,7 @@ def in_proportion(counts: list[float]) -> NegativeSampler:
 
 
 def test_sampled_carries_the_correction_of_its_sampler(dataset):
-    sampler = in_proportion([0, 4, 2, 1, 1, 0, 0])
-    positions = np.array([0, 1, 8])
+    sampler, positions = in_proportion([0, 4, 2, 1, 1, 0, 0]), np.array([0, 1, 8])
     plain = sampled_negatives(dataset, sampler=sampler, negatives=5)(positions, DRAW)
     found = sampled_negatives(dataset, sampler=sampler, negatives=5, logq_correction=True)(positions, DRAW)
     np.testing.assert_array_equal(found.rows, plain.rows)
@@ -263,8 +262,7 @@ def test_negatives_depend_on_seed_epoch_and_step_and_nothing_else():
 
 
 def test_avoided_rows_are_never_drawn_and_the_rest_keep_their_proportions():
-    sampler = in_proportion([0, 4, 3, 2, 1])
-    size = 100_000
+    sampler, size = in_proportion([0, 4, 3, 2, 1]), 100_000
     rows = sampler.sample(size, 1, avoid=np.tile([1, 2], size // 2), key=DRAW)[:, 0]
     for got, expected in ((rows[::2], [0, 0, 1 / 2, 1 / 3, 1 / 6]), (rows[1::2], [0, 4 / 7, 0, 2 / 7, 1 / 7])):
         share = np.bincount(got, minlength=5) / len(got)

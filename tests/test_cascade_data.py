@@ -130,8 +130,7 @@ def test_wrong_cascades_are_refused(plain):
 def test_lists_have_so_many_of_each_stage(data):
     cascade = data.cascade
     counts = {"exposed": 4, "ranked": 6, "retrieved": 5}
-    source = sources.logged(data, counts=counts)
-    at = cascade.positions[:40]
+    source, at = sources.logged(data, counts=counts), cascade.positions[:40]
     lists = source(at, BatchKey(0, 0, 0))
     assert lists.rows.shape == (40, 15) and set(lists.labels) == {"stage", "click", "long_view", RANKER, WHOLE}
     starts = np.cumsum([0, *counts.values()])
@@ -267,8 +266,7 @@ def test_met_candidates_are_left_out_where_nobody_comes_back(data):
     assert data.repeats
     cascade, once = data.cascade, dataclasses.replace(data, repeats=False)
     at = cascade.positions[:60]
-    met = sources.SeenPairs(data, at)
-    sample = np.arange(len(at))[:, None]
+    met, sample = sources.SeenPairs(data, at), np.arange(len(at))[:, None]
     gone = met.contains(sample, cascade.rows[:60]) & (cascade.stage[:60] > 0)
     assert gone.any() and (met.contains(sample, cascade.rows[:60]) & (cascade.stage[:60] == 0)).any()
     whole = sources.logged(once)(at, BatchKey(0, 0, 0))

@@ -202,8 +202,7 @@ def arrays(log: EventLog) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("at", range(6))
 def test_one_event_out_of_order_is_sorted_wherever_it_is(monkeypatch, block, at):
     monkeypatch.setattr(events, "BLOCK", block)
-    log = small_log()
-    swapped = [0, 1, 2, 3, 4, 5, 6]
+    log, swapped = small_log(), [0, 1, 2, 3, 4, 5, 6]
     swapped[at : at + 2] = swapped[at + 1], swapped[at]
     again = EventLog(*(arrays(log)[name][swapped] for name in events.COLUMNS), users=5)
     for name in ("user", "time", "offsets"):
@@ -228,8 +227,7 @@ def test_split_by_time_is_a_partition_in_the_order_of_time(log, validation, test
     except ValueError as error:
         assert "got none" in str(error)
         # only when the earliest moment reaches into the held-out share
-        held_out = round(known.sum() * (validation + test))
-        times = log.time[known]
+        held_out, times = round(known.sum() * (validation + test)), log.time[known]
         assert not known.any() or np.sum(times == times.min()) > len(times) - held_out
         return
     assert sorted(np.concatenate(parts).tolist()) == np.flatnonzero(known).tolist()

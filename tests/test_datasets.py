@@ -537,8 +537,7 @@ def test_the_shared_folders_come_out_of_the_recipes_again(tmp_path):
         for name in ("ratings", "movies", "tags")
     }
     movies = {int(film): rest for film, *rest in tables["movies"][::-1]}
-    tags = [(1, film, tag, 5) for film, tag in tables["tags"]]
-    folders = []
+    tags, folders = [(1, film, tag, 5) for film, tag in tables["tags"]], []
     for number, (first, last, again) in enumerate([(1, 610, ()), (611, 1281, (5, 600)), (1282, 1975, range(700, 710))]):
         ratings = [
             (int(user) + 3000 * (int(user) in again), film, rating, second)

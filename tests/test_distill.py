@@ -125,8 +125,7 @@ def test_what_does_not_fit_is_refused(data, student, teacher):
 
 def test_retrieved_candidates_are_scored_once_and_some_are_drawn_for_each_batch(data, teacher, source, tmp_path, monkeypatch):
     monkeypatch.setattr(distill, "PART", 50)
-    at = np.arange(100, 220)
-    given = dict(folder=tmp_path / "scores")
+    at, given = np.arange(100, 220), dict(folder=tmp_path / "scores")
     asked = []
 
     def counted(positions, rows):

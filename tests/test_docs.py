@@ -154,8 +154,7 @@ def test_every_block_of_a_page_runs(page):
 
 
 def test_outputs_are_compared(tmp_path):
-    page = tmp_path / "page.md"
-    block = "```python\nprint(1)\n```\n"
+    page, block = tmp_path / "page.md", "```python\nprint(1)\n```\n"
     one, two, three = (f"```text\n{number}\n```\n" for number in (1, 2, 3))
     page.write_text(f"{block}\n{one}\n{block}Then\n\n{two}{block}\n<!-- output not checked -->\n{three}")
     assert blocks_and_outputs(page) == [("print(1)\n", "1\n"), ("print(1)\n", ""), ("print(1)\n", None)]

@@ -140,8 +140,7 @@ def test_histories_equal_a_plain_loop(events, length, random):
 
 
 def test_a_missing_column_is_named():
-    made = encoder()
-    events = {name: EVENTS[name] for name in ("sku", "at")}
+    made, events = encoder(), {name: EVENTS[name] for name in ("sku", "at")}
     refused(ValueError, r"^events: expected a column 'event', got \['sku', 'at'\]", made.user, None, events, NOW)
     message = r"user: expected values of \['age'\], None or null where unknown, got none among \['uid', 'country'\]"
     refused(ValueError, message, made.user, {"uid": "ann", "country": "DE"}, None, NOW)

@@ -123,8 +123,7 @@ def test_evaluation_compiles_once_for_all_calls(data, small, params, positions):
 def test_evaluation_is_in_bounded_memory(data, positions, preset, monkeypatch):
     """No program scores more pairs than the chunk, whatever the catalogue and the lists; scores stay the same."""
     model = aif.build(aif.presets.PRESETS[preset](data.schema, width=8, short_length=8, long_length=16))
-    params = demo.init(model, items=data.catalogue)
-    few = positions[:10]
+    params, few = demo.init(model, items=data.catalogue), positions[:10]
     rows = np.random.default_rng(0).integers(1, len(data.catalogue), (len(few), 200), dtype=np.int32)
     lists = CandidateLists(rows, (rows % 3 == 0).astype(np.float32))
     pairs: dict[str, set[int]] = {"_scores": set(), "_rank": set()}

@@ -98,8 +98,7 @@ def test_quickstart_refuses_wrong_flags_and_names_a_wrong_file(tmp_path, capsys)
 
 def test_refresh(tmp_path):
     got = measured(tmp_path, "experiments.refresh")
-    found = got["worlds"]["synthetic"]
-    arms = {"day", "never", "scratch", "warm", "hourly"}
+    found, arms = got["worlds"]["synthetic"], {"day", "never", "scratch", "warm", "hourly"}
     assert [set(day) for day in found["by_day"]] == [arms, arms, arms | {"hourly scratch"}] and found["hours"] == 3
     assert found["by_day"][0]["hourly"]["gauc"] != found["by_day"][0]["warm"]["gauc"]
     spent = found["cpu_seconds_a_day_within"]

@@ -123,8 +123,7 @@ def test_scores_equal_the_models(loaded, scored):
 
 def test_a_flat_dict_is_taken_like_the_dataclass_and_unread_inputs_may_be_left_out(loaded, scored):
     features, _, _ = scored
-    flat = export.flatten(features)
-    entries = loaded.manifest["functions"]["user"]
+    flat, entries = export.flatten(features), loaded.manifest["functions"]["user"]
     assert entries["ignored"] == []
     read = {entry["name"]: flat[entry["name"]] for entry in entries["inputs"]}
     whole, part = loaded.user(features), loaded.user(read)
@@ -425,8 +424,7 @@ def test_a_raw_user_scores_as_in_the_package(encoded):
 
 def test_features_of_another_encoder_are_refused(encoded):
     loaded, made = load(encoded[0]), encoded[3]
-    user = made.user(None, None, 10**9)
-    other = encoder(users=("ann", "cleo"))
+    user, other = made.user(None, None, 10**9), encoder(users=("ann", "cleo"))
     assert loaded.user(dataclasses.replace(user, encoding="")).keys() == loaded.user(user).keys()
     message = f"features: expected the encoding {made.version}, got {other.version}; their"
     refused(export.ExportError, message, loaded.user, other.user(None, None, 10**9))

@@ -123,8 +123,7 @@ def test_old_snapshots_keep_their_rows():
     before, changed = first.take(IDS)[0], demo.items(300, seed=9)
     snapshots, expected = [first], [FEATURES]
     for step in range(12):
-        at = np.arange(step, 300, 7)
-        wanted = jax.tree.map(np.array, expected[-1])
+        at, wanted = np.arange(step, 300, 7), jax.tree.map(np.array, expected[-1])
         for old, new in zip(jax.tree.leaves(wanted), jax.tree.leaves(changed), strict=True):
             old[at] = new[at]
         expected.append(wanted)

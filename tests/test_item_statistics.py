@@ -116,8 +116,7 @@ def test_an_event_at_the_moment_itself_is_not_counted():
 
 @pytest.mark.parametrize("days", [0, 3, 11, 30])
 def test_nothing_of_the_future_changes_a_bit(days):
-    time = START + days * DAY
-    rows = np.arange(ITEMS + 1)
+    time, rows = START + days * DAY, np.arange(ITEMS + 1)
     whole, past = data().item_features(rows, time).floats, before(time).item_features(rows, time).floats
     np.testing.assert_array_equal(whole, past)
     after = data().item_features(rows, time + 1).floats
@@ -247,8 +246,7 @@ def test_statistics_by_action_are_those_of_the_moment_wherever_they_are_read():
     data, rows = by_action(), np.arange(4)
     table = {"item": [1, 2, 3], "category": [1, 1, 2]}
     for time in (START, START + 1, START + 2 * HOUR, START + 9 * HOUR):
-        past = before(time, data)
-        of_sample = data.item_features(rows, time).floats
+        past, of_sample = before(time, data), data.item_features(rows, time).floats
         np.testing.assert_array_equal(of_sample, past.item_features(rows, time).floats)
         np.testing.assert_array_equal(of_sample, catalogue_at(data, time).items.floats)
         _, encoded = encode_items(table | past.statistic_columns([1, 2, 3], time), data.encoder)

@@ -46,8 +46,7 @@ def test_lookup_out_of_range_reads_row_0(wrong):
 def test_lookup_in_the_rows_of_a_batch():
     """Training puts `Rows` in the place of a table: the same ids read the same rows, ids out of range row 0."""
     table = np.arange(12, dtype=np.float32).reshape(6, 2)
-    ids = np.array([[4, 2], [0, 4]], np.int32)
-    slot = np.full(6, 77, np.int32)
+    ids, slot = np.array([[4, 2], [0, 4]], np.int32), np.full(6, 77, np.int32)
     slot[[0, 2, 4]] = [0, 1, 2]
     rows = layers.Rows(table=table[[0, 2, 4]], ids=np.array([0, 2, 4], np.int32), slot=slot)
     np.testing.assert_array_equal(jax.jit(layers.lookup)(rows, ids), table[ids])
@@ -138,8 +137,7 @@ def test_a_behaviour_is_the_sum_of_its_embeddings():
     got = jax.jit(lambda params: layers.embed_behaviours(params, demo.schema(), past))(params)
     tables, category = jax.tree.map(np.asarray, params["embedding"]), demo.catalogue().items.ids["category"]
     for place in range(4):
-        item = past.item[place]
-        bucket = int(np.floor(np.log2(1 + past.age[place])))
+        item, bucket = past.item[place], int(np.floor(np.log2(1 + past.age[place])))
         parts = tables["item"][item], tables["category"][category[item]], tables["behaviour.action"][past.action[place]]
         np.testing.assert_allclose(got[place], sum(parts) + tables["behaviour.age"][bucket], rtol=1e-5, atol=1e-6)
     assert not got[4:].any()

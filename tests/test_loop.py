@@ -127,8 +127,7 @@ def test_a_step_corrects_a_sampled_softmax(feed):
     config = feed.config
     sampler = NegativeSampler(item_counts(feed.dataset, feed.positions))
     source = sampled_negatives(feed.dataset, sampler=sampler, negatives=3, logq_correction=True)
-    lists = dataclasses.replace(feed, source=source)
-    model = aif.build(config)
+    lists, model = dataclasses.replace(feed, source=source), aif.build(config)
     params = demo.init(model, items=feed.dataset.catalogue)
     real = train.make_step(model, OPTIMIZER, loss=losses.listwise_softmax)
     state, rows = run(itertools.islice(lists.batches(), 1), state=train.init_state(params, OPTIMIZER), step=real)
@@ -189,8 +188,7 @@ def test_batches_made_ahead_are_not_in_the_cursor(feed, tmp_path):
 
 
 def test_figures_go_to_logs_and_choose_the_best_checkpoint(feed, tmp_path):
-    figures = iter([0.5, 0.7, 0.6])
-    log = JsonLines(tmp_path / "log.jsonl")
+    figures, log = iter([0.5, 0.7, 0.6]), JsonLines(tmp_path / "log.jsonl")
     with aif.Checkpoints(tmp_path / "run", keep_last=1, keep_best=("gauc", "max")) as checkpoints:
         saving = Saving(checkpoints, feed.config, every=10, evaluate=lambda state: {"gauc": next(figures)})
         run(feed.batches(), save=saving, log_every=6, log=log)

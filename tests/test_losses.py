@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as hnp
 
 from aif_jax.train import losses
 from tests.reference import losses as reference
+from tests.refusals import refused
 
 SHAPE = (3, 5)  # one shape for all random tests: one compilation each
 ALL = {
@@ -133,6 +134,12 @@ def test_losses_are_values_that_add_and_scale():
     np.testing.assert_allclose((loss * 2.0)(scores, y), 2 * expected, rtol=1e-6)
     assert loss == losses.listwise_softmax + losses.pointwise_bce * 0.1 and hash(loss) == hash(loss * 1.0)
     assert repr(loss) == "listwise_softmax + 0.1 * pointwise_bce" != repr(loss * 2.0)
+
+
+def test_values_of_another_shape_than_the_term_counts_are_refused():
+    for counts, axis, keepdims in ((losses.lists, -1, True), (losses.lists, None, False), (losses.entries, -1, False)):
+        wrong = losses.term(counts)(lambda s, *_, axis=axis, keepdims=keepdims: jnp.sum(s, axis, keepdims=keepdims))
+        refused(ValueError, "lambda>: expected a value for each it counts", wrong, jnp.ones((3, 3)), jnp.ones((3, 3)))
 
 
 def test_a_pointwise_correction_is_that_of_the_scores():

@@ -191,8 +191,7 @@ def test_agreement_with_a_ranker_by_hand():
 
 def case(seed=0, users=40, requests=200, candidates=6):
     rng = np.random.default_rng(seed)
-    owner = rng.integers(10, 10 + users, requests)
-    labels = np.zeros((requests, candidates))
+    owner, labels = rng.integers(10, 10 + users, requests), np.zeros((requests, candidates))
     labels[:, 0] = 1
     return rng.normal(size=labels.shape) + 0.5 * labels, labels, owner
 

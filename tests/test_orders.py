@@ -100,8 +100,7 @@ async def test_the_engine_ranks_by_its_orders_and_a_publish_changes_them(world):
 
 
 async def test_values_that_are_not_finite_are_not_ranked(world):
-    ids = world.ids[:20]
-    bids = np.where(np.arange(20) < 15, 2.0, 0.0).astype(np.float32)
+    ids, bids = world.ids[:20], np.where(np.arange(20) < 15, 2.0, 0.0).astype(np.float32)
     orders = {"ratio": lambda p, bid: p[""] / bid, "log": lambda p, bid: p[""] + jnp.log(bid - 1)}
     async with world.engine(orders=orders) as engine:
         for order in orders:

@@ -64,8 +64,7 @@ def mine(positions, key: BatchKey) -> CandidateLists:
 def test_a_cursor_of_another_pipeline_is_refused_and_the_difference_named(data):
     """Everything that decides which sample comes when: seen once, a cursor of another pipeline feeds some samples twice."""
     base = pipeline(data)
-    cursor = next(base.batches()).cursor
-    counts = item_counts(data, base.positions)
+    cursor, counts = next(base.batches()).cursor, item_counts(data, base.positions)
     shorter = dataclasses.replace(base.config, long_length=16)
 
     def sampled(negatives: int = 2, counts: np.ndarray = counts) -> CandidateSource:

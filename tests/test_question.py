@@ -132,8 +132,7 @@ def test_requests_hold_met_items_and_plans_name_each_run_once(smoke):
 
 
 def test_blocks_train_on_the_past_alone_and_judge_each_user_once():
-    rng = np.random.default_rng(0)
-    user = np.repeat(np.arange(1, 41), 30)
+    rng, user = np.random.default_rng(0), np.repeat(np.arange(1, 41), 30)
     time = rng.integers(0, 1000, 40)[user - 1] + rng.integers(0, 300, len(user))  # of each user a while of their own
     log = aif.EventLog(user, rng.integers(1, 9, len(user)), np.ones(len(user), int), time)
     parts = question.rolling(log, blocks=(0.4, 0.7), last=5)

@@ -225,8 +225,7 @@ def test_rankers_of_other_families(tmp_path, monkeypatch, ranker):
 
 def test_figures_of_the_test_split_by_ranker(tmp_path):
     """AIF loses 1 %, matching 3, two-tower 20; before trees AIF loses 5 % more than matching."""
-    users = np.arange(50)
-    of = {"two_tower": 0.8, "matching": 0.97, "aif": 0.99}
+    users, of = np.arange(50), {"two_tower": 0.8, "matching": 0.97, "aif": 0.99}
     for ranker, model in product(("attention", "trees"), of):
         trial = cascade.Trial(dataset="taobao", model=model, ranker=ranker, split="test", **cascade.USUAL._asdict())
         recall = of[model] - 0.07 * (ranker == "trees" and model == "aif") + 0.001 * np.cos(users)

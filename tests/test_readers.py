@@ -116,6 +116,7 @@ def test_what_a_writer_has_not_finished_is_left_out(tmp_path):
         (tmp_path / "events" / name).write_text(f"user,item,time\n{user},7,20\n")
     refused(ValueError, r"expected files .* got \['6.CSV'\]", readers.read, tmp_path / "events", **given)
     (tmp_path / "events" / "6.CSV").unlink()
+    (tmp_path / "events" / "7.csv").write_text("user,item,time\n")  # a day without events
     assert readers.read(tmp_path / "events", **given).users.raw.tolist() == [0, 4]
     assert len(readers.read(tmp_path / "events" / "_temporary", **given).log) == 1  # the folder itself may have any name
 

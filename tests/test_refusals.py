@@ -345,8 +345,8 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
     *((lambda bids=bids: aif.Candidates([1, 2, 3], bids), message) for bids, message in (
         (np.ones(2), "bids: expected one bid for each of 3 ids, got shape [2]"),
         ([1, 2, np.nan], "bids: expected finite bids"), ([1, 2, -1], "bids: expected finite bids"),
-        ("abc", "bids: expected numbers [C]"), (["1.5", "2", "3"], "bids: expected numbers [C], none null, got list of str"),
-        ([True, False, True], "got list of bool"), ([1, None, 2], "bids: expected numbers [C], none null, got list of object"),
+        ("abc", "bids: expected numbers [C]"), (["1.5", "2", "3"], "bids: expected numbers [C], none null, got '1.5' at "),
+        ([True, False, True], "none null, got bool"), ([1, None, 2], "expected numbers [C], none null, got None at position 1"),
     )),
     (lambda: aif.Candidates([[1, [2]]]), "candidates: expected item ids [C], one axis of integers or strings, got list of l"),
     (lambda: aif.Candidates([1.5, np.float64(2.5)]), TypeError, "candidates: expected integers or strings, all of one kind"),

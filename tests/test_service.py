@@ -391,6 +391,8 @@ def test_paths_methods_and_types(client):
         ("HEAD", "/health/live", "", 200),
     ):
         assert client.request(method, path, b"", {"content-type": kind})[0] == status, (method, path)
+    packed = client.request("POST", "/v1/rank", b"x", {"content-type": "application/json", "content-encoding": "gzip"})
+    assert packed[0] == 400 and b"content-encoding: expected a body as it is, got b'gzip'" in packed[2]
     sizes = set()
     for method in ("GET", "HEAD"):
         client._connection.request(method, "/page.js", headers=client._headers)

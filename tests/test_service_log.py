@@ -68,8 +68,7 @@ def logged(served, tmp_path_factory):
 def test_records_say_what_was_answered(logged):
     records = {record.id: record for record in read_log(logged)}
     expected = exports().logits("one")
-    best = np.argsort(-expected, kind="stable")[:5]
-    first = records["r1"]
+    best, first = np.argsort(-expected, kind="stable")[:5], records["r1"]
     assert first.ids == IDS[best].tolist() and first.candidates == IDS.tolist() and first.k == 5
     np.testing.assert_allclose(first.logits, expected[best], atol=1e-5)
     assert first.version == exports().index["one"].version and json.loads(first.stages)["total"] > 0
@@ -173,5 +172,10 @@ def test_a_log_of_no_share_is_empty(tmp_path):
 def test_a_full_disk_loses_records_and_says_so(served, tmp_path, caplog):
     with noted(served, log := RequestLog(tmp_path / "log")) as client:
         shutil.rmtree(tmp_path / "log")
+        (tmp_path / "log").touch()  # no folder can be made
         client.rank(**ANN, candidates=IDS, k=1)
     assert log.counters["log_failed"] == 1 and "1 records lost" in caplog.text
+    with noted(served, log := RequestLog(tmp_path / "other")) as client:
+        shutil.rmtree(tmp_path / "other")  # by a job that has read it
+        client.rank(**ANN, candidates=IDS, k=1)
+    assert log.counters["log_records"] == len(list((tmp_path / "other").iterdir())) == 1

@@ -150,8 +150,8 @@ def test_a_signal_during_the_start_ends_it(monkeypatch, capsys):
     (["FOLDER", "--serving.colour", "1"], 2, "Unknown option: --serving.colour"),
     (["FOLDER", "--log", "log", "--log-share", "2"], 2, "log_share: expected 0 to 1, got 2"),
     (["FOLDER", "--log-share", "0.5"], 2, "--log-share: expected --log DIR"),
-    (["FOLDER", "--features", "json:nothing"], 1, "expected MODULE:NAME"),
-    (["FOLDER", "--features", "json"], 1, "--features json: expected MODULE:NAME of a feature source"),
+    (["FOLDER", "--features", "json:nothing"], 2, "expected MODULE:NAME"),
+    (["FOLDER", "--features", "json"], 2, "--features: json: expected MODULE:NAME of a feature source"),
     (["FOLDER", "--max-bytes", "0"], 2, "max_bytes: expected more than 0"),
     (["FOLDER", "--token-file", "EMPTY"], 2, "got an empty file"),
 ])  # fmt: skip

@@ -246,8 +246,7 @@ def test_lazy_adam_by_its_formula():
 @pytest.mark.parametrize(("count", "size"), [(1, 1250), (700, 1250), (5000, 5000)])
 def test_the_update_fits_its_size_to_the_rows_of_the_batch(count, size):
     """5,000 occurrences may be one row or 5,000: each compiled size gives the same."""
-    rows = 6000
-    rng = np.random.default_rng(count)
+    rows, rng = 6000, np.random.default_rng(count)
     chosen = rng.permutation(rows)[:count]
     ids = np.concatenate([chosen, rng.choice(chosen, 5000 - count)]).astype(np.int32)
     gradient = rng.normal(size=(5000, 2)).astype(np.float32)

@@ -49,8 +49,7 @@ def catalogue(raw):
 @pytest.fixture(scope="module")
 def model():
     """(model, params, raw ids 200, 202, ..., 296)."""
-    raw = np.arange(200, 298, 2)
-    model = aif.build(CONFIG)
+    raw, model = np.arange(200, 298, 2), aif.build(CONFIG)
     return model, demo.init(model, items=catalogue(raw)), raw
 
 

@@ -78,8 +78,7 @@ def fit_projection(content: np.ndarray, *, bits: int, seed: int = 0) -> jax.Arra
     rows = np.asarray(content, np.float64)
     rows = rows[np.any(rows != 0, axis=1)]
     expect(len(rows) >= 2, "fit_projection", "at least 2 rows with content", len(rows))
-    rng = np.random.default_rng(seed)
-    width = rows.shape[1]
+    rng, width = np.random.default_rng(seed), rows.shape[1]
     values, vectors = np.linalg.eigh(rows.T @ rows / len(rows))
     directions = vectors[:, np.argsort(values)[::-1][: min(bits, width)]]
     if width < bits:

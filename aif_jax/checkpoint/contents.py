@@ -104,11 +104,9 @@ def load(path: str | Path, *, config: Config | None = None, like: Mapping[str, A
         expected = "expected this config and schema, got others; give those saved with it, or another folder"
         raise ValueError(f"{path}: {expected}:\n{listed(lines)}")
     stored = storage.parsed(path, record, "config", Config.from_json)
-    step = storage.parsed(path, record, "step", operator.index)
-    metrics = metrics_of(path, record)
+    step, metrics = storage.parsed(path, record, "step", operator.index), metrics_of(path, record)
     templates = {"params": None} | {name: np.ndarray for name in ("encoder", "items") if name in leaves} | dict(like or {})
-    trees = storage.read(path, leaves, templates)
-    encoder = None
+    trees, encoder = storage.read(path, leaves, templates), None
     if record.get("encoder") is not None:
         arrays = leaves_by_path(trees.get("encoder", {}))
         encoder = storage.parsed(path, record, "encoder", lambda value: Encoder.from_record(value, arrays))

@@ -74,7 +74,8 @@ def serve(
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING, force=True)
     logging.getLogger("aif_jax").setLevel(log_level.upper())
     logging.captureWarnings(True)
-    source = None if features is None else process.source_of(features)
+    with options.as_usage("--features"):
+        source = None if features is None else process.source_of(features)
     with options.open_store(folder) if is_store else contextlib.nullcontext() as store:  # credentials: from the environment
         if store is not None and not (root / CURRENT).is_file():
             mirror(store, root)
@@ -110,9 +111,9 @@ def index_follow(
       metrics: [HOST:]PORT where counters, lag and age are served for Prometheus, at /metrics.
     """
     trained = open_model(checkpoint)
-    with options.as_usage("--metrics"):
-        host, _, port = (metrics or "").rpartition(":")
-        at = (int(port), host or "127.0.0.1") if metrics else None
+    host, _, port = (metrics or "").rpartition(":")
+    expect(metrics is None or port.isdecimal(), "--metrics", "[HOST:]PORT", metrics, error=UsageError)
+    at = (int(port), host or "127.0.0.1") if metrics else None
     with options.as_usage("--stream"):
         updates = KafkaStream(stream, options=stream_options and options.read_json(stream_options))
     published = None if store is None else SnapshotStore(store)

@@ -59,8 +59,7 @@ class KafkaStream:
 
         Raises StreamError where messages after a position are gone, or the topic; TypeError, ValueError for no positions.
         """
-        positions = positions_by_partition(positions)
-        partitions = self._partitions()
+        positions, partitions = positions_by_partition(positions), self._partitions()
         gone = [partition for partition in positions if partition not in partitions]
         wanted, got = f"partitions {sorted(positions)}", f"no {gone}; rebuild the snapshot"
         expect(not gone, f"topic {self._topic!r}", wanted, got, error=StreamError)

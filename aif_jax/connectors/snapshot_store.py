@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from aif_jax.checks import expect, needs_extra
+from aif_jax.checks import ArgumentError, expect, needs_extra
 from aif_jax.store.folders import local, new_folder, redacted, remove_unfinished, write_file
 from aif_jax.store.sealed import digest_of
 
@@ -159,8 +159,9 @@ class SnapshotStore:
         current = self.current()
         before = [name for name in self.names() if current is not None and name < current]
         if current is None or not before:
-            got = "an empty store" if current is None else f"none before {current}, which stays current"
-            raise FileNotFoundError(f"{self.url}: expected a snapshot to go back to, got {got}; publish with a larger keep")
+            few = f"none before {current}, which stays current; publish with a larger keep"
+            got = "an empty store; publish first" if current is None else few
+            raise FileNotFoundError(f"{self.url}: expected a snapshot to go back to, got {got}")
         manifest, _ = self._manifest(before[-1])
         self._put(self._path(current, UNDONE), b"")
         self._point(before[-1], manifest)
@@ -185,7 +186,8 @@ class SnapshotStore:
             wanted = self._pointer() if name is None else Pointer(name, "")
             if wanted is None:
                 raise FileNotFoundError(f"{self.url}: expected a store with a current snapshot, got none; publish one")
-            expect(NAME.fullmatch(wanted.name), "name", "the name of a snapshot, such as '0000000007-3f9ab2c1'", repr(name))
+            expected = "the name of a snapshot, such as '0000000007-3f9ab2c1'"
+            expect(NAME.fullmatch(wanted.name), "name", expected, repr(name), error=ArgumentError)
             with contextlib.suppress(FileNotFoundError):
                 return self._fetch(target, wanted)
         got = "none or a part of it; name another"

@@ -129,8 +129,7 @@ class EventLog:
         for _ in range(int((high - low).max(initial=0)).bit_length()):
             middle = (low + high) >> 1
             earlier = (low < high) & (self.time[np.minimum(middle, len(self) - 1)] < times)
-            low = np.where(earlier, middle + 1, low)
-            high = np.where(earlier, high, middle)
+            low, high = np.where(earlier, middle + 1, low), np.where(earlier, high, middle)
         return low
 
 

@@ -136,8 +136,7 @@ def _trained(folder: Path, manifest: Mapping[str, Any], *, model: PreRanker | No
     leaves, encoder = consume.checked_arrays(folder, manifest, manifest["params"]), manifest.get("encoder")
     known = consume.checked_arrays(folder, manifest, manifest["items"]) if items and manifest.get("items") else None
     try:
-        params = nest(leaves)
-        config = Config.from_json(manifest["config"])
+        params, config = nest(leaves), Config.from_json(manifest["config"])
         if encoder:
             encoder = Encoder.from_record(encoder["record"], consume.checked_arrays(folder, manifest, encoder.get("file")))
         features = None if known is None else ItemFeatures(**nest(known))

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aif_jax.checks import expect
+from aif_jax.checks import ArgumentError, expect
 from aif_jax.encoding.vocabulary import IdKind
 from aif_jax.features import item_specs
 from aif_jax.index.ids import FreeList, IdMap, kind_of
@@ -40,7 +40,7 @@ class ItemProgram:
 
     def __init__(self, trained: Trained, *, storage: Storage = "float32", batch_size: int = BATCH):
         expect(storage in STORAGES, "storage", f"one of {STORAGES}", repr(storage))
-        expect(batch_size >= 1, "batch_size", "at least 1", batch_size)
+        expect(batch_size >= 1, "batch_size", "at least 1", batch_size, error=ArgumentError)
         row = jax.eval_shape(trained.model.item, trained.params, item_specs(trained.config.schema))
         if isinstance(row, ItemRow):  # what answers are ordered by, and shown with
             side, got = sorted(trained.config.schema.side), sorted(row.side)

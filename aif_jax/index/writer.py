@@ -13,7 +13,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, Self
 
-from aif_jax.checks import expect
+from aif_jax.checks import ArgumentError, expect
 from aif_jax.index.item_index import ItemIndex, inspect, positions_by_partition
 from aif_jax.store import sealed
 from aif_jax.store.folders import CheckpointError, WriteLock, WriterConflict, local, remove_folder, remove_unfinished
@@ -52,7 +52,7 @@ class IndexWriter:
         keep: int = 3,
     ):
         for name, value in (("every_updates", every_updates), ("every_seconds", every_seconds), ("keep", keep)):
-            expect(value is None or value > 0, name, "more than 0", value)
+            expect(value is None or value > 0, name, "more than 0", value, error=ArgumentError)
         self.directory, self.index = local(directory), index
         self._lock: WriteLock | None = None  # None before `start` and `resume`, and after `close`
         self._positions = positions_by_partition(positions)

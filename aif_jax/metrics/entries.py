@@ -177,8 +177,7 @@ def _pairs(scores: np.ndarray, positive: np.ndarray, groups: np.ndarray) -> tupl
     """
     order = np.unique(scores, return_inverse=True)[1]
     _, tie, counts = np.unique(groups * len(scores) + order, return_inverse=True, return_counts=True)
-    rank_twice = (2 * np.cumsum(counts) - counts + 1)[tie]
-    entries = np.bincount(groups)
+    rank_twice, entries = (2 * np.cumsum(counts) - counts + 1)[tie], np.bincount(groups)
     positives = np.bincount(groups[positive], minlength=len(entries))
     before = np.cumsum(entries) - entries
     won_twice = np.bincount(groups[positive], rank_twice[positive], len(entries)) - positives * (2 * before + positives + 1)

@@ -165,13 +165,13 @@ def batches(source: Source, wanted: Sequence[str], problems: Problems, *, name: 
     Raises ImportError without pyarrow, FileNotFoundError, ValueError for a file of another kind or a folder without files or
     with files of more than one kind, TypeError for no source.
     """
-    arrow = pyarrow()
+    arrow, file = pyarrow(), File(name)
     if isinstance(source, str | os.PathLike):
         files = ((File(str(path), is_text=not path.name.endswith(".parquet")), path) for path in files_of(source))
         opened = ((file, (_text if file.is_text else _parquet)(file, path, wanted, problems)) for file, path in files)
     else:
-        file = File(name)
         opened = [(file, _in_memory(file, source, wanted, problems))]
+    some = False  # an empty file of several is a day without events
     for file, parts in opened:
         start, expected = 0, "text with a header in utf8" if file.is_text else "complete Parquet or Arrow data"
         with track(label=file.name, unit="rows", leave=False) as bar:
@@ -179,14 +179,16 @@ def batches(source: Source, wanted: Sequence[str], problems: Problems, *, name: 
                 for types, part in parts:
                     bar.update(part.num_rows)
                     if part.num_rows:
+                        some = True
                         yield TableBatch(file, start, types, part)
                     start += part.num_rows
-                if not start:
-                    got = "none; a reader gives its rows once" if isinstance(source, arrow.RecordBatchReader) else "none"
-                    problems.add("no rows", file, None, None, "at least one row", got)
             except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
                 first = (str(error).splitlines() or [""])[0]
                 problems.add("unreadable file", file, None, None, expected, f"{type(error).__name__}: {first}")
+                some = True  # or not: that it cannot be read is said
+    if not some:
+        got = "none; a reader gives its rows once" if isinstance(source, arrow.RecordBatchReader) else "none"
+        problems.add("no rows", file, None, None, "at least one row", got)
 
 
 def files_of(path: str | os.PathLike[str]) -> list[Path]:

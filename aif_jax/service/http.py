@@ -187,6 +187,8 @@ class App:
         """Return the body; Failure where it is too large, or does not come in time."""
         most, seconds = self._where.max_bytes, self._where.body_seconds
         body, size, more = bytearray(), int(headers.get(b"content-length", 0)), True
+        if (coding := headers.get(b"content-encoding", b"identity")) != b"identity":
+            raise BadCall("content-encoding", f"expected a body as it is, got {coding[:80]!r}")
         try:
             async with asyncio.timeout(seconds):
                 while more and size <= most:

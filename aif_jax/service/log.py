@@ -108,6 +108,7 @@ class RequestLog:
             return
         table = pyarrow().Table.from_batches(groups)
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)  # it may have been removed
             with new_file(self.folder / f"requests-{time.time_ns()}-{os.getpid()}.parquet") as partial:
                 pyarrow("pyarrow.parquet").write_table(table, partial)
             self.counters["log_records"] += len(table)

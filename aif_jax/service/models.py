@@ -285,8 +285,7 @@ class Models:
 
     async def _load(self, entry: ExportEntry, restored: RestoredModel, others: list[LoadedModel]) -> LoadedModel:
         """Return a version ready to serve: compared with its golden outputs, compiled unless one of `others` was, warmed up."""
-        trained = restored.trained
-        exported = (self.root / entry.folder / MANIFEST).stat().st_mtime
+        trained, exported = restored.trained, (self.root / entry.folder / MANIFEST).stat().st_mtime
         await asyncio.to_thread(restored.check_golden)
         config = dataclasses.replace(self.config, orders={**restored.orders, **self.config.orders})
         alike = (one.engine for one in others if one.restored.trained.config == trained.config and one.engine.config == config)

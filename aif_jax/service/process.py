@@ -52,9 +52,9 @@ def source_of(name: str) -> Any:
         found = pkgutil.resolve_name(name)
         source = found if hasattr(found, "get") and not isinstance(found, type) else found()
     except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"--features {name}: expected MODULE:NAME of a feature source in PYTHONPATH: {error}") from error
+        raise ValueError(f"{name}: expected MODULE:NAME of a feature source in PYTHONPATH: {error}") from error
     good = inspect.iscoroutinefunction(getattr(source, "get", None))
-    expect(good, f"--features {name}", "an object with `async get(user)`, defined with async", type(source).__name__)
+    expect(good, name, "an object with `async get(user)`, defined with async", type(source).__name__)
     return source
 
 

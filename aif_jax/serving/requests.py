@@ -91,7 +91,10 @@ class Candidates:
             given = np.asarray(self.bids)
         except ValueError as error:
             raise ValueError(f"bids: expected numbers [C], got {type(self.bids).__name__}: {error}") from None
-        expect(given.dtype.kind in "iuf", "bids", "numbers [C], none null", f"{type(self.bids).__name__} of {given.dtype.name}")
+        if given.dtype.kind not in "iuf":
+            each = enumerate(np.ravel(np.array(self.bids, object)))
+            wrong = (f"{bid!r:.80} at position {at}" for at, bid in each if not isinstance(bid, int | float | np.number))
+            expect(False, "bids", "numbers [C], none null", next(wrong, given.dtype))
         bids = given.astype(np.float32, copy=False)
         one_each, good = bids.shape == self.ids.shape, np.isfinite(bids).all() and (bids >= 0).all()
         expect(one_each, "bids", f"one bid for each of {len(self.ids)} ids", f"shape {list(bids.shape)}")

@@ -62,8 +62,7 @@ class WriteLock:
 def local(path: str | os.PathLike[str], name: str = "path") -> Path:
     """Return the absolute path of a local file or folder; ValueError for a URL, which would become a folder's name."""
     if URL.match(os.fspath(path)):
-        where = redacted(os.fspath(path))
-        hint = "aif_jax.connectors.SnapshotStore copies there"
+        where, hint = redacted(os.fspath(path)), "aif_jax.connectors.SnapshotStore copies there"
         raise ValueError(f"{name}: expected a local path, got the URL {where!r}; {hint}")
     return Path(path).absolute()
 

@@ -195,8 +195,7 @@ def svd_factors(user: Any, item: Any, *, size: int, block: PureSvd | None = None
 
 def _sums(user: np.ndarray, factors: np.ndarray, block: PureSvd) -> np.ndarray:
     """Return the block's user half float64 [U, R] after the last event of some users, from events [E] by time for each."""
-    order = np.argsort(user, kind="stable")
-    ends = np.cumsum(np.bincount(user))
+    order, ends = np.argsort(user, kind="stable"), np.cumsum(np.bincount(user))
     chosen = np.random.default_rng(SEED).permutation(len(ends))[:REQUESTS]
     sums = np.zeros((len(chosen), factors.shape[1]))
     for place, who in enumerate(chosen):

@@ -264,8 +264,7 @@ def _rest(state: TrainState) -> dict[str, Any]:
 def _values(state: TrainState, recent: _LogWindow) -> dict[str, float]:
     """Wait for the steps since the last log entry, report what went wrong in them, and sum them up."""
     fetched = jax.device_get([metrics for _, _, metrics in recent.pending])
-    skipped = int(state.skipped)
-    seconds = time.perf_counter() - recent.started
+    skipped, seconds = int(state.skipped), time.perf_counter() - recent.started
     for (number, origin, _), metrics in zip(recent.pending, fetched, strict=True):
         loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
         if not (math.isfinite(loss) and math.isfinite(norm)):

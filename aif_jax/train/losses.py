@@ -158,6 +158,7 @@ class Loss:
             logits = term.logit(jnp.asarray(scores), self.objectives)
             logits, labels, valid, correction = _checked(logits, *term.read(targets, where), log_q, name=term.targets)
             counted, values = term.counts(labels, valid), term.values(logits, labels, valid, correction)
+            expect(values.shape == counted.shape, f"{term!r}", f"a value for each it counts, {counted.shape}", values.shape)
             divisor = jnp.maximum(jnp.sum(counted, dtype=jnp.int32), 1) if norm is None else norm
             total += weight * jnp.sum(jnp.where(counted, values, jnp.zeros((), values.dtype))) / divisor.astype(values.dtype)
         return total

@@ -206,8 +206,7 @@ def make_step(
             dense, rows = params
             taken = {name: Rows(table=rows[name], ids=ids[name], slot=slots[name]) for name in tables}
             joined = join_tables(dense, taken) | state.fitted
-            scores = score(model, joined, batch)
-            positions = batch.display_positions
+            scores, positions = score(model, joined, batch), batch.display_positions
             biased = [block for block in model.config.blocks if block.training_logit and positions is not None]
             added = {block.name: block.training_logit(own(joined, block), positions) for block in biased}
             for name, logit in added.items():

@@ -209,8 +209,7 @@ def verify(folder: str | Path, *, tolerance: float = 1e-4, sha256: str | None = 
     model, folder = load(folder, sha256=sha256), Path(folder)
     for name in model.manifest["files"]:
         checked(folder, model.manifest, name)
-    golden = checked_arrays(folder, model.manifest, model.manifest["golden"])
-    largest = {}
+    golden, largest = checked_arrays(folder, model.manifest, model.manifest["golden"]), {}
     for name, function in model.functions.items():
         inputs, expected = (
             {key.removeprefix(start): golden[key] for key in golden if key.startswith(start)}
