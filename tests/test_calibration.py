@@ -92,8 +92,7 @@ def test_on_the_host_and_on_the_device_it_is_the_same(several):
 def test_a_sampled_log_is_corrected_analytically():
     """All positives and a share of the negatives, with its rate, or with weights, give the calibration of the whole log."""
     scores, labels = drawn(200_000, lambda s: s - 3)
-    rng = np.random.default_rng(1)
-    kept = (labels == 1) | (rng.random(len(labels)) < 0.2)
+    kept = (labels == 1) | (np.random.default_rng(1).random(len(labels)) < 0.2)
     few = scores[kept], labels[kept]
     assert worst(deciles(apply(fit(*few), scores), labels)) > 1  # what sampling does
     for options in ({"rate": 0.2}, {"weights": np.where(few[1] == 1, 1, 5.0)}):

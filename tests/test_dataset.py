@@ -142,8 +142,7 @@ def test_one_event_in_a_hundred_is_the_bound(of_hundred, comes_back):
 
 
 def test_a_long_log_is_read_in_pieces_from_the_disk(tmp_path, monkeypatch):
-    rng = np.random.default_rng(0)
-    user, item = np.repeat(np.arange(1, 201), 50), rng.integers(1, 300, 10_000)
+    user, item = np.repeat(np.arange(1, 201), 50), np.random.default_rng(0).integers(1, 300, 10_000)
     log = mapped(EventLog(user, item, np.ones(10_000, int), np.tile(np.arange(50), 200)), tmp_path)
     whole = repeated_share(log)
     monkeypatch.setattr(events, "PIECES", 8)

@@ -148,6 +148,22 @@ def test_page_runs(page, tmp_path, monkeypatch, capsys):
     gc.collect()  # a client of tritonclient ends in the thread that made it
 
 
+def test_the_join_of_outcomes_counts_each_candidate_of_each_call_once(tmp_path, monkeypatch):
+    """The call `a` was tried again in the second of `b` and `c`, of which one counts; each names a candidate twice."""
+    monkeypatch.chdir(tmp_path)
+    (statement,) = re.findall(r'^joined = """\n(.*?)"""', (ROOT / "docs" / "how_to_join_outcomes.md").read_text(), re.S | re.M)
+    common = """'"ann"' AS user, [10] AS ids, [10, 11, 10] AS candidates, 'rank' AS method, false AS degraded"""
+    calls = f"SELECT *, {common} FROM (VALUES ('a', 100.2), ('a', 200.1), ('b', 200.5), ('c', 200.9)) AS call(id, time)"
+    database = pytest.importorskip("duckdb").connect()
+    (tmp_path / "log").mkdir()
+    database.execute(f"COPY ({calls}) TO 'log/calls.parquet'")
+    database.execute("COPY (SELECT 'b' AS request, 11 AS item, 300 AS time) TO 'clicks.parquet'")
+    database.execute(statement, {"window": 1800, "complete": 9999})
+    joined = database.sql("SELECT user, time, item, shown, clicked FROM joined ORDER BY time, item").fetchall()
+    expected = (100, 10, True, False), (100, 11, False, False), (200, 10, True, False), (200, 11, False, True)
+    assert joined == [("ann", *row) for row in expected]
+
+
 @pytest.mark.parametrize("page", DOCS, ids=lambda page: page.stem)
 def test_every_block_of_a_page_runs(page):
     assert [block for block, _ in blocks_and_outputs(page)] == fences(page, "python")

@@ -72,8 +72,7 @@ def test_memory_is_bounded():
             taken.append(number)
             yield world.items(64).to_batches()[0]
 
-    rows = world.job()(batches())
-    next(rows)
+    next(world.job()(batches()))
     assert len(taken) <= 4
 
 

@@ -108,8 +108,7 @@ def changed(data, part):
     if part == "an item":
         arrays["item"][700] = arrays["item"][700] % 80 + 1
     if part == "a time":
-        last = log.offsets[4] - 1  # of user 3
-        arrays["time"][last] += 1
+        arrays["time"][log.offsets[4] - 1] += 1  # last of user 3
     if part in ("an item", "a time"):
         return dataclasses.replace(data, log=aif.EventLog(*arrays.values(), users=log.users))
     content = data.catalogue.items.content.copy()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import gzip
+import os
 import re
 import sys
 from pathlib import Path
@@ -364,6 +365,7 @@ def test_wrong_options(folder):
     (folder / "_events.feather").write_bytes(b"")
     (folder / "_linked" / "day").mkdir(parents=True)
     (folder / "_linked" / "more.csv").symlink_to("day")  # a folder
+    os.mkfifo(folder / "_linked" / "pipe.csv")
     csv(folder, events="user\n")  # the folder has files of two kinds
     spelled, booleans = dataclasses.replace(COLUMNS, actions=("false", "True")), EVENTS | {"event": [True] * 4}
     for changes, error, message in (
@@ -376,7 +378,7 @@ def test_wrong_options(folder):
         ({"unknown": "keep"}, ValueError, "unknown: expected 'error' or 'skip', got 'keep'"),
         ({"events": folder / "no.parquet"}, FileNotFoundError, "expected a file or folder, got no such file"),
         ({"events": folder / "_events.feather"}, ValueError, r"expected files \.parquet, \.csv"),
-        ({"events": folder / "_linked"}, ValueError, r"no links to folders; .* got \['more.csv'\]"),
+        ({"events": folder / "_linked"}, ValueError, r"no pipes or links .* got \['more.csv', 'pipe.csv'\]"),
         ({"events": pa.table(EVENTS)[:0].to_reader()}, ValueError, "no rows: .* got none; a reader gives its rows once"),
         ({"events": folder}, ValueError, "expected Parquet files or text files, one kind"),
     ):

@@ -128,8 +128,7 @@ def test_the_earlier_period_travels_and_is_never_trained_on(run, published, tmp_
     """Of a run its validation span; each refresh keeps it, and takes its held-out hours where the events no longer hold it."""
     store, made = published
     first, after = run.settings.first_validation, run.settings.first_test
-    export = SnapshotStore(store).fetch(tmp_path / "here")
-    record = training_record(aif.open(export))
+    record = training_record(aif.open(SnapshotStore(store).fetch(tmp_path / "here")))
     settings = FitSettings.from_json(made.trained.settings)
     newest = int(world.events(5)["time"].max())
     assert record["periods"] == [[first, after], [settings.first_test, newest + 1]] and settings.without == (first, after)
@@ -437,8 +436,7 @@ def aged(days: int) -> dict[str, Any]:
 @pytest.mark.lane("standing")
 def test_ids_without_an_event_for_so_long_are_forgotten(stocked, tmp_path, capsys):
     columns = dataclasses.replace(world.COLUMNS, user_id=True, user_attributes=("town",), item_statistics=(3600,))
-    days = aif.read(**aged(4), columns=columns, progress=False)
-    first = world.first(None, days, epochs=1)
+    first = world.first(None, aif.read(**aged(4), columns=columns, progress=False), epochs=1)
     newer = aif.read(**aged(5), earlier=first.trained, progress=False)
     since = int(newer.log.time.max()) - 3 * world.DAY
     fewer = forget_ids(newer, since)
@@ -555,8 +553,7 @@ def measured(gauc: float = 0.8, **changes: Any) -> Measurement:
     users, spread = np.arange(200), 0.02 * np.sin(np.arange(200))
     values = {"gauc": gauc, "hr@5": 0.5, "log_loss": 0.3, "calibration_error": 0.01} | changes.pop("metrics", {})
     by_user = {name: ByUser(users, value + spread, np.ones(200)) for name, value in values.items()}
-    given = {"finite": True, "by_user": by_user} | changes
-    return Measurement(**given)
+    return Measurement(**{"finite": True, "by_user": by_user} | changes)
 
 
 NOISY = {"gauc": ByUser(np.arange(200), 0.79 + 0.3 * np.cos(7 * np.arange(200.0)), np.ones(200))}

@@ -503,8 +503,7 @@ def test_publishing_under_load_fails_no_call_and_mixes_no_version(tmp_path):
                 version = world.index[name].version
                 until(lambda version=version: (seen and seen[-1] == version) or failed())
         assert set(seen) == set(expected)
-        old = one.score(**ANN, candidates=IDS, version="one")
-        assert old["version"] == world.index["one"].version
+        assert one.score(**ANN, candidates=IDS, version="one")["version"] == world.index["one"].version
         assert len(service.service.models.held) == 2
 
 

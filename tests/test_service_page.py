@@ -169,7 +169,6 @@ def test_the_page_in_a_browser(tmp_path):
         browser.run("document.forms[0].elements.k.value = 99; document.forms[0].querySelector('button').click()")
         browser.until("document.querySelector('#answer.bad') !== null")
         assert "expected 1 to max_k=8" in browser.run("document.querySelector('#answer').innerText")
-        unexpected = [problem for problem in browser.problems if "400" not in problem]  # of the call with k = 99
-        assert unexpected == []
+        assert [problem for problem in browser.problems if "400" not in problem] == []  # of the call with k = 99
         (root / "current").write_text("<b>bold</b>\n")
         browser.until("document.querySelector('#problem').innerText.includes('<b>bold</b>')")

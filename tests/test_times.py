@@ -55,8 +55,7 @@ def test_nothing_overflows_up_to_2100(unit, dtype, tmp_path):
 def test_unsigned_times_do_not_wrap(value):
     times = np.array([NOON, value], np.uint64)
     refused(ValueError, f"at: expected a time before 2100 in 's', got {value} at position \\[1\\]", in_unit, times, "at")
-    events = {"user": [1, 1], "item": [1, 1], "time": times}
-    report = aif.check(events, items={"item": [1], "category": [1]})
+    report = aif.check({"user": [1, 1], "item": [1, 1], "time": times}, items={"item": [1], "category": [1]})
     assert report.totals == {"time unit": 1} and str(value) in str(report.problems[0])
 
 

@@ -97,8 +97,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(batch, trainer
     assert int(after.skipped) == 1 and int(after.step) == 1
     message = "all 3 steps had a loss or gradient that was not finite"
     refused(FloatingPointError, message, train.loop, copy(start), step, [PrefetchedBatch(batch=poisoned)] * 3, progress=False)
-    nothing = dataclasses.replace(batch, where=np.zeros_like(batch.where))
-    after, metrics = step(copy(start), nothing)
+    after, metrics = step(copy(start), dataclasses.replace(batch, where=np.zeros_like(batch.where)))
     assert metrics["loss"] == 0 and metrics["grad_norm"] == 0 and int(after.skipped) == 0
 
 

@@ -212,8 +212,7 @@ def test_a_new_version_catches_up_in_a_directory_of_its_own(world):
     new = IndexWriter.start(world.directory.parent / "new", rebuilt, positions=positions)
     for number in range(6, 10):
         world.apply(old, number)
-    applied = [world.apply(new, number) for number in range(1, 10)]  # from the beginning: what the build had is in already
-    assert applied == [False] * 5 + [True] * 4
+    assert [world.apply(new, number) for number in range(1, 10)] == [False] * 5 + [True] * 4  # the build had 5
     assert world.holds(old.index, {0: 9}) and new.index.version != old.index.version and new.positions == {0: 9}
     assert np.array_equal(new.index.ids, old.index.ids)
     assert np.array_equal(new.index.take(old.index.ids)[0]["item"], old.index.take(old.index.ids)[0]["item"])

@@ -201,8 +201,8 @@ def files_of(path: str | os.PathLike[str]) -> list[Path]:
     under = root.rglob("*") if root.is_dir() else [root]
     names = [path.relative_to(root) for path in under if path.is_symlink() or not path.is_dir()]
     files = sorted(root / name for name in names if not any(part.startswith((".", "_")) for part in name.parts))
-    other = [file.name for file in files if not file.name.endswith(SUFFIXES) or (file.is_dir() and file != root)]
-    expected = f"files {', '.join(SUFFIXES)}, no links to folders; in a folder names that begin with '_' or '.' are left out"
+    other = [file.name for file in files if not file.name.endswith(SUFFIXES) or (file != root and not file.is_file())]
+    expected = f"files {', '.join(SUFFIXES)}, no pipes or links to folders; names that begin with '_' or '.' are left out"
     expect(not other, str(root), expected, other[:8])
     kinds = {file.name.endswith(".parquet") for file in files}
     expect(len(kinds) == 1, str(root), "Parquet files or text files, one kind", [file.name for file in files[:8]])
