@@ -230,8 +230,7 @@ class Run:
         rows = np.array([row for row in dict.fromkeys(vocabulary.encode(candidates, "candidates").tolist()) if row], np.int32)
         padded = np.resize(rows, 1 << max(0, len(rows) - 1).bit_length())  # few shapes, each of which compiles once
         features = jax.tree.map(lambda leaf: leaf[padded], items)
-        scored = jax.jit(self.model.joint)(self.params, encoder.user(profile, events, now), features)
-        logits = np.asarray(scored)[: len(rows)]
+        logits = np.asarray(jax.jit(self.model.joint)(self.params, encoder.user(profile, events, now), features))[: len(rows)]
         best = np.argsort(-(logits if logits.ndim == 1 else logits[:, 0]), kind="stable")[:k]
         return vocabulary.raw[rows[best] - 1], logits[best]
 

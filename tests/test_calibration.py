@@ -174,8 +174,7 @@ def test_fitting_again_and_growing_keep_their_word(data, run):
 
 
 async def test_order_by_bid_multiplies_the_calibrated_probability(world):
-    made = {"scale": np.float32(3.0), "bias": np.float32(-1.0)}
-    params = aif_scores.with_calibration(world.params, made)
+    params = aif_scores.with_calibration(world.params, {"scale": np.float32(3.0), "bias": np.float32(-1.0)})
     ids = world.ids[:40]
     async with world.engine() as engine:
         request = Request(user=3, order="bid", context=bids_for(ids))

@@ -119,11 +119,11 @@ def test_where_nobody_comes_back_what_was_met_before_is_no_negative():
     assert back.digest != data.digest  # by which a cursor tells the two apart
     assert set(plain(at, DRAW).rows[1, 1:].tolist()) == {1, 3, 4}
     # a user who has met all that can be drawn has no negatives
-    few = NegativeSampler([0, 1, 1, 0, 0])
-    source = sampled_negatives(data, sampler=few, negatives=3, logq_correction=True)
-    found = source(np.array([0, 2]), DRAW)  # item 3 of user 1, who has met 1 and 2
+    for fourth, drawn in ((1, [[1.5] * 4, [1, 3, 3, 3]]), (0, [[3] * 4, [1] * 4])):
+        source = sampled_negatives(data, sampler=NegativeSampler([0, 1, 1, 0, fourth]), negatives=3, logq_correction=True)
+        found = source(np.array([0, 2]), DRAW)  # item 3 of user 1, who has met 1 and 2
+        assert np.exp(found.log_q).round(5).tolist() == drawn and found.labels[1].tolist() == [1, 0, 0, 0]
     assert found.rows[0].tolist() == [1, 2, 2, 2] and found.rows[1].tolist() == [3, 0, 0, 0]
-    assert found.log_q is not None and np.isfinite(found.log_q).all() and found.labels[1].tolist() == [1, 0, 0, 0]
 
 
 def in_proportion(counts: list[float]) -> NegativeSampler:
@@ -137,9 +137,10 @@ def test_sampled_carries_the_correction_of_its_sampler(dataset):
     found = sampled_negatives(dataset, sampler=sampler, negatives=5, logq_correction=True)(positions, DRAW)
     np.testing.assert_array_equal(found.rows, plain.rows)
     np.testing.assert_array_equal(found.rows[:, 1:], sampler.sample(3, 5, key=DRAW, avoid=found.rows[:, 0]))
-    assert found.log_q is not None and found.log_q.dtype == np.float32
+    assert found.log_q.dtype == np.float32
     probability = np.array([0, 4, 2, 1, 1, 0, 0]) / 8
-    np.testing.assert_allclose(found.log_q, np.log(5 * probability[found.rows]), rtol=1e-6)
+    drawn = 5 * probability[found.rows] / (1 - probability[found.rows[:, :1]])  # without the target
+    np.testing.assert_allclose(found.log_q, np.log(drawn), rtol=1e-6)
     never = NegativeSampler([0, 0, 1, 1, 1, 0, 0])
     held = sampled_negatives(dataset, sampler=never, negatives=5, logq_correction=True)(positions, DRAW)
     drawn = never.probabilities[held.rows[:, 0]] > 0
@@ -210,8 +211,7 @@ def test_what_was_retrieved_and_met_before_is_no_negative_where_nobody_comes_bac
     """Position 4 is item 4 of user 1 at 30, who has met 1, 2 and 3; position 3 is item 2, met before: the target stays."""
     table = np.zeros((9, 4), np.int64)
     table[4], table[3], table[0] = [6, 2, 4, 1], [3, 5, 2, 6], [2, 1, 2, 5]
-    source = retrieved(dataclasses.replace(dataset, repeats=False), retrieval=table)
-    found = source(np.array([4, 3, 0]), DRAW)
+    found = retrieved(dataclasses.replace(dataset, repeats=False), retrieval=table)(np.array([4, 3, 0]), DRAW)
     assert found.rows.tolist() == [[4, 6, 0, 0, 0], [2, 0, 5, 0, 6], [1, 2, 0, 0, 5]]
     assert found.labels[:, 0].tolist() == [1, 1, 1] and not found.labels[:, 1:].any()
 

@@ -145,8 +145,7 @@ def test_lists_have_so_many_of_each_stage(data):
     assert np.array_equal(again.rows, lists.rows) and not np.array_equal(other.rows, lists.rows)
     assert source.description == {"kind": "logged", "counts": counts}
     later = dataclasses.replace(cascade, labels={**cascade.labels, RANKER: cascade.labels[RANKER] + 1})  # a later ranker's log
-    earlier = dataclasses.replace(cascade, stage=np.minimum(cascade.stage, 0))
-    logs = (cascade, later, earlier, None)
+    logs = (cascade, later, dataclasses.replace(cascade, stage=np.minimum(cascade.stage, 0)), None)
     assert len({dataclasses.replace(data, cascade=log).digest for log in logs}) == 4  # by which a cursor tells them apart
     assert np.array_equal(sources.logged(data)(at, BatchKey(0, 0, 0)).rows, cascade.rows[:40])
     other = np.setdiff1d(np.arange(len(data.log)), cascade.positions)[:1]
@@ -275,8 +274,7 @@ def test_met_candidates_are_left_out_where_nobody_comes_back(data):
     counts = {"exposed": 4, "ranked": 6, "retrieved": 5}
     source, plain = sources.logged(once, counts=counts), sources.logged(data, counts=counts)
     lists, usual = source(at, BatchKey(0, 0, 0)), plain(at, BatchKey(0, 0, 0))
-    there = (lists.rows > 0) & (lists.labels["stage"] > 0)
-    assert not (met.contains(sample, lists.rows) & there).any()
+    assert not (met.contains(sample, lists.rows) & (lists.rows > 0) & (lists.labels["stage"] > 0)).any()
     assert (met.contains(sample, usual.rows) & (usual.rows > 0) & (usual.labels["stage"] > 0)).any()
     np.testing.assert_array_equal(lists.rows[:, :4], usual.rows[:, :4])
     assert once.digest != data.digest

@@ -12,7 +12,6 @@ import pytest
 
 import aif_jax as aif
 from aif_jax.connectors import Fetch, ValkeyFeatures, features
-from aif_jax.connectors.valkey import keys_of
 from aif_jax.serving import AsyncPreRanker, ServingConfig
 from experiments.datasets.synthetic import synthetic_world
 from tests import servers
@@ -68,14 +67,14 @@ def test_valkey_keeps_what_is_written(valkey_url, client):
     for at in np.array_split(ARRIVAL, 9):
         for user in users:
             append(client, user, events_of(user, at), length=40)
-    client.set(keys_of("aif", 3)[0], json.dumps({"city": "Zürich", "age": 41.5, "tags": ["a", None]}))
-    client.set(keys_of("aif", "3")[0], '{"city": "Rom"}')
+    client.set("aif:{i:3}:profile", json.dumps({"city": "Zürich", "age": 41.5, "tags": ["a", None]}))
+    client.set("aif:{s:3}:profile", '{"city": "Rom"}')
     append(client, "4", some(7, 8))
     found = read(valkey_url, [*range(1, 15), "4", "3", "nobody"], length=40)
     for user, record in zip(users, found, strict=False):
         assert record.events == {name: values[-40:] for name, values in events_of(user).items()}
     assert found[-1] is None and found[-2].events is None and found[2].attributes["city"] == "Zürich"
-    assert len(found[2].events["item"]) == client.llen(keys_of("aif", 3)[1]) == 40
+    assert len(found[2].events["item"]) == client.llen("aif:{i:3}:events") == 40
     assert read(valkey_url, [3], length=3)[0].events["item"] == found[2].events["item"][-3:]
     assert found[-3].events == {"item": [7, 8], "time": [T + 7, T + 8], "action": [1, 1]}
 
@@ -129,8 +128,8 @@ GOOD = f'{{"item": 1, "time": {T}, "action": 1}}'
 )  # fmt: skip
 def test_damage_names_its_key(valkey_url, client, which, value):
     append(client, 1, some(1, 2))
-    client.set(keys_of("aif", 1)[0], '{"city": "Oslo"}')
-    key = keys_of("aif", 1)[("profile", "events").index(which)]
+    client.set("aif:{i:1}:profile", '{"city": "Oslo"}')
+    key = f"aif:{{i:1}}:{which}"
     client.delete(key)
     client.rpush(key, *value) if isinstance(value, list) else client.set(key, value.encode("latin-1"))
     refused(ValueError, f"{re.escape(key)}: expected", read, valkey_url, [1])

@@ -15,9 +15,8 @@ from tests import demo
 def test_attention_by_hand():
     keys = jnp.array([[2.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0], [9.0, 9.0, 9.0, 9.0]])
     values = jnp.array([[1.0], [5.0], [100.0]])
-    query = jnp.array([jnp.log(3.0), 0.0, 0.0, 0.0])  # scores log 3 and 0: weights 3/4 and 1/4
-    got = layers.attention(query, keys, values, jnp.array([True, True, False]))
-    np.testing.assert_allclose(got, [0.75 * 1 + 0.25 * 5], rtol=1e-6)
+    got = layers.attention(jnp.array([jnp.log(3.0), 0.0, 0.0, 0.0]), keys, values, jnp.array([True, True, False]))
+    np.testing.assert_allclose(got, [0.75 * 1 + 0.25 * 5], rtol=1e-6)  # weights 3/4 and 1/4
     keys = jnp.ones((3, 2))  # over nothing
     value, gradient = jax.value_and_grad(lambda q: layers.attention(q, keys, keys, jnp.zeros(3, bool)).sum())(jnp.ones(2))
     assert value == 0 and not gradient.any()
@@ -35,8 +34,7 @@ def test_masked_mean_and_buckets_of_ages():
 
 @pytest.mark.parametrize("wrong", [3, -1, 2**31 - 1, -(2**31)])
 def test_lookup_out_of_range_reads_row_0(wrong):
-    table = jnp.arange(6.0).reshape(3, 2)
-    got = jax.jit(layers.lookup)(table, jnp.array([2, wrong, 1]))
+    got = jax.jit(layers.lookup)(jnp.arange(6.0).reshape(3, 2), jnp.array([2, wrong, 1]))
     np.testing.assert_array_equal(got, [[4, 5], [0, 1], [2, 3]])
     codes = np.array([7, 8], np.int32)  # fitted tables are NumPy arrays of any dtype, of one value for each item or of several
     np.testing.assert_array_equal(layers.lookup(codes, jnp.array([[1, 0], [wrong, 1]])), [[8, 7], [7, 8]])

@@ -20,7 +20,6 @@ STATES = {
 """Errors of a state, in which no value was given: there is nothing that was expected in its place."""
 PASSED_ON = {
     "cli/options.py:as_usage": "the message of an error, behind the option",
-    "cli/options.py:open_store": "the message of the client of a file system",
     "connectors/kafka.py:KafkaStream.poll": "the broker's error",
     "encoding/times.py:in_unit": "`wrong_unit` makes the text",
     "engines/items.py:_encoded": "the message of an error, behind the place",

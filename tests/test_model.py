@@ -198,8 +198,7 @@ def test_each_input_of_the_head_changes_the_scores(compiled):
 def test_a_history_longer_or_shorter_than_the_model_reads_is_cut_or_taken(compiled):
     model, params, joint = compiled
     features, items = demo.user(model.config, events=24), demo.items(5)
-    later = demo.history(16, 16, seed=8)
-    longer = jax.tree.map(lambda a, b: np.concatenate([a, b]), features.history, later)
+    longer = jax.tree.map(lambda a, b: np.concatenate([a, b]), features.history, demo.history(16, 16, seed=8))
     assert longer.mask.sum() == 40
     longer = dataclasses.replace(features, history=longer)
     np.testing.assert_allclose(joint(params, longer, items), joint(params, features, items), atol=1e-6)

@@ -91,8 +91,7 @@ def test_a_refresh_publishes_a_model_that_knows_the_new_ids_and_reports_what_cha
     assert np.array_equal(np.sort(index.ids), np.arange(100, 100 + world.ITEMS))
     rebuilt = aif.ItemIndex.build(trained, world.items(5), progress=False)
     assert same(index.take([100, 135])[0], rebuilt.take([100, 135])[0])
-    folder = SnapshotStore(store / "reports").fetch(store.parent / "reports")
-    report = json.loads((folder / REPORT).read_text())
+    report = json.loads((SnapshotStore(store / "reports").fetch(store.parent / "reports") / REPORT).read_text())
     assert report == made.report and report["read"]["vocabularies"]["item"] == {"before": 30, "after": 36}
     assert report["name"] == made.name and {"gauc", "hr@5"} <= report["gate"]["metrics"]["newest"].keys()
     assert list(report) == [
@@ -419,8 +418,7 @@ def test_items_that_left_the_items_file_keep_what_was_known_of_them(stocked, tmp
     index, table = aif.export.restore(fetched).index, files(6, leaves[1:])["items"]
     assert np.array_equal(np.sort(index.ids), np.sort(ids := table["item"]))
     table |= {"content": vectors[ids - 100]} | whole.statistic_columns(ids, int(whole.log.time.max()) + 1)
-    rebuilt = aif.ItemIndex.build(made.trained, table, progress=False)
-    assert same(index.take(ids)[0], rebuilt.take(ids)[0])
+    assert same(index.take(ids)[0], aif.ItemIndex.build(made.trained, table, progress=False).take(ids)[0])
 
 
 def aged(days: int) -> dict[str, Any]:

@@ -91,8 +91,7 @@ WRONG = {
     ({"events": {"item": list(range(101))}}, "events.item"),
 ])  # fmt: skip
 def test_a_call_is_checked_field_by_field(fields, field):
-    whole = {"user": 1, "candidates": [1], "events": {}} | fields
-    refused(BadCall, f"^{field}: expected", parse, whole, 100)
+    refused(BadCall, f"^{field}: expected", parse, {"user": 1, "candidates": [1], "events": {}} | fields, 100)
 
 
 def test_answers_say_what_they_are_of(client):

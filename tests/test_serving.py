@@ -62,8 +62,7 @@ async def test_excluded_items_are_not_ranked(world):
     async with world.engine() as engine:
         for given in (exclude, exclude.tolist(), np.concatenate([exclude, exclude])):
             answer = await engine.rank(Request(user=3, context=ids, exclude=given), 8)
-            once = left[np.sort(np.unique(left, return_index=True)[1])]
-            expect(world, answer, 3, once, 8)
+            expect(world, answer, 3, left[np.sort(np.unique(left, return_index=True)[1])], 8)
             assert (answer.candidates, answer.unknown) == (len(ids), 1)
             assert answer.excluded == np.isin(ids, exclude).sum() >= 3
         assert engine.metrics()["counters"]["excluded_candidates"] == 3 * answer.excluded
@@ -123,8 +122,7 @@ async def test_ties_keep_the_candidates_order(world, order):
         for user in range(8):
             candidates = rng.permutation(world.ids)[:34]
             answer = await engine.rank(Request(user=user, context=candidates, order=order), 8)
-            first = kind[int(answer.ids[0])]
-            same = [name for name in candidates.tolist() if kind[name] == first][:8]
+            same = [name for name in candidates.tolist() if kind[name] == kind[int(answer.ids[0])]][:8]
             assert answer.ids.tolist()[: len(same)] == same and len(set(answer.scores[: len(same)].tolist())) == 1
 
 
@@ -352,8 +350,7 @@ def expect_fallback(world, answer):
     config = world.model.config
     unknown = aif.empty_user(config.schema, length=config.history_length)
     logits = np.asarray(world.joint(world.params, unknown, world.features))[:40]
-    best = np.argsort(-logits, kind="stable")[: len(answer.ids)]
-    np.testing.assert_array_equal(answer.ids, world.ids[best])
+    np.testing.assert_array_equal(answer.ids, world.ids[np.argsort(-logits, kind="stable")[: len(answer.ids)]])
 
 
 async def test_failing_and_wrong_features_degrade_that_request_alone(world):

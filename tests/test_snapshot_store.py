@@ -57,10 +57,12 @@ def test_what_was_published_is_fetched(open_store, tmp_path):
     assert other.fetch(tmp_path / "out") == tmp_path / "out" / names[-1]  # as it is
 
 
-def test_a_folder_with_the_name_of_the_manifest_is_refused(tmp_path):
+def test_a_folder_that_no_reader_would_take_is_refused(tmp_path):
     store, folder = SnapshotStore(tmp_path / "store"), fill(tmp_path / "made", 1)
     (folder / "snapshot-manifest.json").write_text("{}")
     refused(ValueError, "expected a folder without a file 'snapshot-manifest.json'", store.publish, folder)
+    (fill(tmp_path / "named", 1) / "a\\b").touch()
+    refused(ValueError, "path: expected names of at most 255 characters", store.publish, tmp_path / "named")
     assert store.names() == []
 
 

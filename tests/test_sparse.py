@@ -358,6 +358,6 @@ def test_config_names_what_is_wrong_and_an_optimizer_that_mixes_rows_is_refused(
         optimizers.sparse_tables(schema, ("behaviour.age",))
     model, params = demo.build(**demo.SMALL)
     gathers = optax.MultiSteps(optax.sgd(0.1), 2).gradient_transformation(), optax.apply_every(2)
-    for optimizer in (optax.adafactor(0.1, min_dim_size_to_factor=2), *gathers):
+    for optimizer in (optax.adafactor(0.1, min_dim_size_to_factor=2), optax.sm3(0.1), *gathers):
         with pytest.raises(ValueError, match="one row for each of the 50 rows of table 'item', which only its batch moves"):
             run(model, params, optimizer, [batch_of(model.config, seed=1)], sparse=ITEM)

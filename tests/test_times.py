@@ -105,7 +105,6 @@ def test_a_number_that_reads_as_a_date_is_refused(number):
 def test_the_order_is_that_of_a_plain_sort(events):
     user, time, raw, action = np.array(events, np.int64).reshape(-1, 4).T
     item, places, ids = raw % 4, np.arange(len(events)), raw.__getitem__  # of five items one is unknown, and so is 0
-    by_user = places[history_order(time, item, action, user=user, ids=ids)]
-    assert [events[i] for i in by_user] == sorted(events)
+    assert [events[i] for i in places[history_order(time, item, action, user=user, ids=ids)]] == sorted(events)
     of_one = places[history_order(time, item, action, ids=ids)]
     assert [events[i][1:] for i in of_one] == sorted(event[1:] for event in events)

@@ -174,6 +174,28 @@ def test_snapshots_are_published(following, tmp_path, monkeypatch):
     assert follower.counters["published"] == 4 and follower.stream.committed == {0: 3}
 
 
+def test_an_outage_of_the_store_stops_nothing_and_ends_by_itself(following, tmp_path, monkeypatch):
+    """Nothing listens where the bucket should be: its client raises errors of its own."""
+    monkeypatch.setattr(follow, "RETRY", 0.0)
+    address, once = f"http://127.0.0.1:{servers.free_port()}", {"retries": {"max_attempts": 0}}
+    away = SnapshotStore("s3://bucket/index", key="a", secret="b", endpoint_url=address, config_kwargs=once)
+    refused(OSError, "s3://bucket/index: cannot be read or written: EndpointConnectionError", away.current)
+    broker, writer, follower = following({"every_updates": 1}, store=away)
+    broker.send(encode(items({"i1": 2.0})))
+    drain(follower, until=1)
+    assert prices(writer.index)["i1"] == 2.0 and follower.stream.committed == {} and not follower.flush()
+    monkeypatch.setattr(follow, "RETRY", 60.0)
+    follower._store = back = SnapshotStore(tmp_path / "store")
+    follower.step(0.05)  # the stream pauses
+    assert follower.counters["published"] == 1 and follower.stream.committed == {0: 0}
+    follower._store = away
+    broker.send(encode(items({"i1": 3.0})))
+    drain(follower, until=2)
+    follower._store = back
+    follower.step(0.05)  # less than `RETRY` after the last try
+    assert follower.counters["published"] == 1 and follower.flush() and follower.counters["published"] == 2
+
+
 def test_a_stream_that_pauses_is_saved_by_time(following, tmp_path, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(writers, "monotonic", lambda: clock[0])
@@ -322,6 +344,7 @@ def test_the_command_follows_and_goes_on(trained, kafka_address, tmp_path, capsy
         assert metrics["counters"]["stream_applied"] == metrics["counters"]["stream_rejected"] == 1
         assert metrics["counters"]["stream_published"] == 2 and metrics["gauges"]["stream_lag"] == 0
         assert aif.index.verify(SnapshotStore(tmp_path / "store").fetch(tmp_path / "out")).items == number + 1
+    assert cli.main([*words[:-1], f"{__file__}/store"]) == 1  # below a file: nothing is published
 
 
 def test_a_command_that_is_told_to_end_saves(trained, kafka_address, tmp_path):

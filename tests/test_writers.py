@@ -166,8 +166,7 @@ def test_resume_names_the_snapshot_that_it_cannot_read(world, tmp_path):
     with world.start(every_updates=1) as stream:
         world.apply(stream, 1)
     before, newest = snapshots(world.directory)
-    text = (newest / "manifest.json").read_text()
-    (newest / "manifest.json").write_text(text.replace('"0": 1', '"0": 7'))
+    (newest / "manifest.json").write_text((newest / "manifest.json").read_text().replace('"0": 1', '"0": 7'))
     for _ in range(2):  # a failed resume holds no lock
         with pytest.raises(CheckpointError, match=str(newest)) as error:
             world.resume()

@@ -103,8 +103,7 @@ class MatchingStatistics(Block):
     def score(self, params: Params, state: UserState, rows: ItemRow, kernels: BlockKernels) -> HeadInputs:
         half, wanted, kernel = state.blocks[self.name], jnp.asarray(rows.blocks[self.name]), kernels["statistics"]
         if isinstance(half, Unsorted):
-            found = compare(half, wanted).reshape(wanted.shape[0], kernel.shape[0])
-            return HeadInputs(pairs=((found, kernel),))
+            return HeadInputs(pairs=((compare(half, wanted).reshape(wanted.shape[0], kernel.shape[0]), kernel),))
         kernels_by_field = jnp.split(kernel, len(self.fields))
         return HeadInputs(rest=sum(look_up(half[f], wanted[:, f], own) for f, own in enumerate(kernels_by_field)))
 

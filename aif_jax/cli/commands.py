@@ -216,8 +216,7 @@ def rollback(*, out: str) -> Result:
     Args:
       out: snapshot store of exports, --out of refresh.
     """
-    with options.open_store(out) as store:
-        return FINE, store.rollback()
+    return FINE, options.open_store(out).rollback()
 
 
 COMMANDS = (check, train, add, index_build, index_verify, export, verify, refresh, rollback)

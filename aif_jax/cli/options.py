@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 from cyclopts import Parameter
 
 from aif_jax.checks import expect
-from aif_jax.connectors.snapshot_store import SnapshotError, SnapshotStore
+from aif_jax.connectors.snapshot_store import SnapshotStore
 from aif_jax.data.dataset import Dataset
 from aif_jax.encoding.columns import Columns
 from aif_jax.export.contents import open as open_model
@@ -163,14 +163,7 @@ def read_columns(text: str | None) -> Columns | None:
         return Columns(**(json.loads(text) if text.startswith("{") else read_json(text)))
 
 
-@contextlib.contextmanager
-def open_store(url: str, **options: Any) -> Iterator[SnapshotStore]:
-    """Open a snapshot store; errors of its file system's client become a `SnapshotError` that names the store."""
+def open_store(url: str, **options: Any) -> SnapshotStore:
+    """Return a snapshot store; UsageError for what is none."""
     with as_usage("store"):
-        store = SnapshotStore(url, **options)
-    try:
-        yield store
-    except (OSError, ValueError):
-        raise
-    except Exception as error:
-        raise SnapshotError(f"{store.url}: cannot be read or written: {type(error).__name__}: {error}") from error
+        return SnapshotStore(url, **options)

@@ -9,8 +9,8 @@ from cyclopts import Parameter
 
 from aif_jax.checks import expect
 from aif_jax.cli import options
-from aif_jax.cli.options import FINE, FLAGS, Result, UsageError
-from aif_jax.connectors import Follower, KafkaStream, SnapshotStore
+from aif_jax.cli.options import FINE, FLAGS, PROBLEMS, Result, UsageError
+from aif_jax.connectors import Follower, KafkaStream
 from aif_jax.export.consume.files import MANIFEST
 from aif_jax.export.contents import open as open_model
 from aif_jax.index import IndexWriter, ItemIndex
@@ -19,7 +19,6 @@ from aif_jax.index.writer import snapshots
 from aif_jax.output import track
 from aif_jax.service import process
 from aif_jax.service.core import Service
-from aif_jax.service.current import CURRENT, mirror
 from aif_jax.service.log import RequestLog
 from aif_jax.service.models import Models
 from aif_jax.service.process import Listening
@@ -76,9 +75,7 @@ def serve(
     logging.captureWarnings(True)
     with options.as_usage("--features"):
         source = None if features is None else process.source_of(features)
-    with options.open_store(folder) if is_store else contextlib.nullcontext() as store:  # credentials: from the environment
-        if store is not None and not (root / CURRENT).is_file():
-            mirror(store, root)
+    store = options.open_store(folder) if is_store else None  # credentials: from the environment
     models = Models(root, source=source, store=store, config=serving, keep=keep, poll=poll, index=index)
     with contextlib.closing(RequestLog(log, share=log_share)) if log else contextlib.nullcontext() as calls:
         process.serve(Service(models, observers=(calls,) if calls else ()), where, token)
@@ -116,7 +113,7 @@ def index_follow(
     at = (int(port), host or "127.0.0.1") if metrics else None
     with options.as_usage("--stream"):
         updates = KafkaStream(stream, options=stream_options and options.read_json(stream_options))
-    published = None if store is None else SnapshotStore(store)
+    target = None if store is None else options.open_store(store)
     with contextlib.closing(updates), contextlib.ExitStack() as scrapes:
         if snapshots(directory):
             held = IndexWriter.resume(directory, trained, every_updates=None, every_seconds=every_seconds)
@@ -126,7 +123,7 @@ def index_follow(
             given: dict[str, Any] = {"positions": read_manifest(index).positions, "every_seconds": every_seconds}
             held = IndexWriter.start(directory, ItemIndex.load(index, trained), every_updates=None, **given)
         with held as writer, options.stop_requested() as told:
-            follower = Follower(updates, writer, store=published)
+            follower = Follower(updates, writer, store=target)
             if at is not None:
                 client, registry = registry_of(lambda: [({}, follower.metrics())])
                 server, _ = client.start_http_server(*at, registry)
@@ -138,8 +135,8 @@ def index_follow(
                     bar.update(count)
                     if until_idle and not count:
                         break
-        follower.flush()
-    return FINE, follower.metrics()
+        published = follower.flush()
+    return FINE if published else PROBLEMS, follower.metrics()
 
 
 def snapshots_list(url: str, /) -> Result:
@@ -148,8 +145,8 @@ def snapshots_list(url: str, /) -> Result:
     Args:
       url: the store, such as s3://BUCKET/PATH, or a local path.
     """
-    with options.open_store(url) as store:
-        return FINE, {"current": store.current(), "snapshots": store.names()}
+    store = options.open_store(url)
+    return FINE, {"current": store.current(), "snapshots": store.names()}
 
 
 def snapshots_publish(url: str, folder: Path, /, *, keep: int = 3) -> Result:
@@ -163,8 +160,7 @@ def snapshots_publish(url: str, folder: Path, /, *, keep: int = 3) -> Result:
     expected = "an export, or a snapshot of an index"
     if folder.is_dir():  # a service would take it over, and a rollback go onto it
         expect((folder / MANIFEST).is_file(), str(folder), expected, f"a folder without {MANIFEST}", error=UsageError)
-    with options.open_store(url, keep=keep) as store:
-        return FINE, store.publish(folder)
+    return FINE, options.open_store(url, keep=keep).publish(folder)
 
 
 def snapshots_fetch(url: str, directory: Path, /, *, name: str | None = None) -> Result:
@@ -175,8 +171,7 @@ def snapshots_fetch(url: str, directory: Path, /, *, name: str | None = None) ->
       directory: local folder, made where it is missing.
       name: name of the snapshot. Default: the current one.
     """
-    with options.open_store(url) as store:
-        return FINE, str(store.fetch(directory, name=name))
+    return FINE, str(options.open_store(url).fetch(directory, name=name))
 
 
 COMMANDS = (serve, index_follow, snapshots_list, snapshots_publish, snapshots_fetch)

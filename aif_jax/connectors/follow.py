@@ -18,6 +18,7 @@ from aif_jax.readers import encode_items
 POISON = (TypeError, ValueError, ArithmeticError, LookupError, NotImplementedError)
 """Errors that mark a poison message, which is rejected and counted; others stop the follower."""
 MAX_BATCH = 1000  # messages that are applied together
+RETRY = 30.0  # seconds between two tries to publish a snapshot
 MAX_REJECTED = 1000  # in a row; with more the stream, or the model, is not the one that was meant
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ class Follower:
         self._store, self._rejected_in_a_row = store, 0
         self._age: dict[int, float] = {}
         self._committed: dict[int, int] | None = None  # what it starts from is published too
+        self._next_flush = 0.0  # on the clock of time.monotonic
         stream.begin(writer.positions)
 
     def step(self, seconds: float = 0.0) -> int:
@@ -62,7 +64,8 @@ class Follower:
         except OSError as error:  # the updates are in all the same, and a later save tries again
             self.counters["failed_saves"] += 1
             logger.warning("a snapshot was not saved, tried again later: %s", error)
-        self.flush()
+        if time.monotonic() >= self._next_flush:
+            self.flush()
         return len(messages)
 
     def metrics(self) -> dict[str, Any]:
@@ -132,17 +135,20 @@ class Follower:
                 raise StreamError(f"{text}. Check the stream and the columns") from error
             logger.warning("message %d of partition %d rejected: %s", message.position, message.partition, reason)
 
-    def flush(self) -> None:
-        """Publish and commit what is saved, such as by the end of the writer."""
+    def flush(self) -> bool:
+        """Publish what is saved, such as by the end of the writer, and commit it; False where it failed: `step` tries again."""
         saved = dict(self.writer.saved_positions)
         if saved == self._committed:
-            return
+            return True
         if self._store is not None:
             try:
                 self._store.publish(snapshots(self.writer.directory)[-1])
                 self.counters["published"] += 1
             except (OSError, ValueError) as error:
                 self.counters["failed_publications"] += 1
-                logger.warning("a snapshot was not published, tried again with the next: %s", error)
+                self._next_flush = time.monotonic() + RETRY
+                logger.warning("a snapshot was not published, tried again in %.0f s: %s", RETRY, error)
+                return False
         self.stream.commit(saved)
         self._committed = saved
+        return True

@@ -8,6 +8,7 @@ A snapshot is never changed, so a reader sees the one that was current when it c
 """
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
@@ -16,9 +17,9 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 from aif_jax.checks import ArgumentError, expect, needs_extra
 from aif_jax.store.folders import local, new_folder, redacted, remove_unfinished, write_file
@@ -32,6 +33,7 @@ MODIFIED = "modified_ns"  # when a file was written, in the manifest
 PLAIN = re.compile(r"(?!\.\.?\Z)[^\\\0]{1,255}")  # a part of the path of a file
 PATH_BYTES = 1024  # of a path: what object stores take
 RECORD_BYTES = 64 << 20  # of a manifest
+Method = TypeVar("Method", bound=Callable[..., Any])
 TRIES = 3  # of a fetch whose snapshot is removed in the middle
 logger = logging.getLogger(__name__)
 
@@ -45,6 +47,21 @@ class Pointer(NamedTuple):
 
     name: str  # of the snapshot
     sha256: str  # of its manifest; "" takes any
+
+
+def _raises_os_error(method: Method) -> Method:
+    """Let a method of a store raise OSError for what its client raises, such as for a bucket that is away."""
+
+    @functools.wraps(method)
+    def translated(self: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return method(self, *args, **kwargs)
+        except (OSError, ValueError, TypeError):
+            raise
+        except Exception as error:
+            raise OSError(f"{self.url}: cannot be read or written: {type(error).__name__}: {error}") from error
+
+    return cast(Method, translated)
 
 
 class SnapshotStore:
@@ -85,6 +102,7 @@ class SnapshotStore:
     def __repr__(self) -> str:
         return f"SnapshotStore({self.url!r}, keep={self.keep})"
 
+    @_raises_os_error
     def publish(self, folder: str | os.PathLike[str], *, unless_current: bool = False) -> str:
         """Upload a folder, verify it, make it the current snapshot, and remove those beyond `keep`; returns its name.
 
@@ -97,8 +115,9 @@ class SnapshotStore:
 
         Raises:
           FileNotFoundError: no such folder, or one that changes meanwhile.
+          ValueError: the name or time of a file is none that a store takes.
           SnapshotError: what was uploaded reads back as something else; a later one is current; `unless_current` of a rollback.
-          OSError: of the file system.
+          OSError: of the file system or the network.
         """
         source = local(folder, "folder")
         files = sorted(path for path in source.rglob("*") if path.is_file())
@@ -109,6 +128,7 @@ class SnapshotStore:
         for file in files:
             relative = file.relative_to(source).as_posix()
             entries[relative] = {"sha256": digest_of(file), MODIFIED: file.stat().st_mtime_ns}
+        _expect_readable(entries)
         if unless_current:
             there, digests = self._pointer(), {file: entry["sha256"] for file, entry in entries.items()}
             for name in [name for name in self.names() if there is None or name >= there.name]:
@@ -140,12 +160,14 @@ class SnapshotStore:
         self._remove_old(name)
         return name
 
+    @_raises_os_error
     def rolled_back(self, file: str) -> dict[str, bytes]:
         """Return a small file of each complete snapshot after the current one that `rollback` took out of use, if it has it."""
         current = self.current()
         later = {name: files for name, files in self._listed().items() if current is not None and name > current}
         return {name: self._read(name, file) for name, files in later.items() if {UNDONE, MANIFEST, file} <= files}
 
+    @_raises_os_error
     def rollback(self) -> str:
         """Make the complete snapshot before the current one current again; returns its name.
 
@@ -154,7 +176,7 @@ class SnapshotStore:
         Raises:
           FileNotFoundError: an empty store, or none before the current one any more (`keep`).
           SnapshotError: the manifest of the snapshot before is torn or altered.
-          OSError: of the file system.
+          OSError: of the file system or the network.
         """
         current = self.current()
         before = [name for name in self.names() if current is not None and name < current]
@@ -167,6 +189,7 @@ class SnapshotStore:
         self._point(before[-1], manifest)
         return before[-1]
 
+    @_raises_os_error
     def fetch(self, directory: str | os.PathLike[str], name: str | None = None) -> Path:
         """Download a snapshot into `directory/NAME`, which appears complete or not at all; returns that path.
 
@@ -193,11 +216,13 @@ class SnapshotStore:
         got = "none or a part of it; name another"
         raise FileNotFoundError(f"{self.url}: expected the snapshot {name or self.current()}, got {got}")
 
+    @_raises_os_error
     def current(self) -> str | None:
         """Return the name of the current snapshot; None for an empty store."""
         pointer = self._pointer()
         return None if pointer is None else pointer.name
 
+    @_raises_os_error
     def names(self) -> list[str]:
         """Return the names of all complete snapshots, oldest first."""
         return [name for name, files in self._listed().items() if MANIFEST in files]
@@ -216,7 +241,7 @@ class SnapshotStore:
                 self._files.rm(self._path(name), recursive=True)
             except FileNotFoundError:
                 continue  # another process was faster
-            except OSError as error:
+            except Exception as error:  # of its client: see `_raises_os_error`
                 logger.warning("%s: %s was not removed, tried again next time: %s", self.url, name, type(error).__name__)
 
     def _fetch(self, directory: Path, wanted: Pointer) -> Path:
@@ -277,8 +302,7 @@ class SnapshotStore:
     def _read(self, *parts: str) -> bytes:
         """Return a small file; SnapshotError for one of more than `RECORD_BYTES`, of which nothing is read."""
         self._files.invalidate_cache()  # other processes write here
-        size = self._files.size(self._path(*parts)) or 0
-        where = f"{self.url}: {'/'.join(parts)}"
+        size, where = self._files.size(self._path(*parts)) or 0, f"{self.url}: {'/'.join(parts)}"
         expect(size <= RECORD_BYTES, where, f"at most {RECORD_BYTES} bytes", f"{size}; publish again", error=SnapshotError)
         return self._files.cat_file(self._path(*parts))
 
@@ -302,16 +326,21 @@ def _entries(raw: bytes, where: str) -> dict[str, dict[str, Any]]:
     try:
         record = json.loads(raw)
         expect(record["format"] == FORMAT, "format", FORMAT, record["format"])
-        for relative, entry in record["files"].items():
-            parts = relative.split("/")
-            fits = all(map(PLAIN.fullmatch, parts)) and len(relative.encode()) <= PATH_BYTES
-            expect(fits, "path", f"names of at most 255 characters, {PATH_BYTES} bytes in all", relative[:80])
-            folders = itertools.accumulate(parts[:-1], "{}/{}".format)
-            expect(not record["files"].keys() & set(folders), "path", "no file that is also a folder", relative)
-            expect(re.fullmatch("[0-9a-f]{64}", entry["sha256"]), relative, "a sha256", entry)
-            modified = entry[MODIFIED]
-            expect(type(modified) is int and 0 <= modified < 1 << 62, relative, f"{MODIFIED} since 1970", modified)
-        expect(record["files"], "files", "at least one", record["files"])
+        _expect_readable(record["files"])
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise SnapshotError(f"{where}: {MANIFEST} is torn, altered or not of this library: {error!r}; publish again") from error
     return record["files"]
+
+
+def _expect_readable(files: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise ValueError, or another error of what is no mapping, for files that a manifest must not list."""
+    for relative, entry in files.items():
+        parts = relative.split("/")
+        fits = all(map(PLAIN.fullmatch, parts)) and len(relative.encode()) <= PATH_BYTES
+        expect(fits, "path", f"names of at most 255 characters without \\, {PATH_BYTES} bytes in all", repr(relative[:80]))
+        folders = itertools.accumulate(parts[:-1], "{}/{}".format)
+        expect(not files.keys() & set(folders), "path", "no file that is also a folder", relative)
+        expect(re.fullmatch("[0-9a-f]{64}", entry["sha256"]), relative, "a sha256", entry)
+        modified = entry[MODIFIED]
+        expect(type(modified) is int and 0 <= modified < 1 << 62, relative, f"{MODIFIED} since 1970", modified)
+    expect(files, "files", "at least one", files)

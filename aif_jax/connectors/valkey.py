@@ -3,7 +3,7 @@
 PREFIX:{i:7}:profile    JSON object: raw values of user 7 by column of the users file
 PREFIX:{i:7}:events     list of the last events, one JSON object each: raw values by column of the events file, without the user
 
-Times are integers in `Columns.time_unit`. A user whose id is text has `s:` in place of `i:`.
+Times are integers in `Columns.time_unit`. A user whose id is text has `s:` in place of `i:`: 7 and "7" are two users.
 """
 
 import json
@@ -18,8 +18,8 @@ class ValkeyFeatures(FeatureSource):
     """A `FeatureSource` that takes one round trip for a user.
 
     Args:
-      client: `redis.asyncio.Redis` or `valkey.asyncio.Valkey`, not decoding responses, with the timeouts that suit you (hiredis
-        makes it faster). Its errors come through.
+      client: `redis.asyncio.Redis` or `valkey.asyncio.Valkey`, not decoding responses, with the timeouts that suit you and a
+        `max_connections` of the users read at once, in redis 100 if not set (hiredis makes it faster). Its errors come through.
       columns: names of the columns of events.
       length: events that are handed over, the last that were appended.
     """
@@ -30,7 +30,8 @@ class ValkeyFeatures(FeatureSource):
 
     async def get(self, user: int | str) -> Record | None:
         """Read a user, as `FeatureSource.get`. Raises ValueError that names the key of what is no JSON of this store."""
-        keys = keys_of(self._prefix, user)
+        name = f"{self._prefix}:{{{'s' if isinstance(user, str) else 'i'}:{user}}}"  # in braces: one node of a cluster has both
+        keys = f"{name}:profile", f"{name}:events"
         async with self._client.pipeline(transaction=True) as pipe:  # so that both are of one moment
             pipe.get(keys[0]).lrange(keys[1], -self.length, -1)
             answers = await pipe.execute(raise_on_error=False)
@@ -61,9 +62,3 @@ class ValkeyFeatures(FeatureSource):
             got = f"others, the last {events[-1][:80]!r}: {error!r:.200}"
             raise ValueError(f"{key}: expected JSON objects with {names}, got {got}") from error
         return columns
-
-
-def keys_of(prefix: str, user: int | str) -> tuple[str, str]:
-    """Return keys of profile and events, on one node of a cluster; the integer 7 and the string "7" are two users."""
-    name = f"{prefix}:{{{'s' if isinstance(user, str) else 'i'}:{user}}}"
-    return f"{name}:profile", f"{name}:events"

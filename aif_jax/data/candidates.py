@@ -89,8 +89,8 @@ def sampled_negatives(
     Args:
       sampler: sampler of negatives, from training counts.
       negatives: n; C = 1 + n. The event's item itself never is one.
-      logq_correction: also gives `log_q`, log(n q) of every candidate: both losses then learn log P of the whole catalogue, as
-        in noise-contrastive estimation (arXiv 1809.01812), not log(P / q). A positive that the sampler never draws has 0.
+      logq_correction: also gives `log_q`, log(n q) with q among what may be drawn: both losses then learn log P of the whole
+        catalogue, as in noise-contrastive estimation (arXiv 1809.01812), not log(P / q). A positive that is never drawn has 0.
 
     Returns:
       A source; it raises ValueError for events of unknown items or of others than `Columns.history_actions`.
@@ -110,9 +110,11 @@ def sampled_negatives(
         labels[:, 0] = 1
         if not logq_correction:
             return CandidateLists(rows, labels)
-        log_q = sampler.log_q(rows, negatives)
+        avoided = (np.union1d(target[:0] if seen is None else seen.items(row), item) for row, item in enumerate(target))
+        left = np.array([1.0 - sampler.probabilities[items].sum() for items in avoided])  # the rest is drawn more often
+        log_q = sampler.log_q(rows, negatives) - np.log(np.where(drawn.any(1), left, 1.0))[:, None]
         log_q[np.isneginf(log_q)] = 0  # of a positive that is never drawn, and of no candidate
-        return CandidateLists(rows, labels, log_q)
+        return CandidateLists(rows, labels, log_q.astype(np.float32))
 
     settings = {"negatives": negatives, "corrected": logq_correction, "sampler": digest(sampler.probabilities).sha256}
     return CandidateSource(lists, {"kind": "sampled", **settings})
@@ -148,8 +150,7 @@ def impressions(dataset: Dataset, *, candidates: int, threshold: int | Mapping[s
         first = expect_integers(positions, "positions", size=len(log)).astype(np.int64)
         ends = log.request_end(first)
         at = np.minimum(first[:, None] + np.arange(candidates), len(log) - 1)
-        inside = np.arange(candidates) < (ends - first)[:, None]
-        rng = key.random(CHOICE)
+        inside, rng = np.arange(candidates) < (ends - first)[:, None], key.random(CHOICE)
         for row in np.flatnonzero(ends - first > candidates):
             span = np.arange(first[row], ends[row])
             item, action = log.item[span], log.action[span]

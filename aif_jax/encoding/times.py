@@ -100,8 +100,7 @@ def expect_plausible(value: np.ndarray, name: str, *, unit: TimeUnit, dated: boo
 def wrong_unit(value: np.ndarray, *, unit: str, dated: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return which times (integers) are after 2100, which look like a coarser unit, which are before 1823."""
     late = np.asarray(value >= (LATEST + 1) * PER_SECOND[unit], bool)
-    ancient = np.asarray(value < FLOOR * PER_SECOND[unit], bool)
-    coarse = np.zeros_like(late)
+    ancient, coarse = np.asarray(value < FLOOR * PER_SECOND[unit], bool), np.zeros_like(late)
     for other in PER_SECOND.values() if not dated else ():
         if other < PER_SECOND[unit]:
             coarse |= (value > MODERN * other) & (value < LATEST * other)
@@ -144,8 +143,7 @@ def history_order(
     if not same.any():
         return order
     tied = np.flatnonzero(np.append(same, False) | np.append(False, same))
-    group = np.cumsum(np.append(True, ~same))[tied]
-    index = np.arange(len(time))[order]
+    group, index = np.cumsum(np.append(True, ~same))[tied], np.arange(len(time))[order]
     at = index[tied]
     place = item[at] if item[at].all() else np.unique(ids(at), return_inverse=True)[1]
     index[tied] = at[np.lexsort((action[at], place, group))]

@@ -62,9 +62,7 @@ class Vocabulary:
     @property
     def kind(self) -> IdKind | None:
         """Kind of the ids; None for a vocabulary without ids, which fits both."""
-        if not len(self.raw):
-            return None
-        return "integers" if self.raw.dtype.kind == "i" else "strings"
+        return None if not len(self.raw) else "integers" if self.raw.dtype.kind == "i" else "strings"
 
     def encode(self, raw: Any, name: str = "Vocabulary.encode") -> np.ndarray:
         """Return int32 rows of raw ids, of their shape; unknown ids give 0. The first call builds an index.
@@ -169,8 +167,7 @@ def as_ids(raw: Any, name: str, *, like: IdKind | None = None, short: bool = Tru
     else:
         ids = _of_objects(flat, name, wanted)
     if ids is None or like not in (None, "integers" if isinstance(ids, np.ndarray) else "strings"):
-        lists = type(flat[0]) in NESTED  # of several lengths
-        got = type(flat[0]).__name__ if lists else f"dtype {np.asarray(raw).dtype}"
+        got = type(flat[0]).__name__ if type(flat[0]) in NESTED else f"dtype {np.asarray(raw).dtype}"
         raise TypeError(f"{name}: expected {wanted.split(',')[0]}, got {got}")
     if short and isinstance(ids, list) and max(map(len, ids)) > MOST_CHARACTERS:
         expect_short(ids, name)

@@ -34,8 +34,7 @@ def fill(
 
     `known`: how many items there are, where that is known; `kind`: of the ids of an index without items.
     """
-    store = Store(program, capacity=capacity_for(known or 0) if capacity is None else capacity)
-    seen = []
+    store, seen = Store(program, capacity=capacity_for(known or 0) if capacity is None else capacity), []
     with track(total=known, label="item index", unit="items") as bar, hidden():  # of the files that are read
         for keys, stored in ahead(batches):
             jax.block_until_ready(stored)

@@ -20,9 +20,7 @@ from aif_jax.export.consume.ids import EMPTY, TEXT, first_of, hashed, hashes
 
 def kind_of(keys: np.ndarray) -> IdKind | None:
     """Return what the raw ids of keys are; None for none."""
-    if keys.dtype == TEXT:
-        return "strings"
-    return "integers" if len(keys) else None
+    return "strings" if keys.dtype == TEXT else "integers" if len(keys) else None
 
 
 def ascending(keys: np.ndarray) -> np.ndarray:

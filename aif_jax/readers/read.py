@@ -280,8 +280,7 @@ def encode_columns(
     """
     held = [table.codes.pop(column) for table, column in members]
     kind = (given.kind if given else None) or _kind(held, text=any(column in table.columns.text for table, column in members))
-    distinct = [codes.of_kind(kind) for codes in held]
-    vocabulary = given
+    distinct, vocabulary = [codes.of_kind(kind) for codes in held], given
     if vocabulary is None or grow:
         newer = Vocabulary(next((ids for ids, _ in reversed(distinct) if len(ids)), []))
         both = [each.raw for each in (given, newer) if each is not None and len(each.raw)]

@@ -107,8 +107,7 @@ def warm_start(trained: Trained, encoder: Encoder, catalogue: Catalogue, *, forg
         vocabulary = old.vocabularies[name]
         lacks = vocabulary.raw[new_rows(vocabulary, encoder.vocabularies[name])[1:] < 0]
         expect(forget or not len(lacks), f"encoder, {name!r}", "every id of the model's", f"none of {lacks[:5].tolist()}")
-    bare = trained.replace(params=trained.params | {"fitted": {}})  # which is fitted again
-    carried = carry_over(bare, encoder, key=jax.random.key(seed))
+    carried = carry_over(trained.replace(params=trained.params | {"fitted": {}}), encoder, key=jax.random.key(seed))
     fitted = fit_tables(carried.config, catalogue, seed=seed)
     return carried.replace(params=carried.params | {"fitted": fitted}, items=catalogue.items)
 

@@ -141,8 +141,7 @@ class App:
                 if allowed == READ:
                     response = handler()
                 else:
-                    body = await self._body(headers, receive)
-                    unread = False
+                    body, unread = await self._body(headers, receive), False
                     response = await _unless_left(handler(headers, body), receive)
                 code = "OK"
             except (Exception, asyncio.CancelledError) as error:
@@ -187,7 +186,7 @@ class App:
         """Return the body; Failure where it is too large, or does not come in time."""
         most, seconds = self._where.max_bytes, self._where.body_seconds
         body, size, more = bytearray(), int(headers.get(b"content-length", 0)), True
-        if (coding := headers.get(b"content-encoding", b"identity")) != b"identity":
+        if (coding := headers.get(b"content-encoding", b"identity")).lower() != b"identity":
             raise BadCall("content-encoding", f"expected a body as it is, got {coding[:80]!r}")
         try:
             async with asyncio.timeout(seconds):

@@ -189,17 +189,13 @@ def _work_folder(target: Path) -> Iterator[Path]:
 
 def _clean(leftover: Path) -> None:
     """Remove a work folder unless its process still runs."""
-    try:
+    with contextlib.suppress(OSError):  # its process still runs, another was faster, or the file system has no locks
         descriptor = os.open(leftover, os.O_RDONLY)
-    except FileNotFoundError:
-        return  # its process, or another that cleans, was faster
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(leftover, ignore_errors=True)
-    except OSError:
-        return  # its process still runs, or the file system has no locks
-    finally:
-        os.close(descriptor)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(leftover, ignore_errors=True)
+        finally:
+            os.close(descriptor)
 
 
 def compiled_folder(name: str = "aif_jax") -> Path:

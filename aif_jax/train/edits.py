@@ -186,8 +186,7 @@ def svd_factors(user: Any, item: Any, *, size: int, block: PureSvd | None = None
     else:
         start = np.random.default_rng(SEED).normal(size=least)
         vectors = np.asarray(scipy.sparse.linalg.svds(met, k=block.width, v0=start)[2])[::-1].T
-    largest = np.abs(vectors).argmax(0)  # whose value is positive: a singular vector has no sign
-    vectors = (vectors * np.sign(vectors[largest, np.arange(vectors.shape[1])])).astype(np.float32)
+    vectors *= np.sign(np.take_along_axis(vectors, np.abs(vectors).argmax(0)[None], 0))  # a singular vector has no sign
     factors[known, : vectors.shape[1]] = vectors[known]
     spread = float((_sums(row, factors[item], block) @ factors[known].T).std())
     return factors * np.float32(np.sqrt(DEVIATION / spread)) if spread > 0 else factors
@@ -199,8 +198,7 @@ def _sums(user: np.ndarray, factors: np.ndarray, block: PureSvd) -> np.ndarray:
     chosen = np.random.default_rng(SEED).permutation(len(ends))[:REQUESTS]
     sums = np.zeros((len(chosen), factors.shape[1]))
     for place, who in enumerate(chosen):
-        first = max(ends[who] - block.length, ends[who - 1] if who else 0)
-        last = order[first : ends[who]][::-1]
+        last = order[max(ends[who] - block.length, ends[who - 1] if who else 0) : ends[who]][::-1]
         sums[place] = (1.0 + np.arange(len(last))) ** -block.decay @ factors[last]
     return sums
 

@@ -158,8 +158,9 @@ def _map_rows(f: Callable, alike: tuple[str, ...], counts: Mapping[str, int], op
 
     def one(path: tuple, leaf: Any, *others: Any) -> Any:
         keys = [str(getattr(key, "key", "")) for key in path]
-        group, name = ["", "", *keys][-2:]
-        if group != "embedding" or name not in counts or "/".join(keys).endswith(alike):
+        named = "/".join(keys).rstrip("/")  # `optax.sm3` has lists below the tables
+        group, name = ["", "", *named.split("/")][-2:]
+        if group != "embedding" or name not in counts or named.endswith(alike):
             return others[-1] if others else leaf
         expected = f"one row for each of the {counts[name]} rows of table {name!r}, which only its batch moves"
         got = f"shape {leaf.shape}; such an optimizer needs sparse=()"

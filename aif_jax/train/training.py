@@ -200,8 +200,7 @@ def with_scores(source: SourceFn, data: Dataset, positions: np.ndarray, teacher:
     found: Any = teacher.candidates
     if isinstance(teacher.ranker, str):
         scores = distillation.logged_ranks(data, teacher.ranker, positions)
-        share = len(scores.positions) / len(positions)
-        say(f"ranker: {share:.1%} of the samples have scores of {teacher.ranker!r}")
+        say(f"ranker: {len(scores.positions) / len(positions):.1%} of the samples have scores of {teacher.ranker!r}")
     else:
         scores = distillation.scores_of(teacher.ranker, data)
         if found is not None:

@@ -85,8 +85,7 @@ def expect_equal(folder: Any, case: Case, seed: int = 0) -> None:
     joint = jax.jit(model.joint).lower(params, user, items).compile(light.options())
     for history in (user.history, demo.history(short, short // 2, seed=seed), demo.history(places, 0)):
         logits = loaded.interaction(loaded.user(dataclasses.replace(user, history=history)), loaded.item(items))
-        whole = dataclasses.replace(user, history=demo.pad(history, places))
-        expected = joint(params, whole, items)
+        expected = joint(params, dataclasses.replace(user, history=demo.pad(history, places)), items)
         np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
         if "calibration" in params["fitted"]:
             wanted = jax.nn.sigmoid(aif_scores.calibrated(params, expected))
@@ -117,7 +116,6 @@ def test_exports_at_random(tmp_path):
         preset = str(rng.choice(list(presets.PRESETS)))
         length = int(rng.choice([1, 31, 32, 33, 63, 64, 65, 100, 256, 511, 513, 1024]))
         chosen = rng.random(len(ADDITIONS)) < 0.5
-        additions = tuple(name for name, take in zip(ADDITIONS, chosen, strict=True) if take)
-        case = Case(preset, length, additions)
+        case = Case(preset, length, tuple(name for name, take in zip(ADDITIONS, chosen, strict=True) if take))
         print(number, case)
         expect_equal(tmp_path / str(number), case, seed=number)

@@ -37,8 +37,7 @@ def test_any_sequence_of_updates_equals_a_rebuild(world, changes):
     state = {i: i * 17 for i in range(5)}
 
     def build(state):
-        at = np.array(list(state.values()), np.int64)
-        rows = jax.tree.map(lambda leaf: leaf[at], features)
+        rows = jax.tree.map(lambda leaf: leaf[np.array(list(state.values()), np.int64)], features)
         return ItemIndex.build(trained, [(ids[np.array(list(state), np.int64)], rows)], **options)
 
     index, held = build(state), []

@@ -53,8 +53,7 @@ class Stream:
 
     def lines(self) -> list[dict[str, Any]]:
         """What the writers noted."""
-        rows = self.log.read_text().splitlines(keepends=True)
-        return [json.loads(row) for row in rows if row.endswith("\n")]
+        return [json.loads(row) for row in self.log.read_text().splitlines(keepends=True) if row.endswith("\n")]
 
     def check(self) -> None:
         """Raises unless nothing was lost, left out or applied twice so far."""

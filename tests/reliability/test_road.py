@@ -201,8 +201,7 @@ def expect_answer(client: Client, call: dict[str, Any], logits: np.ndarray, vers
 
 def test_a_short_road(tmp_path):
     road = Road("two_tower_matching", None, "csv", " / ", False, ("factors", "catalogue", "unseen", "calibration"))
-    run = walk(tmp_path / "road", road, generator("road", seed=0))
-    assert "calibration" in run.params["fitted"]
+    assert "calibration" in walk(tmp_path / "road", road, generator("road", seed=0)).params["fitted"]
 
 
 @fully
