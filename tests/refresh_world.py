@@ -29,8 +29,7 @@ def items(days: int) -> dict[str, list[Any]]:
 
 def events(days: int, *, a_day: int = 300) -> dict[str, np.ndarray]:
     """The log of the first days: each user prefers one category; the last ten users come on day 4."""
-    rng = np.random.default_rng(7)
-    parts = []
+    rng, parts = np.random.default_rng(7), []
     for day in range(days):
         users = rng.integers(0, USERS if day >= 4 else USERS - 10, a_day)
         size = ITEMS if day >= 4 else ITEMS - NEW

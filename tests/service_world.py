@@ -63,8 +63,7 @@ class Exports:
 
     def logits(self, folder: str, events: Any = EVENTS, *, ids: Any = IDS, user: str = "ann") -> np.ndarray:
         """What the model says, computed without a service."""
-        encode = self.encoder.with_length(self.model.config.history_length)
-        features = encode.user({"user": user}, events, NOW)
+        features = self.encoder.with_length(self.model.config.history_length).user({"user": user}, events, NOW)
         rows, _ = self.index[folder].take(ids)
         state = jax.jit(self.model.user)(self.params[folder], features)
         return np.asarray(jax.jit(self.model.interaction)(self.params[folder], state, rows))

@@ -70,8 +70,7 @@ def shown(items, actions) -> Dataset:
 
 def test_of_a_long_list_the_positives_are_kept_and_the_rest_is_drawn():
     data = shown([1, 2, 3, 4, 5, 6, 7, 0, 8], [1, 1, 1, 1, 1, 3, 2, 3, 0])  # an unknown item and an unknown action are none
-    source = impressions(data, candidates=3, threshold={"click": 2, "like": 3})
-    drawn = set()
+    source, drawn = impressions(data, candidates=3, threshold={"click": 2, "like": 3}), set()
     for step in range(30):
         rows, labels, _ = source(np.array([0, 1]), BatchKey(0, 0, step))
         assert rows[0].tolist() == [8, 0, 0] and rows[1, 1:].tolist() == [6, 7]  # in the order of the log

@@ -35,8 +35,7 @@ def items(ids, *, kinds=3):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    rng = np.random.default_rng(0)
+    folder, rng = tmp_path_factory.mktemp("world"), np.random.default_rng(0)
     ids = np.arange(1000, 1090)
     time = np.sort(rng.integers(1_600_000_000, 1_600_900_000, 600))
     events = {"user": rng.integers(1, 30, 600), "item": rng.choice(ids, 600), "time": time}

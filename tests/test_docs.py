@@ -129,8 +129,7 @@ def run(module: str, arguments: list[str]) -> tuple[int, str]:
 def test_page_runs(page, tmp_path, monkeypatch, capsys):
     """Blocks share their state from top to bottom; then the page's commands run where its files are."""
     monkeypatch.chdir(tmp_path)
-    namespace = {"__name__": "page"}
-    printed = ""
+    namespace, printed = {"__name__": "page"}, ""
     for block, shown in blocks_and_outputs(page):
         exec(compile(block, str(page), "exec"), namespace)
         output = capsys.readouterr().out

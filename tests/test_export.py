@@ -91,8 +91,7 @@ def encoded(tmp_path_factory):
     config = aif.presets.two_tower(made.schema, width=4, short_length=6, long_length=12, sequence=False)
     catalogue = aif.Catalogue.from_items(made.schema, [7, 8, 10**12], ids={"category": [1, 2, 1]})
     model = aif.build(config)
-    params = demo.init(model, items=catalogue)
-    folder = tmp_path_factory.mktemp("encoded") / "model"
+    params, folder = demo.init(model, items=catalogue), tmp_path_factory.mktemp("encoded") / "model"
     export.save(folder, aif.Trained(model, params, made), platforms=("cpu",))
     return folder, model, params, made
 
@@ -545,8 +544,7 @@ OFFSETS = {
 @pytest.mark.parametrize("kind", list(OFFSETS))
 def test_offsets_of_vocabularies_are_refused_before_strings_are_made(kind):
     data = np.frombuffer(bytes(range(97, 107)) * (0 if kind == "empty" else 100), np.uint8)
-    arrays = {"utf8": data, "offsets": OFFSETS[kind]}
-    named = {f"item/{name}": array for name, array in arrays.items()}
+    named = {f"item/{name}": array for name, array in {"utf8": data, "offsets": OFFSETS[kind]}.items()}
     refused(ExportError, "vocabulary 'item': expected utf8 uint8 .*, offsets int64 that rise from 0", ids_by_name, named)
 
 

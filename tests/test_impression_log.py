@@ -147,8 +147,7 @@ def test_histories_without_times_are_no_lists():
     starts = TASK.positions(data, min_history=0, since=None, before=None)
     minutes, users = (data.log.time[starts] - START) // 60, data.users.raw[data.log.user[starts] - 1]
     assert {user: minutes[users == user].tolist() for user in (1, 3, 4)} == {1: [1, 2, 3, 4], 3: [3, 4], 4: []}
-    first = starts[data.log.user[starts] == data.users.encode([3])[0]][0]
-    found = data.user_features([first], length=8).history
+    found = data.user_features([starts[data.log.user[starts] == data.users.encode([3])[0]][0]], length=8).history
     assert found.item[found.mask].tolist() == [5, 4, 2, 1]  # they are history all the same
 
 

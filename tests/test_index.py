@@ -219,8 +219,7 @@ def test_storage_error_is_within_its_bound(storage, tolerance):
     rows = rows.at[0].set(0.0)
     stored = jax.vmap(lambda row: encode({"v": row, "bid": row[0], "code": jnp.int32(3)}, storage))(rows)
     back = decode(jax.vmap(pack)(stored), np.arange(50))
-    largest = np.abs(rows).max(1, keepdims=True)
-    bound = tolerance * (np.abs(rows) if storage == "bfloat16" else largest) * 1.001
+    bound = tolerance * (np.abs(rows) if storage == "bfloat16" else np.abs(rows).max(1, keepdims=True)) * 1.001
     assert (np.abs(back["v"] - rows) <= bound).all()
     assert np.array_equal(back["bid"], rows[:, 0]) and back["code"].tolist() == [3] * 50
     assert isinstance(stored["v"], Scaled) if storage == "int8" else stored["v"].dtype == storage

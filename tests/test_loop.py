@@ -227,19 +227,31 @@ def test_json_lines_by_hand(tmp_path):
 
 def test_a_resumed_run_writes_no_step_twice(tmp_path):
     log = JsonLines(tmp_path / "log")
-    log.rewind(0)
     for step in (10, 20, 30):
         log.write(step, {"loss": 1 / step})
     whole = log.path.read_text()
-    again = JsonLines(tmp_path / "log")
-    again.rewind(20)
-    assert [row["step"] for row in again.rows()] == [10, 20]
-    again.write(30, {"loss": 1 / 30})
-    assert again.path.read_text() == whole
-    fresh = JsonLines(tmp_path / "log")
-    fresh.rewind(0)
-    fresh.write(10, {"accuracy": 0.5})
-    assert [row["step"] for row in fresh.rows()] == [10]
+    log.rewind(20)
+    assert [row["step"] for row in log.rows()] == [10, 20]
+    log.write(30, {"loss": 1 / 30})
+    assert log.path.read_text() == whole
+    log.rewind(0)
+    log.write(10, {"accuracy": 0.5})
+    assert [row["step"] for row in log.rows()] == [10]
+
+
+def test_a_resumed_run_has_its_first_loss_and_its_totals_from_its_log(feed, tmp_path):
+    log = JsonLines(tmp_path / "log")
+
+    def large(state, batch):
+        return dataclasses.replace(state, step=state.step + 1), {"loss": np.float32(150), "grad_norm": np.float32(1)}
+
+    log.write(0, {"loss": 2.0, "empty_batches": 2})
+    run(with_problems(feed, {0: "empty"}, 2), step=large, log=log)
+    assert log.rows()[-1]["empty_batches"] == 3
+    log.rewind(-1)
+    log.write(0, {"loss": 1.0, "empty_batches": 2})
+    with pytest.raises(FloatingPointError, match="diverged: the loss was 1 at first, 150 up to step 1; take"):
+        run(with_problems(feed, {}, 1), step=large, log=log)
 
 
 def test_a_damaged_line_in_the_middle_is_named(tmp_path):

@@ -394,8 +394,7 @@ async def test_retrieval_that_fails_or_is_late_is_the_callers_error_in_time(worl
 async def test_cancelling_a_request_frees_what_it_held(world):
     async with world.engine() as engine:
         engine.feature_delay = engine.retrieval_delay = 10.0
-        request = Request(user=3, feature_version=1)
-        task, other = (asyncio.create_task(engine.rank(request, 5)) for _ in range(2))
+        task, other = (asyncio.create_task(engine.rank(Request(user=3, feature_version=1), 5)) for _ in range(2))
         await until(lambda: engine.metrics()["gauges"]["pending"] == 2 and engine.fetched)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

@@ -98,7 +98,7 @@ class _LogWindow:
     samples: int = 0
     pending: list[tuple[int, str, dict[str, jax.Array]]] = dataclasses.field(default_factory=list)  # step, its batch, metrics
     empty: int = 0
-    first: float | None = None  # the loss of the first step
+    first: float | None = None  # the loss of the first step, or of the first entry in the log of a run that is resumed
 
     def restart(self) -> None:
         """Begin the next log entry."""
@@ -173,9 +173,11 @@ def loop(
     meet()
     number = saved = int(state.step)
     log = log if processes.first() else None
+    recent, source, cursor = _LogWindow(started=time.perf_counter()), iter(batches), None
     if log is not None:
         log.rewind(number)
-    recent, source, cursor = _LogWindow(started=time.perf_counter()), iter(batches), None
+        if rows := log.rows():  # of the run that was killed
+            recent.first, recent.empty = rows[0]["loss"], int(rows[-1]["empty_batches"])
     with hidden(not (progress and processes.first())), track(total=total, label="train", unit="steps") as bar:
 
         def enter(evaluate: Callable[[TrainState], Mapping[str, float]] | None = None) -> dict[str, float]:
@@ -208,8 +210,7 @@ def loop(
         try:
             due = False  # an entry waits for the next step: if none comes, the last entry also has the figures
             while True:
-                began = time.perf_counter()
-                fed = next(source, None)
+                began, fed = time.perf_counter(), next(source, None)
                 recent.waited += time.perf_counter() - began
                 if fed is None:
                     break
@@ -277,8 +278,7 @@ def _values(state: TrainState, recent: _LogWindow) -> dict[str, float]:
     usual = statistics.median(losses) if losses else 0.0
     if recent.first is not None and usual > DIVERGED * max(1.0, recent.first):
         raise FloatingPointError(
-            f"diverged: the loss was {recent.first:.4g} at the first step and is {usual:.4g} up to step {number}; take "
-            "a smaller learning rate"
+            f"diverged: the loss was {recent.first:.4g} at first, {usual:.4g} up to step {number}; take a smaller learning rate"
         )
     if skipped > MOST_SKIPPED:
         raise FloatingPointError(

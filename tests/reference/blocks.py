@@ -70,8 +70,7 @@ def sim_slots(value, embedded, age, mask, slots, length):
     for j in np.flatnonzero(mask):
         if value[j] > 0:
             places.setdefault(int(value[j]), []).append(j)
-    best = sorted(places, key=lambda v: (-len(places[v]), places[v][0]))[:slots]
-    each = [(v, places[v]) for v in best]
+    each = [(v, places[v]) for v in sorted(places, key=lambda v: (-len(places[v]), places[v][0]))[:slots]]
     return [{"value": v, "entries": embedded[at[:length]], "count": len(at), "age": age[at[0]]} for v, at in each]
 
 

@@ -291,8 +291,7 @@ def drips(made: Fronted, sizes: Sizes) -> None:
         (LIVE.replace(b"GET", b"POST") + KEY + b"content-length: 99999\r\n\r\n", b"x"),
         (LIVE + b"content-length: 99999\r\n\r\n", b"x"),
     )  # fmt: skip
-    going = {made.connect(first): drip for first, drip in kinds for _ in range(max(1, sizes.drips // len(kinds)))}
-    drip(going)
+    drip({made.connect(first): drip for first, drip in kinds for _ in range(max(1, sizes.drips // len(kinds)))})
     made.good()
 
 
