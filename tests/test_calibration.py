@@ -110,7 +110,7 @@ def test_deciles_by_hand():
     assert weighted.observed == pytest.approx([0, 1]) and weighted.entries.tolist() == [3, 3]
     masked = deciles(scores, labels, where=np.array([[True, False], [True, False]]), bins=10)
     assert masked.observed[masked.entries > 0].tolist() == [0, 1] and masked.entries.sum() == 2
-    assert np.isnan(deciles([], []).observed).all()
+    assert np.isnan(deciles([], []).observed).all() and deciles(np.zeros(4), [1, 1, 0, 0], bins=2).error == 0  # in any order
     rates = metrics.calibration([0.0, 0.0], [1, 0], weights=[1.0, 3.0])
     assert (rates.ratio, rates.error) == (2.0, 0.25) and rates.entries[5] == 4
 

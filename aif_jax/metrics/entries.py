@@ -127,7 +127,7 @@ def calibration(
       scores: logits; `labels`, `where` as in `auc`.
       weights: how many entries each stands for, as `where`: 1 / (n q) for a negative that n draws from q gave.
       bins: how many; where all probabilities are small (advertising), take more than ten of equal width.
-      by: "width" for bins of equal width over [0, 1]; "size" for bins of as many entries, the lowest probabilities first.
+      by: "width" for bins of equal width over [0, 1]; "size" for bins of as many entries by probability, equal ones in one bin.
 
     Example:
       >>> calibration([0.0, 0.0, 0.0, 0.0], [1, 0, 0, 0])[:2]
@@ -140,8 +140,9 @@ def calibration(
     logits, positive, weight = weighted_entries(scores, labels, where, weights)
     probability, share = probability_of(logits), np.zeros(len(logits))
     if by == "size" and weight.any():
-        order = np.argsort(logits, kind="stable")
-        share[order] = (np.cumsum(weight[order]) - weight[order] / 2) / weight.sum()
+        _, place = np.unique(logits, return_inverse=True)
+        equal = np.bincount(place, weight)  # entries of each logit
+        share = ((np.cumsum(equal) - equal / 2) / weight.sum())[place]
     place = bin_of(probability if by == "width" else share, bins)
     entries, probabilities, positives = (
         np.bincount(place, values, minlength=bins) for values in (weight, weight * probability, weight * positive)

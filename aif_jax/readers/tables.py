@@ -138,8 +138,7 @@ class Problems:
             return
         kinds = {kind: listed[0] for kind, listed in self._listed.items()}
         more = [problem for problem in self.listed() if problem is not kinds[problem.kind]]
-        shown = [*kinds.values(), *more][: max(NAMED, len(kinds))]
-        count = self.totals.total()
+        shown, count = [*kinds.values(), *more][: max(NAMED, len(kinds))], self.totals.total()
         text = f"\n({count} problems in all{lists_all and f'; `{lists_all}` lists them'})" if count > 1 else ""
         raise ValueError("\n".join(str(problem) for problem in shown) + text)
 
