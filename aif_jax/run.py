@@ -22,7 +22,7 @@ from aif_jax.index import ItemIndex
 from aif_jax.model import PreRanker, name_of
 from aif_jax.output import hidden
 from aif_jax.readers import read_candidates
-from aif_jax.scores import with_calibration
+from aif_jax.scores import objective_names, with_calibration
 from aif_jax.serving import AsyncPreRanker, ServingConfig
 from aif_jax.serving.requests import plain_ids
 from aif_jax.sharding import processes
@@ -304,7 +304,7 @@ def fit(
         teacher = dataclasses.replace(teacher, candidates=read_candidates(teacher.candidates, data))
     check_encoding("fit data", expected=model.config.schema.encoding, got=data.encoding)
     task = task_of(data, task)
-    training.expect_task(task, data)
+    training.expect_task(task, data, probable=() if loss else objective_names(model.config.objectives))
     terms = loss or task.loss or bce_of_each(model.config.objectives)
     if teacher is not None:
         terms = with_teacher(terms, teacher.loss, model.config.objectives)

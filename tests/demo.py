@@ -119,12 +119,8 @@ def init(model: aif.PreRanker, seed: int = 0, *, items: aif.Catalogue | None = N
 def history(length: int, events: int, *, seed: int = 0) -> aif.Behaviours:
     """`events` events of known items in `length` places."""
     rng = np.random.default_rng(seed)
-    return behaviours(
-        rng.integers(1, ITEMS, length),
-        rng.integers(0, 4, length),
-        np.sort(rng.exponential(1e6, length)),
-        np.arange(length) < events,
-    )
+    item, action, age = rng.integers(1, ITEMS, length), rng.integers(0, 4, length), np.sort(rng.exponential(1e6, length))
+    return behaviours(item, action, age, np.arange(length) < events)
 
 
 def user(config: aif.Config, *, events: int = 20, seed: int = 0) -> aif.UserFeatures:

@@ -108,8 +108,7 @@ def test_where_nobody_comes_back_what_was_met_before_is_no_negative():
     """User 1 has items 1, 2, 3 in this order, user 2 items 3, 4: of the past alone, so item 3 may be drawn at position 1."""
     data = two_users()
     sampler = NegativeSampler(item_counts(data, [0, 1, 2, 3, 4]))
-    source = sampled_negatives(data, sampler=sampler, negatives=50)
-    at = np.array([0, 1, 2, 4])
+    source, at = sampled_negatives(data, sampler=sampler, negatives=50), np.array([0, 1, 2, 4])
     rows = source(at, DRAW).rows
     assert rows[:, 0].tolist() == [1, 2, 3, 4]
     assert [set(row) for row in rows[:, 1:].tolist()] == [{2, 3, 4}, {3, 4}, {4}, {1, 2}]
@@ -131,7 +130,7 @@ def in_proportion(counts: list[float]) -> NegativeSampler:
 
 
 def test_sampled_carries_the_correction_of_its_sampler(dataset):
-    sampler, positions = in_proportion([0, 4, 2, 1, 1, 0, 0]), np.array([0, 1, 8])
+    sampler, positions = in_proportion([0, 4, 2, 1, 1, 0, 0]), np.array([0, 3, 8])
     plain = sampled_negatives(dataset, sampler=sampler, negatives=5)(positions, DRAW)
     found = sampled_negatives(dataset, sampler=sampler, negatives=5, logq_correction=True)(positions, DRAW)
     np.testing.assert_array_equal(found.rows, plain.rows)
@@ -140,6 +139,10 @@ def test_sampled_carries_the_correction_of_its_sampler(dataset):
     probability = np.array([0, 4, 2, 1, 1, 0, 0]) / 8
     drawn = 5 * probability[found.rows] / (1 - probability[found.rows[:, :1]])  # without the target
     np.testing.assert_allclose(found.log_q, np.log(drawn), rtol=1e-6)
+    new, seen = dataclasses.replace(dataset, repeats=False), SeenPairs(dataset, positions)
+    once = sampled_negatives(new, sampler=sampler, negatives=5, logq_correction=True)(positions, DRAW)
+    left = [1 - probability[np.union1d(seen.items(row), item)].sum() for row, item in enumerate(once.rows[:, 0])]
+    np.testing.assert_allclose(once.log_q[:, 0], np.log(5 * probability[once.rows[:, 0]] / left), rtol=1e-6)
     never = NegativeSampler([0, 0, 1, 1, 1, 0, 0])
     held = sampled_negatives(dataset, sampler=never, negatives=5, logq_correction=True)(positions, DRAW)
     drawn = never.probabilities[held.rows[:, 0]] > 0

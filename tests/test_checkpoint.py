@@ -94,11 +94,8 @@ def test_the_encoder_comes_back(tmp_path):
 def test_optimizer_state_comes_back_as_it_was(tmp_path):
     """A chain with empty states, a schedule's counter, a mask, and noise with a typed key."""
     mask = {"embedding": True, "item": False, "fitted": False}
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(1.0),
-        optax.masked(optax.adam(optax.cosine_decay_schedule(1e-3, 100)), mask),
-        optax.add_noise(0.1, 0.1, jax.random.key(3)),
-    )
+    masked = optax.masked(optax.adam(optax.cosine_decay_schedule(1e-3, 100)), mask)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), masked, optax.add_noise(0.1, 0.1, jax.random.key(3)))
     update = jax.numpy_dtype_promotion("standard")(jax.jit(optimizer.update))  # Optax's noise mixes dtypes
     _, state = update(small(0.5), optimizer.init(small()), small())
     folder = save(tmp_path, small(), opt_state=state)

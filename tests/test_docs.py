@@ -151,7 +151,8 @@ def test_the_join_of_outcomes_counts_each_candidate_of_each_call_once(tmp_path, 
     """The call `a` was tried again in the second of `b` and `c`, of which one counts; each names a candidate twice."""
     monkeypatch.chdir(tmp_path)
     (statement,) = re.findall(r'^joined = """\n(.*?)"""', (ROOT / "docs" / "how_to_join_outcomes.md").read_text(), re.S | re.M)
-    common = """'"ann"' AS user, [10] AS ids, [10, 11, 10] AS candidates, 'rank' AS method, false AS degraded"""
+    lists = "[10] AS ids, [10, 11, 10, 12] AS candidates, [12] AS exclude"
+    common = f"""'"ann"' AS user, {lists}, 'rank' AS method, false AS degraded"""
     calls = f"SELECT *, {common} FROM (VALUES ('a', 100.2), ('a', 200.1), ('b', 200.5), ('c', 200.9)) AS call(id, time)"
     database = pytest.importorskip("duckdb").connect()
     (tmp_path / "log").mkdir()

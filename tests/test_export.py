@@ -150,7 +150,7 @@ def test_any_count_of_candidates(loaded, scored, count):
     np.testing.assert_array_equal(got[C:], got[: max(count - C, 0)])
 
 
-def test_warm_counts_neither_trace_nor_transfer_unasked(made, scored):
+def test_warm_counts_neither_trace_nor_transfer_unasked(made, scored, monkeypatch):
     features, items, _ = scored
     model = load(made[0])
     rows = model.item(items)
@@ -167,6 +167,8 @@ def test_warm_counts_neither_trace_nor_transfer_unasked(made, scored):
     cold = load(made[0])  # a model that was not warmed up must fail here, or the check above checks nothing
     with jax.no_tracing(), pytest.raises(RuntimeError):
         cold.user(features)
+    monkeypatch.setattr(jax.export, "default_export_platform", lambda: "rocm")
+    refused(export.ExportError, "user: expected a function for rocm, got one for cpu, cuda, tpu;", cold.user, features)
 
 
 def test_manifest_says_what_is_inside(made, loaded):

@@ -120,6 +120,9 @@ def test_what_a_writer_has_not_finished_is_left_out(tmp_path):
     (tmp_path / "events" / "7.csv").write_text("user,item,time\n")  # a day without events
     assert readers.read(tmp_path / "events", **given).users.raw.tolist() == [0, 4]
     assert len(readers.read(tmp_path / "events" / "_temporary", **given).log) == 1  # the folder itself may have any name
+    given["columns"] = Columns(time="day")
+    hive = r"5.csv, column 'day': missing column: .*; of day=... in its path, give pyarrow.dataset.dataset\(FOLDER"
+    refused(ValueError, hive, readers.read, tmp_path / "events" / "day=1", **given)
 
 
 def test_a_missing_category_is_unknown(tmp_path):
@@ -334,11 +337,8 @@ def test_distinct_values_that_grow_over_many_blocks(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "MERGE_AT", 20)
     rng = np.random.default_rng(1)
     items = np.array([f"item {number:03d}" for number in range(200)])
-    events = {
-        "user": rng.integers(10**12, 10**12 + 99, 1000),
-        "item": items[rng.integers(0, 200, 1000)],
-        "time": np.arange(1000),
-    }
+    user, item = rng.integers(10**12, 10**12 + 99, 1000), items[rng.integers(0, 200, 1000)]
+    events = {"user": user, "item": item, "time": np.arange(1000)}
     data = readers.read(events, items={"item": items, "category": np.arange(200) % 7}, columns=Columns())
     order = np.lexsort((events["time"], events["user"]))
     assert np.array_equal(data.items.raw[data.log.item - 1], events["item"][order])

@@ -344,6 +344,7 @@ def test_inputs_are_checked_before_an_unfinished_job_is_dropped(run, tmp_path):
     pa.csv.write_csv(pa.table(world.items(5)), tmp_path / "items.csv")
     with begin(tmp_path / "work", {"k": 1}) as job:
         job.step("read", lambda _: {"line": "done"})
+    lock = WriteLock(tmp_path / "out")
     for changes, error, message in (
         ({"events": tmp_path / "typo.csv"}, FileNotFoundError, "typo.csv: expected a file or folder, got no such file"),
         ({"items": str(tmp_path / "typo.csv")}, FileNotFoundError, "typo.csv: expected"),
@@ -352,7 +353,9 @@ def test_inputs_are_checked_before_an_unfinished_job_is_dropped(run, tmp_path):
         ({"current": run.trained.replace(settings=None), "task": Cascaded()}, ArgumentError, "got Cascaded, .* write a job"),
         ({"current": run}, TypeError, "refresh current: expected a Trained, .* got Run; give run.trained"),
         ({"fixed": ("soon", "later")}, ArgumentError, "fixed: expected an ISO date"),
-        ({"platforms": ("gpu",)}, ValueError, "platforms: expected names among .*, got .*gpu"),
+        ({"platforms": ("cpu", "gpu")}, ValueError, "platforms: expected names among .*, cpu one of them, got .*gpu"),
+        ({"platforms": ("cuda",)}, ValueError, "platforms: expected names among .*, cpu one of them, got .'cuda'"),
+        ({"out": f"file://{tmp_path}/out", "work": tmp_path / "other"}, WriterConflict, "is writing here"),
         ({"epochs": 0}, ValueError, "FitConfig.epochs: expected at least 1, got 0"),
         ({"held_out": 0.7}, ValueError, "held_out: expected a share above 0, below 0.5, got 0.7"),
         ({"out": "s3://b/m", "work": None}, ValueError, "work: expected a local folder for the steps of a job on s3://b/m"),
@@ -362,6 +365,7 @@ def test_inputs_are_checked_before_an_unfinished_job_is_dropped(run, tmp_path):
         given |= {"work": tmp_path / "work"} | world.OPTIONS
         refused(error, message, world.refresh, **given | changes)
         assert (tmp_path / "work" / "job" / "read" / "step.json").is_file(), message
+    lock.close()
 
 
 @pytest.mark.lane("standing")

@@ -148,6 +148,11 @@ def test_the_page_in_a_browser(tmp_path):
         shown = browser.run("[...document.querySelectorAll('#result tbody tr')].map((row) => row.children[1].innerText)")
         assert shown == [str(number) for number in expected["ids"]]
         assert "dot_product" in browser.run("document.querySelector('#result thead').innerText")
+        large = '{"item": [9007199254740993]}'  # no number of JavaScript
+        browser.run("sent = new FormData(document.forms[0]); sent.set('candidates', '7 9007199254740993')")
+        browser.run(f"sent.set('events', '{large}')")
+        body = '{"user":"ann","candidates":[7,9007199254740993],"k":5,"record":{"user": "ann"},"events":' + large + "}"
+        assert browser.run("bodyOf(sent)") == body
         # the interaction begins after the user side
         spans = browser.run(
             "Object.fromEntries([...document.querySelectorAll('#timeline .span')].map((span) => "

@@ -22,11 +22,8 @@ from tests.own_block import Decay
 from tests.refusals import refused
 
 ITEMS = 50
-SCHEMA = aif.Schema(
-    item_attributes=(aif.Attribute(name="item", size=ITEMS), aif.Attribute(name="category", size=6)),
-    user_attributes=(aif.Attribute(name="gender", size=3),),
-    content=12,
-)
+ATTRIBUTES = aif.Attribute(name="item", size=ITEMS), aif.Attribute(name="category", size=6)
+SCHEMA = aif.Schema(item_attributes=ATTRIBUTES, user_attributes=(aif.Attribute(name="gender", size=3),), content=12)
 CONFIG = aif.Config(schema=SCHEMA, width=8, blocks=(LshDin(), Decay()))
 
 

@@ -57,11 +57,8 @@ class LinearMemory(Block):
         return {"mean": config.width, "deviation": config.width}
 
     def init(self, key: jax.Array, config: Config) -> Params:
-        query, keys = jax.random.split(key)
-        return {
-            "query": layers.dense_init(query, config.width, self.width),
-            "key": layers.dense_init(keys, config.width, self.width),
-        }
+        parts = zip(("query", "key"), jax.random.split(key), strict=True)
+        return {name: layers.dense_init(part, config.width, self.width) for name, part in parts}
 
     def score(self, params: Params, state: UserState, rows: ItemRow, kernels: BlockKernels) -> HeadInputs:
         history, item, kernel = state.blocks[self.name], jnp.asarray(rows.vector), kernels["deviation"]

@@ -105,13 +105,8 @@ def fill_cache(
     within = jnp.arange(length, dtype=jnp.int32)
     kept = within[None, :] < count[:, None]
     events = order[jnp.minimum(start[:, None] + within[None, :], value.shape[0] - 1)]
-    return SimCache(
-        value=own,
-        entries=jnp.where(kept[..., None], embedded[events], jnp.zeros((), embedded.dtype)),
-        mask=kept,
-        count=count,
-        age=jnp.where(filled, age[first], 0.0),
-    )
+    entries = jnp.where(kept[..., None], embedded[events], jnp.zeros((), embedded.dtype))
+    return SimCache(value=own, entries=entries, mask=kept, count=count, age=jnp.where(filled, age[first], 0.0))
 
 
 def read(cache: SimCache, query: jax.Array, value: jax.Array, kernel: jax.Array) -> jax.Array:

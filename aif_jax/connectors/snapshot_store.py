@@ -98,6 +98,7 @@ class SnapshotStore:
             self._files, self._root = fsspec.core.url_to_fs(os.fspath(url), **options)
         self._root = self._root.rstrip("/")
         self._on_disk = "file" in ([p] if isinstance(p := self._files.protocol, str) else p)
+        self.folder = Path(self._root) if self._on_disk else None
 
     def __repr__(self) -> str:
         return f"SnapshotStore({self.url!r}, keep={self.keep})"

@@ -110,8 +110,10 @@ def sampled_negatives(
         labels[:, 0] = 1
         if not logq_correction:
             return CandidateLists(rows, labels)
-        avoided = (np.union1d(target[:0] if seen is None else seen.items(row), item) for row, item in enumerate(target))
-        left = np.array([1.0 - sampler.probabilities[items].sum() for items in avoided])  # the rest is drawn more often
+        left = 1.0 - sampler.probabilities[target]  # the rest is drawn more often
+        if seen is not None:
+            met = (seen.items(row) for row in range(len(target)))
+            left -= [sampler.probabilities[items[items != item]].sum() for items, item in zip(met, target, strict=True)]
         log_q = sampler.log_q(rows, negatives) - np.log(np.where(drawn.any(1), left, 1.0))[:, None]
         log_q[np.isneginf(log_q)] = 0  # of a positive that is never drawn, and of no candidate
         return CandidateLists(rows, labels, log_q.astype(np.float32))

@@ -101,10 +101,6 @@ def from_columns(
         filled[at] = values[lines[kept]]
         return filled
 
-    cascade = Cascade(
-        positions=positions,
-        rows=table(rows, np.int32, 0),
-        stage=table(stage, np.int8, 0),
-        labels={name: table(values, np.float32, np.nan) for name, values in labels.items()},
-    )
+    named = {name: table(values, np.float32, np.nan) for name, values in labels.items()}
+    cascade = Cascade(positions=positions, rows=table(rows, np.int32, 0), stage=table(stage, np.int8, 0), labels=named)
     return cascade, without, len(lines) - len(kept)

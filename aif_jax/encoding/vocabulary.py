@@ -116,10 +116,8 @@ class Vocabulary:
         if self.raw.dtype.kind == "i":
             return {"ids": self.raw}
         encoded = [text.encode() for text in self.raw.tolist()]
-        return {
-            "utf8": np.frombuffer(b"".join(encoded), np.uint8),
-            "offsets": np.cumsum([0, *map(len, encoded)]).astype(np.int64),
-        }
+        offsets = np.cumsum([0, *map(len, encoded)]).astype(np.int64)
+        return {"utf8": np.frombuffer(b"".join(encoded), np.uint8), "offsets": offsets}
 
     @functools.cached_property
     def _rows_by_string(self) -> dict[Any, int]:

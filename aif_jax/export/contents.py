@@ -46,7 +46,7 @@ class ExportedOrder:
 
     @functools.cached_property
     def _value(self) -> Any:
-        call = consume.deserialize(self.raw, self.name).call
+        call = consume.callable_here(consume.deserialize(self.raw, self.name), self.name)
         return sequential_vmap(lambda given: call({}, given)["scores"])  # an exported function has no rule for batches
 
     def __call__(self, p: Mapping[str, Any], bid: Any) -> Any:

@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from aif_jax.checks import VersionMismatch, expect, needs_extra
@@ -41,7 +42,7 @@ def save(
       folder: that does not exist yet.
       trained: model to write, with its encoder: vocabularies and scales travel with the model.
       index: an `ItemIndex` of the same version, or None.
-      platforms: names among "cpu", "cuda", "rocm", "tpu", all served by the same artefact.
+      platforms: names among "cpu", "cuda", "rocm", "tpu", this process's too, all served by the same artefact.
       orders: JAX functions of probabilities and bid by name, see `aif_jax.scores`; the export has them compiled, no Python.
 
     Returns:
@@ -119,10 +120,12 @@ def save(
 
 
 def expect_platforms(platforms: Sequence[str]) -> None:
-    """Raise ImportError where an export cannot be written here, ValueError for platforms that are unknown."""
+    """Raise ImportError where an export cannot be written here, ValueError for unknown platforms, or without this one."""
     with needs_extra("exports need flatbuffers", "export"):
         import flatbuffers  # noqa: F401
-    expect(platforms and set(platforms) <= set(KNOWN), "platforms", f"names among {list(KNOWN)}", list(platforms))
+    here = jax.export.default_export_platform()  # where it is verified
+    fits = here in platforms and set(platforms) <= set(KNOWN)
+    expect(fits, "platforms", f"names among {list(KNOWN)}, {here} one of them", list(platforms))
 
 
 def index_arrays(index: ItemIndex) -> dict[str, np.ndarray]:

@@ -101,8 +101,7 @@ def _ratio(above: np.ndarray, below: np.ndarray, users: np.ndarray) -> ByUser:
 def _linear(value: float, share: np.ndarray, users: np.ndarray) -> ByUser:
     """Return a plain mean over users of value + U (sum of the user's shares of the error)."""
     unique, place, _ = _unique(users)
-    moved = len(unique) * np.bincount(place, share, len(unique))
-    return ByUser(unique, value + moved, np.ones(len(unique)))
+    return ByUser(unique, value + len(unique) * np.bincount(place, share, len(unique)), np.ones(len(unique)))
 
 
 def _unique(users: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -41,6 +41,7 @@ def pyarrow(module: str = "pyarrow") -> Any:
 
 
 CAP = 5  # how many problems of one kind are listed; the rest is counted
+HIVE = "pyarrow.dataset.dataset(FOLDER, partitioning='hive').scanner().to_reader()"
 NAMED = 5  # problems that an error message lists, or one of each kind where there are more kinds
 
 SKIPPED = ("unknown user", "unknown item", "unknown action", "unknown category")
@@ -288,6 +289,7 @@ def _present(file: File, schema: Any, wanted: Sequence[str], problems: Problems)
         if names.count(name) != 1:
             got = "more than one" if name in names else f"the columns {', '.join(map(repr, names))}"
             got += "; add the columns of `Dataset.statistic_columns(ids, time)`" if re.fullmatch(STATISTIC, name) else ""
+            got += f"; of {name}=... in its path, give {HIVE}" if f"{name}=" in file.name else ""
             problems.add("missing column", file, None, name, "a column of this name", got)
     return {name: schema.field(name).type for name in wanted if names.count(name) == 1}
 

@@ -108,7 +108,7 @@ def refresh(
         for moment in config.fixed or ():
             seconds_of(moment, "fixed", unit=trained.need_encoder("refresh").columns.time_unit)
 
-    folders = () if URL.match(where) else (local(where),)
+    folders = () if store.folder is None else (store.folder,)
     with output.hidden(not progress), begin(folder, arguments, folders=folders, check=check) as job:
         steps = Refresh(
             job=job, config=config, opened=opened, events=events, items=items, users=users, store=store, teacher=teacher,

@@ -43,10 +43,8 @@ TEXT = "text/plain; version=0.0.4; charset=utf-8"
 PAGE = {"/": ("index.html", "html"), "/page.js": ("page.js", "javascript"), "/page.css": ("page.css", "css")}
 OPEN = {"/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready", *PAGE}
 """Paths that need no token: load balancers ask them, and the page, which asks for the token, says nothing by itself."""
-PAGE_HEADERS = (
-    (b"content-security-policy", b"default-src 'self'; img-src 'self' data:; frame-ancestors 'none'"),
-    (b"x-content-type-options", b"nosniff"),
-)
+POLICY = b"default-src 'self'; img-src 'self' data:; frame-ancestors 'none'"
+PAGE_HEADERS = (b"content-security-policy", POLICY), (b"x-content-type-options", b"nosniff")
 MAX_REQUESTS = 1024  # in flight; one more gets 503, unless its path needs no token
 LINGER = 1.0  # seconds for a caller to read an answer that came before the end of its body
 

@@ -74,11 +74,8 @@ def encoding_for(config: Config, encoder: Encoder | None = None) -> str:
 
 def combine(leaves: Mapping[str, Digest], config: Config, encoder: Encoder | None = None) -> str:
     """Return the fingerprint, from the digests of the leaves."""
-    parts = {
-        "leaves": {path: dataclasses.astuple(leaf) for path, leaf in leaves.items()},
-        "config": config.to_json(),
-        "encoder": None if encoder is None else encoder.version,
-    }
+    digests = {path: dataclasses.astuple(leaf) for path, leaf in leaves.items()}
+    parts = {"leaves": digests, "config": config.to_json(), "encoder": None if encoder is None else encoder.version}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

@@ -7,7 +7,7 @@ import copy
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from aif_jax.train.loop import JsonLines, LogFn, Saving, loop, resume
 from aif_jax.train.optimizers import default_optimizer
 from aif_jax.train.settings import LOWER_IS_BETTER, SPLITS, FitConfig, FitSettings
 from aif_jax.train.step import FITTED, LossFn, TrainState, init_state, make_step
-from aif_jax.train.tasks import TASKS, Impressions, Task
+from aif_jax.train.tasks import TASKS, Cascaded, Impressions, Task
 from aif_jax.trees import differences, listed
 from aif_jax.types import ItemFeatures, Params
 
@@ -135,9 +135,13 @@ def training_positions(data: Dataset, settings: FitSettings) -> np.ndarray:
     return np.union1d(positions, np.random.default_rng((settings.seed, 1)).choice(earlier, count, replace=False))
 
 
-def expect_task(task: Task, data: Dataset) -> None:
-    """Raise ValueError for no task, or one with a threshold that is no action row, or that all or none of the events reach."""
+def expect_task(task: Task, data: Dataset, *, probable: Collection[str] = ()) -> None:
+    """Raise ValueError for no task, thresholds that are no action row or that all or none reach, labels outside 0 to 1."""
     expect(type(task) in TASKS.values(), "fit task", f"one of {', '.join(TASKS)}; others by make_step", task)
+    known = data.cascade.labels if isinstance(task, Cascaded) and data.cascade is not None else {}
+    for name, values in known.items():
+        wrong = values[(values < 0) | (values > 1)][:3].tolist() if name in probable else []
+        expect(not wrong, f"labels {name!r}", "0 to 1, empty where unknown", f"{wrong}; make them so, or give a loss")
     several = isinstance(task, Impressions) and isinstance(task.threshold, Mapping)
     for objective, threshold in task.thresholds.items():
         name = f"threshold[{objective!r}]" if several else "threshold"

@@ -131,11 +131,8 @@ def test_two_tower_is_a_dot_product_and_a_bias_and_does_not_see_the_long_history
 
     @jax.jit
     def run(params):
-        return (
-            model.user(params, features),
-            jax.vmap(model.item, (None, 0))(params, items),
-            model.joint(params, features, items),
-        )
+        rows = jax.vmap(model.item, (None, 0))(params, items)
+        return model.user(params, features), rows, model.joint(params, features, items)
 
     state, rows, logits = run(params)
     popularity, bias = params["blocks"]["dot_product"]["popularity"], params["head"]["bias"]

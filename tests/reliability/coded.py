@@ -10,11 +10,8 @@ import aif_jax as aif
 
 USERS, ITEMS, GENERATIONS = 50, 64, 8
 IDS = np.arange(ITEMS, dtype=np.int64) * 7 + 1000
-SCHEMA = aif.Schema(
-    item_attributes=(aif.Attribute(name="item", size=ITEMS + 1), aif.Attribute(name="category", size=3)),
-    user_floats=1,
-    item_floats=2,
-)
+ATTRIBUTES = aif.Attribute(name="item", size=ITEMS + 1), aif.Attribute(name="category", size=3)
+SCHEMA = aif.Schema(item_attributes=ATTRIBUTES, user_floats=1, item_floats=2)
 CONFIG = aif.Config(schema=SCHEMA, width=4, short_length=2, long_length=2)
 
 

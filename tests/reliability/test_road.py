@@ -334,10 +334,8 @@ def test_roads_of_impression_logs(unit, tmp_path):
         with meanwhile(ask):
             expect_answers(log, run.trained, client, days, rng)
             for days in (FIRST_DAYS + 2, FIRST_DAYS + 4):
-                made = aif.refresh(
-                    folder / "store", config=config, **log.write(folder / f"{days} days", days), out=folder / "store",
-                    progress=False,
-                )  # fmt: skip
+                out, files = folder / "store", log.write(folder / f"{days} days", days)
+                made = aif.refresh(out, config=config, **files, out=out, progress=False)
                 assert made.status == "published" and made.trained is not None, made.report
                 newest, earlier = (made.report["gate"]["metrics"][name]["gauc"] for name in ("newest", "fixed"))
                 assert newest["new"] > GATE.floor and earlier["new"] > GATE.floor

@@ -5,10 +5,10 @@ same code. No pickle is read, and nothing is opened that the manifest does not l
 """
 
 from .files import ExportError, checked, checked_arrays, read_arrays, read_manifest, seal
-from .functions import deserialize
+from .functions import callable_here, deserialize
 from .model import ExportedIndex, ExportedModel, difference, flatten, load, verify
 
 __all__ = [
     "load", "verify", "flatten", "ExportedModel", "ExportedIndex", "ExportError", "checked", "checked_arrays", "deserialize",
-    "difference", "read_arrays", "read_manifest", "seal",
+    "callable_here", "difference", "read_arrays", "read_manifest", "seal",
 ]  # fmt: skip

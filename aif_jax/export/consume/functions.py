@@ -92,7 +92,7 @@ class Function:
         self.outputs = {entry["name"]: _input(entry) for entry in spec["outputs"]}
         self.ignored = frozenset(spec["ignored"])
         self.exported = exported = deserialize(raw, name)
-        self._run = jax.jit(lambda params, inputs: exported.call(params, inputs))
+        self._run = jax.jit(lambda params, inputs: callable_here(exported, name)(params, inputs))
 
     def on_device(self, inputs: Mapping[str, Any]) -> dict[str, jax.Array]:
         """Run once and leave the outputs where they are."""
@@ -163,6 +163,14 @@ def deserialize(raw: bytes, name: str) -> Any:
         return jax.export.deserialize(bytearray(raw))
     except Exception as error:  # whatever JAX says of a foreign blob, in words that name the function
         raise ExportError(f"{name}: expected a function serialised by jax.export, jax {jax.__version__} says {error}") from None
+
+
+def callable_here(exported: Any, name: str) -> Any:
+    """Return the call of a `jax.export.Exported`; ExportError where it was made for other platforms than this process's."""
+    here = jax.export.default_export_platform()
+    got = f"one for {', '.join(exported.platforms)}; export it with {here} among the platforms"
+    expect(here in exported.platforms, name, f"a function for {here}", got)
+    return exported.call
 
 
 def _input(entry: Mapping[str, Any]) -> Input:

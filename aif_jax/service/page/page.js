@@ -147,7 +147,19 @@ async function refresh() {
 }
 
 function idOf(text, isText) {
-  return !isText && /^-?\d+$/.test(text) && Number.isSafeInteger(Number(text)) ? Number(text) : text;
+  return !isText && /^-?\d+$/.test(text) ? String(BigInt(text)) : JSON.stringify(text);
+}
+
+// JSON as text, since numbers of JavaScript end at 2^53
+function bodyOf(form) {
+  const isText = form.get("text") === "on";
+  const candidates = form.get("candidates").split(/[\s,]+/).filter(Boolean).map((text) => idOf(text, isText));
+  const parts = [`"user":${idOf(form.get("user"), isText)}`, `"candidates":[${candidates}]`, `"k":${Number(form.get("k"))}`];
+  for (const name of ["record", "events"]) {
+    const text = form.get(name).trim() || (name === "events" && form.get("record").trim() ? "{}" : "");
+    if (text) JSON.parse(text), parts.push(`"${name}":${text}`);
+  }
+  return `{${parts}}`;
 }
 
 function drawResult(answer) {
@@ -180,12 +192,7 @@ async function rank(event) {
   const form = new FormData(event.target);
   const said = at("answer");
   try {
-    const isText = form.get("text") === "on";
-    const candidates = form.get("candidates").split(/[\s,]+/).filter(Boolean).map((text) => idOf(text, isText));
-    const call = { user: idOf(form.get("user"), isText), candidates, k: Number(form.get("k")) };
-    for (const name of ["record", "events"]) if (form.get(name).trim()) call[name] = JSON.parse(form.get(name));
-    if (call.record) call.events ??= {};
-    const options = { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(call) };
+    const options = { method: "POST", headers: { "content-type": "application/json" }, body: bodyOf(form) };
     const answer = await asked("v1/explain", options);
     const unknown = answer.unknown ? `, ${answer.unknown} not in the index` : "";
     const degraded = answer.degraded ? ` Degraded: ${answer.reason}.` : "";
