@@ -54,8 +54,7 @@ def apply(made, scores) -> np.ndarray:
 
 def test_logistic_form_is_that_of_scikit_learn_and_finds_the_truth():
     scores, labels = drawn(40_000, lambda s: 0.7 * s - 2)
-    made = fit(scores, labels)
-    peer = LogisticRegression(C=1e9, tol=1e-10).fit(scores[:, None], labels)
+    made, peer = fit(scores, labels), LogisticRegression(C=1e9, tol=1e-10).fit(scores[:, None], labels)
     assert (made["scale"], made["bias"]) == pytest.approx((peer.coef_[0, 0], peer.intercept_[0]), abs=1e-4)
     assert (made["scale"], made["bias"]) == pytest.approx((0.7, -2), abs=0.06)
     assert made["scale"].dtype == made["bias"].dtype == np.float32
@@ -152,7 +151,8 @@ def test_candidates_with_log_q_calibrate_for_the_whole_catalogue(data, run):
     """The mean probability over all items is that of one item in all of them, though few negatives were drawn."""
     positions = split_by_time(data.log, min_history=3).validation
     sampler = aif.data.NegativeSampler(aif.data.item_counts(data, split_by_time(data.log).train))
-    source = aif.data.sampled_negatives(data, sampler=sampler, negatives=15, logq_correction=True)
+    source = aif.data.sampled_negatives(data, sampler=sampler, negatives=60, logq_correction=True)
+    plain = aif.data.sampled_negatives(data, sampler=sampler, negatives=60)
     params = edits.calibration(run.trained, data, positions=positions, candidates=source).params
     rows = np.broadcast_to(np.arange(1, len(data.catalogue), dtype=np.int32), (len(positions), len(data.catalogue) - 1))
     lists = aif.data.CandidateLists(rows, (rows == data.log.item[positions][:, None]).astype(np.float32))
@@ -162,6 +162,7 @@ def test_candidates_with_log_q_calibrate_for_the_whole_catalogue(data, run):
     assert metrics.calibration(logits, lists.labels, where=drawable).ratio == pytest.approx(1, abs=0.25)
     weighed = train.evaluate(run.model, params, data, positions, k=None, candidates=source, progress=False)
     assert weighed.calibration == pytest.approx(1, abs=1e-3)
+    refused(ValueError, "log_q", weighed.against, train.evaluate(run.model, params, data, positions, candidates=plain, k=None))
 
 
 def test_fitting_again_and_growing_keep_their_word(data, run):

@@ -128,8 +128,7 @@ def test_wrong_cascades_are_refused(plain):
 
 
 def test_lists_have_so_many_of_each_stage(data):
-    cascade = data.cascade
-    counts = {"exposed": 4, "ranked": 6, "retrieved": 5}
+    cascade, counts = data.cascade, {"exposed": 4, "ranked": 6, "retrieved": 5}
     source, at = sources.logged(data, counts=counts), cascade.positions[:40]
     lists = source(at, BatchKey(0, 0, 0))
     assert lists.rows.shape == (40, 15) and set(lists.labels) == {"stage", "click", "long_view", RANKER, WHOLE}

@@ -125,13 +125,13 @@ def calibration(
     Args:
       positions: integers [n], held-out events.
       candidates: source of their lists; None draws them as `evaluate` does.
-      calibration_negatives: candidates after the first that count, as in `evaluate`; None takes all.
+      calibration_negatives: candidates after the first that count, as in `evaluate`; None takes all, as do lists with `log_q`.
       rate: share of the negatives of production that these lists hold, if a log keeps only some.
     """
     trained = _uncalibrated(trained, data)
     model, positions = trained.model, expect_integers(positions, "positions", size=len(data.log)).astype(np.int64)
     lists = (candidates or sampled_before(data, positions))(positions, BatchKey(0, 0, 0))
-    count = None if calibration_negatives is None else 1 + calibration_negatives
+    count = None if calibration_negatives is None or lists.log_q is not None else 1 + calibration_negatives
     lists = jax.tree.map(lambda values: values[:, :count], lists)
     scores = list_scores(model, trained.params, data, positions, lists.rows)
     labels, parts, objectives = labels_of(model.config, lists.labels), [], chains(model.config.objectives) or {"": (0,)}

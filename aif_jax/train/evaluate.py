@@ -147,7 +147,7 @@ def evaluate(
         objective is evaluated over all candidates, by its product. With `log_q`, calibration counts a negative for as many
         items as it was drawn from. None draws 99 negatives for each event's item, by popularity ** 0.75 before the first event.
       calibration_negatives: candidates after the first that log-loss and calibration count: as many negatives as in training;
-        None takes all.
+        None takes all, as do lists with `log_q`.
       baselines: scores [N] of every catalogue row by name, such as from `baseline_scores`, whose figures are returned too.
 
     Raises:
@@ -236,6 +236,7 @@ def _hits(ranks: np.ndarray, users: np.ndarray, k: int) -> dict[str, metrics.ByU
 def _inputs_of(data: Dataset, positions: np.ndarray, lists: CandidateLists) -> dict[str, Any]:
     """Return `Evaluation.inputs` of lists."""
     log, labels = data.log, lists.labels if isinstance(lists.labels, dict) else {"label": lists.labels}
+    labels = labels if lists.log_q is None else labels | {"log_q": lists.log_q}
     return {
         "data": {"users": len(data.users), "items": len(data.items)},
         "requests": {"count": len(positions), "sha256": digest(np.stack([getattr(log, c)[positions] for c in COLUMNS])).sha256},
@@ -259,7 +260,7 @@ def _figures(
     negatives: int | None,
 ) -> Evaluation:  # fmt: skip
     """Return figures of one objective on lists [R, C]; log-loss and calibration are of the first candidate and `negatives`."""
-    count = None if negatives is None else 1 + negatives
+    count = None if negatives is None or weights is not None else 1 + negatives
     given = logits[:, :count], labels[:, :count]
     few: dict[str, Any] = {"where": where[:, :count], "weights": None if weights is None else weights[:, :count]}
     by_user = order_figures(raw, labels, users, where)
@@ -359,8 +360,7 @@ def rank_of(scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 def _filled(count: int, size: int, *, label: str) -> Iterable[np.ndarray]:
     """Return indices of `count` entries in batches of one size, for one compiled shape; the first ones fill the last batch."""
-    whole = np.arange(-(-count // size) * size) % count
-    return track(whole.reshape(-1, size), label=label, unit="batches", leave=False)
+    return track((np.arange(-(-count // size) * size) % count).reshape(-1, size), label=label, unit="batches", leave=False)
 
 
 @partial(jax.jit, static_argnums=0)
