@@ -304,7 +304,7 @@ def fit(
         teacher = dataclasses.replace(teacher, candidates=read_candidates(teacher.candidates, data))
     check_encoding("fit data", expected=model.config.schema.encoding, got=data.encoding)
     task = task_of(data, task)
-    training.expect_task(task, data, probable=() if loss else objective_names(model.config.objectives))
+    training.expect_task(task, data, binary=() if loss else objective_names(model.config.objectives))
     terms = loss or task.loss or bce_of_each(model.config.objectives)
     if teacher is not None:
         terms = with_teacher(terms, teacher.loss, model.config.objectives)

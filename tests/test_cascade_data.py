@@ -188,7 +188,7 @@ def test_fit_trains_on_a_cascade_and_evaluates_each_objective(data, tmp_path):
     refused(ValueError, "Cascaded: expected data with a cascade", demo.fit, aif.build(config), plain, **given)
     counts = {name: 2 * values for name, values in data.cascade.labels.items()}
     twice = dataclasses.replace(data, cascade=dataclasses.replace(data.cascade, labels=counts))
-    refused(ValueError, r"labels 'click': expected 0 to 1, .* got \[2.0, ", demo.fit, aif.build(config), twice, **given)
+    refused(ValueError, r"labels 'click': expected 0 or 1, .* got \[2.0, ", demo.fit, aif.build(config), twice, **given)
     none = Cascaded(exposed=0, ranked=0, pre_ranked=0, retrieved=0)
     refused(ValueError, "counts: expected numbers of candidates", none.source, data, before=0)
 

@@ -165,7 +165,13 @@ def test_a_teacher_ranks_the_lists_of_the_validation_slice(data, student, tmp_pa
     names = dict(loss="", optimizer="AdamW", teacher="popular")
     settings = training.resolve_settings(aif.FitConfig(), data, student.config, task=NextItem(), out=None, **names)
     judged = training.with_ranker(data, settings, Teacher(popular), folder=tmp_path).cascade
-    np.testing.assert_array_equal(judged.labels[RANKER], np.where(judged.rows > 0, popular(None, judged.rows), np.nan))
+    expected = np.where(judged.rows > 0, popular(None, judged.rows), np.nan)
+    np.testing.assert_array_equal(judged.labels[RANKER], expected)
+    logged = dataclasses.replace(judged, labels={RANKER: 0 * expected, "other": -expected})
+    data = dataclasses.replace(data, cascade=logged)
+    for teacher, scores in (Teacher("other"), -expected), (Teacher(popular), expected):  # whatever another ranker said
+        again = training.with_ranker(data, settings, teacher, folder=tmp_path).cascade
+        np.testing.assert_array_equal(again.labels[RANKER], scores)
 
 
 def test_a_logged_ranker_is_a_column_of_scores():

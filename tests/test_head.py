@@ -50,10 +50,8 @@ def test_the_sum_of_logits_has_a_bias_alone():
 
 def test_every_kind_of_term_enters_by_hand():
     """relu(bias + once + item + pairs + rest), then the layer above it, then what is added to the logit."""
-    own = {
-        "first": {"kernels": {}, "bias": jnp.array([1.0, -100.0])},
-        "rest": {"layer_0": {"kernel": jnp.array([[2.0], [1.0]]), "bias": jnp.array([0.5])}},
-    }
+    rest = {"layer_0": {"kernel": jnp.array([[2.0], [1.0]]), "bias": jnp.array([0.5])}}
+    own = {"first": {"kernels": {}, "bias": jnp.array([1.0, -100.0])}, "rest": rest}
     terms = [
         HeadInputs(once=jnp.array([10.0, 0.0]), item=jnp.eye(1, 2)),
         HeadInputs(pairs=((jnp.array([[1.0], [2.0]]), jnp.array([[100.0, 0.0]])),)),

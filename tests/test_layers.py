@@ -108,10 +108,8 @@ def test_embed_attributes_averages_the_known_ids_of_a_bag():
 
 
 def test_mlp_and_layer_norm_by_hand():
-    params = {
-        "layer_0": {"kernel": jnp.array([[1.0, -1.0]]), "bias": jnp.array([0.0, 0.5])},
-        "layer_1": {"kernel": jnp.array([[2.0], [10.0]]), "bias": jnp.array([1.0])},
-    }
+    last = {"kernel": jnp.array([[2.0], [10.0]]), "bias": jnp.array([1.0])}
+    params = {"layer_0": {"kernel": jnp.array([[1.0, -1.0]]), "bias": jnp.array([0.0, 0.5])}, "layer_1": last}
     np.testing.assert_allclose(layers.mlp(params, jnp.array([[3.0], [-2.0]])), [[7.0], [26.0]])  # relu, then 2a + 10b + 1
     params = {"scale": jnp.array([1.0, 2.0]), "bias": jnp.array([0.0, 10.0])}
     np.testing.assert_allclose(layers.apply_module(layers.NORM, params, jnp.array([[1.0, 3.0]])), [[-1.0, 12.0]], atol=1e-5)

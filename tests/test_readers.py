@@ -24,12 +24,8 @@ COLUMNS = Columns(
     item_attributes=("brand",), item_bags=("tags",), bag_length=2, item_floats=("price",), side=("bid",), content="vector",
     behaviour_fields=("brand",), user_attributes=("country",), user_floats=("age",), user_id=True, item_key="id", scale=False,
 )  # fmt: skip
-EVENTS = {
-    "uid": ["b", "a", "b", "a"],
-    "sku": [30, 10, 10, 20],
-    "at": [5_000, 3_999, 4_000, 7_000],
-    "event": ["buy", "view", "view", "buy"],
-}
+ACTIONS = ["buy", "view", "view", "buy"]
+EVENTS = {"uid": ["b", "a", "b", "a"], "sku": [30, 10, 10, 20], "at": [5_000, 3_999, 4_000, 7_000], "event": ACTIONS}
 ITEMS = {
     "id": [20, 10, 30],
     "group": ["tea", "cup", "tea"],

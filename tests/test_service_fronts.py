@@ -69,10 +69,8 @@ def ask_inference(service: Any, method: str, fields: dict) -> dict:
 
 
 FRONTS = {"json": ask_json, "inference": ask_inference}
-CONFIGS = {
-    "integers": SERVING,
-    "objectives": dataclasses.replace(SERVING, orders={"both": lambda p, bid: p["click"] * p["like"]}),
-}
+BOTH = dataclasses.replace(SERVING, orders={"both": lambda p, bid: p["click"] * p["like"]})
+CONFIGS = {"integers": SERVING, "objectives": BOTH}
 
 
 def started(kind: str, **options: Any) -> Any:

@@ -455,6 +455,10 @@ async def test_shutdown_drains_and_refuses_what_is_new(world):
         await closing
         expect(world, await running, 3, world.ids[:40], 5)
     await refused_later(EngineClosed, "starts once", engine.__aenter__())
+    starting = asyncio.create_task((other := world.engine()).__aenter__())
+    await asyncio.sleep(0)
+    await other.close()
+    await refused_later(EngineClosed, "closed while it started", starting)
 
 
 async def test_shutdown_ends_what_does_not_drain(world):

@@ -90,7 +90,7 @@ class AsyncPreRanker:
         self._current: Version | None = None
         self._versions: weakref.WeakSet[Version] = weakref.WeakSet()
         self._publishing = asyncio.Lock()
-        self._open = False
+        self._open: bool | None = None  # not yet
         self._pending: set[asyncio.Timeout] = set()  # of requests that wait for an answer
         self._empty = asyncio.Event()  # none is pending
         self._empty.set()
@@ -116,12 +116,14 @@ class AsyncPreRanker:
         Raises:
           VersionMismatch: model and index do not belong together.
           ValueError, NonFiniteScores: NaN or infinite parameters or scores.
-          EngineClosed: the engine was started before.
+          EngineClosed: the engine was started before, or closed meanwhile.
         """
         if self._first is None:
             raise EngineClosed("an engine starts once: make a new one")
         first, self._first = self._first, None
         await self._serve(*first)
+        if self._open is False:
+            raise EngineClosed("the engine was closed while it started: make a new one")
         self._metrics.scorings.append(self._programs.warm_seconds)  # until requests tell
         self._scoring.start()
         self._users.batches.start()
@@ -362,8 +364,7 @@ class AsyncPreRanker:
     async def _scores(self, job: PendingRequest, candidates: Any) -> Scores:
         """Return every logit, in order; NonFiniteScores where those of all known candidates are NaN or infinite."""
         job.whole = True
-        logits = (await self._scored(job, candidates))[: len(job.rows)]
-        known = job.rows >= 0
+        logits, known = (await self._scored(job, candidates))[: len(job.rows)], job.rows >= 0
         mask = known & ((logits if logits.ndim == 1 else logits[:, 0]) > -np.inf)
         self._count(job, non_finite := int(np.count_nonzero(known & ~mask)), some=bool(mask.any()))
         return Scores(logits=logits, mask=mask, **_about(job, non_finite))

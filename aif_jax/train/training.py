@@ -135,13 +135,13 @@ def training_positions(data: Dataset, settings: FitSettings) -> np.ndarray:
     return np.union1d(positions, np.random.default_rng((settings.seed, 1)).choice(earlier, count, replace=False))
 
 
-def expect_task(task: Task, data: Dataset, *, probable: Collection[str] = ()) -> None:
-    """Raise ValueError for no task, thresholds that are no action row or that all or none reach, labels outside 0 to 1."""
+def expect_task(task: Task, data: Dataset, *, binary: Collection[str] = ()) -> None:
+    """Raise ValueError for no task, thresholds that are no action row or that all or none reach, labels but 0 and 1."""
     expect(type(task) in TASKS.values(), "fit task", f"one of {', '.join(TASKS)}; others by make_step", task)
     known = data.cascade.labels if isinstance(task, Cascaded) and data.cascade is not None else {}
     for name, values in known.items():
-        wrong = values[(values < 0) | (values > 1)][:3].tolist() if name in probable else []
-        expect(not wrong, f"labels {name!r}", "0 to 1, empty where unknown", f"{wrong}; make them so, or give a loss")
+        wrong = values[(values != 0) & (values != 1) & ~np.isnan(values)][:3].tolist() if name in binary else []
+        expect(not wrong, f"labels {name!r}", "0 or 1, empty where unknown", f"{wrong}; make them so, or give a loss")
     several = isinstance(task, Impressions) and isinstance(task.threshold, Mapping)
     for objective, threshold in task.thresholds.items():
         name = f"threshold[{objective!r}]" if several else "threshold"
@@ -217,12 +217,12 @@ def with_scores(source: SourceFn, data: Dataset, positions: np.ndarray, teacher:
 def with_ranker(data: Dataset, settings: FitSettings, teacher: Teacher, *, folder: Path) -> Dataset:
     """Return the data with a teacher as the ranker of a cascade, for `Evaluation.ranker_recall` of the validation slice.
 
-    A label of a cascade is that ranker; others rank what retrieval finds, or the lists of the task, of data without a cascade.
+    A label of a cascade is that ranker; others rank what retrieval finds, or the lists of the task, unless it is `Cascaded`.
     """
     judged = copy.copy(data)  # with what it has computed
-    if data.cascade is not None:
+    if data.cascade is not None and (isinstance(teacher.ranker, str) or isinstance(settings.task, Cascaded)):
         more = {RANKER: data.cascade.labels[teacher.ranker]} if isinstance(teacher.ranker, str) else {}
-        vars(judged)["cascade"] = dataclasses.replace(data.cascade, labels=more | dict(data.cascade.labels))
+        vars(judged)["cascade"] = dataclasses.replace(data.cascade, labels=dict(data.cascade.labels) | more)
         return judged
     if isinstance(teacher.ranker, str) or processes.several():
         return data
@@ -279,7 +279,7 @@ def validation(model: PreRanker, data: Dataset, settings: FitSettings) -> Callab
     logged = data.cascade if data.cascade is not None and RANKER in data.cascade.labels else None
     ranked = logged is not None and np.isin(data.log.history_end(positions), logged.positions).any()
     fits = {name: math.isfinite(part.mean) for name, part in defined.items()} | {"ranker_recall": ranked}
-    of_ranker = {"ranker_recall": f"scores of a teacher, or of a cascade with the label {RANKER!r}"}
+    of_ranker = {"ranker_recall": f"scores of a teacher (of Cascaded a label), or of a cascade with the label {RANKER!r}"}
     needs = of_ranker.get(settings.keep_best or "", "candidates of both labels (gauc: of one user)")
     got = f"{settings.keep_best!r}: none of its {len(positions)} samples has {needs}; give keep_best='log_loss' or None"
     figure = (settings.keep_best or "").removesuffix("_mean")  # that of GAUC is defined where GAUC is

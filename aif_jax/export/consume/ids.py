@@ -99,8 +99,7 @@ def hashes(strings: list[str]) -> np.ndarray:
         step = (mixed[:count] ^ character) * MULTIPLIER
         mixed[:count], marks[:count] = step ^ (step >> np.uint64(32)), (marks[:count] ^ character) * PRIME
     mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
-    keys = (mixed ^ (mixed >> np.uint64(32))).view(np.int64)
-    both = np.empty(len(strings), TEXT)
+    keys, both = (mixed ^ (mixed >> np.uint64(32))).view(np.int64), np.empty(len(strings), TEXT)
     both["keys"][order], both["marks"][order] = np.where(keys == EMPTY, 0, keys), marks
     return both
 
