@@ -165,6 +165,16 @@ def test_candidates_with_log_q_calibrate_for_the_whole_catalogue(data, run):
     refused(ValueError, "log_q", weighed.against, train.evaluate(run.model, params, data, positions, candidates=plain, k=None))
 
 
+def test_untrained_items_that_a_popularity_correction_puts_last_do_not_count(data, run):
+    positions = split_by_time(data.log, min_history=3).validation
+    (item, *_), offset = data.log.item[positions], np.zeros(len(data.catalogue), np.float32)
+    offset[item] = -100.0  # of `popularity_offset`
+    params, config = aif.blocks.with_table(run.params, offset, aif.blocks.ItemOffset(), config=run.config)
+    both = run.trained, run.trained.replace(params=params, model=aif.build(config))
+    plain, last = (edits.calibration(one, data, positions=positions).params["fitted"]["calibration"] for one in both)
+    assert last["scale"] == pytest.approx(plain["scale"], rel=0.1)
+
+
 def test_fitting_again_and_growing_keep_their_word(data, run):
     fitted = aif_scores.with_calibration(run.params, fit([0.0, 1.0, 2.0, 0.5], [0, 1, 1, 1]))
     rows = np.arange(len(data.catalogue))

@@ -270,8 +270,7 @@ def test_met_candidates_are_left_out_where_nobody_comes_back(data):
     met, sample = sources.SeenPairs(data, at), np.arange(len(at))[:, None]
     gone = met.contains(sample, cascade.rows[:60]) & (cascade.stage[:60] > 0)
     assert gone.any() and (met.contains(sample, cascade.rows[:60]) & (cascade.stage[:60] == 0)).any()
-    whole = sources.logged(once)(at, BatchKey(0, 0, 0))
-    np.testing.assert_array_equal(whole.rows, np.where(gone, 0, cascade.rows[:60]))
+    np.testing.assert_array_equal(sources.logged(once)(at, BatchKey(0, 0, 0)).rows, np.where(gone, 0, cascade.rows[:60]))
     np.testing.assert_array_equal(sources.logged(data)(at, BatchKey(0, 0, 0)).rows, cascade.rows[:60])
     counts = {"exposed": 4, "ranked": 6, "retrieved": 5}
     source, plain = sources.logged(once, counts=counts), sources.logged(data, counts=counts)

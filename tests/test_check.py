@@ -138,8 +138,7 @@ def test_values_that_a_trained_model_lacks(folder):
 
 def test_many_bad_values_are_found_among_many_good_ones(folder):
     bad = {3, 999, 1000, 4321, 70_000}
-    lines = "".join(f"1,7,{'x' if row in bad else row}\n" for row in range(1, 80_001))
-    write(folder, events="user,item,time\n" + lines)
+    write(folder, events="user,item,time\n" + "".join(f"1,7,{'x' if row in bad else row}\n" for row in range(1, 80_001)))
     report = check(folder / "events.csv", items=folder / "items.csv", columns=Columns())
     assert {p.row for p in report.problems} == bad and {p.kind for p in report.problems} == {"wrong type"}
 

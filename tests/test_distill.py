@@ -13,7 +13,7 @@ from aif_jax.data.cascade import RANKER
 from aif_jax.data.negatives import NegativeSampler, item_counts
 from aif_jax.data.order import BatchKey
 from aif_jax.data.pipeline import make_batch
-from aif_jax.train import NextItem, Teacher, losses, predict, training
+from aif_jax.train import Impressions, NextItem, Teacher, losses, predict, training
 from aif_jax.train import distillation as distill
 from experiments.datasets.synthetic import synthetic_world
 from tests.demo import fit
@@ -144,6 +144,9 @@ def test_retrieved_candidates_are_scored_once_and_some_are_drawn_for_each_batch(
     assert len(asked) == 3
     message = "expected scores of this ranker, retrieval and data, got others; remove the folder"
     refused(ValueError, message, distill.rank_retrieved, counted, data, at, newest(data), name="another", **given)
+    log = aif.EventLog(data.log.user, np.roll(data.log.item, 1), data.log.action, data.log.time, users=data.log.users)
+    other = dataclasses.replace(data, log=log)  # of the same encoder
+    refused(ValueError, message, distill.rank_retrieved, counted, other, at, newest(data), name="one", **given)
 
     taught = distill.distilled(source, ranked, name="one", count=5)
     rows, labels, _ = taught(at[:40], BatchKey(0, 0, 0))
@@ -170,8 +173,15 @@ def test_a_teacher_ranks_the_lists_of_the_validation_slice(data, student, tmp_pa
     logged = dataclasses.replace(judged, labels={RANKER: 0 * expected, "other": -expected})
     data = dataclasses.replace(data, cascade=logged)
     for teacher, scores in (Teacher("other"), -expected), (Teacher(popular), expected):  # whatever another ranker said
-        again = training.with_ranker(data, settings, teacher, folder=tmp_path).cascade
+        again = training.with_ranker(data, settings, teacher, folder=tmp_path / "logged").cascade
         np.testing.assert_array_equal(again.labels[RANKER], scores)
+    rows, columns = np.arange(400), aif.Columns(action="action", actions=("shown", "click"))
+    events = {"user": rows // 40, "item": rows % 8, "time": rows // 4, "action": np.where(rows % 4, "shown", "click")}
+    met = aif.read(events, items={"item": range(8), "category": [1] * 8}, columns=columns, repeats=False, progress=False)
+    task = Impressions(candidates=4, threshold=2)  # of shown items, whether met before or not
+    settings = training.resolve_settings(aif.FitConfig(), met, student.config, task=task, out=None, **names)
+    judged = training.with_ranker(met, settings, Teacher(popular), folder=tmp_path / "shown")
+    assert (judged.cascade.rows > 0).sum() == 4 * 9 and judged.repeats and not met.repeats
 
 
 def test_a_logged_ranker_is_a_column_of_scores():

@@ -38,8 +38,7 @@ NOW = 1_600_000_000
 
 def encoder(columns: Columns = COLUMNS, vocabularies=VOCABULARIES, content: int = 2, **changes) -> Encoder:
     scales = {"item/price": (5.0, 0.5), "user/age": (40.0, 0.5)} if columns is COLUMNS else {}
-    given = dict(columns=columns, vocabularies=vocabularies, scales=scales, length=4) | changes
-    return Encoder(content=content, **given)
+    return Encoder(content=content, **dict(columns=columns, vocabularies=vocabularies, scales=scales, length=4) | changes)
 
 
 def plain(unit: str = "s", **changes) -> Encoder:

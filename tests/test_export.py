@@ -124,8 +124,7 @@ def test_a_flat_dict_is_taken_like_the_dataclass_and_unread_inputs_may_be_left_o
     features, _, _ = scored
     flat, entries = export.flatten(features), loaded.manifest["functions"]["user"]
     assert entries["ignored"] == []
-    read = {entry["name"]: flat[entry["name"]] for entry in entries["inputs"]}
-    whole, part = loaded.user(features), loaded.user(read)
+    whole, part = loaded.user(features), loaded.user({entry["name"]: flat[entry["name"]] for entry in entries["inputs"]})
     assert whole.keys() == {entry["name"] for entry in entries["outputs"]}
     for name, value in whole.items():
         np.testing.assert_array_equal(value, part[name], err_msg=name)

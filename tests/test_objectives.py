@@ -243,5 +243,5 @@ def test_an_export_has_all_logits_probabilities_and_orders(served, tmp_path):
     np.testing.assert_allclose(again.value("value", logits, bids), expected, rtol=1e-3, atol=1e-4)
     named = {"a b": orders["plain"]}, {"x": lambda p, bid: p["price"]}, {"x": "p.like * bid"}
     for wrong, message in zip(named, ("orders: expected names of letters", "'price'", "function f"), strict=True):
-        with pytest.raises(ValueError, match=message):
-            export.save(tmp_path / "wrong", aif.Trained(served.model, params), **(given | {"orders": wrong}))
+        options = given | {"orders": wrong}
+        refused(ValueError, message, export.save, tmp_path / "wrong", aif.Trained(served.model, params), **options)

@@ -140,8 +140,7 @@ def test_blocks_train_on_the_past_alone_and_judge_each_user_once():
     judged = [set(log.user[part.held].tolist()) for part in parts]
     assert not judged[0] & judged[1] and len(parts[0].seen) < len(parts[1].seen)
     final = log.time[log.offsets[1:] - 1]
-    start = [log.time[part.seen].max() + 1 for part in parts]
-    wanted = {int(row) for row in np.flatnonzero(final >= start[0]) if row}
+    wanted = {int(row) for row in np.flatnonzero(final >= [log.time[part.seen].max() + 1 for part in parts][0]) if row}
     assert set.union(*judged) == wanted  # everybody who is active after the first cut
     for part in parts:
         assert log.time[part.seen].max() < log.time[part.held].min()

@@ -21,8 +21,7 @@ pytestmark = [pytest.mark.lane("experiments"), pytest.mark.usefixtures("programs
 
 def test_a_cut_by_hand():
     """Four candidates; the ranker's order is 0 1 2 3, the pre-ranker's 2 0 3 1; the event's item is 1, 2, and not there."""
-    ranker = np.tile([4.0, 3.0, 2.0, 1.0], (3, 1))
-    ours = np.tile([3.0, 1.0, 4.0, 2.0], (3, 1))
+    ranker, ours = np.tile([4.0, 3.0, 2.0, 1.0], (3, 1)), np.tile([3.0, 1.0, 4.0, 2.0], (3, 1))
     hit = np.array([[False, True, False, False], [False, False, True, False], [False] * 4])
     found = cascade.of_cuts(ours, ranker, hit, (2, 3))
     assert found["survives@-2"].tolist() == [0, 1, 0] and found["survives@-3"].tolist() == [0, 1, 0]

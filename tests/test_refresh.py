@@ -641,8 +641,7 @@ def test_planted_models_are_refused(run, requests, newer, fault):
 
 def with_offset(trained: aif.Trained, shift: float) -> aif.Trained:
     """The model with a popularity correction, as of a log that has grown."""
-    counts = np.arange(len(trained.params["embedding"]["item"]))
-    table = popularity_offset(counts, untrained=None) + np.float32(shift)
+    table = popularity_offset(np.arange(len(trained.params["embedding"]["item"])), untrained=None) + np.float32(shift)
     params, config = with_table(trained.params, table, ItemOffset(), config=trained.config)
     return trained.replace(model=aif.build(config), params=params)
 

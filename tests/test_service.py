@@ -268,13 +268,13 @@ def test_a_call_that_is_cut_off_is_told_to_go_elsewhere_and_counted(tmp_path, ca
             callers = [end.enter_context(service.connect(HEAD + BODY))]
             until(lambda: source.started)
             publish(tmp_path, ["two"])
-            until(lambda: service.service.calls)  # that of the first version
+            until(service.service.calls.total)  # that of the first version
             callers += [end.enter_context(service.connect(HEAD + part)) for part in (BODY, BODY[:9])]
             until(lambda: len(source.started) == 2)
         answers = [http.client.HTTPResponse(caller) for caller in callers]
         for answer in answers:
             answer.begin()
-    assert [answer.status for answer in answers] == [503] * 3 and service.service.calls == {("rank", "UNAVAILABLE"): 3}
+    assert [answer.status for answer in answers] == [503] * 3 and +service.service.calls == {("rank", "UNAVAILABLE"): 3}
     texts = [json.loads(answer.read())["error"]["message"] for answer in answers]
     assert [text.partition("no answer before the ")[2] for text in texts] == ["engine closed", "service ended", "service ended"]
     assert "Traceback" not in caplog.text and "Exception in ASGI" not in caplog.text
@@ -328,7 +328,7 @@ def test_what_a_call_brings_is_named_by_field_and_column(call, field, message):
 def test_a_call_leaves_out_nothing_that_the_model_reads():
     whole = {"record": {"country": "JP"}, "events": PLAYED}
     for left_out, message in (
-        ("record", r"record: expected values of \['country'\], .* got no record; send null for a value that is not known"),
+        ("record", r"record: expected values of \['country'\], .* got none; send null for unknown ones"),
         ("events", r"events: expected the user's events, got none; send {} or empty tensors for a user without events"),
     ):
         call = Call(user="ann", now=NOW, **{name: value for name, value in whole.items() if name != left_out})
@@ -361,6 +361,7 @@ def test_a_user_id_alone_leaves_a_line_and_a_count(caplog):
     assert "features refused a request: BadCall: events: expected raw events or" in line.getMessage()
     assert "Traceback" not in caplog.text and line.exc_info is None and "who" not in caplog.text
     assert re.search(r'aif_callable_errors_total{.*reason="features BadCall".*} 2.0', text)
+    assert re.search(r"aif_refused_total{.*} 0.0", text) and re.search("{.*INTERNAL.*score.*} 0.0", text)
 
 
 def test_overload_says_when_to_try_again():

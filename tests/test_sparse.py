@@ -75,8 +75,7 @@ def test_every_model_takes_the_step_of_the_dense_form(name):
 @pytest.mark.parametrize("part", [None, 4, 50])
 def test_the_size_of_the_parts_changes_nothing(part):
     model, params = demo.build(**demo.SMALL)
-    batches = [batch_of(model.config, seed=s) for s in (1, 2)]
-    optimizer = optax.adagrad(0.1)
+    batches, optimizer = [batch_of(model.config, seed=s) for s in (1, 2)], optax.adagrad(0.1)
     expected, _ = run(model, params, optimizer, batches, sparse=())
     for sparsely in ((), ITEM):
         got, _ = run(model, params, optimizer, batches, sparse=sparsely, part=part)
@@ -84,10 +83,8 @@ def test_the_size_of_the_parts_changes_nothing(part):
 
 
 WITHOUT_LOG_Q = {"pointwise_bce": losses.pointwise_bce, "listwise_softmax": losses.listwise_softmax}
-WITH_LOG_Q = {
-    "corrected sum": losses.listwise_softmax + 0.1 * losses.pointwise_bce,
-    "distilled sum": losses.distill_listwise + 2.0 * losses.pointwise_bce,
-}
+CORRECTED = losses.listwise_softmax + 0.1 * losses.pointwise_bce
+WITH_LOG_Q = {"corrected sum": CORRECTED, "distilled sum": losses.distill_listwise + 2.0 * losses.pointwise_bce}
 
 
 @pytest.mark.parametrize("name", [*WITHOUT_LOG_Q, *WITH_LOG_Q])

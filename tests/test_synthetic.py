@@ -118,14 +118,12 @@ def test_first_events_have_topics_by_popularity_where_only_the_moment_counts():
     world = synthetic_world(7, **SMALL | {"users": 2000, "events_per_user": 2}, **OFF | {"noise": 0.0, "short_term": 1.0})
     first = world.topic[world.dataset.log.item[world.dataset.log.offsets[1:-1]]]
     share = np.bincount(world.topic[1:], weights=world.popularity[1:])
-    error = np.bincount(first, minlength=25) / 2000 - share
-    assert (np.abs(error) < 4.5 * np.sqrt(share * (1 - share) / 2000)).all()
+    assert (np.abs(np.bincount(first, minlength=25) / 2000 - share) < 4.5 * np.sqrt(share * (1 - share) / 2000)).all()
 
 
 def test_clicks_are_drawn_from_the_truth(world):
     log = world.dataset.log
-    p = world.click_probability(np.arange(len(log)), log.item)
-    clicked = log.action == CLICK
+    p, clicked = world.click_probability(np.arange(len(log)), log.item), log.action == CLICK
     for low, high in ((0, 0.2), (0.2, 0.5), (0.5, 0.8), (0.8, 1)):
         inside = (p >= low) & (p < high)
         assert inside.sum() > 100

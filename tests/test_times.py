@@ -46,8 +46,7 @@ def test_nothing_overflows_up_to_2100(unit, dtype, tmp_path):
     assert in_unit(np.array([last], dtype), "at", unit=unit).tolist() == [last]
     events = {"user": [1], "item": [1], "time": np.array([last], dtype)}
     columns = aif.Columns(time_unit=unit)  # type: ignore[arg-type]
-    data = aif.read(events, items={"item": [1], "category": [1]}, columns=columns)
-    assert data.log.time.tolist() == [4_102_444_800]
+    assert aif.read(events, items={"item": [1], "category": [1]}, columns=columns).log.time.tolist() == [4_102_444_800]
     assert in_unit(np.array([NOON], "datetime64[s]"), "at", unit=unit).tolist() == [NOON * PER_SECOND[unit]]
 
 

@@ -179,8 +179,7 @@ def test_edits_refuse_a_model_whose_functions_they_would_replace(trained, own, d
         text = rf"{name}: expected a model of `build`, got .* with item=<lambda>.*assemble\("
         refused(ValueError, text, getattr(edits, name), own, data, before=int(data.log.time.max()))
     before, size = int(data.log.time.max()), len(data.catalogue)
-    unseen = edits.unseen_items(own, data, before=before)
-    assert unseen.model is own.model  # an edit of parameters keeps the functions
+    assert edits.unseen_items(own, data, before=before).model is own.model  # an edit of parameters keeps the functions
     params, config = with_table(own.params, np.zeros(size, np.float32), ItemOffset(), config=trained.config)
     there = own.replace(model=aif.assemble(config, item=aif.Component(aif.model.ITEM.init, calls)), params=params)
     assert edits.popularity_correction(there, data, before=before).model is there.model  # has the block

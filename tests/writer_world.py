@@ -16,11 +16,8 @@ from aif_jax.index.writer import snapshots
 SCHEMA = aif.Schema(item_attributes=(aif.Attribute(name="item", size=9), aif.Attribute(name="category", size=3)), item_floats=8)
 CONFIG = aif.Config(schema=SCHEMA, width=8)
 PARAMS = {"item": {"scale": np.float32(3)}, "fitted": {}}
-# An item function that compiles in no time: these tests are about files and processes.
-MODEL = aif.build(CONFIG)._replace(
-    init=lambda *given, **options: PARAMS,
-    item=lambda params, f: {"vector": f.floats * params["item"]["scale"], "item": f.ids["item"]},
-)
+made = dict(init=lambda *_, **__: PARAMS, item=lambda p, f: {"vector": f.floats * p["item"]["scale"], "item": f.ids["item"]})
+MODEL = aif.build(CONFIG)._replace(**made)  # compiles in no time: these tests are about files and processes
 TRAINED = aif.Trained(MODEL, PARAMS)
 
 

@@ -171,8 +171,7 @@ def _sorted(value: jax.Array, counted: jax.Array, days: jax.Array, events: jax.A
 
 def _table(value: jax.Array, counted: jax.Array, days: jax.Array, events: jax.Array, *, size: int) -> Met:
     """Return the statistics of values int32 [L] below `size`, 0 for none."""
-    length = value.shape[0]
-    counts = jnp.zeros((size, counted.shape[1])).at[value].add(counted)
+    length, counts = value.shape[0], jnp.zeros((size, counted.shape[1])).at[value].add(counted)
     last = jnp.full(size, length - 1, jnp.int32).at[value].min(jnp.arange(length, dtype=jnp.int32))
     met = (counts[:, :1] > 0) & (jnp.arange(size) > 0)[:, None]
     return Met(statistics=jnp.where(met, _statistics(counts, last, days[last], events), 0.0))

@@ -272,10 +272,8 @@ def make_batch(
 
 def expect_labels(batch: Batch, origin: str) -> None:
     """Raise BadBatch for a label that is not finite; floats of users and items are, since the data set checked them."""
-    if isinstance(batch.labels, dict):  # NaN says that the log does not know
-        known = [np.where(batch.where & ~np.isnan(values), values, 0) for values in batch.labels.values()]
-    else:
-        known = [np.where(batch.where, batch.labels, 0)]
+    labels, named = batch.labels, isinstance(batch.labels, dict)  # whose NaN says that the log does not know
+    known = [np.where(batch.where & ~(named & np.isnan(v)), v, 0) for v in (labels.values() if named else [labels])]
     finite = np.isfinite(np.concatenate(known, axis=1)).all(axis=1)
     if not finite.all():
         raise BadBatch(f"a bad batch: a label of sample {int(np.argmin(finite))} of the batch is not finite{origin}")

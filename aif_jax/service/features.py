@@ -81,11 +81,9 @@ class UserSource:
         """Return the record and events of a call, of which it may leave out none that the model reads; None of an id alone."""
         if call.record is None and call.events is None:
             return None
-        columns = self.encoder.columns
-        wanted = [*columns.user_attributes, *columns.user_floats]
+        wanted = [*self.encoder.columns.user_attributes, *self.encoder.columns.user_floats]
         if call.record is None and wanted:
-            out = "send null for a value that is not known"
-            raise BadCall("record", f"expected values of {wanted}, which this model reads, got no record; {out}")
+            raise BadCall("record", f"expected values of {wanted}, which the model reads, got none; send null for unknown ones")
         if call.events is None:
             raise BadCall("events", "expected the user's events, got none; send {} or empty tensors for a user without events")
         return Record(call.record, call.events)

@@ -117,6 +117,7 @@ class App:
         expect(token != "", "token", "None or some text", "an empty text")
         self._service, self._find, self._where, self._flying = service, find, where, 0
         self._token = None if token is None else token.encode()
+        service.calls.update(dict.fromkeys(((name, "INTERNAL") for name in CALLS), 0))  # which alerts watch from the start
         self._routes: dict[str, Route] = {f"/v1/{name}": (CALL, functools.partial(self._called, name)) for name in CALLS[:-1]}
         for root in ("", V2):
             self._routes[f"{root}/health/live"] = READ, lambda: Response(encode({"live": True}))
@@ -220,7 +221,7 @@ class App:
             codes[code] += count
         status = {"ready": service.unready is None, "reason": service.unready, "problem": service.models.problem}
         timeline = latest and {"version": latest[0], "spans": list(map(list, latest[1].spans))}
-        return Response(encode(status | {"models": service.models.status(), "codes": codes, "timeline": timeline}))
+        return Response(encode(status | {"models": service.models.status(), "codes": +codes, "timeline": timeline}))
 
 
 async def _unless_left(work: Awaitable[Response], receive: Any) -> Response:

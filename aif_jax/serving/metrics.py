@@ -11,6 +11,11 @@ import numpy as np
 from aif_jax.checks import needs_extra
 from aif_jax.types import UserFeatures
 
+UNKNOWN = "history_events", "unknown_events", "unknown_actions", "unknown_attributes"  # counters of `UnknownCounts`
+COUNTERS = (  # that are there from the start: Prometheus' `rate` does not see the first event of one that appears
+    *UNKNOWN, "requests", "answered", "refused", "cancelled", "index_updates", "cache_hits", "cache_misses", "cache_joins",
+    "candidates", "unknown_candidates", "excluded_candidates", "non_finite_scores",
+)  # fmt: skip
 MIN_EVENTS = 5  # that a history must have before its unknown share marks an answer
 
 
@@ -76,7 +81,7 @@ class Metrics:
     """What an engine counts; written from the event loop's thread only."""
 
     def __init__(self):
-        self.counters: Counter[str] = Counter()
+        self.counters: Counter[str] = Counter(dict.fromkeys(COUNTERS, 0))
         self.degraded: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
         self.stages: defaultdict[str, Histogram] = defaultdict(Histogram)

@@ -165,8 +165,7 @@ class Programs:
         key = (kind, tree, static, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
         with self._lock:
             if key not in self._compiled:
-                start = time.perf_counter()
-                lowered = jax.jit(function).lower(params, *arguments)
+                start, lowered = time.perf_counter(), jax.jit(function).lower(params, *arguments)
                 self._compiled[key] = lowered.compile(COMPILER_OPTIONS.get(jax.default_backend()))
                 self.compiles[kind] += 1
                 logger.info("compiled %s function %d in %.1f s", kind, self.compiles[kind], time.perf_counter() - start)

@@ -89,8 +89,7 @@ class Batches:
             while batch:
                 began = time.perf_counter()
                 self._done.append((self._outcomes(batch), (time.perf_counter() - began) / len(batch)))
-                loop = batch[0].future.get_loop()
-                batch = self._take()
+                loop, batch = batch[0].future.get_loop(), self._take()
                 if not self._scheduled:
                     self._scheduled = True
                     with contextlib.suppress(RuntimeError):  # the loop is closed

@@ -14,7 +14,7 @@ import jax
 from aif_jax.checks import check_encoding
 from aif_jax.serving.callables import TimeLimitedCall
 from aif_jax.serving.config import ServingConfig
-from aif_jax.serving.metrics import Metrics, UnknownCounts, count_unknown
+from aif_jax.serving.metrics import UNKNOWN, Metrics, UnknownCounts, count_unknown
 from aif_jax.serving.requests import DeadlineExceeded, Span
 from aif_jax.serving.scoring import RECENT, Batches, PendingRequest, UserSide, Version
 from aif_jax.types import UserFeatures
@@ -279,8 +279,7 @@ class UserStates:
             self._features.note(error)  # mostly features that do not fit the model
             raise
         stages["user"].observe(span.end - span.start)
-        counted = {"history_events": unknown.events, "unknown_events": unknown.items, "unknown_actions": unknown.actions}
-        self._metrics.counters.update(counted, unknown_attributes=unknown.attributes)
+        self._metrics.counters.update(dict(zip(UNKNOWN, unknown, strict=True)))
         side = UserSide(state, start, unknown)
         if version.name == self._serving:
             self.cache.put(cache_key, side)

@@ -191,7 +191,7 @@ def rank_retrieved(
     made: list[dict[str, np.ndarray]] = []
     for number, at in enumerate(track(parts, label="ranker scores", unit="parts")):
         path = folder / f"{number:05d}"
-        record = {"of": name, "positions": digest(at).sha256, "data": data.encoding, "repeats": bool(data.repeats)}
+        record = {"of": name, "positions": digest(at).sha256, "data": data.digest}
         if not sealed.is_complete(path):
             rows = source(at, BatchKey(0, 0, 0)).rows
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -87,8 +87,7 @@ def svd_term(trained: Trained, data: Dataset, *, before: int) -> Trained:
     config, log = trained.config, data.history_log
     block, size = config.find("pure_svd") or PureSvd(), config.schema.table_sizes["item"]
     user, item = (part[log.time < before] for part in (log.user, log.item))
-    table = svd_factors(user, item, size=size, block=block)
-    params, config = with_table(trained.params, table, block, config=config)
+    params, config = with_table(trained.params, svd_factors(user, item, size=size, block=block), block, config=config)
     return trained.replace(model=rebuilt(trained.model, config, "svd_term"), params=params)
 
 
@@ -120,7 +119,7 @@ def calibration(
 
     The candidates decide what the probabilities mean: for shown lists, a click given that the item is shown; for sampled ones,
     being the event's item among them, or among all items if the source gives `log_q`. A conditional objective is fitted where
-    its condition is true. Raises ValueError as `evaluate` and `platt`.
+    its condition is true. Items that a popularity correction has put below all do not count. Raises as `evaluate` and `platt`.
 
     Args:
       positions: integers [n], held-out events.
@@ -134,9 +133,10 @@ def calibration(
     count = None if calibration_negatives is None or lists.log_q is not None else 1 + calibration_negatives
     lists = jax.tree.map(lambda values: values[:, :count], lists)
     scores = list_scores(model, trained.params, data, positions, lists.rows)
+    offsets = np.asarray(trained.params["fitted"].get("item_offset", {}).get("table", np.zeros(len(data.catalogue))))
     labels, parts, objectives = labels_of(model.config, lists.labels), [], chains(model.config.objectives) or {"": (0,)}
     for name, (place, *given) in objectives.items():
-        known = (lists.rows > 0) & ~np.isnan(labels[name])
+        known = (lists.rows > 0) & ~np.isnan(labels[name]) & (offsets[lists.rows] > UNTRAINED)
         if given:
             known &= labels[list(objectives)[given[0]]] == 1
         raw = scores[..., place] if model.config.outputs > 1 else scores

@@ -229,7 +229,9 @@ def with_ranker(data: Dataset, settings: FitSettings, teacher: Teacher, *, folde
     positions, source = held_out(data, settings, "validation", requests=settings.requests)
     found: Any = teacher.candidates if teacher.candidates is not None else lambda at: source(at, BatchKey(0, 0, 0)).rows
     scores = distillation.scores_of(teacher.ranker, data)
-    ranked = distillation.rank_retrieved(scores, data, positions, found, folder=folder / "validation", name=teacher.name)
+    shown = isinstance(settings.task, Impressions) and teacher.candidates is None  # which were candidates, met before or not
+    vars(judged).update(digest=data.digest, repeats=data.repeats or shown)
+    ranked = distillation.rank_retrieved(scores, judged, positions, found, folder=folder / "validation", name=teacher.name)
     starts, first = np.unique(data.log.history_end(ranked.positions), return_index=True)
     first, starts = (each[(ranked.rows[first] > 0).sum(1) > 1] for each in (first, starts))  # others have no order
     rows, of = ranked.rows[first], ranked.scores[first]

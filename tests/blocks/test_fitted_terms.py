@@ -41,10 +41,8 @@ def svd_term(data, run, made, users):
     return term
 
 
-ADDED = {
-    "popularity": (lambda run, data: run.with_popularity_correction(data), ItemOffset(), offset),
-    "svd": (lambda run, data: run.with_svd(data), PureSvd(), svd_term),
-}
+POPULARITY = lambda run, data: run.with_popularity_correction(data), ItemOffset(), offset
+ADDED = {"popularity": POPULARITY, "svd": (lambda run, data: run.with_svd(data), PureSvd(), svd_term)}
 
 
 @pytest.mark.parametrize("name", ADDED)
