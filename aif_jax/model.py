@@ -109,8 +109,7 @@ def assemble(config: Config, *, user: Component | layers.Module = USER, item: Co
     config = config.replace(assembled=tuple(f"{part}={name_of(one).rpartition('.')[2]}" for part, one in yours))
     hinted = user is USER or isinstance(user, layers.Module)  # a component of yours need not know how many candidates follow
     user, item = _component(user, USER), _component(item, ITEM)
-    item_fn = partial(item.apply, config=config)
-    interaction_fn = partial(interaction.apply, config=config)
+    item_fn, interaction_fn = partial(item.apply, config=config), partial(interaction.apply, config=config)
 
     def init(key: jax.Array, catalogue: Catalogue | None, *, seed: int = 0, fitted: Params | None = None) -> Params:
         if fitted is None:

@@ -116,8 +116,7 @@ def restore(folder: str | Path, *, model: PreRanker | None = None, sha256: str |
     """
     folder = local(folder, "folder")
     manifest = consume.read_manifest(folder, sha256=sha256)
-    golden = consume.checked_arrays(folder, manifest, manifest["golden"])
-    orders = {}
+    golden, orders = consume.checked_arrays(folder, manifest, manifest["golden"]), {}
     for name in manifest.get("orders", ()):
         spec = manifest["functions"][f"{ORDER}{name}"]
         inputs = tuple(entry["name"] for entry in spec["inputs"])
