@@ -1,8 +1,8 @@
 """The command line `aif-jax`: check files, train, build and follow an index, export, verify, refresh, serve.
 
-Exit codes, the same for every command: 0 fine; 1 problems were found, a folder failed its verification, or data was refused;
-2 the command could not start: wrong usage, a file or package that is missing, an output that exists already; 3 `refresh`
-refused a model; 141 nobody reads the output any more, as after `| head`.
+Exit codes, the same for every command: 0 fine; 1 problems were found, a folder failed its verification, data was refused, or a
+snapshot was not published; 2 the command could not start: wrong usage, a file or package that is missing, an output that exists
+already; 3 `refresh` refused a model; 141 nobody reads the output any more, as after `| head`.
 
 Commands keep compiled programs in the user's cache folder. `JAX_COMPILATION_CACHE_DIR` names another folder;
 `JAX_ENABLE_COMPILATION_CACHE=false` keeps none.

@@ -40,7 +40,7 @@ def pyarrow(module: str = "pyarrow") -> Any:
         return importlib.import_module(module)
 
 
-latest: collections.deque[Any] = collections.deque(maxlen=2)  # of text: an Arrow thread that frees one as Python ends aborts
+readers: collections.deque[Any] = collections.deque(maxlen=2)  # the last: an Arrow thread that frees one as Python ends aborts
 CAP = 5  # how many problems of one kind are listed; the rest is counted
 HIVE = "pyarrow.dataset.dataset(FOLDER, partitioning='hive').scanner().to_reader()"
 NAMED = 5  # problems that an error message lists, or one of each kind where there are more kinds
@@ -268,8 +268,8 @@ def _text(file: File, path: Path, wanted: Sequence[str], problems: Problems) -> 
         mark = "\t" if path.name.removesuffix(".gz").endswith(".tsv") else ","
         parse = csv.ParseOptions(delimiter=mark, newlines_in_values=True, ignore_empty_lines=False, invalid_row_handler=handler)
         # with threads a broken row does not know its number
-        latest.append(csv.open_csv(str(path), read_options=csv.ReadOptions(use_threads=False), parse_options=parse, **options))
-        return latest[-1]
+        readers.append(csv.open_csv(str(path), read_options=csv.ReadOptions(use_threads=False), parse_options=parse, **options))
+        return readers[-1]
 
     with opened(lambda row: "skip") as reader:  # first one block in types that Arrow infers, then all of the file as text
         types = _present(file, reader.schema, wanted, problems)
