@@ -67,7 +67,7 @@ class Config(Fields):
         names, taken = [part.name for part in (*self.blocks, *self.tables)], ("tower", "fields", GROUP)
         expected = f"blocks and tables of different names, strings without '/', none of {', '.join(taken)}"
         fits = all(isinstance(name, str) and "/" not in name for name in names)
-        way_out = 'name a second block of a class by a field, `name: str = "twice"`; make shared tables frozen dataclasses'
+        way_out = 'a second block of a class needs a subclass with a field `name: str = "b"`; make tables frozen dataclasses'
         expect(fits and len({*names, *taken}) == len(names) + len(taken), "Config.blocks", expected, f"{names}; {way_out}")
         for part in (*self.blocks, *self.tables):
             part.check(self)

@@ -208,8 +208,7 @@ def _check(layout: Any, features: Any, name: str, *, batched: bool, length: int 
     leaves, tree = jax.tree_util.tree_flatten_with_path(layout)
     lead: tuple[int | None, ...] = (None,) if batched else ()
     for (path, leaf), value in zip(leaves, tree.flatten_up_to(features), strict=True):
-        where = name + jax.tree_util.keystr(path)
-        sizes = tuple(length if size == LENGTH else size for size in leaf.shape)
+        where, sizes = name + jax.tree_util.keystr(path), tuple(length if size == LENGTH else size for size in leaf.shape)
         array = expect_array(value, where, dtype=leaf.dtype, shape=(*lead, *sizes))
         lead = array.shape[: len(lead)]
         if leaf.size is not None:

@@ -153,8 +153,7 @@ class LogitSum(Head):
 
     def check(self, blocks: Widths, outputs: int) -> None:
         expect(blocks, "Config.blocks", "at least one block for the head LogitSum()", "none; add blocks= or head=Mlp((64, 32))")
-        unread = [name for name, widths in blocks.items() if widths]
-        way_out = "LogitSum(): give head=Mlp((64, 32))"
+        unread, way_out = [name for name, widths in blocks.items() if widths], "LogitSum(): give head=Mlp((64, 32))"
         expect(not unread, "Config.head", f"a head that reads the features of {', '.join(unread)}", way_out)
         expect(outputs == 1, "Config.head", "a head with layers for several objectives", way_out)
 

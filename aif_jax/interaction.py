@@ -89,8 +89,7 @@ def logits(params: Params, given: Mapping[str, HeadInputs], item: jax.Array, *, 
         features = heads.joined([HeadInputs(once=first.bias), *parts], item)
     made, shape = head.apply(trained, features), (item.shape[0], config.outputs)
     expect(np.shape(made) == shape, f"head {type(config.head).__name__}", f"logits of shape {shape}", np.shape(made))
-    made = jnp.asarray(made, jnp.float32)
-    direct = [part.logit for part in parts if not isinstance(part.logit, float)]
+    made, direct = jnp.asarray(made, jnp.float32), [part.logit for part in parts if not isinstance(part.logit, float)]
     offsets = [part.offset for part in parts if not isinstance(part.offset, float)]
     if config.outputs == 1:
         return sum([*direct, *offsets], made[:, 0])

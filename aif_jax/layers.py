@@ -90,8 +90,7 @@ def dense(params: Params, x: jax.Array) -> jax.Array:
 
 def mlp(params: Params, x: jax.Array) -> jax.Array:
     """Apply an `MLP` of the widths that these parameters have."""
-    widths = tuple(params[f"layer_{i}"]["kernel"].shape[-1] for i in range(len(params)))
-    return apply_module(MLP(widths), params, x)
+    return apply_module(MLP(tuple(params[f"layer_{i}"]["kernel"].shape[-1] for i in range(len(params)))), params, x)
 
 
 def masked_softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:

@@ -62,8 +62,7 @@ def two_tower_matching(schema: Schema, **changes: Any) -> Config:
 def full_attention(schema: Schema, **changes: Any) -> Config:
     """Return attention over both whole histories, and matching statistics: the expensive model to compare with."""
     attention = (blocks.CrossAttention(dot_product=True), blocks.TargetAttention(dot_product=True))
-    parts = (_matching(schema), *attention, blocks.DotProduct())
-    return _config(schema, changes, long_length=LONG_LENGTH, blocks=parts)
+    return _config(schema, changes, long_length=LONG_LENGTH, blocks=(_matching(schema), *attention, blocks.DotProduct()))
 
 
 PRESETS = {each.__name__: each for each in (aif, paper, two_tower, two_tower_matching, full_attention)}

@@ -58,6 +58,8 @@ class Registry(dict[str, type]):
         if known:  # a class in place of its value, or a value made before the class was defined again
             expected = f"a value of {known.__name__} as it was defined last; make it by {known.__name__}(...)"
         expect(type(part) in self.values(), name, expected, repr(part).partition("\n")[0], error=TypeError)
+        named = isinstance(part, layers.Module) and part.name is not None  # which JSON would lack
+        expect(not named, name, "a Flax module without a name", repr(getattr(part, "name", "")))
         for field, entry in plain(part).items():
             flat = isinstance(getattr(part, field), str | int | float | tuple | None)
             same = flat and json.loads(json.dumps(entry, default=repr)) == entry
@@ -65,8 +67,7 @@ class Registry(dict[str, type]):
 
     def to_json(self, part: Any) -> dict[str, Any]:
         """Return the part as plain JSON values, with the revision of its class if that is not 0."""
-        revision = {"revision": part.revision} if part.revision else {}
-        return {self.kind: type(part).__name__} | revision | plain(part)
+        return {self.kind: type(part).__name__} | ({"revision": part.revision} if part.revision else {}) | plain(part)
 
     def from_json(self, value: Mapping[str, Any], *, by_hand: bool = False) -> Any:
         """Return the part that `to_json` wrote, or somebody who leaves out the revision of the class.

@@ -133,6 +133,7 @@ class Run:
         removed: calibrate the new run. It is in memory until `save` writes it.
         """
         made = change(self.trained.replace(params=with_calibration(self.trained.params, None)), data, **options)
+        expect(isinstance(made, Trained), "the result of an edit", "a Trained", type(made).__name__, error=TypeError)
         if made.items is None and made.encoding == self.trained.encoding:  # an edit may make a new Trained
             made = made.replace(items=self.trained.items)
         made = made.replace(settings=made.settings or self.trained.settings)

@@ -70,8 +70,7 @@ class Schema:
         expect_types(self)
         names = [a.name for a in self.item_attributes + self.user_attributes]
         expect(len(set(names)) == len(names), "Schema", "attribute names that differ", names)
-        single = {a.name for a in self.item_attributes if a.length == 1}
-        behaviour = "Schema.behaviour_fields"
+        single, behaviour = {a.name for a in self.item_attributes if a.length == 1}, "Schema.behaviour_fields"
         for name in REQUIRED_ITEM_FIELDS:
             expect(name in single, "Schema.item_attributes", f"a single-valued {name!r}", sorted(single))
             expect(name in self.behaviour_fields, behaviour, f"{name!r} among them", self.behaviour_fields)

@@ -59,8 +59,7 @@ class Decay(Block):
         past = user.long
         days = jnp.where(past.mask, jnp.asarray(past.age), 0.0) / DAY
         weights = jnp.where(past.mask, jnp.exp(-jax.nn.softplus(params["rate"])[:, None] * days[None, :]), 0.0)
-        total = jnp.maximum(weights.sum(1, keepdims=True), 1e-6)
-        return (weights / total).astype(user.embedded.dtype) @ user.embedded
+        return (weights / jnp.maximum(weights.sum(1, keepdims=True), 1e-6)).astype(user.embedded.dtype) @ user.embedded
 
     def item(self, params: Params, item: ItemView) -> dict[str, jax.Array]:
         row = jnp.asarray(item.features.ids["item"])

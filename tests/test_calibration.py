@@ -48,8 +48,7 @@ def worst(tenths: metrics.Calibration) -> float:
 
 
 def apply(made, scores) -> np.ndarray:
-    params = aif_scores.with_calibration({"fitted": {}}, made)
-    return np.asarray(aif_scores.calibrated(params, np.asarray(scores, np.float32)))
+    return np.asarray(aif_scores.calibrated(aif_scores.with_calibration({"fitted": {}}, made), np.asarray(scores, np.float32)))
 
 
 def test_logistic_form_is_that_of_scikit_learn_and_finds_the_truth():
@@ -139,6 +138,7 @@ def test_a_run_is_calibrated_on_its_validation_slice_and_writes_when_told_to(dat
     loaded = Run.load(tmp_path / "calibrated")
     assert demo.same(loaded.params, fitted.params) and loaded.metrics == fitted.metrics
     assert "calibration" not in loaded.edit(data, lambda trained, data: trained).params["fitted"]  # whatever an edit changes
+    refused(TypeError, "result of an edit: expected a Trained, got NoneType", loaded.edit, data, lambda trained, data: None)
     again = loaded.calibrate(data, rate=0.5, progress=False)  # replaces, does not add up
     shift = again.params["fitted"]["calibration"]["bias"] - fitted.params["fitted"]["calibration"]["bias"]
     assert shift == pytest.approx(np.log(0.5), abs=1e-5)

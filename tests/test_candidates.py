@@ -241,8 +241,7 @@ def two_users() -> Dataset:
 
 
 def test_probabilities_by_hand():
-    sampler = NegativeSampler([100, 1, 16, 0, 81])
-    np.testing.assert_allclose(sampler.probabilities, np.array([0, 1, 8, 0, 27]) / 36, rtol=1e-12)
+    np.testing.assert_allclose(NegativeSampler([100, 1, 16, 0, 81]).probabilities, np.array([0, 1, 8, 0, 27]) / 36, rtol=1e-12)
 
 
 def test_draws_follow_the_probabilities():

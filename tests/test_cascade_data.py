@@ -181,6 +181,9 @@ def test_fit_trains_on_a_cascade_and_evaluates_each_objective(data, tmp_path):
     assert run.settings.loss.endswith(" + 0.5 * distill_listwise.of('ranker', objective='click')")
     loaded = aif.Run.load(tmp_path / "run")
     assert loaded.settings.task == task
+    labels = data.cascade.labels | {"long_view": np.zeros_like(data.cascade.labels["click"])}
+    never = dataclasses.replace(data, cascade=dataclasses.replace(data.cascade, labels=labels))
+    refused(ValueError, "^long_view: calibration labels: expected entries of both", loaded.calibrate, never, progress=False)
     got = loaded.calibrate(data, progress=False).evaluate(data, progress=False)
     assert set(got.objectives) == {"click", "long_view"} and got.requests <= 20
     assert repr(bce_of_each(config.objectives)) == "pointwise_bce.of('click') + pointwise_bce.of('long_view')"

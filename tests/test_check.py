@@ -128,8 +128,7 @@ def test_values_that_a_trained_model_lacks(folder):
     write(folder, events="user,item,time,event\n1,7,10,view\n1,8,20,look\n", items="item,category,brand\n7,tea,x\n8,cup,y\n")
     known = {"user": [1], "item": [7, 8], "brand": ["x"], "category": ["tea"]}
     known = {name: Vocabulary(raw) for name, raw in known.items()}
-    encoder = Encoder(columns=columns, vocabularies=known)
-    assert found(folder, columns=columns, encoder=encoder) == [
+    assert found(folder, columns=columns, encoder=Encoder(columns=columns, vocabularies=known)) == [
         ("unknown action", 3, "event", "'look'"),
         ("unknown category", 3, "category", "'cup'"),
         ("unknown category", 3, "brand", "'y'"),

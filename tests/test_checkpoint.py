@@ -190,8 +190,7 @@ def test_nothing_is_overwritten_and_a_folder_that_cannot_be_made_is_an_error_at_
 
 
 def test_what_cannot_be_saved_is_refused(tmp_path):
-    position = {"batch": np.int64(3)}
-    refused(ValueError, "position: expected plain JSON", save, tmp_path / "a", small(), position=position)
+    refused(ValueError, "position: expected plain JSON", save, tmp_path / "a", small(), position={"batch": np.int64(3)})
     run = aif.Checkpoints(tmp_path / "a")
     for leaf in (object(), np.array(["a", "bcd"])):
         refused(ValueError, "params/item: expected an array of numbers, got ", run.save_async, 1, {"item": leaf}, CONFIG)
@@ -345,8 +344,7 @@ def test_deep_sparse_and_many_files_are_refused(copy, monkeypatch, what):
     elif what == "many files":
         monkeypatch.setattr(storage, "MOST_FILES", 8)
     else:
-        file = next((copy / what).iterdir()) if what == "params/d" else copy / what
-        os.truncate(file, 1 << 36)
+        os.truncate(next((copy / what).iterdir()) if what == "params/d" else copy / what, 1 << 36)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     refused(CheckpointError, "copy: ", checkpoint.load, copy)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20  # KiB

@@ -169,8 +169,7 @@ def test_export_verify(folder, trained, tmp_path, run):
 def test_check(folder, tmp_path, run):
     out = run.told("check", *files(folder), "--columns", folder / "columns.json")
     assert "0 problems" in out and "profile: " in out
-    statistics = json.dumps(COLUMNS.to_json() | {"item_statistics": [3600, 86400]})
-    assert run("check", *files(folder), "--columns", statistics)[0] == 0
+    assert run("check", *files(folder), "--columns", json.dumps(COLUMNS.to_json() | {"item_statistics": [3600, 86400]}))[0] == 0
     assert json.loads(run.told("check", *files(folder), *FLAGS, "--json"))["problems"] == []
     (tmp_path / "events.csv").write_text("user,item,time\n1,1000,1600000000\n1,1000,\n1,5,1600000001\n")
     code, out, _ = run("check", "--events", tmp_path / "events.csv", "--checkpoint", folder / "model", "--cap", 1)

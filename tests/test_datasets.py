@@ -494,8 +494,7 @@ def releases(tmp_path):
 def test_releases_are_merged(releases, tmp_path, capsys):
     refused(SystemExit, "1", recipes.main, ["movielens", *map(str, releases), "--out", str(tmp_path / "merged")])
     assert "ratings.csv: expected SHA-256 8811a6" in capsys.readouterr().out
-    texts = {path.name: path.read_bytes().decode() for path in (tmp_path / "merged").iterdir()}
-    assert texts == {
+    assert {path.name: path.read_bytes().decode() for path in (tmp_path / "merged").iterdir()} == {
         "ratings.csv": "userId,movieId,rating,timestamp\n1,9,1.0,50\n2,9,3.0,100\n2,5,4.5,200\n3,5,2.5,70\n3,11,2.0,70\n",
         "movies.csv": 'movieId,title,genres\n5,"Heat, The (1995)",Crime|Drama\n9,Babe (1995),Comedy\n11,Jaws (1975),Thriller\n',
         "tags.csv": "movieId,tag\n9,pig\n11,shark\n",

@@ -154,8 +154,7 @@ def test_evaluation_is_in_bounded_memory(data, positions, preset, monkeypatch):
 def test_wrong_positions_are_refused(data, small, params):
     refused(ValueError, "positions: expected at least one held-out event, got none", train.evaluate, small, params, data, [])
     refused(ValueError, "positions: expected values in", train.evaluate, small, params, data, [len(data.log)])
-    log = EventLog([1] * 9, [0] * 9, [1] * 9, range(9), users=data.log.users)
-    empty = dataclasses.replace(data, log=log)
+    empty = dataclasses.replace(data, log=EventLog([1] * 9, [0] * 9, [1] * 9, range(9), users=data.log.users))
     refused(ValueError, "to draw as negatives", train.evaluate, small, params, empty, [3], progress=False)
 
 

@@ -44,8 +44,7 @@ def some(*numbers: int) -> dict[str, list]:
 
 @pytest.fixture
 def client(valkey_url):
-    redis = pytest.importorskip("redis")
-    with redis.Redis.from_url(valkey_url, socket_timeout=10) as made:
+    with pytest.importorskip("redis").Redis.from_url(valkey_url, socket_timeout=10) as made:
         made.flushall()
         yield made
 

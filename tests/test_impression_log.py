@@ -46,8 +46,7 @@ def data_of(columns: aif.Columns, table: dict[str, list] | None = None, **more: 
 def history(data: aif.Dataset, user: int, minute: int, length: int = 8) -> list[tuple[int, int, float]]:
     """Items, actions and minutes ago of a history, most recent first, from the log."""
     found = data.request_features(data.users.encode([user]), [START + 60 * minute], length=length).history
-    parts = (part[found.mask].tolist() for part in (found.item, found.action, found.age / 60))
-    return list(zip(*parts, strict=True))
+    return list(zip(*(part[found.mask].tolist() for part in (found.item, found.action, found.age / 60)), strict=True))
 
 
 def test_histories_hold_what_the_user_engaged_with():

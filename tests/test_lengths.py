@@ -55,8 +55,7 @@ def test_the_choice_is_the_cheapest_of_all_subsets():
 
 
 def test_histories_are_counted_as_the_pipeline_counts_them(data, model, monkeypatch):
-    task = GIVEN["task"]
-    positions = task.positions(data, min_history=0, since=None, before=None)
+    positions = GIVEN["task"].positions(data, min_history=0, since=None, before=None)
     expected = [min(data.log.history_end([at])[0] - data.log.offsets[data.log.user[at]], 7) for at in positions]
     assert lengths.sampled_lengths(data, positions, longest=7).tolist() == expected
     monkeypatch.setattr(lengths, "COUNTED_SAMPLES", 100)

@@ -249,6 +249,9 @@ def test_a_resumed_run_has_its_first_loss_and_its_totals_from_its_log(feed, tmp_
     run(with_problems(feed, {0: "empty"}, 2), step=large, log=log)
     assert log.rows()[-1]["empty_batches"] == 3
     log.rewind(-1)
+    log.write(0, {"accuracy": 1.0})
+    refused(ValueError, "log: expected rows that `loop` wrote, got step, accuracy;", run, feed.batches(), log=log)
+    log.rewind(-1)
     log.write(0, {"loss": 1.0, "empty_batches": 2})
     refused(FloatingPointError, "was 1 at first, 150 up to step 1", run, with_problems(feed, {}, 1), step=large, log=log)
 

@@ -188,6 +188,5 @@ def test_smoke(tmp_path, capsys, monkeypatch):
 
 
 def test_the_page_is_that_of_the_records():
-    page = README.parents[1] / "notes" / report.PAGE
-    heading, title, tables = page.read_text(encoding="utf-8").partition("## ")
+    heading, title, tables = (README.parents[1] / "notes" / report.PAGE).read_text(encoding="utf-8").partition("## ")
     assert heading.startswith("# ") and title + tables == report.page(report.RESULTS, question.RESULTS)

@@ -30,8 +30,7 @@ def pipeline(data, *, counted=None, **changes) -> Pipeline:
     """`counted` is the data set that popularity is taken from, where `data` has another log."""
     config = aif.Config(schema=data.schema, width=8, short_length=4, long_length=32, blocks=(blocks.Bea(bridges=2),))
     positions = sample_positions((counted or data).log, min_history=1)
-    sampler = NegativeSampler(item_counts(counted or data, positions))
-    source = sampled_negatives(data, sampler=sampler, negatives=2)
+    source = sampled_negatives(data, sampler=NegativeSampler(item_counts(counted or data, positions)), negatives=2)
     given = dict(dataset=data, positions=positions, source=source, config=config, batch_size=48, epochs=2)
     return Pipeline(**given | changes)
 

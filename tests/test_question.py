@@ -167,8 +167,7 @@ def test_rules_are_judged_like_models(smoke, tmp_path):
     requests = question.requests_of(trial, part, smoke)
     counts = item_counts(smoke.dataset, part.seen)
     found = records.by_user(tmp_path, made[trial.id], "gauc_all")
-    users = smoke.dataset.log.user[requests.positions]
-    scores = counts[requests.rows[users == found.users[0]]]
+    scores = counts[requests.rows[smoke.dataset.log.user[requests.positions] == found.users[0]]]
     positive, negative = scores[:, :1], scores[:, 1:].ravel()
     expected = (positive > negative).mean() + 0.5 * (positive == negative).mean()
     assert found.values[0] == pytest.approx(expected) and 0 < expected < 1

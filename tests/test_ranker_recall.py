@@ -72,8 +72,7 @@ def test_retrieval_finds_trained_items_and_reads_the_past_alone(once):
         assert len(set(own[own > 0])) == (own > 0).sum()
     if not once:  # met items come first, the latest first
         at = requests.positions[0]
-        latest = log.item[log.history_end(np.array([at]))[0] - 1]
-        assert found[0, 0] == latest
+        assert found[0, 0] == log.item[log.history_end(np.array([at]))[0] - 1]
     later = np.where(np.isin(np.arange(len(log)), part.held), 1, log.item)
     changed = EventLog(log.user, later, log.action, log.time, users=log.users)
     other = dataclasses.replace(data, dataset=dataclasses.replace(data.dataset, log=changed, repeats=data.repeats))

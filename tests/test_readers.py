@@ -270,8 +270,7 @@ def test_tomorrows_files_keep_todays_rows(caplog):
 
 
 def test_text_ids_stay_text_where_tomorrows_file_has_digits_only(tmp_path):
-    items = "item,category\n7,tea\n07,cup\nx,cup\n"
-    csv(tmp_path, events="user,item,time\nann,x,5\n", items=items)
+    csv(tmp_path, events="user,item,time\nann,x,5\n", items="item,category\n7,tea\n07,cup\nx,cup\n")
     today = readers.read(tmp_path / "events.csv", items=tmp_path / "items.csv", columns=Columns())
     assert today.items.raw.tolist() == ["07", "7", "x"]
     csv(tmp_path, events="user,item,time\nann,7,5\nann,07,6\n", items="item,category\n7,tea\n")

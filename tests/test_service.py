@@ -280,6 +280,16 @@ def test_a_call_that_is_cut_off_is_told_to_go_elsewhere_and_counted(tmp_path, ca
     assert "Traceback" not in caplog.text and "Exception in ASGI" not in caplog.text
 
 
+def test_a_connection_of_the_last_moment_is_ended():
+    """One that was accepted while the service stops to listen: nobody asks anything on it, so nothing is waited for."""
+    with contextlib.ExitStack() as end:
+        with running(exports().root / "one", config=dataclasses.replace(SERVING, drain_timeout=1.0)) as service:
+            service.loop.call_soon_threadsafe(time.sleep, 0.3)
+            late = end.enter_context(service.connect(b""))
+        late.settimeout(5)
+        assert late.recv(1) == b""
+
+
 def test_errors_name_the_field(client):
     codes = {400: "INVALID_ARGUMENT", 412: "FAILED_PRECONDITION", 504: "DEADLINE_EXCEEDED"}
     texts = np.array(["a"], np.dtypes.StringDType())

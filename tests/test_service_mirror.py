@@ -54,8 +54,7 @@ def test_a_service_ranks_by_the_orders_and_the_offset_of_its_export(tmp_path):
     params, config = with_table(made.params["one"], popularity_offset(counts), ItemOffset(), config=made.model.config)
     trained = aif.Trained(aif.build(config), params, made.encoder)
     index = aif.ItemIndex.build(trained, made.catalogue, batch_size=64, progress=False)
-    orders = {"value": lambda p, bid: p[""] * bid * bid}
-    save(tmp_path / "export", trained, index, platforms=("cpu",), orders=orders)
+    save(tmp_path / "export", trained, index, platforms=("cpu",), orders={"value": lambda p, bid: p[""] * bid * bid})
     serving = dataclasses.replace(SERVING, orders={"cheap": lambda p, bid: p[""] / (1 + bid)})
     with running(tmp_path / "export", config=serving) as service, service.client() as client:
         scores = client.score(**ANN, candidates=IDS)["logits"]

@@ -55,8 +55,7 @@ async def test_rank_equals_joint_for_any_number_of_candidates(world):
 async def test_excluded_items_are_not_ranked(world):
     """They are counted apart from unknown ones; a repeat of an excluded item is excluded too."""
     ids = np.concatenate([world.ids[:40], [5], world.ids[3:5]])
-    logits = world.logits(3, ids)
-    best = ids[np.argsort(-logits, kind="stable")[:6:2]]
+    best = ids[np.argsort(-world.logits(3, ids), kind="stable")[:6:2]]
     exclude = np.append(best, [7, world.ids[200]])  # of the best, and two that never came
     left = ids[~np.isin(ids, exclude)]
     async with world.engine() as engine:

@@ -135,8 +135,7 @@ def test_a_damaged_snapshot_is_a_snapshot_error(open_store, tmp_path):
     """Whatever a manifest says, and however short a file is: on a disk, and in an object store."""
     store = open_store()
     name = store.publish(fill(tmp_path / "made", 7))
-    manifest = store._files.cat_file(store._path(name, "snapshot-manifest.json"))
-    files = json.loads(manifest)["files"]
+    files = json.loads(store._files.cat_file(store._path(name, "snapshot-manifest.json")))["files"]
 
     def saying(**more):
         return json.dumps({"format": module.FORMAT, "files": files | more}).encode()

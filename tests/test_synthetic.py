@@ -39,8 +39,7 @@ def test_the_same_seed_gives_the_same_world_which_is_that_of_the_records(world):
 def test_features_are_those_of_raw_events():
     """Without ties, whose order the log keeps as they happened and the encoder by item."""
     data, position = synthetic_world(7, **SMALL | {"users": 3}, tie_rate=0.0).dataset, 300
-    user = data.log.user[position]
-    before = slice(data.log.offsets[user], position)
+    before = slice(data.log.offsets[data.log.user[position]], position)
     raw = {"item": data.items.raw[data.log.item[before] - 1], "action": data.log.action[before], "time": data.log.time[before]}
     encoded = dataclasses.replace(data.encoder, length=32).user(None, raw, data.log.time[position])
     offline = data.user_features([position], length=32).history

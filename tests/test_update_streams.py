@@ -131,7 +131,8 @@ def test_an_index_follows(kafka_address, tmp_path):
     drain(again, until=1)
     assert prices(resumed.index) == {"i0": 1.0, "i1": 8.0, "i5": 2.0}
     assert again.counters["messages"] == again.counters["applied"] == 1
-    assert again.metrics()["gauges"]["stream_lag"] <= PARTITIONS  # Kafka: the end of a transaction is an offset too
+    again.step(1.0)
+    assert again.metrics()["gauges"]["stream_lag"] == 0  # in Kafka the end of a transaction is an offset too
     resumed.close()
     again.stream.close()
 
@@ -155,8 +156,7 @@ def following(kafka_address, tmp_path):
         def start(written: dict[str, Any], **options: Any) -> tuple[Broker, IndexWriter, Follower]:
             broker = Broker(kafka_address, topic_of(tmp_path), transactions=False)
             writer = stack.enter_context(IndexWriter.start(tmp_path / "w", first_index(), **written))
-            stream = stack.enter_context(contextlib.closing(broker.open()))
-            return broker, writer, Follower(stream, writer, **options)
+            return broker, writer, Follower(stack.enter_context(contextlib.closing(broker.open())), writer, **options)
 
         yield start
 
@@ -165,13 +165,14 @@ def test_snapshots_are_published(following, tmp_path, monkeypatch):
     monkeypatch.setattr(follow, "MAX_BATCH", 1)
     store = SnapshotStore(tmp_path / "store")
     broker, writer, follower = following({"every_updates": 1}, store=store)
+    follower.step(0.05)  # publishes the first
     for number in range(4):
         broker.send(encode(items({f"i{number}": float(number)})))
-        follower.step(30)  # ends with the first message
+        drain(follower, until=number + 1)
         fetched = store.fetch(tmp_path / "out")
         index = ItemIndex.load(fetched, aif.Trained(MODEL, PARAMS, ENCODER))
         assert prices(index) == prices(writer.index) and aif.index.inspect(fetched).positions == {0: number}
-    assert follower.counters["published"] == 4 and follower.stream.committed == {0: 3}
+    assert follower.counters["published"] == 5 and follower.stream.committed == {0: 3}
 
 
 def test_an_outage_of_the_store_stops_nothing_and_ends_by_itself(following, tmp_path, monkeypatch):
@@ -331,7 +332,7 @@ def trained(tmp_path_factory):
     return folder
 
 
-def test_the_command_follows_and_goes_on(trained, kafka_address, tmp_path, capsys):
+def test_the_command_follows_and_goes_on(trained, kafka_address, tmp_path, capsys, monkeypatch):
     broker = Broker(kafka_address, topic_of(tmp_path), transactions=False)
     words = ["index", "follow", "--checkpoint", str(trained / "model"), "--index", str(trained / "index"), "--until-idle"]
     words += ["--stream", broker.url, "--directory", str(tmp_path / "w"), "--quiet"]
@@ -344,7 +345,13 @@ def test_the_command_follows_and_goes_on(trained, kafka_address, tmp_path, capsy
         assert metrics["counters"]["stream_applied"] == metrics["counters"]["stream_rejected"] == 1
         assert metrics["counters"]["stream_published"] == 2 and metrics["gauges"]["stream_lag"] == 0
         assert aif.index.verify(SnapshotStore(tmp_path / "store").fetch(tmp_path / "out")).items == number + 1
-    assert cli.main([*words[:-1], f"{__file__}/store"]) == 1  # below a file: nothing is published
+    assert cli.main([*words[:-1], f"{__file__}/store"]) == 1 and capsys.readouterr()  # below a file: nothing is published
+    broker.send(encode(items({"i3": 1.0})))
+    poll, silent = KafkaStream.poll, iter(range(3))  # a broker that takes seconds to answer
+    monkeypatch.setattr(KafkaStream, "poll", lambda *given: [] if next(silent, None) is not None else poll(*given))
+    monkeypatch.setattr("aif_jax.cli.service.PATIENCE", 2)
+    for left in (1, 0):
+        assert (cli.main(words), json.loads(capsys.readouterr().out)["gauges"]["stream_lag"]) == (left, left)
 
 
 def test_a_command_that_is_told_to_end_saves(trained, kafka_address, tmp_path):

@@ -45,21 +45,22 @@ def popularity_offset(counts: Any, *, power: float = 0.75, untrained: float | No
     """Return log(count ** power) of items, float32 [N]: what brings log(P / q) to log P for negatives drawn by count ** power.
 
     Args:
-      counts: [N] training events of each catalogue row.
-      untrained: the offset of items without an event, and of items to come; None gives them that of half an event, for models
-        that score an unseen item by its content.
+      counts: [N] training events of each catalogue row; those of row 0, of items that nobody knew, do not count.
+      untrained: the offset of items without an event, and of row 0, which items to come have; None gives them that of half an
+        event, for models that score an unseen item by its content.
 
     Raises:
       TypeError, ValueError: counts that are not finite numbers of at least 0; a power below 0.
 
     Example:
-      >>> popularity_offset([0, 1, 16, 0], power=0.5).round(2)
+      >>> popularity_offset([9, 1, 16, 0], power=0.5).round(2)
       array([-100.  ,    0.  ,    1.39, -100.  ], dtype=float32)
     """
     counts = np.asarray(counts, np.float64)
     checks.expect_array(counts, "counts", dtype=np.float64, shape=(None,))
     checks.expect_finite(counts, "counts", minimum=0)
     checks.expect(0 <= power < np.inf, "power", "a finite value of at least 0", power)
+    counts = np.where(np.arange(len(counts)) > 0, counts, 0)
     offset = power * np.log(np.maximum(counts, 0.5))
     if untrained is not None:
         offset = np.where(counts > 0, offset, untrained)

@@ -41,8 +41,7 @@ class LshDin(Block):
         return {"mean": config.width, "deviation": config.width}
 
     def user(self, params: Params, user: UserView) -> Summed:
-        keys = signs(user.values(self.tables[0], user.long)).T
-        return sum_events(keys, user.embedded, jnp.asarray(user.long.mask))
+        return sum_events(signs(user.values(self.tables[0], user.long)).T, user.embedded, jnp.asarray(user.long.mask))
 
     def score(self, params: Params, state: UserState, rows: ItemRow, kernels: BlockKernels) -> HeadInputs:
         history, query = state.blocks[self.name], jnp.asarray(rows.fitted[self.tables[0].name])

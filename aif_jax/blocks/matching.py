@@ -153,16 +153,14 @@ def compare(history: Unsorted, wanted: jax.Array) -> jax.Array:
     places = jnp.arange(length, dtype=jnp.int32)
     none = jnp.zeros((*wanted.shape, counted.shape[1]), counted.dtype), jnp.full_like(wanted, length - 1)
     (counts, last), _ = layers.fold_events(add, None, wanted, (value.T, counted, places), counted[:, 0] > 0, none)
-    found = _statistics(counts, last, days[last], jnp.asarray(history.events))
-    return jnp.where(counts[..., :1] > 0, found, 0.0)
+    return jnp.where(counts[..., :1] > 0, _statistics(counts, last, days[last], jnp.asarray(history.events)), 0.0)
 
 
 def _sorted(value: jax.Array, counted: jax.Array, days: jax.Array, events: jax.Array, *, size: int) -> Met:
     """Return the statistics of values int32 [L], 0 for none; a run of equal values begins at its most recent event."""
     group, order = sort_by_value(value, value > 0, size=size)
     length = group.shape[0]
-    place = jnp.arange(length, dtype=jnp.int32)
-    begins = jnp.concatenate([jnp.ones(1, bool), group[1:] != group[:-1]])
+    place, begins = jnp.arange(length, dtype=jnp.int32), jnp.concatenate([jnp.ones(1, bool), group[1:] != group[:-1]])
     nexts = jnp.concatenate([jnp.where(begins, place, length)[1:], jnp.full(1, length, jnp.int32)])
     end = jax.lax.cummin(nexts, reverse=True)
     before = jnp.concatenate([jnp.zeros((1, counted.shape[1])), jnp.cumsum(counted[order], 0)])

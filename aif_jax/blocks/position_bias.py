@@ -32,8 +32,7 @@ class PositionBias(Block):
         expect(self.positions >= 2, self, "positions", "at least 2", self.positions)
 
     def init(self, key: jax.Array, config: Config) -> Params:
-        several = (config.outputs,) if config.outputs > 1 else ()
-        return {"bias": jnp.zeros((self.positions - 1, *several), jnp.float32)}
+        return {"bias": jnp.zeros((self.positions - 1, *((config.outputs,) if config.outputs > 1 else ())), jnp.float32)}
 
     def training_logit(self, params: Params, display_positions: jax.Array) -> jax.Array:
         """Return b_p for positions int32 [B, C], 0 if unknown: float32 [B, C] or, with T objectives, [B, C, T]."""

@@ -47,8 +47,7 @@ class PureSvd(Block):
 
     def user(self, params: Params, user: UserView) -> dict[str, jax.Array]:
         events = take(user.long, slice(self.length))
-        mask = jnp.asarray(events.mask)
-        factors = layers.lookup(params["table"], jnp.asarray(events.item))
+        mask, factors = jnp.asarray(events.mask), layers.lookup(params["table"], jnp.asarray(events.item))
         place = jnp.arange(1, mask.shape[0] + 1).astype(jnp.float32)  # counted in integers: an export's length is a symbol
         return {"sum": jnp.where(mask, place**-self.decay, 0.0) @ factors}
 

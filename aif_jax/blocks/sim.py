@@ -101,8 +101,7 @@ def fill_cache(
     first, count = _most_frequent(group, order, slots)
     filled = count > 0
     own = jnp.where(filled, value[first], -1)
-    start = (group[None, :] < own[:, None]).sum(1, dtype=jnp.int32)
-    within = jnp.arange(length, dtype=jnp.int32)
+    start, within = (group[None, :] < own[:, None]).sum(1, dtype=jnp.int32), jnp.arange(length, dtype=jnp.int32)
     kept = within[None, :] < count[:, None]
     events = order[jnp.minimum(start[:, None] + within[None, :], value.shape[0] - 1)]
     entries = jnp.where(kept[..., None], embedded[events], jnp.zeros((), embedded.dtype))
@@ -126,8 +125,7 @@ def read(cache: SimCache, query: jax.Array, value: jax.Array, kernel: jax.Array)
     entries = jnp.asarray(cache.entries).reshape(slots * length, width)
     scores = (query @ entries.T / math.sqrt(width)).reshape(-1, slots, length)
     scores = jnp.take_along_axis(scores, slot[:, None, None], 1, mode="promise_in_bounds")[:, 0]
-    weights = layers.masked_softmax(scores, kept)
-    projected = (entries @ kernel).reshape(slots, length, -1)
+    weights, projected = layers.masked_softmax(scores, kept), (entries @ kernel).reshape(slots, length, -1)
     return sum((weights[:, p, None] * _take(projected[:, p], slot) for p in range(length)), 0.0)  # type: ignore[return-value]
 
 
@@ -170,8 +168,7 @@ def _most_frequent(group: jax.Array, order: jax.Array, slots: int) -> tuple[jax.
     Takes one maximum after another: Q passes over L are cheaper than sorting it.
     """
     total = group.shape[0]
-    place = jnp.arange(total, dtype=jnp.int32)
-    starts = jnp.concatenate([jnp.ones(1, bool), group[1:] != group[:-1]])
+    place, starts = jnp.arange(total, dtype=jnp.int32), jnp.concatenate([jnp.ones(1, bool), group[1:] != group[:-1]])
     nexts = jnp.concatenate([jnp.where(starts, place, total)[1:], jnp.full(1, total, jnp.int32)])
     runs = jnp.where(starts & (group < jnp.iinfo(jnp.int32).max), jax.lax.cummin(nexts, reverse=True) - place, 0)
 

@@ -53,8 +53,7 @@ def check(
       json: print the report as JSON.
     """
     encoder = None if checkpoint is None else open_model(checkpoint).need_encoder(str(checkpoint))
-    read = options.read_columns(columns)
-    report = check_files(events, items=items, users=users, columns=read, encoder=encoder, cap=cap)
+    report = check_files(events, items=items, users=users, columns=options.read_columns(columns), encoder=encoder, cap=cap)
     code = FINE if report.clean and not (strict and report.suspicions) else PROBLEMS
     return code, dataclasses.asdict(report) if json else str(report)
 
@@ -107,8 +106,9 @@ def train(
 
 
 def add(
-    *parts: Literal["svd", "popularity", "calibration"], run: Path, files: Annotated[TrainingFiles, FLAGS], out: Path
-) -> Result:
+    *parts: Literal["svd", "popularity", "calibration"], run: Path, files: Annotated[TrainingFiles, FLAGS], out: Path,
+    cascade: str | None = None,
+) -> Result:  # fmt: skip
     """Add to a trained model what is fitted after training, on the files of its training, and write the new run.
 
     svd: scores of items that occur in the same histories (`Run.with_svd`). popularity: the popularity correction, for
@@ -119,12 +119,14 @@ def add(
       parts: one or more of them.
       run: the --out of train.
       out: folder of the new run; must not exist.
+      cascade: that of train.
     """
     expect(parts, "add", f"some of {', '.join(ADDED)}", "none; name them", error=UsageError)
     expect_nothing(local(out, "--out"))
     made = Run.load(run)
     repeats = made.settings.repeats if files.repeats is None else files.repeats
     data = dataclasses.replace(files, repeats=repeats).read(encoder=made.trained.need_encoder(str(run)))
+    data = data if cascade is None else read_cascade(cascade, data, labels=objective_names(made.config.objectives))
     added = [name for name in ADDED if name in parts]
     for part in added:
         made = ADDED[part](made, data)

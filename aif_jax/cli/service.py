@@ -26,6 +26,8 @@ from aif_jax.serving import ServingConfig, compute_inline
 from aif_jax.serving.metrics import registry_of
 from aif_jax.store.folders import URL
 
+PATIENCE = 30  # seconds that `index follow --until-idle` waits for what a stream has and does not give
+
 
 def serve(
     folder: str,
@@ -69,7 +71,7 @@ def serve(
     expect(is_store or root.is_dir(), str(root), "an exported folder", "none; write: aif-jax export", error=FileNotFoundError)
     with options.as_usage("--token-file"):
         token = None if token_file is None else token_file.read_text("utf-8").strip()
-        expect(token != "", str(token_file), "a token", "an empty file")
+        expect(token is None or len(token.split()) == 1, str(token_file), "a token", "an empty file, or several words")
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING, force=True)
     logging.getLogger("aif_jax").setLevel(log_level.upper())
     logging.captureWarnings(True)
@@ -104,7 +106,7 @@ def index_follow(
       index: folder of the index to start from, where the directory has no snapshot.
       store: where snapshots are published, such as s3://BUCKET/PATH; settings: AWS_ACCESS_KEY_ID and other variables.
       every_seconds: seconds between two snapshots.
-      until_idle: end when nothing comes for a second.
+      until_idle: end when all is read; with exit code 1 when nothing comes for 30 s and more is left.
       metrics: [HOST:]PORT where counters, lag and age are served for Prometheus, at /metrics.
     """
     trained = open_model(checkpoint)
@@ -130,13 +132,13 @@ def index_follow(
                 scrapes.enter_context(server)
                 scrapes.callback(server.shutdown)
             with track(label="follow", unit="messages") as bar:
-                while not told():
+                idle = 0
+                while not told() and not (until_idle and idle and (idle == PATIENCE or not any(updates.lag.values()))):
                     count = follower.step(1.0)
                     bar.update(count)
-                    if until_idle and not count:
-                        break
-        published = follower.flush()
-    return FINE if published else PROBLEMS, follower.metrics()
+                    idle = 0 if count else idle + 1
+        fine = follower.flush() and idle < PATIENCE
+    return FINE if fine else PROBLEMS, follower.metrics()
 
 
 def snapshots_list(url: str, /) -> Result:
@@ -163,15 +165,16 @@ def snapshots_publish(url: str, folder: Path, /, *, keep: int = 3) -> Result:
     return FINE, options.open_store(url, keep=keep).publish(folder)
 
 
-def snapshots_fetch(url: str, directory: Path, /, *, name: str | None = None) -> Result:
+def snapshots_fetch(url: str, directory: Path, /, *, name: str | None = None, keep: int | None = None) -> Result:
     """Download a snapshot and check every file. Prints the local folder.
 
     Args:
       url: the store, such as s3://BUCKET/PATH, or a local path.
       directory: local folder, made where it is missing.
       name: name of the snapshot. Default: the current one.
+      keep: how many fetched snapshots stay, those fetched last. Default: all.
     """
-    return FINE, str(options.open_store(url).fetch(directory, name=name))
+    return FINE, str(options.open_store(url).fetch(directory, name=name, keep=keep))
 
 
 COMMANDS = (serve, index_follow, snapshots_list, snapshots_publish, snapshots_fetch)

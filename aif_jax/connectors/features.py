@@ -72,8 +72,7 @@ class Fetch:
         try:
             return encoded(encoder, user, record, moment)
         except DAMAGE as error:
-            too_early = now is not None and isinstance(error, LaterEvents)  # no fault of the record
-            self.counters["damaged"] += record is not None and not too_early
+            self.counters["damaged"] += record is not None and (now is None or not isinstance(error, LaterEvents))
             raise
 
     async def record(self, user: Any) -> Record | None:

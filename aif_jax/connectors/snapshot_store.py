@@ -16,12 +16,13 @@ import logging
 import os
 import re
 import secrets
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
-from aif_jax.checks import ArgumentError, expect, needs_extra
+from aif_jax.checks import ArgumentError, expect, expect_integer, needs_extra
 from aif_jax.store.folders import local, new_folder, redacted, remove_unfinished, write_file
 from aif_jax.store.sealed import digest_of
 
@@ -191,14 +192,16 @@ class SnapshotStore:
         return before[-1]
 
     @_raises_os_error
-    def fetch(self, directory: str | os.PathLike[str], name: str | None = None) -> Path:
+    def fetch(self, directory: str | os.PathLike[str], name: str | None = None, *, keep: int | None = None) -> Path:
         """Download a snapshot into `directory/NAME`, which appears complete or not at all; returns that path.
 
-        A folder of that name is returned as it is; what killed fetches left is removed.
+        A folder of that name is returned as it is, with the time of now: the last one fetched has the latest. What killed
+        fetches left is removed.
 
         Args:
           directory: a local folder, made where it is missing; one process at a time fetches into it.
           name: name of the snapshot; None: the current one.
+          keep: how many fetched snapshots stay, those fetched last; None: all.
 
         Raises:
           FileNotFoundError: an empty store, or no such snapshot (any more).
@@ -206,6 +209,7 @@ class SnapshotStore:
           OSError: of the file system or the network.
         """
         target = local(directory, "directory")
+        keep = None if keep is None else expect_integer(keep, "keep", least=1)
         for _ in range(TRIES):  # where a snapshot is removed meanwhile, there are newer ones
             wanted = self._pointer() if name is None else Pointer(name, "")
             if wanted is None:
@@ -213,7 +217,10 @@ class SnapshotStore:
             expected = "the name of a snapshot, such as '0000000007-3f9ab2c1'"
             expect(NAME.fullmatch(wanted.name), "name", expected, repr(name), error=ArgumentError)
             with contextlib.suppress(FileNotFoundError):
-                return self._fetch(target, wanted)
+                found = self._fetch(target, wanted)
+                for old in fetched(target)[:-keep] if keep else ():
+                    shutil.rmtree(old, ignore_errors=True)
+                return found
         got = "none or a part of it; name another"
         raise FileNotFoundError(f"{self.url}: expected the snapshot {name or self.current()}, got {got}")
 
@@ -229,10 +236,7 @@ class SnapshotStore:
         return [name for name, files in self._listed().items() if MANIFEST in files]
 
     def _remove_old(self, current: str) -> None:
-        """Remove snapshots beyond `keep` and what interrupted uploads before the current one left.
-
-        Newer ones stay. Failures are logged and tried again by the next publish.
-        """
+        """Remove older snapshots beyond `keep`, and interrupted uploads; failures are logged, the next publish tries again."""
         before = {name: files for name, files in self._listed().items() if name < current}
         whole = [name for name, files in before.items() if MANIFEST in files]
         for name in sorted(before.keys() - set(whole[max(0, len(whole) - (self.keep - 1)) :])):
@@ -249,6 +253,7 @@ class SnapshotStore:
         remove_unfinished(directory)
         target = directory / wanted.name
         if target.is_dir():
+            os.utime(target)
             return target
         _, entries = self._manifest(*wanted)
         with new_folder(target) as work:
@@ -267,8 +272,7 @@ class SnapshotStore:
 
     def _point(self, name: str, manifest: bytes) -> None:
         """Move the pointer, by one atomic write."""
-        pointer = Pointer(name, hashlib.sha256(manifest).hexdigest())
-        self._put(self._path(CURRENT), json.dumps(pointer._asdict()).encode())
+        self._put(self._path(CURRENT), json.dumps(Pointer(name, hashlib.sha256(manifest).hexdigest())._asdict()).encode())
 
     def _manifest(self, name: str, sha256: str = "") -> tuple[bytes, dict[str, dict[str, Any]]]:
         """Return the manifest of a snapshot, which must have that checksum where one is known, and the files that it lists."""
@@ -320,6 +324,12 @@ class SnapshotStore:
             return self._files.pipe_file(path, data)
         self._make_parent(path)
         write_file(path, data)
+
+
+def fetched(directory: Path) -> list[Path]:
+    """Return the snapshots that were fetched into a folder, the last one last."""
+    found = [path for path in directory.glob("*-*") if NAME.fullmatch(path.name)]
+    return sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name))
 
 
 def _entries(raw: bytes, where: str) -> dict[str, dict[str, Any]]:

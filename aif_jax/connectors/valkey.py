@@ -21,11 +21,11 @@ class ValkeyFeatures(FeatureSource):
       client: `redis.asyncio.Redis` or `valkey.asyncio.Valkey`, not decoding responses, with the timeouts that suit you and a
         `max_connections` of the users read at once, in redis 100 if not set (hiredis makes it faster). Its errors come through.
       columns: names of the columns of events.
-      length: events that are handed over, the last that were appended.
+      length: events that are handed over, the last that were appended; None: all, which the trimming of the list bounds.
     """
 
-    def __init__(self, client: Any, columns: Columns | None = None, *, length: int = 4096, prefix: str = "aif"):
-        expect(length >= 1, "length", "at least 1", length)
+    def __init__(self, client: Any, columns: Columns | None = None, *, length: int | None = None, prefix: str = "aif"):
+        expect(length is None or length >= 1, "length", "at least 1, or None", length)
         self._client, self.columns, self.length, self._prefix = client, columns or Columns(), length, prefix
 
     async def get(self, user: int | str) -> Record | None:
@@ -33,7 +33,7 @@ class ValkeyFeatures(FeatureSource):
         name = f"{self._prefix}:{{{'s' if isinstance(user, str) else 'i'}:{user}}}"  # in braces: one node of a cluster has both
         keys = f"{name}:profile", f"{name}:events"
         async with self._client.pipeline(transaction=True) as pipe:  # so that both are of one moment
-            pipe.get(keys[0]).lrange(keys[1], -self.length, -1)
+            pipe.get(keys[0]).lrange(keys[1], -(self.length or 0), -1)
             answers = await pipe.execute(raise_on_error=False)
         for answer, key in zip(answers, keys, strict=True):
             if isinstance(answer, Exception):

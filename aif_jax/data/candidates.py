@@ -150,8 +150,7 @@ def impressions(dataset: Dataset, *, candidates: int, threshold: int | Mapping[s
     def lists(positions: np.ndarray, key: BatchKey) -> CandidateLists:
         log = dataset.log
         first = expect_integers(positions, "positions", size=len(log)).astype(np.int64)
-        ends = log.request_end(first)
-        at = np.minimum(first[:, None] + np.arange(candidates), len(log) - 1)
+        ends, at = log.request_end(first), np.minimum(first[:, None] + np.arange(candidates), len(log) - 1)
         inside, rng = np.arange(candidates) < (ends - first)[:, None], key.random(CHOICE)
         for row in np.flatnonzero(ends - first > candidates):
             span = np.arange(first[row], ends[row])

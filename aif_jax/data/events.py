@@ -62,8 +62,7 @@ class EventLog:
         """Return sizes and times instead of arrays: a log has millions of entries."""
         if not len(self):
             return f"EventLog(0 events, {self.users - 1} users)"
-        lengths = np.diff(self.offsets)[1:]
-        ends = (int(function(self.time)) for function in (np.min, np.max))
+        lengths, ends = np.diff(self.offsets)[1:], (int(function(self.time)) for function in (np.min, np.max))
         first, last = (str(np.datetime64(at, "s"))[:10] if 10**8 <= at < 2**33 else f"second {at}" for at in ends)
         history = f"events of a user: median {np.median(lengths):g}, at most {lengths.max(initial=0):,}"
         return f"EventLog({len(self):,} events, {self.users - 1:,} users, {first} to {last}; {history})"

@@ -28,8 +28,7 @@ def counts_before(dataset: Dataset, time: int) -> np.ndarray:
     """Return events of each item before a time in seconds, of `Dataset.history_log`, int64 [N], read in blocks."""
     log, counts = dataset.history_log, np.zeros(len(dataset.catalogue), np.int64)
     for start in range(0, len(log), BLOCK):
-        earlier = log.time[start : start + BLOCK] < time
-        counts += np.bincount(log.item[start : start + BLOCK][earlier], minlength=len(counts))
+        counts += np.bincount(log.item[start : start + BLOCK][log.time[start : start + BLOCK] < time], minlength=len(counts))
     return counts
 
 

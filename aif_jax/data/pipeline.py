@@ -235,8 +235,7 @@ class Pipeline:
     def _make(self, samples: np.ndarray, length: int, epoch: int, step: int) -> PrefetchedBatch:
         size, last = self.batch_size // self.process_count, step + 1 == self.steps_per_epoch
         share = slice(self.process_index * size, (self.process_index + 1) * size)
-        at = samples[share]
-        cursor = {"epoch": epoch + last, "step": 0 if last else step + 1, "pipeline": self.description}
+        at, cursor = samples[share], {"epoch": epoch + last, "step": 0 if last else step + 1, "pipeline": self.description}
         fed = PrefetchedBatch(batch=None, positions=at, place=(epoch, step), cursor=cursor)
         key = BatchKey(self.seed, epoch, step)
         rows, labels, log_q = jax.tree.map(lambda leaf: leaf[share], self.source(samples, key))

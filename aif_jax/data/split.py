@@ -130,8 +130,7 @@ def sample_positions(
     blocks = [slice(start, min(start + BLOCK, len(log))) for start in range(0, len(log), BLOCK)]
     for block in blocks:
         user, time = log.user[block], log.time[block]
-        places = np.arange(block.start, block.stop)
-        new = np.append(True, (user[1:] != user[:-1]) | (time[1:] != time[:-1]))
+        places, new = np.arange(block.start, block.stop), np.append(True, (user[1:] != user[:-1]) | (time[1:] != time[:-1]))
         first = np.where(new, places, 0)  # where the history of each event ends: the first event of its user and time
         first[0] = log.history_end([block.start])[0]  # it may be in the block before
         np.maximum.accumulate(first, out=first)

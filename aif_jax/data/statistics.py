@@ -59,8 +59,7 @@ class ItemStatistics:
         for place, each in enumerate(kinds):
             values += [np.log1p(counts[..., place, None]), np.log1p(each.decayed(rows, times))]
             values += [rates[..., place, None]] if self._apart else []
-        hours = self._all.since(rows, times) / HOUR
-        met = (self._all.before(rows, times) > 0) & (rows > 0)
+        hours, met = self._all.since(rows, times) / HOUR, (self._all.before(rows, times) > 0) & (rows > 0)
         return np.where(met[..., None], np.concatenate([*values, np.log1p(hours)], -1) / SCALE, 0).astype(np.float32)
 
 
@@ -70,8 +69,7 @@ class _Counts:
     def __init__(self, item: np.ndarray, time: np.ndarray, items: int, lives: np.ndarray):
         self._start, end = (int(time.min()), int(time.max())) if len(time) else (0, 0)
         self._span = end - self._start + 2
-        last = items * self._span  # after all events, so that there is one to read
-        self._keys = np.append(np.sort(item.astype(np.int64) * self._span + (time - self._start)), last)
+        self._keys = np.append(np.sort(item.astype(np.int64) * self._span + (time - self._start)), items * self._span)
         self._first = np.searchsorted(self._keys, np.arange(items + 1, dtype=np.int64) * self._span)
         self.times = np.sort(time)  # of unknown items too: a rate stays as it is when items are forgotten
         self._lives, self._sums = lives, self._decayed_sums(lives)
@@ -91,8 +89,7 @@ class _Counts:
     def decayed(self, rows: np.ndarray, times: np.ndarray) -> np.ndarray:
         """Return float64 [..., half-lives]: decayed counts of an item's events before moments."""
         count = self.before(rows, times)
-        last = np.where(count > 0, self._first[rows] + count - 1, 0)
-        gap = self.since(rows, times)[..., 1:]
+        last, gap = np.where(count > 0, self._first[rows] + count - 1, 0), self.since(rows, times)[..., 1:]
         return np.where(count[..., None] > 0, self._sums[last] * np.exp2(-gap / self._lives), 0.0)
 
     def _decayed_sums(self, lives: np.ndarray) -> np.ndarray:

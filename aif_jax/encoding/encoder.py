@@ -167,8 +167,7 @@ class Encoder:
         raw = self._as_read(raw, str(self.columns.action), "action", name)
         if not self.columns.actions:
             return self.vocabularies["action"].encode(raw, name)
-        first = raw[0] if len(raw) else 0
-        vocabulary, rows = self._listed_actions["strings" if isinstance(first, str) else "integers"]
+        vocabulary, rows = self._listed_actions["strings" if isinstance(raw[0] if len(raw) else 0, str) else "integers"]
         return rows[vocabulary.encode(raw, name)]
 
     @functools.cached_property
@@ -326,8 +325,7 @@ class Encoder:
 
 def schema_of(columns: Columns, vocabularies: Mapping[str, Vocabulary], *, content: int = 0) -> Schema:
     """Derive the schema of features; `content` is the width E of embeddings. Raises ValueError for a missing vocabulary."""
-    users = (("user",) if columns.user_id else ()) + columns.user_attributes
-    wanted = vocabulary_names(columns)
+    users, wanted = (("user",) if columns.user_id else ()) + columns.user_attributes, vocabulary_names(columns)
     expect(set(wanted) == set(vocabularies), "Encoder.vocabularies", sorted(wanted), sorted(vocabularies))
 
     def attribute(name: str, length: int = 1) -> Attribute:

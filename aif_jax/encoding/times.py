@@ -136,8 +136,7 @@ def history_order(
     others by `ids`, the raw ids of the tied events, and both keys give the same order because rows ascend with the ids.
     """
     keys = [time] if user is None else [user, time]
-    sorted_already = user is not None and not out_of_order(user, time).any()  # as files often are
-    order = slice(None) if sorted_already else np.lexsort(keys[::-1])
+    order = slice(None) if user is not None and not out_of_order(user, time).any() else np.lexsort(keys[::-1])
     ordered = [key[order] for key in keys]
     same = np.logical_and.reduce([key[1:] == key[:-1] for key in ordered])
     if not same.any():

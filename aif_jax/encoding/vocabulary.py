@@ -75,8 +75,7 @@ class Vocabulary:
         if self.kind == "strings" and isinstance(raw, list | np.ndarray) and (rows := self._rows_of(raw)) is not None:
             return rows
         ids = as_ids(raw, name, like=self.kind, short=False)
-        flat = isinstance(raw, list) and not (raw and type(raw[0]) in NESTED)
-        shape = (len(ids),) if flat else np.shape(raw)
+        shape = (len(ids),) if (isinstance(raw, list) and not (raw and type(raw[0]) in NESTED)) else np.shape(raw)
         if not len(self.raw) or not len(ids):
             return np.zeros(shape, np.int32)
         if not isinstance(ids, np.ndarray):

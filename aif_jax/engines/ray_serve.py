@@ -27,8 +27,7 @@ def replicas(
         from ray import serve  # pyright: ignore[reportMissingImports]
         from ray.serve.config import RequestRouterConfig  # pyright: ignore[reportMissingImports]
         from ray.serve.experimental.consistent_hash_router import ConsistentHashRouter  # pyright: ignore[reportMissingImports]
-    config = config or ServingConfig()
-    router = RequestRouterConfig(request_router_class=ConsistentHashRouter)
+    config, router = config or ServingConfig(), RequestRouterConfig(request_router_class=ConsistentHashRouter)
     given = {"name": "PreRanking", "max_ongoing_requests": config.max_pending, "request_router_config": router}
     return serve.deployment(**given | options)(Replica).bind(str(folder), config=config, **dict(models or {}))
 

@@ -124,8 +124,7 @@ def restore(folder: str | Path, *, model: PreRanker | None = None, sha256: str |
     trained, index = _trained(folder, manifest, model=model).on_device(), None
     if manifest.get("index"):
         arrays = consume.checked_arrays(folder, manifest, manifest["index"])
-        ids = {name: arrays.pop(name) for name in ("ids", *HASHES) if name in arrays}
-        keys = Ids(ids, f"{folder}: index").raw
+        keys = Ids({name: arrays.pop(name) for name in ("ids", *HASHES) if name in arrays}, f"{folder}: index").raw
         index = ItemIndex.of_rows(trained, keys, arrays, batch_size=min(BATCH, max(len(keys), 1)))
     return RestoredModel(trained=trained, index=index, golden=golden, orders=orders)
 

@@ -131,8 +131,7 @@ def expect_platforms(platforms: Sequence[str]) -> None:
 def index_arrays(index: ItemIndex) -> dict[str, np.ndarray]:
     """Return ids int64 [N], ascending, or the two hashes of strings, and the decoded table of an index's live rows."""
     keys, rows = index.stored(decoded=True)
-    ids = {name: keys[name] for name in HASHES} if keys.dtype == TEXT else {"ids": keys}
-    return ids | functions.named(rows)
+    return ({name: keys[name] for name in HASHES} if keys.dtype == TEXT else {"ids": keys}) | functions.named(rows)
 
 
 def _function(target: Path, name: str, built: functions.ExportedFunction, schema: Schema) -> dict[str, Any]:

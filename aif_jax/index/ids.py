@@ -159,8 +159,7 @@ class IdMap:
         """Return the buckets where keys belong, see `first_of`: the high bits of a multiplicative hash."""
         mixed = first.view(np.uint64)
         mixed = (mixed ^ (mixed >> np.uint64(32))) * np.uint64(0x9E3779B97F4A7C15)
-        bits = len(self.keys).bit_length() - 1
-        return (mixed >> np.uint64(64 - bits)).astype(np.int64)
+        return (mixed >> np.uint64(64 - (len(self.keys).bit_length() - 1))).astype(np.int64)
 
     def add(self, keys: np.ndarray) -> np.ndarray:
         """Return slots int64 [n] of distinct keys, added where they are missing."""

@@ -260,7 +260,7 @@ class ItemIndex:
     @property
     def bytes_per_row(self) -> float:
         """Device bytes of one row of the table."""
-        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self.shapes)) / self.capacity
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self.shapes)) / max(self.capacity, 1)
 
     def reading(self) -> AbstractContextManager[Packed]:
         """Lock the stored rows for reading: `with index.reading() as table:` while a program that decodes them is dispatched.
@@ -330,8 +330,7 @@ class ItemIndex:
         keys = keys[self._view.lookup(keys) >= 0]
         if not len(keys):
             return self
-        base = self if self._store.head() is self else self._copy()
-        return base._next(keys, np.full(len(keys), -1, np.int32))
+        return (self if self._store.head() is self else self._copy())._next(keys, np.full(len(keys), -1, np.int32))
 
     def _next(self, keys: np.ndarray, rows: np.ndarray) -> "ItemIndex":
         view, *unread = self._store.ids.assign(self._view, keys, rows)

@@ -97,8 +97,7 @@ class IndexWriter:
         lock = WriteLock(directory)
         try:
             there = snapshots(directory)  # again: the writer before may have saved one
-            index = ItemIndex.load(there[-1], trained)
-            writer = cls(directory, index, positions=inspect(there[-1]).positions, **options)
+            writer = cls(directory, ItemIndex.load(there[-1], trained), positions=inspect(there[-1]).positions, **options)
         except BaseException as error:
             if isinstance(error, CheckpointError) and len(there) > 1:
                 error.add_note(f"Without that folder the writer would resume from {there[-2]}.")

@@ -171,16 +171,11 @@ def probability_of(logits: np.ndarray) -> np.ndarray:
 
 
 def _pairs(scores: np.ndarray, positive: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return by group 0, 1, ...: twice the pairs won (a tie is one half), positives, negatives; exact in any order.
-
-    By Mann and Whitney: the positives' ranks, tied ones with their mean, less the ranks that they would have below all
-    negatives.
-    """
+    """Return by group 0, 1, ...: twice the pairs won by Mann and Whitney's ranks (a tie is one half), positives, negatives."""
     order = np.unique(scores, return_inverse=True)[1]
     _, tie, counts = np.unique(groups * len(scores) + order, return_inverse=True, return_counts=True)
     rank_twice, entries = (2 * np.cumsum(counts) - counts + 1)[tie], np.bincount(groups)
-    positives = np.bincount(groups[positive], minlength=len(entries))
-    before = np.cumsum(entries) - entries
+    positives, before = np.bincount(groups[positive], minlength=len(entries)), np.cumsum(entries) - entries
     won_twice = np.bincount(groups[positive], rank_twice[positive], len(entries)) - positives * (2 * before + positives + 1)
     return won_twice, positives, entries - positives
 
@@ -244,8 +239,7 @@ def recall_at_k(scores: Any, labels: Any, *, k: int, where: Any = None) -> Mean:
     """
     scores, positive, valid = listed_entries(scores, labels, where)
     above, tied, slots = _top_k(scores, valid, k)
-    share = slots / np.maximum(tied.sum(axis=1), 1)
-    hits = (positive & above).sum(axis=1) + (positive & tied).sum(axis=1) * share
+    hits = (positive & above).sum(axis=1) + (positive & tied).sum(axis=1) * (slots / np.maximum(tied.sum(axis=1), 1))
     positives = positive.sum(axis=1)
     used = positives > 0
     return Mean(ratio((hits[used] / positives[used]).sum(), used.sum()), int(used.sum()), int((~used).sum()))

@@ -57,8 +57,7 @@ def auc_by_user(scores: Any, labels: Any, users: Any, *, where: Any = None) -> B
     order = np.unique(scores, return_inverse=True)[1]
     negatives, positives = (np.bincount(order, sign, minlength=len(scores)) for sign in (~positive, positive))
     below = (np.cumsum(negatives) - negatives / 2)[order]
-    above = (positives.sum() - np.cumsum(positives) + positives / 2)[order]
-    pairs = negatives.sum() * positives.sum()
+    above, pairs = (positives.sum() - np.cumsum(positives) + positives / 2)[order], negatives.sum() * positives.sum()
     if not pairs:
         return ByUser(users[:0], *np.zeros((2, 0)))
     area = below[positive].sum() / pairs
@@ -80,8 +79,7 @@ def probabilities_by_user(
     """
     users = flat_entries(scores, labels, where, users=users)[-1]
     flat, positive, weight = weighted_entries(scores, labels, where, weights)
-    probability = probability_of(flat)
-    rates = calibration(scores, labels, where=where, weights=weights, bins=bins)
+    probability, rates = probability_of(flat), calibration(scores, labels, where=where, weights=weights, bins=bins)
     sign = np.sign(np.nan_to_num(rates.predicted - rates.observed))[bin_of(probability, bins)]
     return {
         "log_loss": mean_by_user(np.logaddexp(0, np.where(positive, -flat, flat)), users),

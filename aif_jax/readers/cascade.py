@@ -50,8 +50,7 @@ def read_cascade(
     expect(good, "labels", f"columns other than {taken}, each under another name, such as ('score',)", repr(labels))
     kinds: dict[str, Kind] = {"stage": "action", **dict.fromkeys(named, "number")}
     lines, users, rows, time = _lines(source, data, kinds, name="cascade")
-    codes = encode_listed("stage", lines, "stage", STAGES) - 1
-    known = np.flatnonzero((rows > 0) & (users > 0))
+    codes, known = encode_listed("stage", lines, "stage", STAGES) - 1, np.flatnonzero((rows > 0) & (users > 0))
     order = known[np.lexsort((rows[known], time[known], users[known]))]  # stable: equal ones in the order of the lines
     again = np.zeros(lines.count, bool)
     again[order[1:]] = np.logical_and.reduce([np.diff(values[order]) == 0 for values in (users, time, rows)])

@@ -202,8 +202,7 @@ def _encoded(
     computed = {} if statistics is None else statistics(ids)
     named = [name for name in (*columns.item_floats, *columns.statistics, *columns.side) if name not in computed]
     floats = {**{name: table.array(name) for name in named}, **computed}
-    embedding = None if columns.content is None else table.array(columns.content)
-    return ids, encoder.item_features(rows, floats, embedding)
+    return ids, encoder.item_features(rows, floats, None if columns.content is None else table.array(columns.content))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -326,8 +325,7 @@ def _kind(members: list[Codes], *, text: bool) -> IdKind:
 
 def encode_listed(name: str, table: LoadedTable, column: str, listed: Sequence[Any]) -> np.ndarray:
     """Return int32 [n], 1, 2, ... for the values `listed`, which may name integers as text, else 0; its codes are dropped."""
-    codes = table.codes.pop(column)
-    numbers = {str(value): number for number, value in enumerate(listed, start=1)}
+    codes, numbers = table.codes.pop(column), {str(value): number for number, value in enumerate(listed, start=1)}
     row_of = np.array([*(numbers.get(str(value), 0) for value in codes.distinct.to_pylist()), 0], np.int32)
     boolean = codes.type == "int64" and "true" in map(str.lower, map(str, listed))
     out = " (make booleans text)" if boolean else " (read(unknown='skip') accepts others)" if name == "action" else ""

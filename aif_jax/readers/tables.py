@@ -272,8 +272,7 @@ def _text(file: File, path: Path, wanted: Sequence[str], problems: Problems) -> 
         return readers[-1]
 
     with opened(lambda row: "skip") as reader:  # first one block in types that Arrow infers, then all of the file as text
-        types = _present(file, reader.schema, wanted, problems)
-        strings = dict.fromkeys(reader.schema.names, arrow.string())
+        types, strings = _present(file, reader.schema, wanted, problems), dict.fromkeys(reader.schema.names, arrow.string())
     convert = csv.ConvertOptions(column_types=strings, include_columns=list(types), strings_can_be_null=True, null_values=[""])
     with opened(refuse, convert_options=convert) as reader:
         yield from ((types, part) for part in reader)
@@ -400,8 +399,7 @@ class Cells(NamedTuple):
         good = valid & ~late & ~ancient & ~numbers  # coarse ones are noted, and still fit for the profile of `check`
         array = np.where(good, array, 0).astype(np.int64)
         times = rescaled(array, given=given, unit=unit)
-        rounded = bool((rescaled(times, given=unit, unit=given) != array).any())
-        return np.where(good, times, MISSING_TIME), rounded
+        return np.where(good, times, MISSING_TIME), bool((rescaled(times, given=unit, unit=given) != array).any())
 
     def coded(self, *, text: bool) -> Any:
         """Return categorical values as an Arrow dictionary array of int64 or large_string; `text` makes text of numbers."""

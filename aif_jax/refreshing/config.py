@@ -9,7 +9,7 @@ from aif_jax.export.writer import PLATFORMS
 from aif_jax.refreshing.gate import GateConfig
 from aif_jax.train.settings import FitConfig
 
-OF_FIT = ("replay", "epochs", "batch_size", "learning_rate", "seed", "requests", "k")
+OF_FIT = ("replay", "epochs", "batch_size", "learning_rate", "requests", "k")
 """Fields that are those of `FitConfig`."""
 
 
@@ -30,7 +30,7 @@ class RefreshConfig(Fields):
       epochs: see `FitConfig`. One is enough, because the parameters are trained already.
       batch_size: see `FitConfig`.
       learning_rate: see `FitConfig`, a tenth of its default, because the parameters are trained already.
-      seed: see `FitConfig`.
+      seed: see `FitConfig`; None: that of the served model's training, so that tables fitted at random stay as they were.
       requests: at most so many of the held-out samples are evaluated, drawn at random. To notice a loss of 1 GAUC point on half
         of the days the gate needs 130 to 340, of different users.
       k: k of HR@k, for tasks that rank the catalogue.
@@ -52,7 +52,7 @@ class RefreshConfig(Fields):
     epochs: int = 1
     batch_size: int = 256
     learning_rate: float = 1e-3
-    seed: int = 0
+    seed: int | None = None
     requests: int = 2000
     k: int = 100
     fixed: tuple[Moment, Moment] | None = None
@@ -65,7 +65,7 @@ class RefreshConfig(Fields):
         self.expect(0 < self.held_out < 0.5, "held_out", "a share above 0, below 0.5")
         self.expect(self.forget is None or self.forget > 0, "forget", "days above 0")
         self.expect(self.keep >= 1, "keep", "at least 1")
-        self.training(since=0)
+        self.training(since=0, seed=self.seed or 0)
 
     def training(self, **others: Any) -> FitConfig:
         """Return the config of the training, with other fields of it; ValueError for values that `fit` refuses."""

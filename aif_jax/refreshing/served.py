@@ -23,11 +23,12 @@ def training_record(trained: Trained) -> dict[str, Any]:
     `task` and `repeats` of its data are None for unknown, as `since`. `periods` [from, before] it was judged and never trained
     on; a refresh takes the first that the events hold. `newest` is the latest event that it was judged on, -1 for none.
     """
-    record: dict[str, Any] = {"since": None, "newest": -1, "task": None, "repeats": None, "periods": [], "id_dropout": 0.0}
+    record: dict[str, Any] = {"since": None, "newest": -1, "task": None, "repeats": None, "periods": []}
+    record |= {"id_dropout": 0.0, "seed": 0}
     if trained.settings is None or "first_validation" not in trained.settings:
         return record
     settings = FitSettings.from_json(trained.settings, "settings of the served model")
-    record |= {name: getattr(settings, name) for name in ("repeats", "id_dropout")}
+    record |= {name: getattr(settings, name) for name in ("repeats", "id_dropout", "seed")}
     record |= {"since": settings.first_test, "task": task_record(settings.task)}
     if settings.without is not None:  # trained by a refresh, which judged it on that period, and on what came last
         last = [settings.first_test, settings.newest + 1]

@@ -6,12 +6,12 @@ import json
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from aif_jax import checkpoint, export, output
-from aif_jax.blocks import item_offset
+from aif_jax.blocks import with_table
 from aif_jax.checkpoint import CheckpointError
 from aif_jax.checks import ArgumentError, expect
 from aif_jax.connectors.snapshot_store import SnapshotError, SnapshotStore
@@ -26,14 +26,14 @@ from aif_jax.refreshing.config import RefreshConfig
 from aif_jax.refreshing.gate import Requests, judge, measure, volume
 from aif_jax.refreshing.job import Job
 from aif_jax.refreshing.served import training_record
-from aif_jax.refreshing.warm import forget_ids, warm_start
+from aif_jax.refreshing.warm import forget_ids, warm_start, with_served_vocabulary
 from aif_jax.run import fit
 from aif_jax.scores import GROUP, with_calibration
 from aif_jax.store.trained import Trained
 from aif_jax.train import edits, training
 from aif_jax.train.distillation import Teacher
 from aif_jax.train.settings import FitSettings
-from aif_jax.train.tasks import TASKS, Task, task_of
+from aif_jax.train.tasks import TASKS, NextItem, Task, task_of
 
 MODEL, EXPORT = "model", "export"  # folders in those of steps: a model, and what is published
 REPORT = "report.json"
@@ -172,15 +172,16 @@ class Refresh:
         """Return the served model under the new vocabularies, after training on the new samples."""
         kept, held_out = self.kept, self.config.held_out
         encoder: Any = kept.encoder
-        start = warm_start(self.served, encoder, kept.catalogue, forget=self.forget > 0, seed=self.config.seed)
+        seed = self.job.records["current"]["seed"] if self.config.seed is None else self.config.seed
+        start = warm_start(self.served, encoder, kept.catalogue, forget=self.forget > 0, seed=seed)
         first, after = map(_moment, self.job.records["read"]["fixed"])
         config = self.config.training(
             since=_moment(self.since), validation=held_out if self.calibrated else 0.0, test=held_out, without=(first, after),
-            id_dropout=self.job.records["current"]["id_dropout"],
+            id_dropout=self.job.records["current"]["id_dropout"], seed=seed,
         )  # fmt: skip
         teacher = self.teacher
         if teacher is not None and isinstance(teacher.ranker, Trained):
-            teacher = dataclasses.replace(teacher, ranker=warm_start(teacher.ranker, encoder, kept.catalogue, forget=True))
+            teacher = dataclasses.replace(teacher, ranker=with_served_vocabulary(teacher.ranker, encoder))
         options: dict[str, Any] = {"out": self.job.folder / "fit", "start": start.params, "task": self.task, "teacher": teacher}
         run = fit(start.model, kept, config, **options)
         checkpoint.save(folder / MODEL, run.trained)
@@ -193,21 +194,24 @@ class Refresh:
         """Fit the edits again that the served model has, and with `id_dropout` the row of items without an event."""
         settings, old, task, data = self.settings, self.served, self.task, self.kept
         model, before, added, faults = self.model("train"), settings.first_validation, [], []
+        new, served = (each.need_encoder("refresh").vocabularies["item"] for each in (model, old))
+        own = new_rows(new, served)  # the served model's row of each new row; 0 or -1: it has none
         if settings.id_dropout:
-            new, served = (each.need_encoder("refresh").vocabularies["item"] for each in (model, old))
-            own = new_rows(new, served)  # the served model's row of each new row; 0 or -1: it has none
-            table = np.asarray(old.params["embedding"]["item"])
-            known = (table[np.maximum(own, 0)] != table[0]).any(1)  # items that the served model has a row for
-            model = edits.unseen_items(model, data, before=before, known=known)
+            table = np.asarray(old.params["embedding"]["item"])  # whose rows but the unknown item's own are known
+            model = edits.unseen_items(model, data, before=before, known=(table[np.maximum(own, 0)] != table[0]).any(1))
             added.append("unseen items")
-        if old.config.find("pure_svd") is not None:
+        tables = {name: old.params["fitted"].get(name, {}).get("table", 0) for name in ("pure_svd", "item_offset")}
+        if np.any(tables["pure_svd"]):
             model = edits.svd_term(model, data, before=before)
             added.append("SVD term")
-        if (block := old.config.find("item_offset")) is not None:
-            least = float(np.min(old.params["fitted"][block.name]["table"]))
-            untrained = item_offset.UNTRAINED if least <= item_offset.UNTRAINED else None
-            model = edits.popularity_correction(model, data, before=before, untrained=untrained)
-            added.append("popularity correction")
+        if np.any(offsets := np.asarray(tables["item_offset"])):
+            if isinstance(task, NextItem) and not task.logq_correction:
+                model = edits.popularity_correction(model, data, before=before, untrained=float(np.min(offsets)))
+                added.append("popularity correction")
+            else:  # given by hand
+                carried, block = offsets[np.maximum(own, 0)], cast(Any, model.config.find("item_offset"))
+                model = model.replace(params=with_table(model.params, carried, block, config=model.config)[0])
+                added.append("item offsets as they were")
         if self.calibrated:
             positions, source = training.held_out(data, settings, "validation")  # raises: nothing to judge without a sample
             options: dict[str, Any] = {"positions": positions, "candidates": source}

@@ -7,13 +7,12 @@ The first line has the share that the others leave. The file is replaced by one 
 """
 
 import re
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from aif_jax.checks import expect
-from aif_jax.connectors.snapshot_store import NAME, SnapshotStore
+from aif_jax.connectors.snapshot_store import SnapshotStore
 from aif_jax.store.folders import new_file
 from aif_jax.store.sealed import MANIFEST
 
@@ -112,10 +111,7 @@ def mirror(store: SnapshotStore, folder: str | Path) -> str:
     The last `MIRRORED` exports stay in the folder. One process at a time mirrors into it. Raises what `SnapshotStore.fetch` and
     `publish` raise.
     """
-    root, name = Path(folder), store.fetch(folder).name
+    root, name = Path(folder), store.fetch(folder, keep=MIRRORED).name  # those that serve are in memory
     if not (root / CURRENT).is_file() or [entry.folder for entry in read_current(root)] != [name]:
         publish(root, [name])
-    old = sorted(path for path in root.iterdir() if NAME.fullmatch(path.name) and path.name != name)
-    for path in old[: 1 - MIRRORED]:  # those that serve are in memory
-        shutil.rmtree(path, ignore_errors=True)
     return name

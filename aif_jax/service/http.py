@@ -6,6 +6,8 @@ import dataclasses
 import functools
 import hmac
 import logging
+import math
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -15,6 +17,7 @@ from aif_jax.checks import Fields, expect, expect_types
 from aif_jax.service.calls import MAX_VALUES, BadCall, Failure, parse, problem_of
 from aif_jax.service.core import Service, explain
 from aif_jax.serving import EngineClosed
+from aif_jax.serving.callables import QUIET
 from aif_jax.serving.metrics import Part, prometheus_text
 
 
@@ -97,8 +100,9 @@ class Listening(Fields):
 
     def __post_init__(self):
         expect_types(self)
+        self.expect(self.host != "", "host", "an address; 0.0.0.0 for all of IPv4")
         self.expect(0 <= self.port < 1 << 16, "port", "0 to 65535")
-        self.expect(self.drain_delay >= 0, "drain_delay", "at least 0")
+        self.expect(0 <= self.drain_delay < math.inf, "drain_delay", "a finite number of at least 0")
         for name in ("max_bytes", "body_seconds", "max_candidates", "keep_alive"):
             self.expect(getattr(self, name) > 0, name, "more than 0")
 
@@ -115,7 +119,7 @@ class App:
 
     def __init__(self, service: Service, find: Callable[[str], Route], where: Listening, token: str | None):
         expect(token != "", "token", "None or some text", "an empty text")
-        self._service, self._find, self._where, self._flying = service, find, where, 0
+        self._service, self._find, self._where, self._flying, self._logged = service, find, where, 0, dict[type, float]()
         self._token = None if token is None else token.encode()
         service.calls.update(dict.fromkeys(((name, "INTERNAL") for name in CALLS), 0))  # which alerts watch from the start
         self._routes: dict[str, Route] = {f"/v1/{name}": (CALL, functools.partial(self._called, name)) for name in CALLS[:-1]}
@@ -147,7 +151,8 @@ class App:
                 ended = isinstance(error, asyncio.CancelledError)  # by uvicorn's shutdown: the body is not read either
                 unread = unread and not ended
                 problem = problem_of(EngineClosed("no answer before the service ended") if ended else error)
-                if problem.code == "INTERNAL":  # the service is at fault
+                if problem.code == "INTERNAL" and time.monotonic() - self._logged.get(type(error), -QUIET) >= QUIET:
+                    self._logged[type(error)] = time.monotonic()  # the service is at fault: the counter has every one
                     logger.error("a call failed: %s", error, exc_info=error)
                 code, response = problem.code, refusal(problem, path)
             if (method := path.rstrip("/").rpartition("/")[2]) in CALLS:

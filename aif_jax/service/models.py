@@ -3,7 +3,7 @@
 Which exports serve, `service.current` says; nearline jobs may bring newer indices:
 
     index/0000000042/                a snapshot of `aif-jax index follow`; the newest one serves
-    index/0000000042-3f9ab2c1/       one of `aif-jax snapshots fetch`; the newest one serves where no follower writes
+    index/0000000042-3f9ab2c1/       one of `aif-jax snapshots fetch`; the last one fetched serves where no follower writes
     index/2026-11-26/0000000042/     the same for the export of that name, where several versions serve
 """
 
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from aif_jax.checks import ArgumentError, expect
 from aif_jax.connectors.features import FeatureSource, Fetch
-from aif_jax.connectors.snapshot_store import NAME, SnapshotStore
+from aif_jax.connectors.snapshot_store import SnapshotStore, fetched
 from aif_jax.export import ExportError, RestoredModel, restore
 from aif_jax.index import ItemIndex, inspect
 from aif_jax.index.writer import snapshots
@@ -47,8 +47,7 @@ def newest(directory: Path, folder: str) -> Path | None:
     for place in (directory / folder, directory):
         if is_complete(place):
             return place
-        fetched = sorted(path for path in place.glob("*-*") if NAME.fullmatch(path.name) and is_complete(path))
-        if found := snapshots(place) or fetched:
+        if found := snapshots(place) or [path for path in fetched(place) if is_complete(path)]:
             return found[-1]
     return None
 

@@ -84,6 +84,10 @@ async def listening(service: Service, where: Listening, token: str | None = None
         finally:
             service.unready = "draining"
             await asyncio.sleep(where.drain_delay)
+            for accepting in server.servers:
+                accepting.close()
+            for _ in range(10):  # turns of the loop: what was accepted becomes a connection, which the shutdown ends
+                await asyncio.sleep(0.002)
             await server.shutdown(sockets=[bound])
 
 
@@ -114,9 +118,8 @@ async def run(service: Service, where: Listening, token: str | None = None) -> N
 
 def bind(host: str, port: int) -> socket.socket:
     """Return a bound socket; OSError names the address."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # asyncio sends without delay only where the protocol is named; else a body waits 40 ms for an acknowledgement
-    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((host, port))

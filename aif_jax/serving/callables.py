@@ -141,8 +141,7 @@ class TimeLimitedCall:
             if inspect.isawaitable(result):
                 result = await result
         except BaseException as error:
-            stopped = isinstance(error, RuntimeError) and isinstance(error.__cause__, StopIteration)
-            raised = error
+            stopped, raised = isinstance(error, RuntimeError) and isinstance(error.__cause__, StopIteration), error
             if stopped or not isinstance(error, Exception):
                 culprit = stopped and error.__cause__ or error  # Python's RuntimeError for a StopIteration names none
                 raised = CallableError(f"{self.name} raised {described(culprit)}")

@@ -307,10 +307,7 @@ class AsyncPreRanker:
         return None
 
     async def _scored(self, job: PendingRequest, candidates: Any) -> Any:
-        """Score the candidates of a request, or those that retrieval finds, with one user state and one index snapshot.
-
-        Returns `TopCandidates`, or logits where all come back, see `score`.
-        """
+        """Return `TopCandidates` of a request, or logits where all come back, by one user state and one index snapshot."""
         user = self._users.join(job)  # the cached state, or its computation, which runs while retrieval does
         try:
             if candidates is None and not job.whole and self._retrieval is not None:  # `rank` refused None without

@@ -45,8 +45,7 @@ def build_version(programs: Programs, trained: Trained, index: Any, config: Serv
             return UserSide(user(np.stack([packer(features)] * config.batch_size), np.int32(1))[0], 0.0)
 
     unknown, probe = state_of(empty_user(schema, length=length)), state_of(probe_user(schema, length))
-    snapshot = build_snapshot(programs, params, unknown, index, config, orders)
-    count = min(len(index), config.buckets[0])
+    snapshot, count = build_snapshot(programs, params, unknown, index, config, orders), min(len(index), config.buckets[0])
     for side, who in ((unknown, "the unknown user"), (probe, f"a user with {length} events")):
         if bad := _non_finite(snapshot, side, count, LOGIT, config):
             raise NonFiniteScores(f"version {name[:12]}: {bad} of {count} scores of {who} are NaN or infinite")

@@ -1,7 +1,7 @@
 """Meshes: how arrays are placed on several devices. The only file that makes them.
 
 Axes are Auto: the compiler places what is between the inputs and outputs that are pinned. (`jax.make_mesh` gives Explicit axes,
-under which a look-up `table[ids]` in the index's row-sharded table raises.)
+under which a look-up `table[ids]` in a sharded batch raises.)
 """
 
 from collections.abc import Sequence

@@ -106,8 +106,7 @@ def _encode_leaf(leaf: jax.Array, *, storage: Storage) -> Any:
     if storage == "bfloat16":
         return leaf.astype(jnp.bfloat16)
     scale = jnp.max(jnp.abs(leaf), axis=-1) / 127.0
-    values = jnp.round(leaf / jnp.where(scale > 0, scale, 1.0)[..., None])
-    return Scaled(values=values.astype(jnp.int8), scale=scale)
+    return Scaled(values=jnp.round(leaf / jnp.where(scale > 0, scale, 1.0)[..., None]).astype(jnp.int8), scale=scale)
 
 
 def _widen(leaf: Any) -> Any:

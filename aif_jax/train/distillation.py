@@ -190,8 +190,7 @@ def rank_retrieved(
     parts = [positions[start : start + PART] for start in range(0, len(positions), PART)]
     made: list[dict[str, np.ndarray]] = []
     for number, at in enumerate(track(parts, label="ranker scores", unit="parts")):
-        path = folder / f"{number:05d}"
-        record = {"of": name, "positions": digest(at).sha256, "data": data.digest}
+        path, record = folder / f"{number:05d}", {"of": name, "positions": digest(at).sha256, "data": data.digest}
         if not sealed.is_complete(path):
             rows = source(at, BatchKey(0, 0, 0)).rows
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -233,8 +232,7 @@ def distilled(source: SourceFn, scores: Scores | RankedCandidates, *, name: str,
             left = (found > 0) & ~np.isnan(of) & ~same.any(1)
             drawn = np.argsort(np.where(left, key.random(DRAWS).random(found.shape), 2.0), axis=1)[:, :count]
             more, taught, here = (np.take_along_axis(values, drawn, 1) for values in (found, of, left))
-            unknown = np.full(more.shape, np.nan, np.float32)
-            rows = np.concatenate([rows, np.where(here, more, 0)], 1)
+            unknown, rows = np.full(more.shape, np.nan, np.float32), np.concatenate([rows, np.where(here, more, 0)], 1)
             named = {name: np.concatenate([value, unknown], 1) for name, value in named.items()}
             named[TEACHER] = np.concatenate([own, np.where(here, taught, unknown)], 1)
             log_q = None if log_q is None else np.concatenate([log_q, np.zeros(more.shape, np.float32)], 1)

@@ -93,8 +93,7 @@ def svd_term(trained: Trained, data: Dataset, *, before: int) -> Trained:
 
 def popularity_correction(trained: Trained, data: Dataset, *, before: int, untrained: float | None = UNTRAINED) -> Trained:
     """Add the log of each item's sampling probability to its logit, see `blocks.popularity_offset`."""
-    trained = _uncalibrated(trained, data)
-    table = popularity_offset(counts_before(data, before), untrained=untrained)
+    trained, table = _uncalibrated(trained, data), popularity_offset(counts_before(data, before), untrained=untrained)
     params, config = with_table(trained.params, table, ItemOffset(), config=trained.config)
     return trained.replace(model=rebuilt(trained.model, config, "popularity_correction"), params=params)
 
@@ -142,7 +141,11 @@ def calibration(
         raw = scores[..., place] if model.config.outputs > 1 else scores
         weights = population_weights(labels[name], lists.log_q)
         entries = (np.where(known, values, 0) for values in (raw, labels[name]))
-        parts.append(platt(*entries, where=known, weights=weights, rate=1.0 if given else rate))
+        try:
+            parts.append(platt(*entries, where=known, weights=weights, rate=1.0 if given else rate))
+        except ValueError as error:
+            error.args = (": ".join(filter(None, (name, *error.args))),)
+            raise
     scale, bias = parts[0] if len(parts) == 1 else map(np.stack, zip(*parts, strict=True))
     return trained.replace(params=with_calibration(trained.params, {"scale": scale, "bias": bias}))
 

@@ -159,8 +159,7 @@ def evaluate(
     expect(k is None or k >= 1, "k", "None or at least 1", k)
     expect(len(positions) > 0, "positions", "at least one held-out event", "none; move the split, or lower min_history")
     with hidden(not progress):
-        source = sampled_before(data, positions) if candidates is None else candidates
-        lists = source(positions, BatchKey(0, 0, 0))
+        lists = (sampled_before(data, positions) if candidates is None else candidates)(positions, BatchKey(0, 0, 0))
         scores = list_scores(model, params, data, positions, lists.rows)
         users, where = data.log.user[positions], lists.rows > 0
         probable, texts, parts = np.asarray(with_probabilities(params, scores)), model.config.objectives, {}
@@ -215,8 +214,7 @@ def _ranked(
 def _ranker_recall(scores: np.ndarray, lists: CandidateLists, users: np.ndarray, kept: int) -> metrics.ByUser:
     """Return ranker recall of the best `kept` of lists [R, C]; requests without a ranker's score are left out."""
     ranker, where = lists.labels[RANKER], lists.rows > 0
-    given = zip(scores[:, None], ranker[:, None], where[:, None], strict=True)
-    top = min(kept, RANKER_TOP)
+    given, top = zip(scores[:, None], ranker[:, None], where[:, None], strict=True), min(kept, RANKER_TOP)
     each = np.array([metrics.ranker_recall_at_k(own, of, k=kept, top=top, where=there).value for own, of, there in given])
     return metrics.mean_by_user(each[~np.isnan(each)], users[~np.isnan(each)])
 

@@ -177,6 +177,8 @@ def loop(
     if log is not None:
         log.rewind(number)
         if rows := log.rows():  # of the run that was killed
+            known = all({"loss", "empty_batches"} <= row.keys() for row in (rows[0], rows[-1]))
+            expect(known, str(log.path), "rows that `loop` wrote", f"{', '.join(rows[-1])}; give this run its own log")
             recent.first, recent.empty = rows[0]["loss"], int(rows[-1]["empty_batches"])
     with hidden(not (progress and processes.first())), track(total=total, label="train", unit="steps") as bar:
 
@@ -201,8 +203,7 @@ def loop(
             nonlocal saved
             if save is None or number == saved:
                 return
-            figures = enter(save.evaluate)
-            given: dict[str, Any] = dict(opt_state=_rest(state), position=cursor, metrics=figures or None)
+            given: dict[str, Any] = dict(opt_state=_rest(state), position=cursor, metrics=enter(save.evaluate) or None)
             save.checkpoints.save_async(number, state.params, save.config, encoder=save.encoder, **given)
             saved = number
             recent.restart()

@@ -272,8 +272,7 @@ def listwise_softmax(scores: jax.Array, labels: jax.Array, where: jax.Array, log
       >>> round(float(listwise_softmax(scores, jnp.array([[1, 0, 0]]))), 4)
       0.4076
     """
-    total = jnp.sum(labels, axis=-1)
-    cross_entropy = -jnp.sum(labels * _log_softmax(scores - log_q, where), axis=-1)
+    total, cross_entropy = jnp.sum(labels, axis=-1), -jnp.sum(labels * _log_softmax(scores - log_q, where), axis=-1)
     return cross_entropy / jnp.where(total > 0, total, jnp.ones_like(total))
 
 

@@ -72,8 +72,7 @@ def sparse_tables(schema: Schema, sparse: tuple[str, ...] | None) -> tuple[str, 
 def ids_of(table: str, params: Params, users: UserFeatures, items: ItemFeatures, *, config: Config) -> jax.Array:
     """Return every id of a batch [B], [B, C] that reads a table, int32 [n] in [0, N), row 0 first: padding reads it."""
     schema = config.schema
-    size = schema.table_sizes[table]
-    ids = [features.ids[table] for features in (items, users) if table in features.ids]
+    size, ids = schema.table_sizes[table], [features.ids[table] for features in (items, users) if table in features.ids]
     if table in schema.behaviour_fields:
         ids.append(behaviour_fields(params, schema, users.history.item[:, : config.history_length])[table])
     flat = jnp.concatenate([jnp.zeros(1, jnp.int32), *(jnp.ravel(jnp.asarray(array)) for array in ids)])
@@ -123,8 +122,7 @@ def join_tables(dense: Params, tables: Mapping[str, Any]) -> Params:
 
 def row_ids(unique: UniqueIds, size: int, *, none: int) -> jax.Array:
     """Return the unique ids in the order of their numbers, int32 [size]; `none` in places that are left: they take some row."""
-    place = jnp.where(unique.first, unique.number, size)
-    return jnp.full(size, none, jnp.int32).at[place].set(unique.ids, mode="drop")
+    return jnp.full(size, none, jnp.int32).at[jnp.where(unique.first, unique.number, size)].set(unique.ids, mode="drop")
 
 
 def update_rows(

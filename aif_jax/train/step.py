@@ -47,8 +47,7 @@ LossFn: TypeAlias = Loss | Callable[..., jax.Array]
 
 def part_size(samples: int, events: int, row_bytes: int = 0) -> int | None:
     """Return samples of a part with about PART_EVENTS candidates and places, `events` a sample; None for a batch no larger."""
-    most_parts = max(1, PART_BYTES // max(row_bytes, 1))
-    size = max(1, PART_EVENTS // events, -(-samples // most_parts))
+    size = max(1, PART_EVENTS // events, -(-samples // max(1, PART_BYTES // max(row_bytes, 1))))
     size = -(-samples // -(-samples // size))  # as many parts, of even size: the last one is filled up with copies
     return size if size < samples else None
 
@@ -147,8 +146,7 @@ def init_state(params: Params, optimizer: optax.GradientTransformation) -> Train
     """Return the state before the first step; the parameters are copied, because steps consume their state."""
     params = jax.tree.map(jnp.array, params)
     trained = {name: group for name, group in params.items() if name != FITTED}
-    fitted = {name: group for name, group in params.items() if name == FITTED}
-    zero = jnp.zeros((), jnp.int32)
+    fitted, zero = {name: group for name, group in params.items() if name == FITTED}, jnp.zeros((), jnp.int32)
     with jax.numpy_dtype_promotion("standard"):
         opt_state = optimizer.init(trained)
     return TrainState(step=zero, skipped=zero.copy(), trained=trained, fitted=fitted, opt_state=opt_state)
@@ -168,7 +166,8 @@ def make_step(
     for its result; with sparse tables it waits for the number of unique ids, which chooses the compiled size of the update.
 
     Args:
-      optimizer: any Optax transformation; for tables under `sparse` it must treat rows apart, see `train.optimizers`.
+      optimizer: any Optax transformation without a line search; for tables under `sparse` it must treat rows apart, see
+        `train.optimizers`.
       loss: a `losses.Loss`, which one CPU takes in parts, or any function `f(scores, labels, *, where)` of float32, float32 and
         bool [B, C] that returns [] (with `log_q=`, float32 [B, C], where the batch has it), which takes the batch whole.
       sparse: names of the embedding tables that get sparse updates; None: those of 20,000 rows or more. () updates every
@@ -182,7 +181,7 @@ def make_step(
       >>> model = aif.build(aif.presets.two_tower(aif.Schema(item_attributes=(item, category))))
       >>> step = make_step(model, optax.sgd(0.1), loss=losses.listwise_softmax + 0.1 * losses.pointwise_bce)
     """
-    tables = optimizers.sparse_tables(model.config.schema, sparse)
+    tables, optimizer = optimizers.sparse_tables(model.config.schema, sparse), optax.with_extra_args_support(optimizer)
     try:
         inspect.signature(loss).bind_partial(None, None, where=None)
     except TypeError as error:
@@ -227,7 +226,7 @@ def make_step(
 
             def move(trained: Params, opt_state: Any) -> tuple[Any, Any]:
                 with jax.numpy_dtype_promotion("standard"):  # schedules divide integers
-                    updates, opt_state = optimizer.update(gradient, opt_state, trained)
+                    updates, opt_state = optimizer.update(gradient, opt_state, trained, value=value)
                     return optax.apply_updates(trained, updates), opt_state
 
             return *jax.lax.cond(finite, move, lambda *unchanged: unchanged, trained, opt_state), (norm, finite)
@@ -247,8 +246,7 @@ def make_step(
     whole = jax.jit(step, donate_argnums=0, static_argnames=("part", "sizes"))
     add = jax.jit(gradient, static_argnames=("part", "shares", "sizes"))
     apply = jax.jit(change, donate_argnums=0, static_argnames="sizes")
-    count = jax.jit(partial(optimizers.unique_ids, config=model.config), donate_argnums=0)
-    threads = _threads()
+    count, threads = jax.jit(partial(optimizers.unique_ids, config=model.config), donate_argnums=0), _threads()
     slots: Slots = {}  # scratch, which holds nothing from one step to the next and so is no part of the state
 
     def run(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:

@@ -58,8 +58,7 @@ class NextItem(Fields):
     def source(self, data: Dataset, *, before: int, held_out: bool = False) -> CandidateSource:
         """Return event's item and negatives by popularity before a time, see `candidates.sampled_negatives`."""
         negatives = self.evaluated if held_out else self.negatives
-        sampler = NegativeSampler(counts_before(data, before))
-        corrected = self.logq_correction and not held_out
+        sampler, corrected = NegativeSampler(counts_before(data, before)), self.logq_correction and not held_out
         return sampled_negatives(data, sampler=sampler, negatives=negatives, logq_correction=corrected)
 
 
@@ -97,8 +96,7 @@ class Impressions(Fields):
 
     def positions(self, data: Dataset, *, min_history: int, since: int | None, before: int | None) -> np.ndarray:
         """Return the first event of every request in a span of time, from the first impression of its user on."""
-        starts = _with_history(data, min_history=min_history, since=since, before=before, requests=True)
-        log = data.log
+        starts, log = _with_history(data, min_history=min_history, since=since, before=before, requests=True), data.log
         shown = np.flatnonzero((log.action > 0) & (log.action < min(self.thresholds.values())))
         users, place = np.unique(log.user[shown], return_index=True)
         first = np.full(log.users, len(log))

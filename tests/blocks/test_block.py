@@ -66,7 +66,7 @@ def test_a_user_view_has_both_histories():
 
 
 def test_a_name_that_the_model_has_taken_is_refused():
-    expected = "Config.blocks: expected blocks and tables of different names, .* none of tower, fields.* name a second"
+    expected = "Config.blocks: expected blocks and tables of different names, .* none of tower, fields.* a second block"
     Fields = blocks.block(type("Fields", (blocks.Block,), {"__annotations__": {"name": str}, "name": "fields"}))
     Called = blocks.block(type("Called", (blocks.Block,), {"name": lambda self: "called"}))
     for taken in (Fields(),), (Fields("signatures_64"), blocks.LshDin()), (Fields("a/b"),), (Called(),), (blocks.Bea(),) * 2:
@@ -171,8 +171,7 @@ def test_fit_is_reproducible_and_leaves_unknown_items_out(rng):
     content = rng.normal(size=(50, 8))
     one = signatures.fit_projection(content, bits=32, seed=3)
     assert one.shape == (8, 32) and one.dtype == jnp.float32
-    unknown = np.concatenate([np.zeros((5, 8)), content])
-    np.testing.assert_array_equal(signatures.fit_projection(unknown, bits=32, seed=3), one)
+    np.testing.assert_array_equal(signatures.fit_projection(np.concatenate([np.zeros((5, 8)), content]), bits=32, seed=3), one)
     assert not np.array_equal(signatures.fit_projection(content, bits=32, seed=4), one)
 
 
@@ -280,8 +279,7 @@ def test_the_bias_is_added_in_training_alone(objectives, monkeypatch):
     loss = (lambda scores, labels, *, where: jnp.square(scores).mean()) if objectives else squared
     batch = dataclasses.replace(batch, display_positions=places)
     monkeypatch.setattr("aif_jax.train.step.part_size", lambda *given: 2)
-    step = train.make_step(model, optax.sgd(0.1), loss=loss)
-    state, figures = step(train.init_state(moved, optax.sgd(0.1)), batch)
+    state, figures = train.make_step(model, optax.sgd(0.1), loss=loss)(train.init_state(moved, optax.sgd(0.1)), batch)
     assert (np.asarray(state.params["blocks"][part.name]["bias"]) > bias).all()  # a squared score falls
     assert float(figures["loss"]) == pytest.approx(np.square(expected + added).mean(), rel=1e-5)
 

@@ -225,8 +225,7 @@ def test_cache_matches_the_reference(slots, kept_each, length, values, kept, siz
 def test_which_values_get_a_slot_by_hand():
     """7 stands twice and later than 5, 3 once and latest, 9 only in padding, 0 is unknown."""
     value = np.array([3, 7, 5, 0, 0, 0, 7, 5, 9], np.int32)
-    mask = np.arange(9) < 8
-    cache = fill_cache(value, np.eye(9, dtype=np.float32), np.arange(9, dtype=np.float32), mask, slots=4, length=1)
+    cache = fill_cache(value, np.eye(9, dtype=np.float32), np.arange(9, dtype=np.float32), np.arange(9) < 8, slots=4, length=1)
     assert cache.value.tolist() == [7, 5, 3, -1]
     assert cache.count.tolist() == [2, 2, 1, 0]
     assert cache.age.tolist() == [1, 2, 0, 0]

@@ -116,8 +116,7 @@ def test_a_corrected_training_is_not_corrected_again(data, run):
 def test_halves_by_hand():
     block, params = PureSvd(width=2, length=3, decay=1.0), {"table": jnp.array(TABLE)}
     config = demo.config(blocks=(block,))
-    user = parts.user(config, [True, True, True, True], item=np.array([1, 2, 9, 3], np.int32))
-    half = block.user(params, user)
+    half = block.user(params, parts.user(config, [True, True, True, True], item=np.array([1, 2, 9, 3], np.int32)))
     np.testing.assert_allclose(half["sum"], TABLE[1] + TABLE[2] / 2, rtol=1e-6)  # 9 is newer than the fit, 3 is past the length
     gap = parts.user(config, [True, False, True, False], item=np.array([1, 2, 2, 3], np.int32))
     np.testing.assert_allclose(block.user(params, gap)["sum"], TABLE[1] + TABLE[2] / 3, rtol=1e-6)

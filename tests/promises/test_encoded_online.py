@@ -63,8 +63,7 @@ def data(request, tmp_path_factory) -> aif.Dataset:
         else:
             csv.write_csv(pa.table(table), folder / f"{name}.csv")
     suffix = request.param
-    users = folder / f"users.{suffix}"
-    return read(folder / f"events.{suffix}", items=folder / "items.parquet", users=users, columns=COLUMNS)
+    return read(folder / f"events.{suffix}", items=folder / "items.parquet", users=folder / f"users.{suffix}", columns=COLUMNS)
 
 
 def delivered(user: int, now: int, rng: np.random.Generator, form: str):

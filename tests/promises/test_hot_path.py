@@ -66,8 +66,7 @@ async def test_what_crosses_between_host_and_device_is_rows_and_k_answers(world)
         before = engine.metrics()["counters"]
         await engine.rank(Request(user=3, feature_version=1), 8)
         after = engine.metrics()["counters"]
-        moved = {name: after[name] - before[name] for name in after if name.startswith("transfers_")}
-        assert moved == {
+        assert {name: after[name] - before[name] for name in after if name.startswith("transfers_")} == {
             "transfers_host_to_device": 1,
             "transfers_host_to_device_bytes": 64 * 4,  # int32 rows of the bucket
             "transfers_device_to_host": 1,

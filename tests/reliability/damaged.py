@@ -373,8 +373,7 @@ def main(name: str, root: str, seed: int, cases: int, first: int = 0) -> None:
             where = "".join(traceback.format_exception(error)[-3:])
             failures.append(f"case {case}: {what}: {type(error).__name__} is not documented:\n{where}")
         else:
-            right = same(got, content) if form.right is None else form.right(copy, got)
-            if not right:
+            if not (same(got, content) if form.right is None else form.right(copy, got)):
                 failures.append(f"case {case}: {what}: read without an error, and wrong")
             unsure = form.right is not None and _plain_tables(copy) is UNSURE
             tally["unsure" if unsure else "right"] += 1

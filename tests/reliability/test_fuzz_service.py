@@ -66,8 +66,7 @@ class Mutations:
 
     def binary(self) -> tuple[bytes, int]:
         """A call of the Open Inference Protocol with binary tensors, and the length that its header says of the JSON."""
-        user = b"\3\0\0\0ann"
-        arrays = [("user", "BYTES", 1, user), ("candidates", "INT64", len(IDS), IDS.astype("<i8").tobytes())]
+        arrays = [("user", "BYTES", 1, b"\3\0\0\0ann"), ("candidates", "INT64", len(IDS), IDS.astype("<i8").tobytes())]
         inputs: Any = [
             {"name": name, "datatype": kind, "shape": [size], "parameters": {"binary_data_size": len(data)}}
             for name, kind, size, data in arrays

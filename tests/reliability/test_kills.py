@@ -249,8 +249,7 @@ class Refreshing(Killed):
     work, steps, full = staticmethod(victims.refresh), victims.STEPS, FULL.refresh_kills
 
     def __init__(self, folder: Path):
-        run = refresh_world.first(folder / "run")
-        super().__init__(folder, str(folder / "run"), run.settings.first_validation)
+        super().__init__(folder, str(folder / "run"), refresh_world.first(folder / "run").settings.first_validation)
         assert self.whole[0] == "published" and len(self.whole[1]) > 5
 
     def outcome(self, root: Path) -> Any:

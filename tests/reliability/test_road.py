@@ -155,8 +155,7 @@ def walk(folder: Path, road: Road, rng: np.random.Generator) -> aif.Run:
     for day, rows in enumerate(days):
         write(folder / "impressions" / f"2026-05-{day + 1:02d}.{road.form}", rows, road.separator)
 
-    columns = road.columns()
-    sources: dict[str, Any] = {"items": articles, "users": folder / f"visitors.{road.form}", "columns": columns}
+    sources: dict[str, Any] = {"items": articles, "users": folder / f"visitors.{road.form}", "columns": road.columns()}
     data = aif.read(folder / "impressions", **sources)
     assert len(data.log) == sum(len(rows["sku"]) for rows in days)
     task = Impressions(candidates=6, threshold=2) if road.impressions else NextItem(negatives=3, evaluated=9)

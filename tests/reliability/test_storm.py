@@ -45,8 +45,7 @@ async def storm(sizes: Sizes, rng: np.random.Generator) -> Counter:
             first, second = draws[turn % len(draws)].tolist()
             user, ids = first % coded.USERS, lists[second % len(lists)]
             # one request in eight shares its state with nobody
-            context = ids, second % 16 == 1
-            request = Request(user=user, feature_version=None if first % 8 == 0 else 1, context=context)
+            request = Request(user=user, feature_version=None if first % 8 == 0 else 1, context=(ids, second % 16 == 1))
             low = tuple(last)
             if second % 4:
                 answer = await engine.rank(request, K)

@@ -144,8 +144,7 @@ def refresh(root: str, current: str, since: int, at: int | None, step: str | Non
     jobs.Job.step = killing(step, sealed)  # type: ignore[method-assign]
     points, places = CrashPoints(folder, at), {"out": folder / "store", "work": folder / "work"}
     made = world.refresh(current, world.events(5), items=world.items(5), since=since, **places, **world.OPTIONS)
-    end = {"status": made.status, "name": made.name, "points": points.count}
-    (folder / "end.json").write_text(json.dumps(end))
+    (folder / "end.json").write_text(json.dumps({"status": made.status, "name": made.name, "points": points.count}))
 
 
 def killing(step: str | None, sealed: bool) -> Callable[..., Any]:
