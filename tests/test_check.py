@@ -88,8 +88,7 @@ def test_parquet_tells_rows(tmp_path):
     pq.write_table(pa.table(events), tmp_path / "events.parquet")
     pq.write_table(pa.table(items), tmp_path / "items.parquet")
     report = check(tmp_path / "events.parquet", items=tmp_path / "items.parquet", columns=Columns(content="content"))
-    got = [(p.kind, p.row, p.column, p.got) for p in report.problems]
-    assert got == [
+    assert [(p.kind, p.row, p.column, p.got) for p in report.problems] == [
         ("null", 3, "user", "nothing"),
         ("time unit", 1, "time", "1511544070000, which looks like 'ms'"),
         ("wrong type", None, "item", f"double ({NO_INTEGERS})"),

@@ -372,8 +372,7 @@ def test_a_process_whose_output_nobody_reads_ends_in_silence(folder, trained, tm
 
 
 def test_the_command_is_installed_and_runs_as_a_module(python):
-    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-    assert scripts == {"aif-jax": "aif_jax.cli:main"}
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"] == {"aif-jax": "aif_jax.cli:main"}
     said = python("import runpy, sys; sys.argv = ['aif_jax', '--help']; runpy.run_module('aif_jax', run_name='__main__')")
     assert said.startswith("Usage: aif-jax")
 

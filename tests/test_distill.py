@@ -170,8 +170,7 @@ def test_a_teacher_ranks_the_lists_of_the_validation_slice(data, student, tmp_pa
     judged = training.with_ranker(data, settings, Teacher(popular), folder=tmp_path).cascade
     expected = np.where(judged.rows > 0, popular(None, judged.rows), np.nan)
     np.testing.assert_array_equal(judged.labels[RANKER], expected)
-    logged = dataclasses.replace(judged, labels={RANKER: 0 * expected, "other": -expected})
-    data = dataclasses.replace(data, cascade=logged)
+    data = dataclasses.replace(data, cascade=dataclasses.replace(judged, labels={RANKER: 0 * expected, "other": -expected}))
     for teacher, scores in (Teacher("other"), -expected), (Teacher(popular), expected):  # whatever another ranker said
         again = training.with_ranker(data, settings, teacher, folder=tmp_path / "logged").cascade
         np.testing.assert_array_equal(again.labels[RANKER], scores)

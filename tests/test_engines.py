@@ -76,8 +76,7 @@ def test_a_catalogue_through_ray(ray, whole, tmp_path):
     encoded.write_parquet(str(tmp_path / "parts"))
     assert world.same(world.merged(dataset.dataset(tmp_path / "parts").to_batches(), items=world.ITEMS), whole)
     strings = aif.engines.encode_with_ray(ray.data.from_arrow(world.items(strings=True)), world.job(strings=True))
-    merged = world.merged(strings.iter_batches(batch_format="pyarrow"), strings=True)
-    assert world.same(merged, world.built(strings=True))
+    assert world.same(world.merged(strings.iter_batches(batch_format="pyarrow"), strings=True), world.built(strings=True))
 
 
 BROKEN = world.items(100).set_column(4, "price", pa.array([0.0] * 40 + [float("nan")] + [0.0] * 59))

@@ -72,8 +72,7 @@ def test_evaluation_is_that_of_the_slice_and_of_the_run(data, run):
     for split in ("tests", "train"):
         refused(ValueError, f"split: expected .* which training never saw, got '{split}'", run.evaluate, data, split)
     refused(ValueError, "k: expected None or at least 1, got 0", run.evaluate, data, k=0)
-    columns = dataclasses.replace(data.encoder.columns, time="another name")
-    encoder = dataclasses.replace(data.encoder, columns=columns)
+    encoder = dataclasses.replace(data.encoder, columns=dataclasses.replace(data.encoder.columns, time="another name"))
     catalogue = dataclasses.replace(data.catalogue, schema=encoder.schema)
     other = dataclasses.replace(data, catalogue=catalogue, encoder=encoder)
     refused(EncodingMismatch, "data: expected the encoding", run.evaluate, other)
@@ -235,8 +234,7 @@ def listed():
     log, time = data.log, data.log.time.copy()
     for start, end in zip(log.offsets[:-1], log.offsets[1:], strict=True):
         place = np.arange(end - start)
-        first = np.where(place < len(place) // 2, place, place - (place - len(place) // 2) % 8)
-        time[start:end] = time[start:end][first]
+        time[start:end] = time[start:end][np.where(place < len(place) // 2, place, place - (place - len(place) // 2) % 8)]
     log = aif.data.EventLog(log.user, log.item, log.action, time)
     data = dataclasses.replace(data, log=log)
     starts = aif.data.sample_positions(log, requests=True, since=int(np.quantile(time, 0.67)))

@@ -232,8 +232,7 @@ def test_rows_of_every_width_are_read_in_place(width):
     layout = jax.eval_shape(jax.vmap(pack), {"v": jax.ShapeDtypeStruct(values.shape, np.uint32)}).layout
     rows = np.array([999, 0, -1, 7, 7, -300], np.int32)
     compiled = jax.jit(decode).lower(Packed(words=values, layout=layout), rows).compile()
-    got = compiled(Packed(words=values, layout=layout), rows)["v"]
-    np.testing.assert_array_equal(got, values[np.maximum(rows, 0)])
+    np.testing.assert_array_equal(compiled(Packed(words=values, layout=layout), rows)["v"], values[np.maximum(rows, 0)])
     assert compiled.memory_analysis().temp_size_in_bytes < values.nbytes / 2
 
 

@@ -79,8 +79,7 @@ def test_the_chosen_lengths_are_recorded_and_a_run_goes_on_with_them(data, model
     run = fit(model, data, out=tmp_path / "auto", **GIVEN)
     said = capsys.readouterr().err
     assert run.settings.buckets and settings_of(tmp_path / "auto")["buckets"] == list(run.settings.buckets)
-    shown = ", ".join(map(str, (*run.settings.buckets, run.config.history_length)))
-    assert f"lengths of the history {shown}\n" in said
+    assert f"lengths of the history {', '.join(map(str, (*run.settings.buckets, run.config.history_length)))}\n" in said
     # another version of the rule, or a run from before it
     monkeypatch.setattr(lengths, "choose_lengths", lambda *_, **__: (5,))
     again = fit(model, data, out=tmp_path / "auto", progress=False, **GIVEN)

@@ -50,8 +50,7 @@ def test_pointwise_bce_of_a_soft_label_and_of_confident_scores():
 def test_equal_to_the_reference(scores, other, y, where):
     close = functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5)
     close(losses.pointwise_bce(scores, y, where=where), reference.pointwise_bce(scores, y, where))
-    listwise = losses.listwise_softmax(scores, y, where=where, log_q=other)
-    close(listwise, reference.listwise_softmax(scores, y, where, other))
+    close(losses.listwise_softmax(scores, y, where=where, log_q=other), reference.listwise_softmax(scores, y, where, other))
     close(losses.distill_listwise(scores, other, where=where), reference.distill_listwise(scores, other, where))
 
 

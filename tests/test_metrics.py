@@ -23,8 +23,7 @@ close = functools.partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-12)
 
 
 def log_loss(scores, labels, where=None):
-    users = np.zeros(np.shape(scores), np.int64)
-    return metrics.probabilities_by_user(scores, labels, users, where=where)["log_loss"].mean
+    return metrics.probabilities_by_user(scores, labels, np.zeros(np.shape(scores), np.int64), where=where)["log_loss"].mean
 
 
 @st.composite

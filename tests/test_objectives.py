@@ -103,8 +103,7 @@ def test_losses_of_labels_are_those_that_they_name():
     both, y = p[..., 0] * p[..., 1], labels["conversion"]
     expected = -(y * np.log(both) + (1 - y) * np.log(1 - both))[where].mean()
     assert alone(pointwise_bce.of("conversion")) == pytest.approx(expected, rel=1e-5)  # ESMM
-    like = np.nan_to_num(labels["like"])
-    expected = float(pointwise_bce(scores[..., 2], like, where=where & ~np.isnan(labels["like"])))
+    expected = float(pointwise_bce(scores[..., 2], np.nan_to_num(labels["like"]), where=where & ~np.isnan(labels["like"])))
     assert alone(pointwise_bce.of("like")) == pytest.approx(expected, rel=1e-6)
     expected = float(distill_listwise(scores[..., 0], labels["ranker"], where=where))
     assert alone(distill_listwise.of("ranker")) == pytest.approx(expected, rel=1e-5)

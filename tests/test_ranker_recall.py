@@ -211,8 +211,7 @@ def test_rankers_of_other_families(tmp_path, monkeypatch, ranker):
     monkeypatch.setattr(sequence, "LENGTH", 16)  # shorter than most histories
     data = datasets.load("smoke")
     world = cascade.world_of(data, "validation", ranker, tmp_path / "work")
-    again = cascade.world_of(data, "validation", ranker, tmp_path / "work")
-    np.testing.assert_array_equal(world.ranker, again.ranker)
+    np.testing.assert_array_equal(world.ranker, cascade.world_of(data, "validation", ranker, tmp_path / "work").ranker)
     assert np.isfinite(world.ranker).all() and world.ranker.shape == world.found.shape
     rows, scores = world.ranked.at(world.ranked.positions[:5])
     assert np.isfinite(scores[rows > 0]).all()

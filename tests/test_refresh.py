@@ -678,3 +678,19 @@ def test_a_model_that_names_no_task_needs_one_for_events_of_several_actions(tmp_
     message = r"task: expected a task, or positives by .*, got none for 735 'click', 765 'shown'; give task=Impressions"
     refused(ValueError, message, world.refresh, served, files[1], out=tmp_path / "store", **given)
     assert not (tmp_path / "store").exists() or SnapshotStore(tmp_path / "store").current() is None
+
+
+@pytest.mark.parametrize(("corrected", "least", "added"), [
+    (False, 0.0, "none: the served model has none"), (False, -20.0, "popularity correction"),
+    (True, -3.0, "item offsets as they were"),
+])  # fmt: skip
+def test_item_offsets_are_made_again_only_where_they_correct_the_sampling(tmp_path, corrected, least, added):
+    first = world.first(None, seed=5, task=NextItem(negatives=7, logq_correction=corrected)).trained
+    table = np.linspace(least, 0.0, len(first.params["embedding"]["item"]), dtype=np.float32)
+    params, config = with_table(first.params, table, ItemOffset(), config=first.config)
+    served = first.replace(model=aif.build(config), params=params)
+    made = world.refresh(served, world.events(5), items=world.items(5), out=tmp_path / "store", work=tmp_path, **world.OPTIONS)
+    assert made.report["additions"]["line"] == added
+    new = aif.open(SnapshotStore(tmp_path / "store").fetch(tmp_path / "here"))
+    offsets = np.asarray(new.params["fitted"]["item_offset"]["table"])
+    assert new.settings["seed"] == 5 and offsets[0] == least and np.array_equal(offsets[: len(table)], table) == (least > -20)

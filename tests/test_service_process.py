@@ -153,11 +153,13 @@ def test_a_signal_during_the_start_ends_it(monkeypatch, capsys):
     (["FOLDER", "--features", "json:nothing"], 2, "expected MODULE:NAME"),
     (["FOLDER", "--features", "json"], 2, "--features: json: expected MODULE:NAME of a feature source"),
     (["FOLDER", "--max-bytes", "0"], 2, "max_bytes: expected more than 0"),
-    (["FOLDER", "--token-file", "EMPTY"], 2, "got an empty file"),
+    (["FOLDER", "--host", ""], 2, "host: expected an address"), (["FOLDER", "--drain-delay", "inf"], 2, "a finite number"),
+    (["FOLDER", "--token-file", "EMPTY"], 2, "got an empty file"), (["FOLDER", "--token-file", "TWO"], 2, "or several words"),
 ])  # fmt: skip
 def test_exit_codes_before_anything_is_compiled(words, code, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("EMPTY").touch()
+    Path("TWO").write_text("old\nnew\n")
     nowhere = {"ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b", "ENDPOINT_URL": "http://127.0.0.1:9", "MAX_ATTEMPTS": "1"}
     for name, value in nowhere.items():
         monkeypatch.setenv(f"AWS_{name}", value)

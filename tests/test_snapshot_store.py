@@ -54,7 +54,9 @@ def test_what_was_published_is_fetched(open_store, tmp_path):
     assert number_of(other.fetch(tmp_path / "out", names[-2])) == 3
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names[-2:]
     refused(FileNotFoundError, "", other.fetch, tmp_path / "out", names[0])
-    assert other.fetch(tmp_path / "out") == tmp_path / "out" / names[-1]  # as it is
+    assert module.fetched(tmp_path / "out") == [tmp_path / "out" / name for name in (names[-1], names[-2])]  # the last one last
+    assert other.fetch(tmp_path / "out", keep=1) == tmp_path / "out" / names[-1]  # as it is
+    assert module.fetched(tmp_path / "out") == [tmp_path / "out" / names[-1]]
 
 
 def test_a_folder_that_no_reader_would_take_is_refused(tmp_path):

@@ -183,7 +183,8 @@ class Embedding(Block):
 @pytest.mark.parametrize("optimizer", [
     optax.adagrad(0.1), optax.sgd(optax.linear_schedule(0.3, 0.0, 10)),
     optax.chain(optax.clip_by_global_norm(0.05), optax.adagrad(0.1)),
-], ids=["adagrad", "sgd under a schedule", "clipped"])  # fmt: skip
+    optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau(patience=1)),  # which reads the loss
+], ids=["adagrad", "sgd under a schedule", "clipped", "plateau"])  # fmt: skip
 def test_where_a_zero_gradient_changes_nothing_the_whole_table_is_that_of_the_dense_optimizer(optimizer):
     model, params = demo.build(**demo.SMALL | {"blocks": (DotProduct(), Embedding()), "head": aif.heads.Mlp()})
     batches = [batch_of(model.config, seed=s, samples=2) for s in range(4)]

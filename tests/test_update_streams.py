@@ -384,12 +384,14 @@ INDEX = ["index", "follow", "--directory", "w", "--stream"]
     ([*INDEX, "kafka://localhost:1/x", "--stream-options", "wrong.json"], "wrong.json: expected a JSON object of settings"),
     ([*INDEX, "kafka://localhost:1/x"], "expected --index, to start from, got none"),
     ([*INDEX, "nats://host/topic"], "expected kafka://HOST:PORT/TOPIC, got 'nats://host/topic'"),
-    ([*INDEX, "kafka://me:secret@host/"], "got 'kafka://***@host/'"),
+    ([*INDEX, "kafka://me:secret@host/x"], "got 'kafka://***@host/x'; give other settings as options"),
+    ([*INDEX, "kafka://host/x", "--stream-options", "own.json"], "which a follower needs as they are, got ['isolation.level']"),
     ([*INDEX, "kafka://host"], "expected kafka://"),
 ])  # fmt: skip
 def test_wrong_words_of_follow_are_named(trained, tmp_path, monkeypatch, capsys, words, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "wrong.json").write_text('["secret"')
+    (tmp_path / "own.json").write_text('{"isolation.level": "secret", "group.id": "mine"}')
     assert cli.main([*words, "--checkpoint", str(trained / "model")]) == 2
     told = capsys.readouterr().err
     assert message in told and "secret" not in told

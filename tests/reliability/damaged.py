@@ -375,8 +375,7 @@ def main(name: str, root: str, seed: int, cases: int, first: int = 0) -> None:
         else:
             if not (same(got, content) if form.right is None else form.right(copy, got)):
                 failures.append(f"case {case}: {what}: read without an error, and wrong")
-            unsure = form.right is not None and _plain_tables(copy) is UNSURE
-            tally["unsure" if unsure else "right"] += 1
+            tally["unsure" if (form.right is not None and _plain_tables(copy) is UNSURE) else "right"] += 1
         finally:
             faulthandler.cancel_dump_traceback_later()
         if len(failures) == 10:

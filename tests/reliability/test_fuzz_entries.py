@@ -504,8 +504,7 @@ def check_read(world: Any, data: Any) -> None:
             return True
         repeated = len(set(items["item"])) < 3 or len(set(users["user"])) < len(people)
         lost = not set(events["item"]) <= set(items["item"]) or not set(events["user"]) <= set(users["user"])
-        times = all(is_integer(value, low=FLOOR, high=4_102_444_801) for value in events["time"])
-        return repeated or lost or not times
+        return repeated or lost or not all(is_integer(value, low=FLOOR, high=4_102_444_801) for value in events["time"])
 
     try:
         got = damaged._rows_of(aif.read(events, items=items, users=users, columns=damaged.COLUMNS))
