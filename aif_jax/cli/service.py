@@ -137,7 +137,7 @@ def index_follow(
                     count = follower.step(1.0)
                     bar.update(count)
                     idle = 0 if count else idle + 1
-        fine = follower.flush() and idle < PATIENCE
+        fine = follower.flush() and not (until_idle and idle >= PATIENCE)
     return FINE if fine else PROBLEMS, follower.metrics()
 
 
