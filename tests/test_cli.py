@@ -235,15 +235,20 @@ def test_from_files_to_an_exported_folder(folder, tmp_path, run):
 
 
 def test_a_teacher_is_a_model_or_a_label_of_a_rankers_log(folder, trained, tmp_path, run):
-    events = pq.read_table(folder / "events.parquet").slice(0, 400)
+    events = pq.read_table(folder / "events.parquet")
     lines = {name: events[name].to_numpy() for name in ("user", "item", "time")}
-    lines |= {"stage": ["exposed"] * 400, "house": np.linspace(-1, 1, 400)}
+    lines |= {"stage": ["exposed"] * len(events), "house": np.linspace(-1, 1, len(events)), "click": lines["item"] % 2}
     pq.write_table(pa.table(lines), tmp_path / "log.parquet")
     words = ["train", *files(folder), *FLAGS, *SMALL, "--batch-size", 64, "--requests", 20, "--quiet", "--out"]
     run.told(*words, tmp_path / "taught", "--teacher", folder / "model")
     assert aif.Run.load(tmp_path / "taught").settings.teacher == trained.version
     run.told(*words, tmp_path / "logged", "--teacher", "house", "--cascade", tmp_path / "log.parquet")
     assert aif.Run.load(tmp_path / "logged").settings.teacher == "house, 40 candidates"
+    log, counts = ["--cascade", tmp_path / "log.parquet"], ["exposed=1", "ranked=1", "pre_ranked=0", "retrieved=0"]
+    run.told(*words, tmp_path / "clicks", *log, "--set", 'objectives=["click"]', "--task", "Cascaded", *counts)
+    added = ["--run", tmp_path / "clicks", *files(folder), "--quiet", "--out"]
+    run.told("add", "calibration", *added, tmp_path / "calibrated", *log)
+    assert "calibration" in aif.open(tmp_path / "calibrated").params["fitted"]
     message = "--teacher: expected the folder of a model, or with --cascade a label of it, got 'house'"
     run.refuses(2, message, *words, tmp_path / "other", "--teacher", "house")
 

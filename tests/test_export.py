@@ -319,6 +319,15 @@ def test_an_exported_index_scores_like_the_index(tmp_path):
     np.testing.assert_allclose(got, np.asarray(jax.jit(model.joint)(params, user, items))[left], rtol=0, atol=1e-6)
 
 
+def test_a_block_of_bfloat16_is_restored_with_its_index(tmp_path, monkeypatch, lightly):
+    item = Paired.item
+    monkeypatch.setattr(Paired, "item", lambda *given: {name: leaf.astype("bfloat16") for name, leaf in item(*given).items()})
+    model, params = demo.build(blocks=(Paired(),), sequence=False)
+    index = ItemIndex.build(aif.Trained(model, params), [(np.arange(49), demo.items(49))], batch_size=16, progress=False)
+    export.save(tmp_path / "model", aif.Trained(model, params), index, platforms=("cpu",))
+    assert demo.same(export.restore(tmp_path / "model").index.take([3, 9]), index.take([3, 9]))
+
+
 @pytest.mark.parametrize("edit, message", [
     (lambda m: m.update(format="other"), "expected the format"),
     (lambda m: m.update(format_version=4), "expected format_version 3, got 4"),

@@ -43,6 +43,7 @@ def logits(params, inputs, head):
 
 def test_the_sum_of_logits_has_a_bias_alone():
     made = heads.LogitSum().init(jax.random.key(0), {"tower": {"user": 4}}, 1)
+    refused(ValueError, "head: expected a Flax module without a name, got 'total'", demo.config, head=FlaxTotal(name="total"))
     assert made.keys() == {"bias"} and made["bias"].shape == () and heads.LogitSum().first_layer(made).kernels == {}
     terms = [HeadInputs(), HeadInputs(logit=jnp.array([1.0, 2.0])), HeadInputs(logit=jnp.array([10.0, 20.0]))]
     assert logits({"bias": jnp.float32(0.5)}, terms, heads.LogitSum()).tolist() == [11.5, 22.5]

@@ -176,14 +176,6 @@ def test_ranks_in_the_catalogue_do_not_depend_on_the_future(monkeypatch):
     np.testing.assert_array_equal(rank_catalogue(model, params, data(), positions[::-1])[::-1], whole)
 
 
-def test_without_them_schema_and_columns_are_what_they_were():
-    assert "item_statistics" not in json.dumps(aif.Columns().to_json())
-    plain = aif.read(events(), items=items(), columns=aif.Columns(item_floats=("price",)), progress=False)
-    assert "item_statistics" not in json.dumps(plain.schema.to_json())
-    assert plain.statistics is None and plain.statistic_columns([1], START) == {}
-    np.testing.assert_array_equal(plain.catalogue.items.floats[:, 0], data().catalogue.items.floats[:, 0])
-
-
 def test_a_table_of_items_without_them_is_refused_with_the_way_out(tmp_path):
     message, written = r"column 'events_half_life_3600': missing .*statistic_columns\(ids, time\)", tmp_path / "items.csv"
     refused(ValueError, message, encode_items, items(), data().encoder)

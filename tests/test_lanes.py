@@ -71,10 +71,6 @@ def test_an_option_that_this_xla_lacks_is_left_out(monkeypatch):
     refused(jax.errors.JaxRuntimeError, "many", light.options.__wrapped__)
 
 
-def test_a_child_starts_with_the_flags(python):
-    assert python("import jax; print(jax.numpy.ones(2).sum())", lightly=True).strip() == "2.0"
-
-
 def test_what_is_compiled_inside_is_compiled_with_the_options(monkeypatch):
     monkeypatch.setattr(light, "options", lambda: {"xla_no_such_option": True})
     with light.lightly_compiled(), pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):

@@ -103,8 +103,7 @@ def test_recall_equals_the_mean_over_all_orders_of_ties(data):
 def test_log_loss_and_calibration_equal_the_definitions(data, bins):
     scores, labels, _, where = data
     close(log_loss(scores, labels, where=where), reference.log_loss(scores, labels, where))
-    ours = metrics.calibration(scores, labels, where=where, bins=bins)
-    close(ours[:2], reference.calibration(scores, labels, where, bins))
+    close(metrics.calibration(scores, labels, where=where, bins=bins)[:2], reference.calibration(scores, labels, where, bins))
 
 
 def test_bins_of_a_calibration_are_those_of_scikit_learn():
@@ -182,8 +181,7 @@ def test_agreement_with_a_ranker_by_hand():
     ranker = [[9.0, np.nan, 8.0, 7.0], [9.0, 8.0, 7.0, np.nan]]
     assert metrics.ranker_recall_at_k(scores, ranker, k=2) == (0.25, 2, 0)  # {0, 2} and {0, 1}, passed on {0, 1} and {3, 2}
     assert metrics.ranker_recall_at_k(scores, ranker, k=3, top=1) == (0.5, 2, 0)
-    where = np.array([[True] * 4, [False, True, True, True]])
-    assert metrics.ranker_recall_at_k(scores, ranker, k=2, where=where).value == 0.5
+    assert metrics.ranker_recall_at_k(scores, ranker, k=2, where=np.array([[True] * 4, [False, True, True, True]])).value == 0.5
     refused(ValueError, "ranker_scores: expected the shape of scores", metrics.ranker_recall_at_k, scores, [1.0], k=2)
 
 
@@ -214,8 +212,7 @@ def test_an_interval_covers_the_truth_about_as_often_as_it_says(monkeypatch):
     monkeypatch.setattr(intervals, "DRAWS", 300)
     rng, inside = np.random.default_rng(3), 0
     for _ in range(200):
-        metric = ByUser(np.arange(50), rng.normal(1, 1, 50), rng.integers(1, 9, 50).astype(float))
-        low, high = metrics.user_interval(metric)[1:]
+        low, high = metrics.user_interval(ByUser(np.arange(50), rng.normal(1, 1, 50), rng.integers(1, 9, 50).astype(float)))[1:]
         inside += low <= 1 <= high
     assert 0.88 <= inside / 200 <= 0.99
 

@@ -203,8 +203,7 @@ async def test_the_engine_answers_with_all_logits_by_bid_and_of_nothing(served):
     everything = np.asarray(served.joint(served.params, served.user(3), served.features))[:60]
     async with served.engine(batch_size=2) as engine:
         priced = await engine.rank(aif.Request(user=3, context=bids_for(ids), order="bid"), 5)
-        value = sigmoid(everything[:, 0]) * bids_for(ids).bids
-        np.testing.assert_allclose(priced.scores, np.sort(value)[::-1][:5], rtol=1e-4)
+        np.testing.assert_allclose(priced.scores, np.sort(sigmoid(everything[:, 0]) * bids_for(ids).bids)[::-1][:5], rtol=1e-4)
         by_logit = await engine.rank(aif.Request(user=3, context=ids), 8)
         assert by_logit.logits.shape == (8, 3) and (np.diff(by_logit.scores) <= 0).all()
         nothing = await engine.rank(aif.Request(user=3, context=np.zeros(0, np.int64)), 4)
@@ -238,8 +237,7 @@ def test_an_export_has_all_logits_probabilities_and_orders(served, tmp_path):
     made = export.restore(tmp_path / "model")
     assert made.check_golden() < 1e-4
     export.save(tmp_path / "again", aif.open(tmp_path / "model"), made.index, **(given | {"orders": made.orders}))
-    again = export.load(tmp_path / "again")
-    np.testing.assert_allclose(again.value("value", logits, bids), expected, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(export.load(tmp_path / "again").value("value", logits, bids), expected, rtol=1e-3, atol=1e-4)
     named = {"a b": orders["plain"]}, {"x": lambda p, bid: p["price"]}, {"x": "p.like * bid"}
     for wrong, message in zip(named, ("orders: expected names of letters", "'price'", "function f"), strict=True):
         options = given | {"orders": wrong}

@@ -118,8 +118,7 @@ def test_orders_that_do_not_fit_are_refused_at_the_start():
     assert orders.names == ("bid", "both") and orders.functions[0]({"click": 2}, 3) == 6 and not orders.need_bids
     assert orders == orders_of(config, ServingConfig(orders={"both": both})) and hash(orders)  # so that engines share programs
     refused(ValueError, "orders: expected another name than 'logit'", orders_of, config, ServingConfig(orders={"logit": both}))
-    without = config.replace(schema=dataclasses.replace(config.schema, side=()))
-    orders = orders_of(without, ServingConfig(orders={"both": both}))
+    orders = orders_of(config.replace(schema=dataclasses.replace(config.schema, side=())), ServingConfig(orders={"both": both}))
     assert orders.need_bids == {"bid"}
     orders.expect("bid", given=True)
     orders.expect("both", given=False)

@@ -51,8 +51,7 @@ def test_scores_are_judged_like_models(slices, name, monkeypatch):
     config = aif.Config(schema=data.dataset.schema, blocks=(models.DOT,), **models.SMOKE | dict(head=aif.heads.LogitSum()))
     built = aif.build(config)
     params = built.init(jax.random.key(0), data.dataset.catalogue)
-    trial = question.Trial(dataset=name, model=question.BASE, split="test")
-    wanted = question.evaluate(trial, on.part, built, params, data)
+    wanted = question.evaluate(question.Trial(dataset=name, model=question.BASE, split="test"), on.part, built, params, data)
     every = np.zeros((len(on.requests.positions), len(on.counts)), np.float32)
     whole = dataclasses.replace(data.dataset, repeats=True)  # a peer scores what was met too: the judge leaves it out
     for rows, found in catalogue_scores(built, params, whole, on.requests.positions):

@@ -31,8 +31,7 @@ def pipeline(data, *, counted=None, **changes) -> Pipeline:
     config = aif.Config(schema=data.schema, width=8, short_length=4, long_length=32, blocks=(blocks.Bea(bridges=2),))
     positions = sample_positions((counted or data).log, min_history=1)
     source = sampled_negatives(data, sampler=NegativeSampler(item_counts(counted or data, positions)), negatives=2)
-    given = dict(dataset=data, positions=positions, source=source, config=config, batch_size=48, epochs=2)
-    return Pipeline(**given | changes)
+    return Pipeline(**dict(dataset=data, positions=positions, source=source, config=config, batch_size=48, epochs=2) | changes)
 
 
 SHAPES = [{}, {"buckets": (8, 16)}, {"positions": range(1199, 0, -1)}, {"positions": [*range(0, 1200, 2), *range(1, 1200, 2)]}]

@@ -9,7 +9,6 @@ import select
 import sys
 import time
 
-import numpy as np
 import pytest
 
 import aif_jax as aif
@@ -105,15 +104,6 @@ def test_fit_evaluate_and_index_show_bars_on_a_terminal_and_nothing_when_silent(
     aif.ItemIndex.build(aif.Trained(small, trained.params, data.encoder), data.catalogue, batch_size=64, progress=False)
     trained.evaluate(data, progress=False)
     assert terminal.getvalue() == shown and capsys.readouterr().out == ""
-
-
-def test_files_are_read_with_a_bar_or_silently(terminal, monkeypatch):
-    monkeypatch.setattr(sys, "stderr", terminal)
-    table = {"item": np.arange(3), "category": np.arange(3)}
-    aif.read({"user": [1, 1], "item": [0, 1], "time": [5, 6]}, items=table, columns=aif.Columns(), progress=False)
-    assert terminal.getvalue() == ""
-    aif.read({"user": [1, 1], "item": [0, 1], "time": [5, 6]}, items=table, columns=aif.Columns())
-    assert "rows" in terminal.getvalue()
 
 
 @pytest.fixture(scope="module")

@@ -86,8 +86,7 @@ def smoke():
     (part,) = question.parts_of(question.Trial(dataset="smoke", model=""), data)
     positions = np.intersect1d(part.seen, sample_positions(data.dataset.log, min_history=5))
     rng = np.random.default_rng(0)
-    at = rng.permutation(positions)[:40]
-    return data, part, at, rng.integers(1, len(data.dataset.catalogue), (40, 12)).astype(np.int32)
+    return data, part, rng.permutation(positions)[:40], rng.integers(1, len(data.dataset.catalogue), (40, 12)).astype(np.int32)
 
 
 def test_features_of_the_trees_by_a_plain_count(smoke):
@@ -182,8 +181,7 @@ def test_recency_is_a_vector_for_each_half_life():
 
 
 def test_clusters_are_of_items_with_a_training_event():
-    data = datasets.load("smoke")
-    config = question.config_of(question.Trial(dataset="smoke", model=cascade.MODELS["aif_similar"]), data)
+    config = question.config_of(question.Trial(dataset="smoke", model=cascade.MODELS["aif_similar"]), datasets.load("smoke"))
     config = config.replace(blocks=(models.Similar(clusters=(2, 5)),))
     user, item = np.random.default_rng(0).integers(1, 60, (2, 900))
     made = np.asarray(models.with_clusters({"fitted": {}}, config, user, item)["fitted"]["similar"]["table"])

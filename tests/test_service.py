@@ -71,8 +71,7 @@ def test_json_keeps_numbers_and_text_and_refuses_what_is_no_json():
 def test_an_answer_is_json_whatever_its_numbers_are():
     texts = np.array(["é", ""], np.dtypes.StringDType())
     fields = {"scores": np.float32([0.1, -np.inf]), "ids": texts, "positions": {3: 14}, "age": np.nan}
-    read = {"scores": [0.1, None], "ids": ["é", ""], "positions": {"3": 14}, "age": None}
-    assert json.loads(front.encode(fields)) == read
+    assert json.loads(front.encode(fields)) == {"scores": [0.1, None], "ids": ["é", ""], "positions": {"3": 14}, "age": None}
 
 
 def test_a_callers_name_comes_back_cut():
@@ -165,7 +164,7 @@ def test_a_feature_source_knows_users_and_the_service_says_how_often_it_fails_an
         assert line.endswith(" 4.0")
 
 
-def test_a_damaged_record_is_no_fault_of_the_caller():
+def test_a_damaged_record_is_no_fault_of_the_caller(caplog):
     records = {"torn": Record({"user": "torn"}, {"item": [17], "time": ["soon"]})}
 
     async def get(user):
@@ -179,6 +178,7 @@ def test_a_damaged_record_is_no_fault_of_the_caller():
             with pytest.raises(ServiceError, match="the service failed: SourceError") as refused:
                 client.rank(user=user, candidates=IDS, k=3)
             assert refused.value.status == 500
+    assert caplog.text.count("a call failed: ") == 1  # in a minute
     with running(exports().root / "one", config=config) as service, service.client() as client:
         for call in (client.prepare, functools.partial(client.score, candidates=IDS)):
             with pytest.raises(ServiceError, match="got a user id alone") as refused:
@@ -475,8 +475,7 @@ def test_metrics_are_scraped(client, monkeypatch):
     families, calls = scraped()
     assert calls["rank", "OK"] >= 1 and calls["score", "INVALID_ARGUMENT"] and calls["infer", "INVALID_ARGUMENT"] == infers + 1
     assert calls["explain", "INTERNAL"] == 1 and not {method for method, _ in calls} - set(front.CALLS)
-    labels = {"version": exports().index["one"].version[:12], "folder": "one"}
-    assert families["aif_answered"].samples[0].labels == labels
+    assert families["aif_answered"].samples[0].labels == {"version": exports().index["one"].version[:12], "folder": "one"}
     assert families["aif_model_age_seconds"].samples[0].value > 0
     assert {s.labels["stage"] for s in families["aif_stage_seconds"].samples} >= {"user", "score", "total"}
 

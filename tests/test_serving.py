@@ -102,8 +102,7 @@ async def test_item_ids_may_be_strings(world):
     index = aif.ItemIndex.build(trained, (names, world.features), progress=False, **sizes)
     async with world.engine(index=index) as engine:
         by_number = {count: await engine.rank(Request(user=3, context=list(names[:count])), 8) for count in (40, 5)}
-        wanted = np.argsort(-world.logits(3, world.ids[:40]), kind="stable")[:8]
-        assert by_number[40].ids.tolist() == names[wanted].tolist()
+        assert by_number[40].ids.tolist() == names[np.argsort(-world.logits(3, world.ids[:40]), kind="stable")[:8]].tolist()
         assert by_number[5].ids[5:].tolist() == ["", "", ""] and not by_number[5].mask[5:].any()
         assert (await engine.rank(Request(user=3, context=names[:0]), 2)).ids.tolist() == ["", ""]
 
@@ -571,8 +570,7 @@ print(jax.config.read("jax_cpu_enable_async_dispatch"), ready)
 @pytest.mark.parametrize(("environment", "shown"), [({}, "False True"), ({"JAX_CPU_ENABLE_ASYNC_DISPATCH": "true"}, "True")])
 def test_a_process_that_serves_computes_in_the_calling_thread(environment, shown):
     without = {name: value for name, value in os.environ.items() if name != "JAX_CPU_ENABLE_ASYNC_DISPATCH"}
-    words = [sys.executable, "-c", INLINE]
-    done = subprocess.run(words, capture_output=True, text=True, check=True, env=without | environment)
+    done = subprocess.run([sys.executable, "-c", INLINE], capture_output=True, text=True, check=True, env=without | environment)
     assert done.stdout.startswith(shown), done.stderr
 
 

@@ -194,6 +194,12 @@ def test_where_a_zero_gradient_changes_nothing_the_whole_table_is_that_of_the_de
     np.testing.assert_allclose([m["grad_norm"] for m in metrics], [m["grad_norm"] for m in expected], rtol=1e-4)
 
 
+def test_an_optimizer_may_keep_the_parameters_in_its_state():
+    model, params = demo.build(**demo.SMALL)
+    _, metrics = run(model, params, optax.contrib.prodigy(), [batch_of(model.config, seed=1)] * 3, sparse=())
+    assert metrics[2]["loss"] < metrics[0]["loss"]
+
+
 def test_lazy_adam_is_dense_adam_on_rows_that_every_batch_names():
     model, params = demo.build(**demo.SMALL)
     batches = [batch_of(model.config, seed=1)] * 4

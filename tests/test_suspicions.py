@@ -1,6 +1,5 @@
 """What `read` accepts and is seldom meant: `check` names it, `read` logs it; a profile; and both agree on what is a problem."""
 
-import dataclasses
 import json
 import re
 
@@ -102,19 +101,6 @@ def test_each_suspicion_is_named_by_check_and_logged_by_read(spoil, kind, column
     logged = [record for record in caplog.records if record.name == "aif_jax.readers.read"]
     assert len(logged) == len(report.suspicions) and all(record.levelname == "WARNING" for record in logged)
     assert f"{kind}: " in caplog.text
-
-
-def test_all_suspicions_at_once(tmp_path):
-    """From files: rows are lines of the file, and no suspicion hides another."""
-    data = tables()
-    for spoil, *_ in CASES[3::-1]:  # the events are repeated last
-        spoil(data)
-    for name, table in data.items():
-        pq.write_table(pa.table(table), tmp_path / f"{name}.parquet")
-    report = run({name: tmp_path / f"{name}.parquet" for name in data})
-    assert {s.kind for s in report.suspicions} == {kind for _, kind, *_ in CASES} and report.clean
-    assert {s.file for s in report.suspicions} == {str(tmp_path / "events.parquet"), str(tmp_path / "items.parquet")}
-    assert json.loads(json.dumps(dataclasses.asdict(report)))["suspicions"][0]["kind"] == "duplicate event"
 
 
 def test_one_event_of_a_second_file_again(tmp_path):

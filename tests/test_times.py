@@ -63,8 +63,7 @@ def test_dates_of_64_bits_and_far_ones():
         events = {"user": [1], "item": [1], "time": pa.array([datetime.date(2022, 5, 6)], type_)}
         for unit in PER_SECOND:
             columns = aif.Columns(time_unit=unit)  # type: ignore[arg-type]
-            data = aif.read(events, items={"item": [1], "category": [1]}, columns=columns)
-            assert data.log.time.tolist() == [NOON - 43_200]
+            assert aif.read(events, items={"item": [1], "category": [1]}, columns=columns).log.time.tolist() == [NOON - 43_200]
     far = {"user": [1, 1], "item": [1, 1], "time": pa.array([2**61, -(2**61)], pa.timestamp("s"))}
     assert aif.check(far, columns=aif.Columns(time_unit="ns")).totals == {"time unit": 2}
 

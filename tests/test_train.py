@@ -81,8 +81,7 @@ def test_a_step_is_the_optimizer_on_the_gradient_of_joint(model, params, batch):
 
     trained = {name: group for name, group in params.items() if name != "fitted"}
     loss, gradient = jax.jit(jax.value_and_grad(objective))(trained)
-    few = jax.tree.map(lambda x: x[:2], batch)
-    after, metrics = train.make_step(model, optimizer, loss=losses.pointwise_bce)(start, few)
+    after, metrics = train.make_step(model, optimizer, loss=losses.pointwise_bce)(start, jax.tree.map(lambda x: x[:2], batch))
     expected = jax.tree.map(lambda p, g: p - 0.5 * g, trained, gradient)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), after.trained, expected)
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)

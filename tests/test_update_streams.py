@@ -17,8 +17,8 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import checkpoint, cli
-from aif_jax.connectors import Follower, KafkaStream, SnapshotStore, StreamError, follow
-from aif_jax.connectors.streams import Message, decode, encode, tombstone_key
+from aif_jax.connectors import Follower, KafkaStream, SnapshotStore, StreamError, follow, kafka
+from aif_jax.connectors.streams import MAX_BYTES, Message, decode, encode, tombstone_key
 from aif_jax.index import IndexWriter, ItemIndex
 from aif_jax.index import writer as writers
 from aif_jax.index.writer import snapshots
@@ -66,12 +66,12 @@ class Broker:
             self.producer.commit_transaction(20)
         assert not self.producer.flush(20)
 
-    def rejected(self) -> list[bytes | None]:
+    def rejected(self) -> list[tuple[bytes | None, bytes | None]]:
         stream = KafkaStream(f"kafka://{self.address}/{self.name}.rejected")
         stream.begin({})
         found, until = [], time.monotonic() + 3
         while time.monotonic() < until and not found:
-            found += [message.value for message in stream.poll(0.2, 100)]
+            found += [(message.key, message.value) for message in stream.poll(0.2, 100)]
         stream.close()
         return found
 
@@ -118,8 +118,8 @@ def test_an_index_follows(kafka_address, tmp_path):
     drain(follower, until=9)
     assert prices(writer.index) == {"i0": 1.0, "i1": 8.0}
     assert (follower.counters["rejected"], follower.counters["applied"], follower.counters["repeated"]) == (3, 6, 0)
-    values = broker.rejected()
-    assert values[0] == b"poison" and len(values) == 3
+    rejected = broker.rejected()
+    assert rejected[0] == (None, b"poison") and len(rejected) == 3
     metrics = follower.metrics()
     assert metrics["counters"]["stream_messages"] == 9 and metrics["gauges"]["stream_age_seconds"] < 60
     writer.close()
@@ -228,6 +228,21 @@ def test_a_message_that_cannot_be_rejected_is_not_passed(following, monkeypatch)
     broker.send(b"poison")
     refused(OSError, "broker gone", drain, follower, until=1)
     assert writer.positions == {}
+
+
+def test_of_a_rejected_message_that_is_too_large_the_key_is_left(following):
+    broker, _, follower = following({})
+    follower.stream.reject(Message(0, 7, b"key", bytes(3 * MAX_BYTES)), "no item")
+    assert broker.rejected() == [(b"key", None)]
+
+
+def test_a_broker_that_does_not_answer_stops_nothing(following, monkeypatch):
+    broker, _, follower = following({})
+    monkeypatch.setattr(kafka, "REFRESH", 0.0)
+    monkeypatch.setattr(kafka, "SECONDS", 1e-6)
+    refused(follower.stream._client.KafkaException, "", follower.stream._partitions)
+    broker.send(encode(items({"i1": 2.0})))
+    drain(follower, until=1)
 
 
 def test_a_stream_of_another_kind_stops_the_follower(following, monkeypatch):

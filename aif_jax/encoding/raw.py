@@ -15,14 +15,14 @@ NUMBERS = (numbers.Real, decimal.Decimal, np.bool_)
 
 
 def names_in(table: Any) -> list[str]:
-    """Return the columns of a mapping or of an Arrow batch or table."""
-    return table.schema.names if hasattr(table, "schema") else list(table)
+    """Return the columns of a mapping, a data frame, or an Arrow batch or table."""
+    return table.column_names if hasattr(table, "column_names") else list(getattr(table, "columns", table))
 
 
 def column_of(table: Any, name: str) -> Any:
-    """Return a column of events, a mapping or an Arrow batch or table, as a list or a NumPy array."""
+    """Return a column of events, as `names_in` takes them, as a list or a NumPy array."""
     expect(name in (present := names_in(table)), "events", f"a column {name!r}", present)
-    values = plain(table.column(name) if hasattr(table, "schema") else table[name])
+    values = plain(table.column(name) if hasattr(table, "column_names") else table[name])
     values = values if isinstance(values, list | np.ndarray) else np.asarray(values)
     if not (isinstance(values, list) or values.ndim):
         raise ValueError(f"events, column {name!r}: expected a list of values, got {table[name]!r:.80}")

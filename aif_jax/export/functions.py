@@ -90,14 +90,14 @@ def functions_of(
     known = orders or model.config.outputs > 1 or any(path.startswith(f"fitted/{GROUP}/") for path in params)
     return {
         "user": model.user,
-        "item": item_rows(model),
+        "item": exported_item(model),
         "interaction": lambda p, x: {"logits": model.interaction(p, x["state"], x["rows"])},
         **({PROBABILITY: probability} if known else {}),
         **{f"{ORDER}{name}": value(order) for name, order in orders.items()},
     }
 
 
-def item_rows(model: PreRanker) -> Callable[[Params, Any], Any]:
+def exported_item(model: PreRanker) -> Callable[[Params, Any], Any]:
     """Return the item function of N items; a block's bfloat16 comes as float32, as an index and an engine have it."""
     return lambda params, items: widen(jax.vmap(model.item, (None, 0))(params, items))
 
@@ -176,7 +176,7 @@ def specs_of(arrays: Mapping[str, Any]) -> Specs:
 def _pair(model: PreRanker, params: Specs, bounds: Bounds) -> dict[str, Any]:
     """Return specs of one state and C rows."""
     tree, schema, dims = nest(params), model.config.schema, symbols("cl", bounds)
-    rows = jax.eval_shape(item_rows(model), tree, item_specs(schema, lead=(dims["c"],)))
+    rows = jax.eval_shape(exported_item(model), tree, item_specs(schema, lead=(dims["c"],)))
     return {"state": jax.eval_shape(model.user, tree, user_specs(schema, length=dims["l"])), "rows": rows}
 
 

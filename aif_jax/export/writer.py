@@ -167,6 +167,5 @@ def _entries(specs: functions.Specs) -> list[dict[str, Any]]:
 
 def _axes(config: Config, bounds: functions.Bounds) -> dict[str, Any]:
     """Return bounds and compiled sizes of every axis."""
-    candidates = [1 << i for i in range(6, 15) if 1 << i >= bounds["c"][0]]
-    sizes = {"c": candidates, "l": [config.history_length], "n": [1, 64, 4096]}
+    sizes = {"c": [1 << i for i in range(6, 15) if 1 << i >= bounds["c"][0]], "l": [config.history_length], "n": [1, 64, 4096]}
     return {name: {"minimum": low, "maximum": high, "buckets": sizes[name]} for name, (low, high) in bounds.items()}

@@ -46,8 +46,7 @@ def raw_keys(raw: Any, name: str, *, like: IdKind | None = None) -> np.ndarray:
     keys = ids if isinstance(ids, np.ndarray) else hashes(ids)
     kind = kind_of(keys)
     expect(like is None or kind in (None, like), name, like, kind, error=TypeError)
-    allowed = kind != "integers" or keys.min() != EMPTY
-    expect(allowed, name, f"ids but {EMPTY}, which is reserved", "it; give the item another")
+    expect(kind != "integers" or keys.min() != EMPTY, name, f"ids but {EMPTY}, which is reserved", "it; give the item another")
     return keys
 
 

@@ -212,10 +212,11 @@ class ItemIndex:
         program = ItemProgram(trained, **options)
         wanted = leaves_by_path(program.columns(), separator=".")
         expect_names(rows, "rows", wanted)
-        leaves = [
-            expect_array(rows[name], name, dtype=leaf.dtype, shape=(len(keys), *leaf.shape[1:]))
-            for name, leaf in wanted.items()
-        ]
+        leaves = []
+        for name, leaf in wanted.items():
+            exported = (rows[name].dtype, leaf.dtype) == (np.float32, jnp.bfloat16)  # a block's, see `exported_item`
+            values = rows[name].astype(leaf.dtype) if exported else rows[name]
+            leaves.append(expect_array(values, name, dtype=leaf.dtype, shape=(len(keys), *leaf.shape[1:])))
         columns = jax.tree.unflatten(jax.tree.structure(program.columns()), leaves)
         batches = ((keys[part], program.packed(take(columns, part))) for part in program.parts(len(keys)))
         return cls(*fill(program, batches, known=len(keys), kind=kind))

@@ -420,11 +420,9 @@ class Cells(NamedTuple):
             spare = f"^({mark})+|({mark})+$|({mark})({mark})+"
             values = compute.replace_substring_regex(values.cast(arrow.large_string()), spare, r"\3")
             values = compute.split_pattern(compute.if_else(compute.equal(values, ""), None, values), columns.bag_separator)
-        if arrow.types.is_dictionary(value := values.type.value_type):
-            values = values.cast(arrow.list_(value.value_type))
         first = compute.list_slice(values, 0, length, return_fixed_size_list=True)  # nulls where there are fewer
         lengths = values.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
-        coded = self._replace(values=first.values, width=length).coded(text=self.column in columns.text)
+        coded = self._replace(values=plain(first.values), width=length).coded(text=self.column in columns.text)
         return coded, int(np.count_nonzero(lengths > length))
 
 

@@ -151,8 +151,7 @@ def without_terms(trained: Trained) -> Params:
     terms = [name for name in ("pure_svd", "item_offset") if config.find(name) is not None]
     if GROUP in params.get("fitted", {}) or not terms:
         return params
-    zero = jax.tree.map(np.zeros_like, {name: params["fitted"][name] for name in terms})
-    return params | {"fitted": params["fitted"] | zero}
+    return params | {"fitted": params["fitted"] | jax.tree.map(np.zeros_like, {name: params["fitted"][name] for name in terms})}
 
 
 def judge(

@@ -148,7 +148,9 @@ def init_state(params: Params, optimizer: optax.GradientTransformation) -> Train
     trained = {name: group for name, group in params.items() if name != FITTED}
     fitted, zero = {name: group for name, group in params.items() if name == FITTED}, jnp.zeros((), jnp.int32)
     with jax.numpy_dtype_promotion("standard"):
-        opt_state = optimizer.init(trained)
+        opt_state, seen = optimizer.init(trained), {id(leaf) for leaf in jax.tree.leaves(trained)}
+    # an optimizer may keep the parameters or one array twice; no two arrays that a step consumes are one
+    opt_state = jax.tree.map(lambda leaf: jnp.array(leaf) if id(leaf) in seen else seen.add(id(leaf)) or leaf, opt_state)
     return TrainState(step=zero, skipped=zero.copy(), trained=trained, fitted=fitted, opt_state=opt_state)
 
 

@@ -20,7 +20,7 @@ from aif_jax.service.process import Listening
 from tests import proxies
 from tests.client import Client
 from tests.reliability.sizes import FULL, SMOKE, Sizes, fully, resident
-from tests.service_world import IDS, SERVING, Running, connected, exports, running
+from tests.service_world import IDS, SERVING, Running, Slow, connected, exports, running, until
 
 pytestmark = pytest.mark.lane("standing")
 TOKEN = "open sesame"
@@ -124,6 +124,23 @@ def drip(going: dict[socket.socket, bytes], meanwhile: Callable[[], object] = la
         time.sleep(0.1)
         meanwhile()
     raise AssertionError(f"{len(going)} connections are still there, with the drips {set(going.values())}")
+
+
+def test_a_call_ends_with_its_caller(name, tmp_path):
+    source = Slow()
+    with service(source=source) as made, proxies.proxy(name, [made.address], tmp_path) as (address, _):
+        with connected(address, POST + KEY + b'content-length: 42\r\n\r\n{"user": "ann", "candidates": [17], "k":1}'):
+            until(lambda: source.started)
+        until(lambda: source.cancelled and made.service.service.calls["rank", "CANCELLED"])
+
+
+def test_nginx_gives_up_a_replica_that_takes_calls_and_answers_none(tmp_path):
+    proxies.find("nginx")
+    with service() as made, socket.create_server(("127.0.0.1", 0)) as silent:
+        addresses = [f"http://127.0.0.1:{silent.getsockname()[1]}", made.address]
+        with proxies.proxy("nginx", addresses, tmp_path, affinity=False) as (address, _):
+            start, front = time.monotonic(), made._replace(address=address)
+            assert [front.call() for _ in range(3)] == [200] * 3 and time.monotonic() - start < 30
 
 
 LINE = b"x-%s: %s\r\n" % (b"n" * 20, b"v" * 4000)
