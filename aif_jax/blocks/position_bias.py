@@ -20,7 +20,7 @@ class PositionBias(Block):
     - Paper: the bias tower of Zhao et al. 2019 (RecSys, "Recommending what video to watch next"); PAL (Guo et al. 2019, RecSys)
       multiplies probabilities instead.
     - Cost: none in serving.
-    - When: the log holds impressions with their positions, see `Columns.position`.
+    - When: task `Impressions`, with positions by `Columns.position`. Negatives of `NextItem` were never shown: it learns that.
 
     Attributes:
       positions: display positions with a bias each; later ones share the last.
