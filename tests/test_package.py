@@ -83,7 +83,7 @@ MOST_AT_DOOR = 19  # files directly in the package
 ROOM = 12  # files of a room
 CROWDED = {"blocks": 14}
 """Rooms with more files than ROOM: the blocks, one file an approximation."""
-MOST_LINES = 21940
+MOST_LINES = 21939
 MOST_LINES_OF_EXPERIMENTS = 7864
 TOP_LEVEL = {*".ci .github .gitignore LICENSE README.md pyproject.toml aif_jax docs experiments tests".split()}
 

@@ -344,7 +344,7 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
     (lambda: Listening(max_candidates=0), "max_candidates: expected more than 0, got 0"),
     *((lambda bids=bids: aif.Candidates([1, 2, 3], bids), message) for bids, message in (
         (np.ones(2), "bids: expected one bid for each of 3 ids, got shape [2]"),
-        ([1, 2, np.nan], "bids: expected finite bids"), ([1, 2, -1], "bids: expected finite bids"),
+        *(([1, 2, bid], "bids: expected finite bids") for bid in (np.nan, -1, 1e39)),
         ("abc", "bids: expected numbers [C]"), (["1.5", "2", "3"], "bids: expected numbers [C], none null, got '1.5' at "),
         ([True, False, True], "none null, got bool"), ([1, None, 2], "expected numbers [C], none null, got None at position 1"),
     )),

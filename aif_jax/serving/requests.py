@@ -95,11 +95,10 @@ class Candidates:
             each = enumerate(np.ravel(np.array(self.bids, object)))
             wrong = (f"{bid!r:.80} at position {at}" for at, bid in each if not isinstance(bid, int | float | np.number))
             expect(False, "bids", "numbers [C], none null", next(wrong, given.dtype))
-        bids = given.astype(np.float32, copy=False)
-        one_each, good = bids.shape == self.ids.shape, np.isfinite(bids).all() and (bids >= 0).all()
-        expect(one_each, "bids", f"one bid for each of {len(self.ids)} ids", f"shape {list(bids.shape)}")
+        one_each, good = given.shape == self.ids.shape, ((given >= 0) & (given <= np.finfo(np.float32).max)).all()
+        expect(one_each, "bids", f"one bid for each of {len(self.ids)} ids", f"shape {list(given.shape)}")
         expect(good, "bids", "finite bids of 0 or more", "some that are not")
-        object.__setattr__(self, "bids", bids)
+        object.__setattr__(self, "bids", given.astype(np.float32, copy=False))
 
 
 def plain_ids(raw: Any, name: str) -> np.ndarray:
