@@ -24,8 +24,7 @@ class Catalogue:
 
     Raises:
       TypeError: wrong dtype.
-      ValueError: names the field, what was expected and what came: wrong shape, id out of range, NaN or infinity, a row 0
-        that is not all zeros.
+      ValueError: names the field, expected and got: wrong shape, id out of range, NaN or infinity, a row 0 that is not zero.
 
     Example:
       >>> from aif_jax.schema import Attribute

@@ -5,6 +5,7 @@ are computed once, and where the feature of a candidate is a product r U, of its
 computed once a request: (r U) K = r (U K). A head without one gets the features, next to each other.
 """
 
+import collections
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, dataclass_transform
@@ -195,8 +196,26 @@ def _split(rows: jax.Array, sizes: Mapping[str, int]) -> dict[str, jax.Array]:
     return dict(zip(sizes, jnp.split(rows, list(itertools.accumulate(sizes.values()))), strict=False))
 
 
-def expect_terms(terms: Any, kernels: BlockKernels, item: jax.Array, name: str) -> None:
+class NotedKernels(collections.UserDict[str, jax.Array]):
+    """Kernels of one block that note which are read: one that `score` forgets would be trained by weight decay alone."""
+
+    def __init__(self, kernels: BlockKernels):
+        self.unread = set(kernels)
+        super().__init__(kernels)
+
+    def __getitem__(self, name: str) -> jax.Array:
+        self.unread.discard(name)
+        return self.data[name]
+
+
+jax.tree_util.register_pytree_node(  # for a `score` that gives them to `jax.jit` or `jax.tree.map`
+    NotedKernels, lambda k: (k.values(), tuple(k)), lambda names, each: NotedKernels(dict(zip(names, each, strict=True)))
+)
+
+
+def expect_terms(terms: Any, kernels: NotedKernels, item: jax.Array, name: str) -> None:
     """Raise TypeError or ValueError unless a block gives what `HeadInputs` says: sums would broadcast other shapes."""
+    unread = sorted(kernels.unread)
     expect(isinstance(terms, HeadInputs), name, "HeadInputs", type(terms).__name__, error=TypeError)
     fits = isinstance(terms.pairs, tuple) and all(isinstance(pair, tuple) and len(pair) == 2 for pair in terms.pairs)
     expect(fits, f"{name}, pairs", "a tuple of pairs, ((left, right),) for one", jax.tree.map(jnp.shape, terms.pairs))
@@ -209,7 +228,9 @@ def expect_terms(terms: Any, kernels: BlockKernels, item: jax.Array, name: str) 
         fits = jax.tree.leaves(got) == jax.tree.leaves(shape) or isinstance(part, float) and part == 0
         expect(fits, f"{name}, {field}", f"shape {shape}{of}", got)
     features = terms.pairs or not all(isinstance(part, float) for part in (terms.once, terms.item, terms.rest))
-    expect(features or not kernels, name, f"features times the kernels of {list(kernels)}", "none; give pairs or arrays")
+    wanted, got = f"features times the kernels of {list(kernels)}", f"none of {unread}; give it, or leave it out of `widths`"
+    expect(features or not kernels, name, wanted, "none; give pairs or arrays")
+    expect(not unread, name, wanted, got)
 
 
 def joined(inputs: Sequence[HeadInputs], item: jax.Array) -> jax.Array:

@@ -62,7 +62,7 @@ def inputs(params: Params, state: UserState, rows: ItemRow, *, config: Config) -
     if "tower" in kernels:
         given["tower"] = towers(kernels["tower"], jnp.asarray(state.vector), jnp.asarray(rows.vector))
     for block in config.blocks:
-        parts = kernels.get(block.name, {})
+        parts = heads.NotedKernels(kernels.get(block.name, {}))
         given[block.name] = block.score(own(params, block), state, rows, parts)
         heads.expect_terms(given[block.name], parts, jnp.asarray(rows.vector), f"{block.name}.score")
     return given

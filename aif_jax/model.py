@@ -175,8 +175,9 @@ def fit_tables(config: Config, catalogue: Catalogue, *, seed: int = 0) -> Params
     """
     expect(isinstance(catalogue, Catalogue), "init catalogue", "a Catalogue", type(catalogue).__name__, error=TypeError)
     check_encoding("init catalogue", expected=config.schema.encoding, got=catalogue.schema.encoding)
-    items, size = catalogue.items, config.schema.table_sizes["item"]
+    size, statistics = config.schema.table_sizes["item"], len(config.schema.statistics)
     expect(len(catalogue) == size, "init catalogue", f"a row for each of the {size} items of the schema", len(catalogue))
+    items = catalogue.with_statistics(np.zeros((size, statistics), np.float32)).items if statistics else catalogue.items
     has_content = not config.schema.content or items.content is not None
     expect(has_content, "init catalogue", f"content [{size}, {config.schema.content}]", None)
     with jax.ensure_compile_time_eval():  # fits run on the host, also where `init` is traced

@@ -2,8 +2,7 @@
 
 Profile u and short sequence Z are projected to width D, u' = u W_p and Z' = Z W_z; self-attention softmax(Z' Z'^T / sqrt D) Z'
 with a feed-forward network and masked pooling gives one vector, cross-attention softmax(u' Z'^T / sqrt D) Z' another; an MLP
-over [u', both] gives the user vector. Source: AIF (arXiv 2511.12934); age and position embeddings, residuals, layer norm are
-ours.
+over [u', both] gives the user vector. Source: AIF (arXiv 2511.12934), but for age and position embeddings and layer norm.
 """
 
 import jax

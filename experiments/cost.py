@@ -142,7 +142,7 @@ async def empty_engine(seconds: float) -> tuple[float, float]:
 
     async with Engine(made, 8, 8, {"budget": 1.0}) as service:
         version, rank = service.engine._current, service.rank
-        version.user, programs = known(version.user), version.snapshot.programs
+        version.user, programs = known(version.user), version.compiled.programs
         programs |= {bucket: known(call) for bucket, call in programs.items()}
         service.rank = lambda asked: rank(asked._replace(delays=Delays(0.0, 0.0)))
         _, load = [await services.closed_loop(service, "new", 16, of) for of in (0.0, seconds)]

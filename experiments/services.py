@@ -23,7 +23,7 @@ from aif_jax.serving import AsyncPreRanker, Request, ServingConfig, Timeline
 from aif_jax.serving.programs import COMPILER_OPTIONS, LOGIT, Programs, orders_of
 from aif_jax.serving.requests import Span
 from aif_jax.serving.scoring import TopCandidates, UserSide
-from aif_jax.serving.versions import build_snapshot
+from aif_jax.serving.versions import compile_index
 from aif_jax.store.codec import Storage
 from experiments import common, drawn
 
@@ -281,7 +281,7 @@ class Compiled:
         programs = Programs(made.model, max_k=k)
         self._user = programs.user(made.params)
         side, config = UserSide(self.user(0), 0.0), ServingConfig(buckets=tuple(sorted(sizes)), max_k=k, batch_size=1)
-        self._snapshot = build_snapshot(programs, made.params, side, made.index, config, orders_of(made.config, config))
+        self._compiled = compile_index(programs, made.params, side, made.index, config, orders_of(made.config, config))
 
     def user(self, number: int) -> Any:
         """Return the state of a request's user, ready on the device."""

@@ -163,6 +163,8 @@ LISTS = [[1, 2], [3], [4]]
     ("at", [1, 2], ValueError, "events: expected columns of one length, got {'sku': 3, 'at': 2, 'event': 3}"),
     ("at", LISTS, TypeError, "events, column 'at': expected integer times in 's' or datetime64, got lists of several lengths"),
     ("at", [[NOW]] * 3, ValueError, "events, column 'at': expected one time in each row, got shape [3, 1]"),
+    ("at", [20240501] * 3, ValueError, "got 20240501, a date written as a number, before a request of 16"),
+    ("at", ["2020-09-13", 20200913, 20200913], TypeError, "events, column 'at': expected integer times in 's' or datetime64"),
     ("event", ["buy", None, "view"], TypeError, "got str, then NoneType at position 1"),
     ("event", [True, None, False], TypeError, "got int, then NoneType at position 1"),
     ("event", [0.5, 1.5, 2.5], TypeError, "events, column 'event': expected integers or strings, got dtype float64"),
@@ -172,10 +174,10 @@ LISTS = [[1, 2], [3], [4]]
     ("country", ["DE"], ValueError, "user, column 'country': expected one value in each row, got shape [1, 1]"),
     ("age", "old", TypeError, "user, column 'age': expected a number, got 'old'"),
     ("age", np.datetime64("NaT", "s"), TypeError, "user, column 'age': expected a number, got np.datetime64('NaT'"),
-    ("age", float("nan"), ValueError, "user, column 'age': expected a finite number, got nan"),
-    ("age", 1e300, ValueError, "user, column 'age': expected a finite number, got inf"),
+    ("age", float("nan"), ValueError, "user, column 'age': expected a finite float32, got nan"),
+    ("age", 1e300, ValueError, "user, column 'age': expected a finite float32, got 1e+300"),
     ("age", 3e38, ValueError, "user, column 'age': expected a number that is finite once scaled, got 3e+38"),
-    pytest.param("age", 10**400, ValueError, "expected a finite number, got an integer that is too large", id="huge"),
+    pytest.param("age", 10**400, ValueError, "expected a finite float32, got an integer that is too large", id="huge"),
 ])  # fmt: skip
 def test_a_wrong_value_is_named_by_its_column(column, value, error, message):
     user, events = {"uid": "ann", "country": "DE", "age": 40.0}, dict(EVENTS)

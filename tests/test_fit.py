@@ -73,8 +73,7 @@ def test_evaluation_is_that_of_the_slice_and_of_the_run(data, run):
         refused(ValueError, f"split: expected .* which training never saw, got '{split}'", run.evaluate, data, split)
     refused(ValueError, "k: expected None or at least 1, got 0", run.evaluate, data, k=0)
     encoder = dataclasses.replace(data.encoder, columns=dataclasses.replace(data.encoder.columns, time="another name"))
-    catalogue = dataclasses.replace(data.catalogue, schema=encoder.schema)
-    other = dataclasses.replace(data, catalogue=catalogue, encoder=encoder)
+    other = dataclasses.replace(data, catalogue=dataclasses.replace(data.catalogue, schema=encoder.schema), encoder=encoder)
     refused(EncodingMismatch, "data: expected the encoding", run.evaluate, other)
 
 
@@ -160,8 +159,7 @@ def test_a_folder_of_another_run_is_refused(data, small, run, tmp_path):
     refused(ValueError, message, fit, small, dataclasses.replace(data, name="another"), **given)
     wider = aif.build(small.config.replace(width=5))
     refused(ValueError, "expected this config and schema, got others", fit, wider, data, **given)
-    again = fit(small, data, **given | fresh | {"epochs": 1})  # there was nothing to go on with
-    assert again.folder == tmp_path / "fresh"
+    assert fit(small, data, **given | fresh | {"epochs": 1}).folder == tmp_path / "fresh"  # nothing was there
 
 
 @pytest.mark.parametrize("task", [Impressions(candidates=1, threshold=2), Impressions(candidates=3, threshold=2)])

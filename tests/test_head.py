@@ -139,17 +139,17 @@ def test_logits_are_float32_and_one_for_each_candidate_and_objective(monkeypatch
 
 def test_what_a_block_gives_is_checked_by_shape(monkeypatch):
     """Also where a sum would broadcast it to all units of the head, or to all candidates."""
-    left, right, none = np.ones((2, 8)), np.ones((8, 6)), r"expected features times the kernels of \['tiers'\], got none"
+    left, right, full = np.ones((2, 8)), np.ones((8, 6)), {"rest": np.ones((2, 6))}
     for given, message in (
-        ({}, none), ({"logit": np.ones(2)}, none),
+        *((given, r"features times the kernels of \['tiers'\], got none; give") for given in ({}, {"logit": np.ones(2)})),
         ({"once": np.ones((2, 6))}, r"once: expected shape \(6,\) for kernels of \['tiers'\], got \(2, 6\)"),
         ({"item": np.ones((2, 6))}, "item: expected shape .4, 6"), ({"rest": np.ones((2, 1))}, "rest: expected shape .2, 6"),
         ({"rest": np.ones((1, 6))}, "rest: expected"), ({"rest": np.ones(6)}, "rest: expected"), ({"once": 1.0}, "once: "),
         *(({"pairs": one}, r"pairs: expected a tuple of pairs, ..left, right.,. for") for one in (None, 0.0, (left, right))),
         ({"pairs": ((left[0], right),)}, "pairs: .* got .*8,"),
         ({"pairs": ((left[:, :4], right),)}, r"pairs: expected shape \(\(\(2, 8\), \(8, 6\)\),\) .* got \(\(\(2, 4\)"),
-        ({"rest": np.ones((2, 6)), "logit": np.ones((2, 1))}, r"logit: expected shape \(2,\), got \(2, 1\)"),
-        ({"offset": np.ones(6)}, "offset: expected"), ({"rest": np.ones((2, 6)), "logit": np.ones(1)}, "logit: expected"),
+        (full | {"logit": np.ones((2, 1))}, r"logit: expected shape \(2,\), got \(2, 1\)"),
+        ({"offset": np.ones(6)}, "offset:"), (full | {"logit": np.ones(1)}, "logit:"), (full, r"none of \['tiers'\]; give it"),
     ):  # fmt: skip
         model, params = demo.build(**demo.SMALL | {"head": heads.Mlp(HIDDEN), "blocks": (blocks.SimTier(bits=32),)})
         monkeypatch.setattr(blocks.SimTier, "score", lambda *_, given=given: HeadInputs(**given))

@@ -247,6 +247,13 @@ def test_statistics_by_action_are_those_of_the_moment_wherever_they_are_read():
     assert not floats[0].any()
 
 
+def test_what_is_fitted_once_sees_none_of_them(monkeypatch):
+    """A fitted array serves every moment: with the numbers of one it would show training samples their own events."""
+    monkeypatch.setattr(aif.blocks.ItemOffset, "fit", lambda _, items, *__, seed: {"table": jax.numpy.asarray(items.floats)})
+    fitted = aif.fit_tables(trained().model.config.replace(blocks=(aif.blocks.ItemOffset(),)), data().catalogue)
+    assert fitted["item_offset"]["table"][:, 0].any() and not fitted["item_offset"]["table"][:, 1:].any()
+
+
 def test_they_travel_with_schema_and_encoder():
     for one, width in ((data(), 1 + len(statistic_names(LIVES))), (by_action(), 8)):
         encoder = one.encoder

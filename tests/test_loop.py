@@ -102,8 +102,7 @@ def test_a_log_entry_has_loss_rate_and_input_share(feed):
 
 
 def test_a_slow_input_shows_in_the_input_share(feed, spend):
-    slow = (spend(3.0, fed) for fed in feed.batches())
-    _, rows = run(slow, log_every=8, step=lambda *given: spend(1.0, step(*given)))
+    _, rows = run((spend(3.0, fed) for fed in feed.batches()), log_every=8, step=lambda *given: spend(1.0, step(*given)))
     assert rows[1][1]["input_share"] == pytest.approx(0.75) and rows[1][1]["examples_per_s"] == pytest.approx(50 / 4)
 
 

@@ -233,13 +233,14 @@ def test_what_a_dictionary_lists_and_no_row_has_is_no_id_and_booleans_and_large_
     listed = pa.DictionaryArray.from_arrays([0, 1], pa.array(["a", "b", "c"], pa.string_view()))
     items = {"item": listed, "category": [True, False], "shop": pa.array([2**64 - 1, 7], pa.uint64()), "since": [10**18 + 1, 7]}
     names = pa.array(["a", "b"], pa.string_view())  # as of Polars; decimals as of a database
-    events = {"user": pa.array([1, 1]).cast(pa.decimal128(38)), "item": names, "time": [1, 2]}
+    events = {"user": pa.array([str(2**63)] * 2).cast(pa.decimal128(38)), "item": names, "time": [1, 2]}
     items["tags"] = pa.ListArray.from_arrays([0, 1, 2], listed)
-    columns = Columns(item_floats=("since",), item_attributes=("shop",), item_bags=("tags",), text=("shop",))
+    columns = Columns(item_floats=("since",), item_attributes=("shop",), item_bags=("tags",), text=("shop", "user"))
     data = readers.read(events, items=items, columns=columns)
     assert data.items.raw.tolist() == ["a", "b"] and np.ptp(data.catalogue.features(np.array([1, 2])).floats) > 1
     assert [data.catalogue.items.ids[name].T.ravel()[:3].tolist() for name in ("category", "tags")] == [[0, 2, 1], [0, 1, 2]]
-    assert [data.encoder.vocabularies[name].raw.tolist() for name in ("shop", "user")] == [[str(2**64 - 1), "7"], [1]]
+    assert [data.encoder.vocabularies[name].raw.tolist() for name in ("shop", "user")] == [[str(2**64 - 1), "7"], [str(2**63)]]
+    assert data.encoder.user(None, pa.table(events), 3).history.mask.sum() == 2
     refused(ValueError, "unknown item: .* got 'c'", readers.read, events | {"item": ["a", "c"]}, items=items, columns=columns)
     nobody = pa.array(["ann", None]).dictionary_encode(null_encoding="encode")  # null is one of the values
     assert readers.check(events | {"user": nobody}, columns=columns).totals == {"null": 1}

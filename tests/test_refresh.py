@@ -526,8 +526,7 @@ def test_the_old_model_answers_new_requests_as_in_service(run, newer):
     features = run.encoder.user(None, events, now=int(newer.log.time[position]))
     _, items = encode_items(world.items(5), run.encoder)
     expected = run.model.joint(run.params, features, items)
-    length = run.config.history_length
-    own = jax.tree.map(lambda leaf: leaf[0], newer.user_features([position], length=length))
+    own = jax.tree.map(lambda leaf: leaf[0], newer.user_features([position], length=run.config.history_length))
     got = served.model.joint(served.params, own, newer.catalogue.features(np.arange(1, 1 + world.ITEMS)))
     np.testing.assert_allclose(got, expected, rtol=1e-6)
     again = aif.refreshing.with_served_vocabulary(run.trained, newer.encoder)

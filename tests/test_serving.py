@@ -22,8 +22,8 @@ from aif_jax.features import pack
 from aif_jax.serving import Candidates, DeadlineExceeded, EngineClosed, NonFiniteScores, Overloaded, Request, ServingConfig
 from aif_jax.serving.metrics import count_unknown, prometheus_text
 from aif_jax.serving.programs import LOGIT, Orders, Programs, orders_of
-from aif_jax.serving.scoring import Snapshot, UserSide, Version
-from aif_jax.serving.versions import build_snapshot
+from aif_jax.serving.scoring import CompiledIndex, UserSide, Version
+from aif_jax.serving.versions import compile_index
 from tests.refusals import refused_later
 from tests.serving_world import ITEMS, WatchedIndex, bids_for, shared, until
 
@@ -86,11 +86,11 @@ async def test_a_repeat_counts_by_its_higher_bid_where_that_scores_less(world):
 
 
 async def test_a_request_that_is_late_in_scoring_makes_the_next_one_keep_more_time(world, monkeypatch):
-    run, hold, request = Snapshot.run, threading.Event(), Request(user=3, feature_version=1)
+    run, hold, request = CompiledIndex.run, threading.Event(), Request(user=3, feature_version=1)
     async with world.engine() as engine:
         await engine.rank(request, 4)
         before, start = engine._metrics.scoring, time.perf_counter()
-        monkeypatch.setattr(Snapshot, "run", lambda *words: hold.wait(20) and run(*words))
+        monkeypatch.setattr(CompiledIndex, "run", lambda *words: hold.wait(20) and run(*words))
         await refused_later(DeadlineExceeded, "scoring", engine.rank(request, 4, budget=0.5))
         hold.set()
         assert before < 0.25 < engine._metrics.scoring < time.perf_counter() - start
@@ -146,12 +146,12 @@ async def test_batched_requests_get_the_answers_of_single_ones(world):
 
 
 async def test_requests_that_wait_for_a_thread_share_its_runs(world, monkeypatch):
-    runs, run, hold, begun = [], Snapshot.run, threading.Event(), threading.Event()
+    runs, run, hold, begun = [], CompiledIndex.run, threading.Event(), threading.Event()
     index = WatchedIndex(world.index, lambda ids: begun.set() or hold.wait(20))  # the first look-up takes until `hold` is set
     async with world.engine(batch_size=4, score_threads=1, buckets=(32,), index=index) as engine:
         engine.candidates = world.ids[:20]
         await asyncio.gather(*[engine.prepare(Request(user=name, feature_version=1)) for name in range(7)])
-        monkeypatch.setattr(Snapshot, "run", lambda self, users, inputs: runs.append(len(users)) or run(self, users, inputs))
+        monkeypatch.setattr(CompiledIndex, "run", lambda one, users, inputs: runs.append(len(users)) or run(one, users, inputs))
         running = [asyncio.create_task(engine.rank(Request(user=0, feature_version=1), 5))]
         await until(begun.is_set)
         running += [asyncio.create_task(engine.rank(Request(user=name, feature_version=1), 5)) for name in range(1, 7)]
@@ -187,7 +187,7 @@ async def test_candidates_that_the_caller_has_are_ranked_without_retrieval(world
         assert (await engine.rank(Request(user=3, order="bid"), 5, candidates=bids_for(world.ids[:40]))).mask.all()
         await refused_later(TypeError, "candidates: expected integers or strings", engine.rank(3, 5, candidates=np.ones(1)))
     async with world.engine_of(lambda request: world.user(3), order="bid") as engine:
-        engine._current.snapshot = engine._current.snapshot._replace(orders=Orders((), (), "bid", frozenset()))
+        engine._current.compiled = engine._current.compiled._replace(orders=Orders((), (), "bid", frozenset()))
         assert (await engine.score(3, world.ids[:40])).mask.all()  # which reads no order, so that none need be there
         expect(world, await engine.rank(Request(user=3, order="logit"), 5, candidates=world.ids[:40]), 3, world.ids[:40], 5)
         await refused_later(ValueError, "an engine with a retrieval callable, got none; pass candidates=", engine.rank(3, 5))
@@ -544,11 +544,11 @@ def test_a_request_gets_the_same_bits_in_every_place_of_a_batch(world):
     words, states = np.stack([pack(world.user(name)) for name in (3, 7, 8)]), programs.user(world.params, 3)
     users = [UserSide(state, 0.0) for state in states(words, np.int32(3))]
     jax.tree.map(np.testing.assert_array_equal, states(words[[1, 2, 0]], np.int32(1))[0], users[1].state)
-    snapshot = build_snapshot(programs, world.params, users[0], world.index, config, orders_of(world.model.config, config))
+    compiled = compile_index(programs, world.params, users[0], world.index, config, orders_of(world.model.config, config))
     rows, found = [np.arange(first, last, dtype=np.int32) for first, last in ((0, 20), (9, 25), (0, 3))], defaultdict(set)
     for places in ([0], [1], [2], [0, 1], [1, 0], [2, 1, 0]):
-        inputs = snapshot.inputs([rows[place] for place in places], [None] * len(places), LOGIT, 32)
-        results = map(np.asarray, snapshot.run([users[place] for place in places], inputs))
+        inputs = compiled.inputs([rows[place] for place in places], [None] * len(places), LOGIT, 32)
+        results = map(np.asarray, compiled.run([users[place] for place in places], inputs))
         for place, best, logits in zip(places, *results, strict=False):
             found[place].add((best.tobytes(), logits.tobytes()))
     assert [len(bits) for bits in found.values()] == [1, 1, 1]
@@ -624,8 +624,7 @@ async def test_unknown_events_are_counted_and_a_large_share_marks_the_answer(fea
 
 
 async def test_the_mark_stays_with_the_state_and_the_events_count_once():
-    requests = [Request(user=3, feature_version=1)] * 3
-    given, metrics = await answers(user(19, items=15), requests=requests)
+    given, metrics = await answers(user(19, items=15), requests=[Request(user=3, feature_version=1)] * 3)
     assert [answer.degraded for answer in given] == [True] * 3 and metrics["degraded"] == {"unknown history": 3}
     assert metrics["counters"]["history_events"] == 19 and metrics["counters"]["cache_hits"] == 2
 

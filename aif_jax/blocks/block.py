@@ -107,7 +107,7 @@ class Block:
     parameter of places, `p[: mask.shape[0]]`.
 
     A model's version does not cover code: each time you change what a block or head computes, raise its `revision`. Then
-    `aif.open`, `Run.load` and `fit(out=)` refuse models from before; functions compiled into exports go on.
+    whatever opens a model refuses those from before, `aif-jax serve` too when it starts; `export.load` runs what they hold.
 
     Attributes:
       revision: number of the code, `revision = 1` in the class, without a type.
@@ -170,7 +170,10 @@ class Block:
         return {}
 
     def fit(self, items: ItemFeatures, config: Config, *, seed: int) -> Params:
-        """Return finite parameters that are fitted once, on the host, on items [N], row 0 the unknown one; never trained."""
+        """Return finite parameters that are fitted once, on the host, on items [N], row 0 the unknown one; never trained.
+
+        Item statistics belong to a moment, which a fit has not: they are 0 here.
+        """
         return {}
 
     def init(self, key: jax.Array, config: Config) -> Params:

@@ -15,8 +15,7 @@ from aif_jax.types import ItemRow, Params, UserState
 class DotProduct(Block):
     """The two-tower's dot product, added to the logit.
 
-    - Formula: logit = u . i / sqrt D + p . i, with user vector u, item vector i and a trained p, a direction of popularity,
-      each [D].
+    - Formula: logit = u . i / sqrt D + p . i, user vector u [D], item vector i [D], a trained p [D], a direction of popularity.
     - Paper: an MLP learns a dot product only slowly (Rendle et al. 2020, arXiv 2005.09683).
     - Cost: real time [C, D] x [D].
     - When: always; with `head=LogitSum()` it is the two-tower model.

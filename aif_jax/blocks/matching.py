@@ -46,8 +46,7 @@ class MatchingStatistics(Block):
 
     All are 0 for a value that the user has not met, and for row 0, "unknown". They have no parameters. The user half has them
     for every value of a field with few values; for the others it sorts the history by value and sums each run of equal ones,
-    and in real time a candidate finds its run by binary search. The head's kernel is applied once for each value, not for each
-    candidate.
+    and in real time a candidate finds its run by binary search. The head's kernel is applied once a value, not a candidate.
 
     - Paper: counted features of a user and an item's fields are a classic of click prediction (He et al. 2014, "Practical
       Lessons from Predicting Clicks on Ads at Facebook"); AIF's paper does not have this block.

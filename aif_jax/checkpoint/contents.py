@@ -60,8 +60,7 @@ def save(path: str | Path, trained: Trained, *, metrics: Mapping[str, float] | N
 
     Args:
       path: a folder that does not exist yet.
-      trained: model to write. Its parameters are arrays of any dtype that Orbax knows, of any sharding in this process, or
-        typed keys.
+      trained: model. Its parameters are arrays of a dtype that Orbax knows, of any sharding in this process, or typed keys.
       metrics: figures by name.
 
     Raises:
@@ -242,8 +241,7 @@ class Checkpoints:
         """Save in the background; the arrays may be donated or changed as soon as this returns.
 
         Copies to the host and hashes before it returns; waits for the save before it. The next `save_async` or `wait`, or the
-        end of a `with` block, raises an error of the background. Processes of one job all call this; it returns when all is
-        written.
+        end of a `with` block, raises an error of the background. Processes of one job all call this and end it together.
 
         Args:
           step: must not be on disk yet.

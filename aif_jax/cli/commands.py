@@ -175,8 +175,7 @@ def verify(folder: Path, /, *, tolerance: float = 1e-4, sha256: str | None = Non
     """Check the checksums of an exported folder and compute its stored example again.
 
     Args:
-      tolerance: largest |got - golden| / max(1, |golden|) of a float, more on accelerators that multiply in lower precision;
-        integers must agree exactly.
+      tolerance: largest |got - golden| / max(1, |golden|) of a float, more on accelerators of low precision; integers: exact.
       sha256: digest that `export` printed: pins every file.
     """
     expect(folder.is_dir(), str(folder), "an exported folder", "none; write one: aif-jax export", error=FileNotFoundError)

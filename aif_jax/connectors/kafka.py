@@ -36,8 +36,7 @@ class KafkaStream:
     left, by partition; gaps of offsets before them count too.
 
     Args:
-      url: `kafka://HOST:PORT[,HOST:PORT...]/TOPIC`, a topic with the item's id as key, so that the messages of one come by one
-        partition.
+      url: `kafka://HOST:PORT[,HOST:PORT...]/TOPIC`, a topic keyed by item id: one partition has all messages of an item.
       options: further settings of the client by their Kafka names, such as `{"security.protocol": "SASL_SSL", ...}`; they
         appear in no message.
 

@@ -74,8 +74,7 @@ class SnapshotStore:
     Args:
       url: url of the store: a local path, "s3://bucket/index", or what else fsspec knows.
       keep: how many snapshots stay, the current one among them.
-      options: keyword arguments of the file system, such as `key`, `secret`, `endpoint_url`, as fsspec takes them. They appear
-        in no message.
+      options: keyword arguments of the file system, such as `key`, `secret`, `endpoint_url`; no message shows them.
 
     Raises ImportError: fsspec, or the package of this file system, is missing; ValueError: numbers out of range.
 

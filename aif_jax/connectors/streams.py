@@ -36,8 +36,7 @@ MAX_BYTES = 64 << 20  # bytes of a message
 def encode(table: Any) -> bytes:
     """Return raw items as the value of a message: a mapping of columns (arrays or lists), an Arrow record batch or table.
 
-    Raises ValueError for columns of different lengths, no rows, or more bytes than a message may have, ImportError without
-    pyarrow.
+    Raises ValueError for columns of different lengths, no rows, or a message that is too large, ImportError without pyarrow.
     """
     arrow, ipc = pyarrow(), pyarrow("pyarrow.ipc")
     if isinstance(table, Mapping):

@@ -170,8 +170,7 @@ def impressions(dataset: Dataset, *, candidates: int, threshold: int | Mapping[s
 def retrieved(dataset: Dataset, *, retrieval: Callable[[np.ndarray], Any] | np.ndarray) -> CandidateSource:
     """Return the event's item, label 1, and what retrieval found for its request, label 0, without repeats: as in production.
 
-    Unless users come back to items (`Dataset.repeats`), 0 takes the place of an item that the user has met strictly before the
-    event.
+    Unless users come back to items (`Dataset.repeats`), 0 takes the place of an item that the user met before the event.
 
     Args:
       retrieval: a function from positions [B] to integer catalogue rows [B, R], 0 where there is none, R at least 1; or an

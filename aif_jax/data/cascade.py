@@ -26,8 +26,7 @@ class Cascade:
     """Logged requests, at most M candidates each.
 
     Attributes:
-      positions: int64 [R] ascending positions in the event log: the first event of each request, which gives its user, its
-        time, and so its history.
+      positions: int64 [R] ascending positions in the event log: the first event of each request, for user, time and history.
       rows: int32 [R, M] catalogue rows, 0 where there is no candidate.
       stage: int8 [R, M] position in `STAGES`; undefined for padding.
       labels: float32 [R, M] each, NaN where the log does not know: the objectives' labels, a ranker's score.

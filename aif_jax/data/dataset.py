@@ -35,9 +35,9 @@ class Dataset:
       name: for logs and reports.
       log: the events; its item values are catalogue rows, its user values user rows.
       catalogue: item features [N].
-      user_ids: int32 [U] each, or [U, n] for a multi-valued attribute; row 0 is the unknown user.
+      user_ids: by attribute of users, its values' rows int32 [U], or [U, n] of several values; row 0 is the unknown user.
       user_floats: float32 [U, F].
-      users, items: raw ids of the U user rows and the N item rows.
+      users, items: vocabularies, raw ids to the U user rows and the N item rows.
       encoder: raw data to these features; None for data made otherwise, whose raw values nothing encodes.
       cascade: logged requests with all their candidates; None where the log holds no more than events.
       display_positions: int32 [n] of each event of the log in the list that was shown, from 1 on; 0 for unknown; None for none.

@@ -82,8 +82,7 @@ class SeenPairs:
 class NegativeSampler:
     """Draws item rows with probability proportional to count ** 0.75.
 
-    Row 0, the unknown item, is never drawn, nor is an item without a count: nothing in training pushes down the scores of items
-    that are never drawn.
+    Row 0, the unknown item, is never drawn, nor is an item without a count: nothing in training pushes down their scores.
 
     Attributes:
       probabilities: float64 [N], sum to 1; for correcting a sampled softmax.

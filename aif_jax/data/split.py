@@ -1,7 +1,6 @@
 """Which events are samples, and which of them are trained on or held out: ascending positions in the log.
 
-Histories are not split: a held-out sample's history may hold training events and earlier held-out ones, because a live system
-would have seen them too.
+Histories are not split: a held-out sample's history may hold training events and earlier held-out ones, as in a live system.
 """
 
 import bisect

@@ -9,9 +9,9 @@ from aif_jax.encoding.times import TimeUnit
 from aif_jax.registry import plain
 from aif_jax.schema import statistic_names
 
-Kind: TypeAlias = Literal["id", "value", "action", "bag", "float", "number", "vector", "time"]
+Kind: TypeAlias = Literal["id", "value", "action", "bag", "float", "optional float", "vector", "time"]
 """What a column holds: "id" (integers from 0 or strings, none missing), "value" (integers or strings, may be missing), "action"
-(the same, none missing), "bag" (lists of values), "float", "number" (a float, may be missing), "vector" (lists of floats),
+(the same, none missing), "bag" (lists of values), "float", "optional float" (may be missing), "vector" (lists of floats),
 "time"."""
 
 TableName: TypeAlias = Literal["events", "items", "users"]  # of the files with a vocabulary, the last one here names its ids
@@ -35,8 +35,7 @@ class Columns(Fields):
         log, whose shows would otherwise fill the history. Positives of `NextItem` are these alone. () takes every event.
       position: place of an event in the list that was shown, from 1 on; 0 or empty where it is unknown. For
         `blocks.PositionBias`: training alone reads it. None for none.
-      category: category of an item; the field by which SIM looks into the history. A missing one is "unknown": it matches no
-        other, in no block.
+      category: category of an item; the field by which SIM looks into the history. A missing one is "unknown" and matches none.
       item_attributes: further categorical columns of items, one value each; missing ones are "unknown".
       item_bags: columns of items with several values: lists, or text joined by `bag_separator`, empty for no value.
       bag_length: values of a bag that are kept, the first ones.
@@ -48,8 +47,7 @@ class Columns(Fields):
         `Dataset.statistic_columns` gives them.
       side: numbers of an item that the engine gets to see and the network does not, such as a bid.
       content: a column of lists of numbers, the content embedding.
-      behaviour_fields: among `item_attributes`, those by which a behaviour is embedded too, after item and category (SIM may
-        use them).
+      behaviour_fields: among `item_attributes`, those by which a behaviour is embedded too, after item and category.
       user_attributes, user_floats: columns of the users file: categories of one value each, and numbers.
       user_id: adds the user's own row as a user attribute.
       item_key, user_key: the id column of the items file and of the users file, where its name differs from that in events.
@@ -173,7 +171,7 @@ class Columns(Fields):
                 ((self.user, self.item), "id"),
                 ((self.time,), "time"),
                 ((self.action,), "action"),
-                ((self.position,), "number"),
+                ((self.position,), "optional float"),
             ],
             "items": [
                 ((self.item_id,), "id"),

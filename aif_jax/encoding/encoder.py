@@ -14,7 +14,7 @@ import numpy as np
 from aif_jax.checks import ArgumentError, expect
 from aif_jax.encoding.columns import Columns
 from aif_jax.encoding.raw import column_of, expect_1d, float_of, names_in, select
-from aif_jax.encoding.times import PER_SECOND, history_order, in_unit
+from aif_jax.encoding.times import MODERN, PER_SECOND, dates_as_numbers, history_order, in_unit
 from aif_jax.encoding.vocabulary import WHOLE, Vocabulary, as_ids, id_array, new_rows
 from aif_jax.export.consume.ids import ids_by_name
 from aif_jax.features import behaviours
@@ -276,10 +276,13 @@ class Encoder:
         expect(len(set(lengths.values())) == 1, "events", "columns of one length", lengths)
         where = f"events, column {columns.time!r}"
         time = expect_1d(in_unit(raw[columns.time], where, unit=columns.time_unit), where, "time")
-        if len(time) and (last := int(time.max()) // per_second) > now + self.max_skew:
+        last = int(time.max()) // per_second if len(time) else now
+        if last > now + self.max_skew:
             expected = f"times up to the request's, {self.max_skew} s of clock skew allowed"
             got = f"one {last - now} s later at position [{int(np.argmax(time))}]"
             raise LaterEvents(f"{where}: expected {expected}, got {got}")
+        if now - last > 10 * MODERN and dates_as_numbers(time).all():  # 30 years before the request
+            expect(False, where, "times or ISO dates", f"{time[0]}, a date written as a number, before a request of {now} s")
         kept = time < now * per_second  # an event in the same second would tie with a sample
         if self.engaged is not None:
             kept &= np.isin(self.action_rows(raw[str(columns.action)]), self.engaged)

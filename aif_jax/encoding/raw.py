@@ -35,7 +35,11 @@ def plain(values: Any) -> Any:
         return values
     for step in ("combine_chunks", "dictionary_decode"):
         values = getattr(values, step)() if hasattr(values, step) else values
-    values = values.cast("int64") if getattr(values.type, "scale", 1) == 0 else values  # whole decimals, as databases have them
+    if getattr(values.type, "scale", 1) == 0:  # whole decimals, as databases have them
+        try:
+            values = values.cast("int64")
+        except ValueError:  # ids from 2^63 on, which files have as text
+            values = values.cast("string")
     listed = values.null_count or hasattr(values, "value_lengths")
     return values.to_pylist() if listed else values.to_numpy(zero_copy_only=False)
 
@@ -59,6 +63,6 @@ def float_of(value: Any, where: str) -> np.float32:
         try:
             number = np.float32(float(value))
         except OverflowError:
-            raise ValueError(f"{where}: expected a finite number, got an integer that is too large") from None
-    expect(np.isfinite(number), where, "a finite number", number)
+            raise ValueError(f"{where}: expected a finite float32, got an integer that is too large") from None
+    expect(np.isfinite(number), where, "a finite float32", value)
     return number

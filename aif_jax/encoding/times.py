@@ -1,7 +1,6 @@
 """Times: units, plausible values, and the order of events.
 
-`in_unit` reads times once, at the edge, as integers of the encoder's unit (`Columns.time_unit`); ages and the log count whole
-seconds.
+`in_unit` reads times once, at the edge, as integers in `Columns.time_unit`; ages and the log count whole seconds.
 """
 
 import datetime
@@ -24,14 +23,15 @@ FLOOR = -(2**62) // 10**9  # 1823 in seconds, the first time taken: times and th
 def in_unit(times: Any, name: str, *, unit: TimeUnit = "s") -> np.ndarray:
     """Return times of any shape as integers in `unit`, int64, finer ones rounded down: the form that is compared.
 
-    Arrays, JSON and stores come through here, files through `Cells.times` with the same limits. Takes integers in `unit`,
-    `datetime64`, `datetime` and ISO text (UTC where they name no zone). TypeError for others, ValueError for a missing time or
-    one that cannot be in `unit`.
+    Arrays, JSON and stores come through here, files through `Cells.times` with the same limits. Dates written as numbers are
+    told by other times: of the same column there, of the request in `Encoder.user`. Takes integers in `unit`, `datetime64`,
+    `datetime` and ISO text (UTC where they name no zone). TypeError for others, ValueError for missing or implausible ones.
     """
     try:
         array = np.asarray(times)
     except ValueError:
         raise TypeError(f"{name}: expected integer times in {unit!r} or datetime64, got lists of several lengths") from None
+    array = array if array.dtype.kind not in "UT" or isinstance(times, np.ndarray) else np.asarray(times, object)
     kind = array.dtype.kind
     if not array.size:
         return np.zeros(array.shape, np.int64)

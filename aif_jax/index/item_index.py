@@ -181,8 +181,7 @@ class ItemIndex:
         """Merge rows that `engines.ItemJob` encoded, wherever it ran, in bounded memory; equals `build` bit for bit.
 
         Args:
-          parts: Arrow record batches or tables, such as `pyarrow.dataset.dataset(folder).to_batches()`. Storage and batch size
-            are theirs.
+          parts: Arrow record batches or tables, of any size, such as `pyarrow.dataset.dataset(folder).to_batches()`.
           items: how many there must be, so that a lost part is noticed; None takes what is there.
 
         Raises:

@@ -6,8 +6,7 @@
 | `row` | binary | the stored row: its words as little-endian bytes, see `store.codec.Packed` |
 | `made_by` | string | what made the row, see `RowVersion` |
 
-Every type is one that Parquet, Ray Data and Spark keep. Each row says what made it, so that parts of two models are never
-mixed, whatever shuffles them.
+Every type is one that Parquet, Ray Data and Spark keep. Each row says what made it, so that parts of two models never mix.
 """
 
 import itertools

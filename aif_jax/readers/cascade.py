@@ -32,8 +32,7 @@ def read_cascade(
       data: what `read` gave.
       labels: columns of numbers: the objectives' labels, the ranker's score; or their new names by column. NaN, or an empty
         value in CSV, where the log does not know.
-      candidates: M, of a request at most: those of the furthest stages, of one stage the first lines. They are stored by stage
-        and item.
+      candidates: M, of a request at most: those of the furthest stages, of one the first lines; stored by stage and item.
 
     Example:
       >>> import aif_jax as aif
@@ -48,7 +47,7 @@ def read_cascade(
     taken = ("stage", data.columns.user, data.columns.item, data.columns.time)
     good = not isinstance(labels, str) and not set(taken) & set(named) and len(set(named.values())) == len(named)
     expect(good, "labels", f"columns other than {taken}, each under another name, such as ('score',)", repr(labels))
-    kinds: dict[str, Kind] = {"stage": "action", **dict.fromkeys(named, "number")}
+    kinds: dict[str, Kind] = {"stage": "action", **dict.fromkeys(named, "optional float")}
     lines, users, rows, time = _lines(source, data, kinds, name="cascade")
     codes, known = encode_listed("stage", lines, "stage", STAGES) - 1, np.flatnonzero((rows > 0) & (users > 0))
     order = known[np.lexsort((rows[known], time[known], users[known]))]  # stable: equal ones in the order of the lines

@@ -19,7 +19,7 @@ class Report:
     totals: dict[str, int]  # how many there are of each kind, listed or not
     suspicions: list[Suspicion]  # what `read` accepts and is seldom meant
     profile: str  # events and users, time span, events of a user
-    rows: dict[str, int]  # file to rows of data
+    rows: dict[str, int]  # file to the rows of it that could be parsed, if there are any
 
     @property
     def clean(self) -> bool:
@@ -56,7 +56,7 @@ def check(
     |---|---|
     | missing column, missing action, wrong type, wrong number of fields, wrong length | not what `columns` describes |
     | no rows, unreadable file | not a table, or an incomplete one |
-    | null, not finite, negative id | a value that must be there (an id of "" is not), be finite, be 0 or more |
+    | null, not finite, negative id | a value that must be there (an id of "" is not), be finite before scaling, be 0 or more |
     | position | no whole number from 0 to 2^24 - 1 |
     | unknown item, user, action, category | what the encoder, or else items, users, or `Columns.actions` lack; not in bags |
     | duplicate item, duplicate user | the same id twice |

@@ -22,7 +22,7 @@ from aif_jax.data.events import EventLog
 from aif_jax.data.statistics import ItemStatistics
 from aif_jax.encoding.columns import Columns, TableName
 from aif_jax.encoding.encoder import Encoder, bulk_of, reencode, scale_of, stacked, vocabulary_names
-from aif_jax.encoding.times import PER_SECOND, history_order, iso_text
+from aif_jax.encoding.times import FLOOR, PER_SECOND, history_order, iso_text
 from aif_jax.encoding.vocabulary import IdKind, Vocabulary
 from aif_jax.features import empty_items
 from aif_jax.output import hidden
@@ -53,9 +53,9 @@ def read(
 ) -> Dataset:
     """Read events, items and, where there are any, users.
 
-    Held in memory are 20 bytes an event; reading takes up to 80 an event. Events need no order: they are sorted by user and
-    time, those of one moment by item and action. What is suspicious (`check` has the list), such as a file that is there twice,
-    is kept, with a warning, one line each.
+    Held in memory are 20 bytes an event; reading takes up to 100, with item statistics 150. Events need no order: they are
+    sorted by user and time, those of one moment by item and action. What is suspicious (`check` has the list), such as a file
+    that is there twice, is kept, with a warning, one line each.
 
     Args:
       events: a Parquet, CSV or TSV file, or a folder of them, or a data frame or table: one row for each interaction.
@@ -67,9 +67,9 @@ def read(
       earlier: a trained model to go on with, see `refreshing.warm_start`: its encoder with new ids, of all but actions. Items
         that left the items file keep the features that the model knew (`Trained.items`), with the item statistics of today.
       unknown: for what the encoder lacks, or without one the file of items or users, or `Columns.actions`: "error", or "skip".
-        Then lines of an unknown user or item are left out, and events of an unknown user, which item statistics alone count;
-        events of an unknown item stay, with row 0, and are no positives; an unknown category is row 0, as in bags anyway; so is
-        an unknown action, whose events are no candidates of `Impressions`. Warnings count these.
+        Then lines of the users and items files with an unknown id are left out, and events of an unknown user, which item
+        statistics alone count; events of an unknown item stay, with row 0, and are no positives; an unknown category is row 0,
+        as in bags anyway; so is an unknown action, whose events are no candidates of `Impressions`. Warnings count these.
       name: name of the data set; default: the name of the events file.
       repeats: whether users come back to items, see `Dataset`; None: as estimated from the events, see the log.
 
@@ -129,7 +129,7 @@ def read(
     catalogue = _catalogue(tables, encoder, earlier)
     if columns.item_statistics:
         counted = ordered.counted or log
-        statistics = ItemStatistics(encoder.schema, counted).at(np.arange(len(catalogue)), counted.time.max(initial=0) + 1)
+        statistics = ItemStatistics(encoder.schema, counted).at(np.arange(len(catalogue)), counted.time.max(initial=FLOOR) + 1)
         catalogue = catalogue.with_statistics(statistics)
     for suspicion in suspicions_of(tables, columns, ordered):
         logger.warning("%s", suspicion)
@@ -278,8 +278,8 @@ def encode_columns(
     where there is one; with `grow`, both.
     """
     held = [table.codes.pop(column) for table, column in members]
-    kind = (given.kind if given else None) or _kind(held, text=any(column in table.columns.text for table, column in members))
-    distinct, vocabulary = [codes.of_kind(kind) for codes in held], given
+    id_kind = (given.kind if given else None) or _kind(held, text=any(name in table.columns.text for table, name in members))
+    distinct, vocabulary = [codes.of_kind(id_kind) for codes in held], given
     if vocabulary is None or grow:
         newer = Vocabulary(next((ids for ids, _ in reversed(distinct) if len(ids)), []))
         both = [each.raw for each in (given, newer) if each is not None and len(each.raw)]
@@ -296,11 +296,11 @@ def encode_columns(
         if len(fits) and not fits.any():
             others = [other.label.name for other, _ in members if other is not table]
             like = f"like the {name}s of {others[0]}" if given is None else f"like the vocabulary {name!r} given"
-            expected, got = ("text", "integers or booleans; make them text") if kind == "strings" else ("integers", "text")
+            expected, got = ("text", "integers or booleans; make them text") if id_kind == "strings" else ("integers", "text")
             table.problems.add("wrong type", table.label, None, column, f"{expected} {like}", got)
         else:
             negative = np.zeros(len(fits), bool)
-            if kind == "integers" and table.kinds[column] == "id":
+            if id_kind == "integers" and table.kinds[column] == "id":
                 negative[fits] = np.asarray(ids) < 0
             unknown = f"unknown {name if name in ('user', 'item', 'action') else 'category'}"
             way_out = "the others (Columns.text keeps a column text)"

@@ -1,7 +1,6 @@
 """Tables: Parquet, CSV and TSV files, folders of them and tables in memory, as checked columns.
 
-Arrow batches become one NumPy array a column; a file is never held as a whole. Every value is checked once, and one reading
-lists all problems.
+Arrow batches become one NumPy array a column; no file is held whole. One reading checks every value and lists all problems.
 """
 
 import bisect
@@ -172,7 +171,7 @@ def batches(source: Source, wanted: Sequence[str], problems: Problems, *, name: 
         opened = ((file, (_text if file.is_text else _parquet)(file, path, wanted, problems)) for file, path in files)
     else:
         opened = [(file, _in_memory(file, source, wanted, problems))]
-    some = False  # an empty file of several is a day without events
+    some = False  # rows or a problem: of several files one may have a header alone, as of a day without events
     for file, parts in opened:
         start, expected = 0, "text with a header in utf8" if file.is_text else "complete Parquet or Arrow data"
         with track(label=file.name, unit="rows", leave=False) as bar:
@@ -186,7 +185,7 @@ def batches(source: Source, wanted: Sequence[str], problems: Problems, *, name: 
             except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
                 first = (str(error).splitlines() or [""])[0]
                 problems.add("unreadable file", file, None, None, expected, f"{type(error).__name__}: {first}")
-                some = True  # or not: that it cannot be read is said
+                some = True
     if not some:
         got = "none; a reader gives its rows once" if isinstance(source, arrow.RecordBatchReader) else "none"
         problems.add("no rows", file, None, None, "at least one row", got)
@@ -344,9 +343,9 @@ class Cells(NamedTuple):
             self.note_nulls("a number")
         parsed = self.cast(pyarrow().float64(), "a number")
         with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
-            array = parsed.values.to_numpy(zero_copy_only=False).astype(np.float32)
+            array = (given := parsed.values.to_numpy(zero_copy_only=False)).astype(np.float32)
         wrong = np.isinf(array) if optional else ~np.isfinite(array) & parsed.valid()
-        self.note("not finite", wrong, "a finite number", map(str, array[wrong]))
+        self.note("not finite", wrong, "a finite float32", map(str, given[wrong]))
         array[wrong] = np.nan
         return array
 
@@ -362,7 +361,7 @@ class Cells(NamedTuple):
         numbers = self.values.flatten().cast(pyarrow().float32(), safe=False).to_numpy(zero_copy_only=False)
         array[good] = numbers[np.repeat(good, lengths)].reshape(np.count_nonzero(good), width)
         wrong = good & ~np.isfinite(array).all(1)
-        self.note("not finite", wrong, "a finite number", (str(row[~np.isfinite(row)][0]) for row in array[wrong]))
+        self.note("not finite", wrong, "a finite float32", (str(row[~np.isfinite(row)][0]) for row in array[wrong]))
         return array
 
     def times(self, unit: str, looks: Any) -> tuple[np.ndarray, bool]:
@@ -460,7 +459,7 @@ def expected_type(type_: Any, kind: Kind, *, parsed: bool, named: bool) -> str:
         "vector": (listed and (empty or integer or number), "lists of numbers, of Parquet or a table in memory"),
         "bag": (bag, "lists of integers or text, or text to be split"),
         "time": ((parsed or empty or integer or is_dated(value)) and not listed, "whole numbers or timestamps"),
-        **dict.fromkeys(("float", "number"), ((parsed or empty or integer or number) and not listed, "numbers")),
+        **dict.fromkeys(("float", "optional float"), ((parsed or empty or integer or number) and not listed, "numbers")),
     }.get(kind, (names, "integers or text"))
     return "" if fits else expected
 
@@ -578,7 +577,7 @@ class LoadedTable:
                 width = next((part.shape[1] for part in self._arrays[name] if part.shape[1]), self.content)
                 self._arrays[name] += [cells.vectors(width)] if name in self._fitting else []
             else:
-                self._arrays[name].append(cells.floats(optional=kind == "number"))
+                self._arrays[name].append(cells.floats(optional=kind == "optional float"))
 
     def array(self, name: str) -> np.ndarray:
         """Return a column that is not coded: float32 [n], of vectors [n, E], with NaN for a missing value; of times int64 [n].

@@ -32,8 +32,7 @@ class GateConfig(Fields):
     """Bounds beyond which a new model is refused.
 
     A metric refuses a model that is worse by more than its bound, and significantly: the 95 % interval of the difference, see
-    `metrics.user_interval`, excludes 0. A loss that may be chance passes, so the number of users decides how small a loss the
-    gate finds.
+    `metrics.user_interval`, excludes 0. A loss that may be chance passes: more users, and it finds smaller losses.
 
     Attributes:
       gauc: GAUC that may be lost, 0.005 is half a point.

@@ -108,8 +108,7 @@ def publish(root: str | Path, entries: Sequence[ExportEntry | str]) -> None:
 def mirror(store: SnapshotStore, folder: str | Path) -> str:
     """Fetch what is current in a store, verified, and name it in the folder's file `current`; returns its name.
 
-    The last `MIRRORED` exports stay in the folder. One process at a time mirrors into it. Raises what `SnapshotStore.fetch` and
-    `publish` raise.
+    The last `MIRRORED` exports stay in the folder. One process at a time mirrors into it. Raises as `SnapshotStore.fetch`.
     """
     root, name = Path(folder), store.fetch(folder, keep=MIRRORED).name  # those that serve are in memory
     if not (root / CURRENT).is_file() or [entry.folder for entry in read_current(root)] != [name]:

@@ -14,19 +14,18 @@ class ServingConfig(Fields):
     """How an engine serves. Times are in seconds, sizes in bytes.
 
     Attributes:
-      buckets: candidate counts that are compiled ahead, ascending. Others are padded to the next; above the last they are
-        refused.
+      buckets: candidate counts that are compiled ahead, ascending. Others are padded to the next; more are refused.
       max_k: the largest k that `rank` accepts.
       max_pending: requests held at once; one more is refused with `Overloaded`.
       budget: seconds for a request that gives none; None: no limit.
-      reserve: least time kept back for scoring when the engine decides that the user part is late; it keeps back more where
-        recent requests needed more, at most half the budget.
+      reserve: time kept back for scoring when the engine decides that the user part is late; more where recent requests
+        needed more, but never over half the budget.
       fallback: answer with a stale state, or an unknown user's, when the user part is late or fails; False raises instead.
       max_stale: the oldest user state that a request may read, counted from the fetch of its features; None: no bound.
       max_unknown: largest share, 0 to 1, of a history's events with an unknown item, and of those with an unknown action; above
         it an answer is marked `degraded`, from 5 events on. None: never.
       cache_bytes: bound of the state cache; 0 keeps nothing.
-      prepare_ttl: how long a state made by `prepare` without a feature version may be used by later requests.
+      prepare_ttl: how long a state made by `prepare` without a feature version may be used, from the fetch of its features.
       callable_timeout: longest life of one call of `features` or `retrieval`; None: no limit.
       max_hung: calls of `features`, and of `retrieval`, that may outlive their requests; with so many, calls fail.
       user_threads: user functions computed at once.

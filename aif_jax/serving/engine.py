@@ -39,7 +39,7 @@ from aif_jax.serving.requests import (
 )
 from aif_jax.serving.scoring import Batches, PendingRequest, Version, score
 from aif_jax.serving.users import StateKey, UserStates
-from aif_jax.serving.versions import build_version, check_version, next_snapshot
+from aif_jax.serving.versions import build_version, check_version, compile_updated
 from aif_jax.store.trained import Trained
 
 T = TypeVar("T")
@@ -167,7 +167,7 @@ class AsyncPreRanker:
         same = trained.config.to_json() == self.model.config.to_json()
         expect(same, "publish", f"a model of the engine's config {self.model.config!r}", repr(trained.config))
         async with self._publishing:
-            known = self._require_open().snapshot.orders
+            known = self._require_open().compiled.orders
             if orders is not None:
                 known = orders_of(self.model.config, dataclasses.replace(self.config, orders=orders))
             version = await self._serve(trained, index, known)
@@ -184,7 +184,7 @@ class AsyncPreRanker:
         async with self._publishing:
             version = self._require_open()
             check_version(index, version.name)
-            version.snapshot = await asyncio.to_thread(next_snapshot, self._programs, version, index, self.config)
+            version.compiled = await asyncio.to_thread(compile_updated, self._programs, version, index, self.config)
             self._metrics.counters["index_updates"] += 1
 
     async def _serve(self, trained: Trained, index: Any, orders: Orders) -> Version:
@@ -307,10 +307,10 @@ class AsyncPreRanker:
         return None
 
     async def _scored(self, job: PendingRequest, candidates: Any) -> Any:
-        """Return `TopCandidates` of a request, or logits where all come back, by one user state and one index snapshot."""
+        """Return `TopCandidates` of a request, or logits where all come back, by one user state and one index."""
         user = self._users.join(job)  # the cached state, or its computation, which runs while retrieval does
         try:
-            if candidates is None and not job.whole and self._retrieval is not None:  # `rank` refused None without
+            if candidates is None and not job.whole and self._retrieval is not None:  # without it `rank` has refused None
                 job.waiting_for = "retrieval"
                 candidates = await self._retrieval(job.request)
                 job.timeline.clocked.append(Span("retrieval", job.timeline.arrival, time.perf_counter()))
@@ -319,12 +319,12 @@ class AsyncPreRanker:
             job.user = await self._users.state_or_fallback(job, user)
         finally:
             self._users.leave(job, user)
-        job.waiting_for, job.submitted, job.snapshot = "scoring", time.perf_counter(), job.version.snapshot
+        job.waiting_for, job.submitted, job.compiled = "scoring", time.perf_counter(), job.version.compiled
         for name, ids in (("candidates", job.candidates.ids), ("Request.exclude", job.request.exclude)):
-            if ids is not None and len(ids) and job.snapshot.index.kind not in (None, KINDS[ids.dtype.kind]):
-                expect(False, name, f"{job.snapshot.index.kind} as the index has", KINDS[ids.dtype.kind], error=TypeError)
+            if ids is not None and len(ids) and job.compiled.index.kind not in (None, KINDS[ids.dtype.kind]):
+                expect(False, name, f"{job.compiled.index.kind} as the index has", KINDS[ids.dtype.kind], error=TypeError)
         try:
-            return await self._scoring.submit((id(job.snapshot), job.bucket, job.order, job.whole), job)
+            return await self._scoring.submit((id(job.compiled), job.bucket, job.order, job.whole), job)
         finally:  # late requests count too: otherwise the reserve would never grow
             self._metrics.scorings.append(time.perf_counter() - job.submitted)
 
@@ -337,7 +337,7 @@ class AsyncPreRanker:
         job.bucket = buckets[bisect.bisect_left(buckets, len(ids))]
         job.order = LOGIT if job.whole else self.config.order if job.request.order is None else job.request.order
         if job.order != LOGIT:
-            job.version.snapshot.orders.expect(job.order, given=job.candidates.bids is not None)
+            job.version.compiled.orders.expect(job.order, given=job.candidates.bids is not None)
 
     async def _ranking(self, job: PendingRequest, candidates: Any, k: int) -> Ranking:
         """Return the best k candidates; NonFiniteScores where the scores of all known ones are NaN or infinite."""
@@ -348,7 +348,7 @@ class AsyncPreRanker:
             mask, chosen = np.ones(k, bool), ids[positions]
         else:
             scores, logits = padded(scores, k), padded(logits, k)
-            mask, kind = scores > -np.inf, KINDS[ids.dtype.kind] if len(ids) else job.snapshot.index.kind
+            mask, kind = scores > -np.inf, KINDS[ids.dtype.kind] if len(ids) else job.compiled.index.kind
             chosen = np.full(k, "" if kind == "strings" else -1, ids.dtype if len(ids) else None)
             chosen[mask] = ids[positions[: np.count_nonzero(mask)]]
             logits[~mask] = -np.inf

@@ -89,7 +89,7 @@ class Metrics:
 
     @property
     def scoring(self) -> float:
-        """Seconds within which nine of ten recent requests were scored: one late request counts for little."""
+        """Seconds within which nine of ten recent requests were scored; while fewer than four were, the longest of them."""
         return sorted(self.scorings)[round(0.9 * (len(self.scorings) - 1))]
 
     def values(self) -> dict[str, Any]:

@@ -23,10 +23,8 @@ class Request:
       feature_version: changes whenever the user's features change; requests with the same (user, feature_version) share one
         state. None: the state answers this request alone, unless `prepare` made it; it may stand in where that of a later
         request is late or fails.
-      order: by "logit", by "bid" (calibrated probability x bid), or by a name among `ServingConfig.orders`; None takes the
-        engine's.
-      exclude: item ids that are not ranked, such as items that the user has met: integers or strings, as the candidates are;
-        None for none.
+      order: by "logit", by "bid" (calibrated probability x bid), or by a name among `ServingConfig.orders`; None: the engine's.
+      exclude: item ids that are not ranked, such as those the user has met, of the candidates' kind; None for none.
       context: anything that `features` and `retrieval` want to know.
 
     Raises:
@@ -165,8 +163,7 @@ class Answer:
       degraded: whether the user's own fresh state was not used, or the model does not know most of the history that it was
         made from, see `ServingConfig.max_unknown`.
       reason: why, in words; None otherwise.
-      stand_in: "stale state" or "unknown user", whose answer this is because the user's own state was late or failed; None
-        otherwise.
+      stand_in: "stale state" or "unknown user", whose answer this is as the user's own state was late or failed; else None.
       state_age: seconds since the fetch of the features that the user state was made from; None where the unknown user stands
         in for a late or failed user side.
       timeline: when each stage ran.

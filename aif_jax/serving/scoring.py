@@ -147,8 +147,8 @@ class TopCandidates(NamedTuple):
     non_finite: int  # known candidates without a finite score
 
 
-class Snapshot(NamedTuple):
-    """An index snapshot, and the functions compiled for its capacity."""
+class CompiledIndex(NamedTuple):
+    """An index, as of one moment, and the functions compiled for its capacity."""
 
     index: Any
     orders: Orders
@@ -212,13 +212,13 @@ class Version:
     params: Any
     user: Callable[..., Any]  # compiled, for up to b users
     unknown_user: UserSide  # to compile for, and to answer with
-    snapshot: Snapshot
+    compiled: CompiledIndex
     probabilities: Callable[[np.ndarray], dict[str, np.ndarray]]  # of logits, on the host
 
     def states(self, words: list[np.ndarray]) -> tuple[Any, ...]:
         """Return the states of some users, not ready yet."""
-        count, counts = len(words), self.snapshot.counts
-        packed = self.snapshot.filled(words, (len(counts) - 1, len(words[0])), np.int32(0))
+        count, counts = len(words), self.compiled.counts
+        packed = self.compiled.filled(words, (len(counts) - 1, len(words[0])), np.int32(0))
         with jax.transfer_guard_host_to_device("allow"):  # the features are meant to go up
             return self.user(packed, counts[count])[:count]
 
@@ -234,7 +234,7 @@ class PendingRequest:
     deadline: float | None  # by `time.perf_counter`
     waiting_for: str = "user side"  # what a missed deadline is reported as
     whole: bool = False  # all logits come back, not the best
-    snapshot: Snapshot = dataclasses.field(init=False)  # that scores: its version's latest when the request goes to scoring
+    compiled: CompiledIndex = dataclasses.field(init=False)  # its version's latest when the request goes to scoring
     user: UserSide = dataclasses.field(init=False)  # whose state scores
     candidates: Candidates = dataclasses.field(init=False)
     candidates_there: float = 0.0  # when they came
@@ -250,8 +250,8 @@ class PendingRequest:
 
 
 def look_up(jobs: list[PendingRequest]) -> None:
-    """Look up the candidates of requests of one snapshot, all at once, and those that each request excludes."""
-    lookup, start = jobs[0].snapshot.index.lookup, 0
+    """Look up the candidates of requests of one index, all at once, and those that each request excludes."""
+    lookup, start = jobs[0].compiled.index.lookup, 0
     given = [job.candidates.ids for job in jobs if len(job.candidates.ids)]  # an empty array may be of the other kind
     rows = lookup(np.concatenate(given))[0] if given else np.zeros(0, np.int32)
     for job in jobs:
@@ -264,20 +264,20 @@ def look_up(jobs: list[PendingRequest]) -> None:
 
 
 def score(jobs: list[PendingRequest]) -> Any:
-    """Look up and score requests of one snapshot, bucket and order, in a thread, which waits for the device.
+    """Look up and score requests of one index, bucket and order, in a thread, which waits for the device.
 
     Returns `TopCandidates` of each, or all logits float32 [b, bucket] or [b, bucket, T] where they were to come back.
     """
-    snapshot, bucket, began = jobs[0].snapshot, jobs[0].bucket, time.perf_counter()
+    compiled, bucket, began = jobs[0].compiled, jobs[0].bucket, time.perf_counter()
     look_up(jobs)
-    inputs = snapshot.inputs([job.rows for job in jobs], [job.candidates.bids for job in jobs], jobs[0].order, bucket)
+    inputs = compiled.inputs([job.rows for job in jobs], [job.candidates.bids for job in jobs], jobs[0].order, bucket)
     if not jobs[0].whole:
         leave_out_repeats(inputs[0], jobs)
     found = time.perf_counter()
-    packed, logits = snapshot.run([job.user for job in jobs], inputs)
+    packed, logits = compiled.run([job.user for job in jobs], inputs)
     packed.block_until_ready()
     scored = time.perf_counter()
-    results = snapshot.download(logits)[: len(jobs)] if jobs[0].whole else snapshot.best(packed, len(jobs))
+    results = compiled.download(logits)[: len(jobs)] if jobs[0].whole else compiled.best(packed, len(jobs))
     spans = Span("lookup", began, found), Span("score", found, scored), Span("fetch", scored, time.perf_counter())
     for job in jobs:
         job.timeline.clocked += Span("queue", job.submitted, began), *spans

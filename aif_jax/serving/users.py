@@ -128,7 +128,10 @@ class SingleFlight:
         return computation
 
     def leave(self, computation: Computation, *, keep: bool) -> bool:
-        """Take back one `join`; true where it was the last and cancelled the computation, which any `keep` lets run on."""
+        """Take back one `join`; return true where that cancelled the computation, as the last one without a `keep` does.
+
+        A `keep` of any that left lets it run on, unless it was forgotten or too many run without a waiter.
+        """
         computation.waiters -= 1
         computation.kept |= keep
         if computation.waiters or computation.task.done():
@@ -192,7 +195,7 @@ class UserStates:
         |---|---|---|
         | known | shared by key | requests of that key |
         | None, of `prepare` | a new one, in place of one that runs | the user's requests without one |
-        | None, of a request | that of a `prepare` that runs, else its own | the same requests; its own as a stand-in only |
+        | None, of a request | that of a `prepare` that runs, else its own | as `prepare`'s; its own only as a stand-in |
         """
         request, version = job.request, job.version
         key = StateKey(request.user, request.feature_version, version.name)

@@ -17,7 +17,7 @@ from aif_jax.scores import GROUP, probabilities
 from aif_jax.serving.config import ServingConfig
 from aif_jax.serving.programs import LOGIT, NO_BID, Orders, Programs
 from aif_jax.serving.requests import NonFiniteScores
-from aif_jax.serving.scoring import Snapshot, UserSide, Version
+from aif_jax.serving.scoring import CompiledIndex, UserSide, Version
 from aif_jax.store.trained import Trained
 from aif_jax.trees import leaves_by_path
 from aif_jax.types import UserFeatures
@@ -45,48 +45,48 @@ def build_version(programs: Programs, trained: Trained, index: Any, config: Serv
             return UserSide(user(np.stack([packer(features)] * config.batch_size), np.int32(1))[0], 0.0)
 
     unknown, probe = state_of(empty_user(schema, length=length)), state_of(probe_user(schema, length))
-    snapshot, count = build_snapshot(programs, params, unknown, index, config, orders), min(len(index), config.buckets[0])
+    compiled, count = compile_index(programs, params, unknown, index, config, orders), min(len(index), config.buckets[0])
     for side, who in ((unknown, "the unknown user"), (probe, f"a user with {length} events")):
-        if bad := _non_finite(snapshot, side, count, LOGIT, config):
+        if bad := _non_finite(compiled, side, count, LOGIT, config):
             raise NonFiniteScores(f"version {name[:12]}: {bad} of {count} scores of {who} are NaN or infinite")
     for order in orders.names:
-        if count and order not in orders.need_bids and _non_finite(snapshot, unknown, count, order, config) == count:
+        if count and order not in orders.need_bids and _non_finite(compiled, unknown, count, order, config) == count:
             raise NonFiniteScores(f"order {order!r}: the values of all {count} probe items are NaN or infinite")
-    return Version(name, packer, trained.encoding, params, user, unknown, snapshot, on_host)
+    return Version(name, packer, trained.encoding, params, user, unknown, compiled, on_host)
 
 
-def _non_finite(snapshot: Snapshot, side: UserSide, count: int, order: str, config: ServingConfig) -> int:
+def _non_finite(compiled: CompiledIndex, side: UserSide, count: int, order: str, config: ServingConfig) -> int:
     """Return how many of the first `count` rows, also of deleted items, have no finite value by an order without given bids."""
-    packed, _ = snapshot.run([side], snapshot.inputs([np.arange(count)], [None], order, config.buckets[0]))
-    return snapshot.best(packed, 1)[0].non_finite
+    packed, _ = compiled.run([side], compiled.inputs([np.arange(count)], [None], order, config.buckets[0]))
+    return compiled.best(packed, 1)[0].non_finite
 
 
-def build_snapshot(
+def compile_index(
     programs: Programs, params: Any, user: UserSide, index: Any, config: ServingConfig, orders: Orders
-) -> Snapshot:
-    """Return a snapshot with the functions of every bucket, compiled and warmed up where they are new."""
+) -> CompiledIndex:
+    """Return an index with the functions of every bucket, compiled and warmed up where they are new."""
     size = config.batch_size
     no_bids = {bucket: jax.device_put(np.full((size, bucket), NO_BID, np.float32)) for bucket in config.buckets}
     branches = {order: jax.device_put(np.int32(branch)) for branch, order in enumerate((LOGIT, *orders.names))}
     counts = [jax.device_put(np.int32(count)) for count in range(size + 1)]
-    snapshot = Snapshot(index, orders, {}, no_bids, branches, counts, programs.model.config.outputs, programs.transfers)
+    compiled = CompiledIndex(index, orders, {}, no_bids, branches, counts, programs.model.config.outputs, programs.transfers)
     for bucket in track(config.buckets, label="engine", unit="programs"):
         before = programs.compiles["score"]
-        snapshot.programs[bucket] = programs.score(params, (user.state,) * size, index, bucket, orders)
+        compiled.programs[bucket] = programs.score(params, (user.state,) * size, index, bucket, orders)
         if programs.compiles["score"] > before:
-            inputs = snapshot.inputs([np.zeros(0, np.int32)], [None], LOGIT, bucket)
-            jax.block_until_ready(snapshot.run([user], inputs))
+            inputs = compiled.inputs([np.zeros(0, np.int32)], [None], LOGIT, bucket)
+            jax.block_until_ready(compiled.run([user], inputs))
             start = time.perf_counter()
-            jax.block_until_ready(snapshot.run([user], inputs))
+            jax.block_until_ready(compiled.run([user], inputs))
             programs.warm_seconds = max(programs.warm_seconds, time.perf_counter() - start)
-    return snapshot
+    return compiled
 
 
-def next_snapshot(programs: Programs, version: Version, index: Any, config: ServingConfig) -> Snapshot:
-    """Return the snapshot for an updated index of the same version; at the same capacity the functions stay the same."""
-    if index.shapes == version.snapshot.index.shapes:
-        return version.snapshot._replace(index=index)
-    return build_snapshot(programs, version.params, version.unknown_user, index, config, version.snapshot.orders)
+def compile_updated(programs: Programs, version: Version, index: Any, config: ServingConfig) -> CompiledIndex:
+    """Return an updated index of the same version, compiled; at the same capacity the functions stay the same."""
+    if index.shapes == version.compiled.index.shapes:
+        return version.compiled._replace(index=index)
+    return compile_index(programs, version.params, version.unknown_user, index, config, version.compiled.orders)
 
 
 def check_version(index: Any, name: str) -> None:

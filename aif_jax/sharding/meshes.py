@@ -40,8 +40,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def place(array: Any, sharding: NamedSharding) -> jax.Array:
     """Put an array that this process holds whole where a sharding says, on devices of other processes too.
 
-    Nothing is sent: each process copies its part to its devices. Arrays are NumPy, or on devices of this process; typed random
-    keys too.
+    Nothing is sent: each process copies its part to its devices. Takes arrays, also keys, of the host or its devices.
     """
     if sharding.is_fully_addressable:
         return jax.device_put(array, sharding)

@@ -160,8 +160,7 @@ def svd_factors(user: Any, item: Any, *, size: int, block: PureSvd | None = None
     """Return factors of training events, for `PureSvd`: float32 [size, R], scaled to `DEVIATION`.
 
     Args:
-      user, item: integers [E], rows of user and item of each training event, by time for each user. Item row 0 is the unknown
-        item and has no factor.
+      user, item: integers [E], rows of each training event, by time for each user. Item row 0, the unknown one, has no factor.
       size: N, rows of the catalogue.
       block: gives R, and how the history counts.
 

@@ -132,8 +132,7 @@ def update_rows(
     """Run an update on the dense parameters and on some rows of the tables, and put both back.
 
     `update` maps (gradient, params, opt_state) to (params, opt_state, anything) for trees of any number of rows; `ids` [size]
-    by table are `row_ids`, `row_gradients` [size, D] in their order. Raises ValueError for optimizer state that has not one row
-    for each row of a table.
+    by table are `row_ids`, `row_gradients` [size, D] in their order. ValueError unless the state has a row for each of a table.
     """
     counts = {name: trained["embedding"][name].shape[0] for name in ids}
     dense, tables = split_tables(trained, ids)

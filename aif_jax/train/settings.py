@@ -31,8 +31,8 @@ class FitConfig(Fields):
       id_dropout: share of candidates that are trained without their item id, see `Pipeline` and `Run.with_unseen_items`.
       seed: seed of parameters, order and candidates.
       min_history: strictly earlier events that the user of a sample must have.
-      validation: a share of the task's samples in the order of time, or the moment when the slice begins: an ISO date such as
-        "2022-05-06", a `datetime`, or an integer in `Columns.time_unit`.
+      validation: a share of the task's samples in the order of time, whatever `min_history` leaves of them, or the moment
+        when the slice begins: an ISO date such as "2022-05-06", a `datetime`, or an integer in `Columns.time_unit`.
       test: likewise, the last slice, which is for `Run.evaluate`.
       since: train on samples from this moment on, a date or number as for `validation`; shares are of these.
         Histories and popularity still hold what was before; None: all samples.
@@ -41,8 +41,7 @@ class FitConfig(Fields):
         judge on; dates or numbers as for `since`; None: trains on all.
       requests: samples of the validation slice that are evaluated, at most.
       k: k of HR@k and NDCG@k in the catalogue; None: it is not ranked.
-      evaluate_every: steps between two evaluations, each with a checkpoint, from which a killed run resumes; None: once an
-        epoch.
+      evaluate_every: steps between evaluations, each with a checkpoint, where a killed run resumes; None: once an epoch.
       keep_best: figure of the validation slice by which the best checkpoint is returned, such as "gauc" or, with a teacher or a
         cascade that has the label "ranker", "ranker_recall"; None: the last one is.
 

@@ -21,8 +21,7 @@ class NextItem(Fields):
 
     With `Columns.history_actions` each event of these actions is.
 
-    The loss is listwise and pointwise: a softmax over a list does not fix the level of its scores, which GAUC, pooled over a
-    user's lists, depends on.
+    The loss is listwise and pointwise: a softmax over a list does not fix the level of its scores, which a user's GAUC needs.
 
     Attributes:
       negatives: sampled candidates of each event in training.

@@ -101,7 +101,7 @@ def resolve_settings(
     decided = {
         "task": task, "since": since, "first_validation": first_validation, "first_test": first_test,
         "validation": None, "test": None, "k": config.k if task.ranks_catalogue else None,
-        "newest": int(data.log.time.max(initial=-1)), "without": span_of(config.without, data, "fit without"),
+        "newest": int(data.log.time.max()) if len(data.log) else -1, "without": span_of(config.without, data, "fit without"),
         "buckets": config.buckets or (), "repeats": bool(data.repeats),
     }  # fmt: skip
     settings = FitSettings(**vars(config) | decided | names)

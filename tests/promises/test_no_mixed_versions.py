@@ -25,7 +25,7 @@ async def test_a_request_ends_on_the_version_it_started_with_and_then_its_memory
 
     async with world.engine(buckets=(64,), index=world.index_of(world.params)) as engine:
         old_name = world.index.version
-        old_index = weakref.ref(engine._current.snapshot.index)  # the engine alone holds it
+        old_index = weakref.ref(engine._current.compiled.index)  # the engine alone holds it
         await engine.rank(aif.Request(user=4, feature_version=1), 8)  # a cached state of the old version
         engine._wait = late
         under_way = asyncio.create_task(engine.rank(aif.Request(user=3), 8))

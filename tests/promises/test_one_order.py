@@ -115,8 +115,7 @@ def test_the_order_is_the_same_whichever_items_a_vocabulary_knows(unit, name):
     later = {"user": known % USERS, "item": known, "action": known % 2 + 1, "time": np.full(len(known), now + PER_SECOND[unit])}
     table = {name: np.append(column, later[name]) for name, column in table.items()}
     table["item"] = np.array(list(map(name, table["item"].tolist())))
-    catalogue = {"item": list(map(name, range(ITEMS))), "category": CATALOGUE["category"]}
-    whole = aif.read(table, items=catalogue, columns=columns)
+    whole = aif.read(table, items={"item": list(map(name, range(ITEMS))), "category": CATALOGUE["category"]}, columns=columns)
     part = {"item": list(map(name, known.tolist())), "category": known % 3}
     for data in (aif.read(table, items=part, columns=columns, unknown="skip"), forget_ids(whole, NOW)):
         assert len(data.items.raw) == len(known)

@@ -20,8 +20,7 @@ from .ids import HASHES, Ids, ids_by_name
 def load(folder: str | Path, *, buckets: Mapping[str, Sequence[int]] | None = None, sha256: str | None = None) -> ExportedModel:
     """Read an exported folder, checksums first, as functions of flat dicts of arrays.
 
-    Functions are programs that this process compiles and runs: without `sha256`, whoever can write the folder can run code
-    here.
+    Functions are programs that this process runs: without `sha256`, whoever can write the folder can run code here.
 
     Args:
       folder: what `aif_jax.export.save` wrote.
@@ -197,8 +196,7 @@ def verify(folder: str | Path, *, tolerance: float = 1e-4, sha256: str | None = 
 
     Args:
       folder: as `load`.
-      tolerance: largest |got - golden| / max(1, |golden|) of a float, more on accelerators that multiply in lower precision;
-        integers must agree exactly.
+      tolerance: largest |got - golden| / max(1, |golden|) of a float, more on accelerators of low precision; integers: exact.
       sha256: digest of the manifest, as `save` returned it: pins every file; None: not compared.
 
     Returns:
