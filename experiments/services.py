@@ -294,9 +294,9 @@ class Compiled:
     def best(self, rows: np.ndarray, state: Any, *, size: int | None = None) -> TopCandidates:
         """Return the best of rows of the index, padded to a size."""
         size = size or len(rows)
-        inputs = self._snapshot.inputs([rows], [None], LOGIT, size)
-        packed, _ = self._snapshot.run([UserSide(state, 0.0)], inputs)
-        return self._snapshot.best(packed, 1)[0]
+        inputs = self._compiled.inputs([rows], [None], LOGIT, size)
+        packed, _ = self._compiled.run([UserSide(state, 0.0)], inputs)
+        return self._compiled.best(packed, 1)[0]
 
 
 class Runtime:

@@ -83,9 +83,9 @@ def test_another_program_writes(valkey_url, client):
     name = "aif:{i:7}"
     client.set(f"{name}:profile", '{"city": "Oslo"}')
     for n in (1, 2):
-        client.rpush(f"{name}:events", json.dumps({"item": n, "time": T + n, "action": 1, "price": 9.5}))
+        client.rpush(f"{name}:events", json.dumps({"item": n, "time": T + n, "action": n > 1, "price": 9.5}))
     (record,) = read(valkey_url, [7])
-    assert record == ({"city": "Oslo"}, {"item": [1, 2], "time": [T + 1, T + 2], "action": [1, 1]})
+    assert record == ({"city": "Oslo"}, {"item": [1, 2], "time": [T + 1, T + 2], "action": [False, True]})
 
 
 def test_writers_of_one_user_at_once_lose_nothing(valkey_url, client):

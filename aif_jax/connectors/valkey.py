@@ -56,8 +56,8 @@ class ValkeyFeatures(FeatureSource):
             columns = {name: [event[name] for event in listed] for name in names}
             for name, values in columns.items():
                 kinds = set(map(type, values))
-                good = kinds == {int} or (kinds == {str} and name != self.columns.time)
-                expect(good, f"column {name!r}", "integers or text, of one kind; times are integers", values)
+                good = kinds == {int} or (kinds in ({str}, {bool}) and name != self.columns.time)
+                expect(good, f"column {name!r}", "integers, text or booleans, of one kind; times are integers", values)
         except (ValueError, TypeError, LookupError, RecursionError) as error:
             got = f"others, the last {events[-1][:80]!r}: {error!r:.200}"
             raise ValueError(f"{key}: expected JSON objects with {names}, got {got}") from error
