@@ -76,5 +76,4 @@ def test_a_restart_serves_what_was_fetched_while_the_store_is_away(tmp_path):
     with running(here, store=store) as service:
         until(lambda: service.service.models.problem)
         assert (here / "current").read_text() == f"{name}\n"
-    new = running(tmp_path / "new", store=store)
-    refused(FileNotFoundError, "expected a store with a current snapshot", new.__enter__)
+    refused(FileNotFoundError, "expected a store with a current snapshot", running(tmp_path / "new", store=store).__enter__)

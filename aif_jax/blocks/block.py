@@ -100,19 +100,19 @@ class Block:
     `params` is the block's own dict of what `init` and `fit` returned; `user.params` and `item.params` are the whole model's.
     `widths` names the pair features that a block gives; `kernels[name]` [width, H] is the head's kernel for each. Return
     feature @ kernel as terms of `HeadInputs`. Heads without `first_layer`, such as Flax modules, pass identity slices: the same
-    code then returns the features. States and rows are pytrees of arrays, keys without "/"; from index and engine their
+    code then returns features. States and rows are pytrees of real arrays, keys without "/"; from index and engine their
     bfloat16 comes as float32. An index of bfloat16 or int8 rounds float32 arrays of a row whose last axis has 8 numbers or
     more, int8 by one scale: keep ids as integers, numbers of unlike size apart. Histories may have fewer places than the
-    config says (in training by buckets), in exports a symbol: nothing may depend on their number. Divide by `mask.sum()`; cut a
-    parameter of places, `p[: mask.shape[0]]`.
+    config says (buckets), in exports a symbol: depend on no number. Divide by `mask.sum()`; cut by `p[: mask.shape[0]]`.
 
     A model's version does not cover code: each time you change what a block or head computes, raise its `revision`. Then
     whatever opens a model refuses those from before, `aif-jax serve` too when it starts; `export.load` runs what they hold.
+    In a notebook run its cell again too where a function that it calls has changed: `build` gives the model compiled before.
 
     Attributes:
       revision: number of the code, `revision = 1` in the class, without a type.
       training_logit: method for what training alone adds to the logits, [B, C], with several objectives [B, C, T], by
-        `display_positions` int32 [B, C] as in `Batch`: data without `Columns.position` are refused.
+        `display_positions` int32 [B, C]; `fit` refuses data without `Columns.position`, a `Batch` without them leaves it out.
       per_item: paths of `fit` arrays with a row for each item, () if none has; `carry_over` moves their rows, a refresh fits
         again. Unset, `carry_over` refuses a fitted array with as many rows as a changed vocabulary. It moves no array with a
         row for each category and refuses a trained one with a row for each id: fit the value of each item, or read embeddings.
@@ -177,7 +177,7 @@ class Block:
         return {}
 
     def init(self, key: jax.Array, config: Config) -> Params:
-        """Return trained parameters of both sides."""
+        """Return trained parameters of both sides. Weight decay draws them to 0: write a scale as its start times exp(p)."""
         return {}
 
     def user(self, params: Params, user: UserView) -> Any:

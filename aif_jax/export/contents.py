@@ -22,6 +22,7 @@ from aif_jax.features import item_layout, user_layout
 from aif_jax.index import ItemIndex
 from aif_jax.index.store import BATCH
 from aif_jax.model import PreRanker
+from aif_jax.store.codec import widen
 from aif_jax.store.folders import local, unfinished
 from aif_jax.store.sealed import ARRAYS
 from aif_jax.store.trained import Trained, fingerprint, model_of
@@ -76,8 +77,7 @@ class RestoredModel:
 
         Raises ExportError for |got - golden| / max(1, |golden|) above 1e-4, or golden inputs that are not those of the model.
         """
-        model, params, golden = self.trained.model, self.trained.params, self.golden
-        schema = model.config.schema
+        model, params, golden, schema = self.trained.model, self.trained.params, self.golden, self.trained.config.schema
         try:
             user, items = _filled(user_layout(schema), golden, "user"), _filled(item_layout(schema), golden, "item")
             state, rows = jax.jit(model.user)(params, user), _over_items(model.item)(params, items)
@@ -156,7 +156,7 @@ def _filled(layout: Any, golden: Mapping[str, np.ndarray], function: str) -> Any
 
 
 # one compiled function for all versions of a model
-_over_items = functools.lru_cache(maxsize=4)(lambda item: jax.jit(jax.vmap(item, (None, 0))))
+_over_items = functools.lru_cache(maxsize=4)(lambda item: jax.jit(lambda *given: widen(jax.vmap(item, (None, 0))(*given))))
 
 SHOWN = 6  # names of a folder in an error
 
