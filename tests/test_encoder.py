@@ -164,7 +164,7 @@ LISTS = [[1, 2], [3], [4]]
     ("at", LISTS, TypeError, "events, column 'at': expected integer times in 's' or datetime64, got lists of several lengths"),
     ("at", [[NOW]] * 3, ValueError, "events, column 'at': expected one time in each row, got shape [3, 1]"),
     ("at", [20240501] * 3, ValueError, "got 20240501, a date written as a number, before a request of 16"),
-    ("at", ["2020-09-13", 20200913, 20200913], TypeError, "events, column 'at': expected integer times in 's' or datetime64"),
+    ("at", ("2020-09-13", 20200913, 20200913), TypeError, "events, column 'at': expected integer times in 's' or datetime64"),
     ("event", ["buy", None, "view"], TypeError, "got str, then NoneType at position 1"),
     ("event", [True, None, False], TypeError, "got int, then NoneType at position 1"),
     ("event", [0.5, 1.5, 2.5], TypeError, "events, column 'event': expected integers or strings, got dtype float64"),

@@ -23,7 +23,7 @@ def column_of(table: Any, name: str) -> Any:
     """Return a column of events, as `names_in` takes them, as a list or a NumPy array."""
     expect(name in (present := names_in(table)), "events", f"a column {name!r}", present)
     values = plain(table.column(name) if hasattr(table, "column_names") else table[name])
-    values = values if isinstance(values, list | np.ndarray) else np.asarray(values)
+    values = list(values) if isinstance(values, list | tuple) else np.asarray(values)
     if not (isinstance(values, list) or values.ndim):
         raise ValueError(f"events, column {name!r}: expected a list of values, got {table[name]!r:.80}")
     return values

@@ -23,7 +23,7 @@ class ServingConfig(Fields):
       fallback: answer with a stale state, or an unknown user's, when the user part is late or fails; False raises instead.
       max_stale: the oldest user state that a request may read, counted from the fetch of its features; None: no bound.
       max_unknown: largest share, 0 to 1, of a history's events with an unknown item, and of those with an unknown action; above
-        it an answer is marked `degraded`, from 5 events on. None: never.
+        it an answer is marked `degraded`, from 5 events on. None: never. What `Columns.history_actions` leaves out is no event.
       cache_bytes: bound of the state cache; 0 keeps nothing.
       prepare_ttl: how long a state made by `prepare` without a feature version may be used, from the fetch of its features.
       callable_timeout: longest life of one call of `features` or `retrieval`; None: no limit.
